@@ -1,0 +1,1 @@
+"""The storage engines, one file each; ``kvreplay.config`` has the table of their names."""
