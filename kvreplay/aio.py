@@ -1,0 +1,404 @@
+"""``AsyncReplay``: the same protocol, records and guarantees as ``Replay``, awaited.
+
+It drives the same flows. Store calls that wait for a disk run in the event loop's default
+executor; reads from local memory run inline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import itertools
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from typing import Any, Final, ParamSpec, TypeVar, cast
+
+from kvreplay import flow
+from kvreplay.blocking import transact
+from kvreplay.clock import Clock, Duration, to_ms
+from kvreplay.errors import KVReplayError, StoreError
+from kvreplay.events import ReplayEvent
+from kvreplay.namespace import (
+    Key,
+    Outcome,
+    ReplayNamespace,
+    arguments_of,
+    outcome_of,
+    refuse_own_flight,
+    replay_key,
+)
+from kvreplay.record import ReplayRecord, encode_response
+from kvreplay.renewal import RENEWALS_PER_LEASE
+from kvreplay.run import Run
+from kvreplay.singleflight import Flight, flights
+from kvreplay.steps import (
+    Begin,
+    Call,
+    Flow,
+    Held,
+    Probe,
+    Read,
+    Reconcile,
+    Request,
+    Settled,
+    Step,
+    Transact,
+    Wait,
+)
+from kvreplay.store import AtomicKVStore, KVTransaction, SweepResult, TransactionalKVStore
+from kvreplay.sweep import AsyncSweeper
+from kvreplay.walk import Walk, records, sweep
+
+__all__ = ["AsyncReplay"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_log: Final = logging.getLogger("kvreplay")
+_PAGE: Final = 100  # records that one hop to the executor brings back
+
+
+class AsyncReplay:
+    """:class:`~kvreplay.Replay` for event loops: the same arguments, names, answers and errors.
+
+    Handlers and reconcilers may be coroutine functions, or plain ones, which run on the loop. The
+    run of a key has a task of its own: cancelling a caller cancels neither the handler nor another
+    caller. If the loop itself ends and cancels that task, the key is in doubt.
+
+    Single-flight is shared with every other ``Replay`` and ``AsyncReplay`` of the process on the
+    same store. A *blocking* call for a key that the same thread's loop is running would wait for
+    ever: use this class on a loop.
+    """
+
+    def __init__(
+        self,
+        store: AtomicKVStore,
+        namespace: str,
+        *,
+        ttl: Duration,
+        lease: Duration | None = 30.0,
+        tombstone_ttl: Duration = 0.0,
+        wait_timeout: Duration = 10.0,
+        on_in_doubt: str | Callable[[ReplayRecord], Any] = "raise",
+        max_record_bytes: int = 1024 * 1024,
+        renew: bool = False,
+        clock: Clock | None = None,
+        on_event: Callable[[ReplayEvent], object] | None = None,
+    ) -> None:
+        self._namespace = ReplayNamespace(
+            store,
+            namespace,
+            ttl=ttl,
+            lease=lease,
+            tombstone_ttl=tombstone_ttl,
+            wait_timeout=wait_timeout,
+            on_in_doubt=on_in_doubt,
+            max_record_bytes=max_record_bytes,
+            renew=renew,
+            clock=clock,
+            on_event=on_event,
+        )
+        self._reads_inline = bool(getattr(store, "reads_are_local", False))
+        self._walk = Walk(self._namespace)
+        self._leaders: set[asyncio.Task[Settled]] = set()  # a loop keeps only weak references
+
+    def __repr__(self) -> str:
+        return f"<AsyncReplay {self._namespace.name!r} on {self._namespace.store!r}>"
+
+    async def execute(
+        self,
+        key: Key,
+        params: object,
+        handler: Callable[[], Any],
+        *,
+        ttl: Duration | None = None,
+    ) -> Outcome:
+        """Run ``handler()`` once for this key and params; see :meth:`kvreplay.Replay.execute`."""
+        request = self._namespace.request(key, params, ttl)
+        return await self._execute(request, flow.execute, handler)
+
+    async def execute_in_transaction(
+        self,
+        key: Key,
+        params: object,
+        handler: Callable[[KVTransaction], Any],
+        *,
+        ttl: Duration | None = None,
+    ) -> Outcome:
+        """Commit a handler's writes and its answer together, on one thread of the executor.
+
+        ``handler`` is a plain function, since it holds the store's write lock. Otherwise as
+        :meth:`kvreplay.Replay.execute_in_transaction`.
+        """
+        self._namespace.require(TransactionalKVStore, "execute_in_transaction")
+        request = self._namespace.request(key, params, ttl)
+        return await self._execute(request, flow.execute_in_transaction, handler)
+
+    async def lookup(self, key: Key, params: object) -> Outcome | None:
+        """Return the stored answer or ``None``; see :meth:`kvreplay.Replay.lookup`."""
+        request = self._namespace.request(key, params, None)
+        steps = flow.lookup(request, self._namespace.policy)
+        run = Run(self._namespace, request.key)
+        try:
+            settled = await self._drive(steps, run, None)
+        except Exception as error:
+            self._namespace.emit_error(error, request.key)
+            raise
+        if settled is None:
+            return None
+        self._namespace.emit_settled(settled, request.key)
+        return outcome_of(settled, replayed=True)
+
+    def idempotent(
+        self,
+        *,
+        key: Callable[P, Key],
+        params: Callable[P, object] | None = None,
+        ttl: Duration | None = None,
+    ) -> Callable[[Callable[P, Awaitable[Any]]], Callable[P, Awaitable[Any]]]:
+        """Decorate a coroutine function; see :meth:`kvreplay.Replay.idempotent`."""
+
+        def decorate(function: Callable[P, Awaitable[Any]]) -> Callable[P, Awaitable[Any]]:
+            params_of = params or arguments_of(function)
+
+            @functools.wraps(function)
+            async def replayed(*args: P.args, **kwargs: P.kwargs) -> Any:
+                outcome = await self.execute(
+                    key(*args, **kwargs),
+                    params_of(*args, **kwargs),
+                    lambda: function(*args, **kwargs),
+                    ttl=ttl,
+                )
+                return outcome.response
+
+            return replayed
+
+        return decorate
+
+    async def resolve(self, key: Key, *, response: object, ttl: Duration | None = None) -> bool:
+        """Record ``response`` for a key in doubt; see :meth:`kvreplay.Replay.resolve`."""
+        return await self._settle(key, encode_response(response), ttl)
+
+    async def release(self, key: Key) -> bool:
+        """Free a key in doubt; see :meth:`kvreplay.Replay.release`."""
+        return await self._settle(key, None, None)
+
+    async def records(self) -> AsyncIterator[ReplayRecord]:
+        """Yield every record of the namespace; see :meth:`kvreplay.Replay.records`."""
+        walk = records(self._namespace)
+        while page := await _in_thread(_page, walk):
+            for each in page:
+                if isinstance(each, Exception):
+                    raise each
+                yield each
+
+    async def sweep(self, limit: int = 1000) -> SweepResult:
+        """Remove at most ``limit`` needless records; see :meth:`kvreplay.Replay.sweep`."""
+        result = await _in_thread(sweep, self._namespace, self._walk, limit)
+        self._namespace.emit("swept", None, result)
+        return result
+
+    def sweeping(
+        self, every: Duration = 60.0, limit: int = 1000
+    ) -> AbstractAsyncContextManager[AsyncSweeper]:
+        """Sweep periodically, from a task of the block's; see :meth:`kvreplay.Replay.sweeping`."""
+        return AsyncSweeper(self.sweep, to_ms(every, "every"), limit)
+
+    async def _settle(self, key: Key, response: bytes | None, ttl: Duration | None) -> bool:
+        namespace = self._namespace
+        own = replay_key(key)
+        ttl_ms = namespace.ttl if ttl is None else to_ms(ttl, "ttl")
+        steps = flow.settle(own, response, ttl_ms, namespace.policy)
+        return await self._drive(steps, Run(namespace, own), None)
+
+    async def _execute(
+        self,
+        request: Request,
+        protocol: Callable[[Request, Any], Flow[Settled]],
+        handler: Callable[..., Any],
+    ) -> Outcome:
+        key = self._namespace.flight_key(request.key)
+        while True:
+            flight, leads = flights.board(key, request.params)
+            if leads:
+                return await self._lead(flight, request, protocol, handler)
+            outcome = await self._follow(flight, request)
+            if outcome is not None:
+                return outcome
+
+    async def _lead(
+        self,
+        flight: Flight[object],
+        request: Request,
+        protocol: Callable[[Request, Any], Flow[Settled]],
+        handler: Callable[..., Any],
+    ) -> Outcome:
+        run = Run(self._namespace, request.key, flight)
+        steps = protocol(request, self._namespace.policy)
+        try:
+            step = self._read_inline(steps, run)
+        except BaseException as error:
+            self._namespace.emit_error(error, request.key)
+            flights.land(flight, error)
+            raise
+        if isinstance(step, Settled):  # a hit, which needs no task
+            self._namespace.emit_settled(step, request.key)
+            flights.land(flight, step)
+            return outcome_of(step, replayed=True)
+        task = asyncio.create_task(self._drive(steps, run, handler, step))
+        self._leaders.add(task)
+        # In a callback, since a task that is cancelled before its first step runs no line.
+        task.add_done_callback(functools.partial(self._landed, flight, request))
+        settled = await asyncio.shield(task)
+        return outcome_of(settled, replayed=settled.replayed)
+
+    def _landed(
+        self, flight: Flight[object], request: Request, task: asyncio.Task[Settled]
+    ) -> None:
+        self._leaders.discard(task)
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if error is None:
+            self._namespace.emit_settled(task.result(), request.key)
+            flights.land(flight, task.result())
+        else:
+            self._namespace.emit_error(error, request.key)
+            flights.land(flight, error)
+
+    def _read_inline(self, steps: Flow[Settled], run: Run) -> Step | Settled:
+        """Drive the flow as far as local reads lead: to its end, or to the first other step."""
+        try:
+            step = next(steps)
+            while self._reads_inline and type(step) is Read:
+                try:
+                    answer = run.answer(step)
+                except StoreError as error:
+                    step = steps.throw(error)
+                else:
+                    step = steps.send(answer)
+        except StopIteration as returned:
+            return cast(Settled, returned.value)
+        return step
+
+    async def _follow(self, flight: Flight[object], request: Request) -> Outcome | None:
+        """Share the leader's end; ``None``: it has none to share, start over."""
+        refuse_own_flight(flight)
+        others = flight.params != request.params
+        if not others:
+            self._namespace.emit("waited", request.key)
+        loop = asyncio.get_running_loop()
+        while True:
+            changed = loop.create_future()
+            if not flights.wake_on_change(flight, _waker(changed), until_bound=others):
+                return self._namespace.shared(flight, request)
+            await changed
+
+    async def _drive(
+        self,
+        steps: Flow[T],
+        run: Run,
+        handler: Callable[..., Any] | None,
+        step: Step | None = None,
+    ) -> T:
+        """Answer the flow's steps, from ``step`` on if it has begun; the token ends with it."""
+        try:
+            step = step or next(steps)
+            while True:
+                try:
+                    answer = await self._answer(step, run, handler)
+                except BaseException as error:  # the flow decides, also about a cancellation
+                    step = steps.throw(error)
+                else:
+                    run.note(step, answer)
+                    step = steps.send(answer)
+        except StopIteration as returned:
+            return cast(T, returned.value)
+        finally:
+            run.end()
+
+    async def _answer(self, step: Step, run: Run, handler: Callable[..., Any] | None) -> Any:
+        namespace = self._namespace
+        if isinstance(step, Call):
+            assert handler is not None  # a flow that calls is driven with one
+            run.calling()
+            aboard = flights.aboard(run.flight) if run.flight else nullcontext()
+            with aboard:
+                async with self._renewing(step.held, run):
+                    response = await _awaited(handler())
+            return response, namespace.clock.now_ms()
+        if isinstance(step, Wait):
+            run.waiting()
+            return await asyncio.sleep(step.delay / 1000)
+        if isinstance(step, Reconcile):
+            assert namespace.reconcile is not None  # or the policy is another
+            return await _awaited(namespace.reconcile(step.record)), namespace.clock.now_ms()
+        if isinstance(step, Transact):
+            assert handler is not None
+            return await _in_thread(transact, step, run, handler)
+        if isinstance(step, Begin | Probe) or (self._reads_inline and isinstance(step, Read)):
+            return run.answer(step)
+        return await _in_thread(run.answer, step)
+
+    @asynccontextmanager
+    async def _renewing(self, held: Held | None, run: Run) -> AsyncIterator[None]:
+        """Renew the claim, if that is asked for; no renewal is under way after the block."""
+        if held is None or not self._namespace.renew:
+            yield
+            return
+        done = asyncio.Event()
+        renewer = asyncio.create_task(self._renew(held, run, done))
+        try:
+            yield
+        finally:
+            done.set()
+            await renewer
+
+    async def _renew(self, held: Held, run: Run, done: asyncio.Event) -> None:
+        lease = self._namespace.policy.lease or 0
+        kept = True
+        while kept:
+            try:
+                await asyncio.wait_for(done.wait(), lease / RENEWALS_PER_LEASE / 1000)
+            except TimeoutError:
+                own = Run(self._namespace, run.key)
+                try:
+                    kept = await self._drive(flow.renew(held, run.key, lease), own, None)
+                except StoreError as error:
+                    _log.warning("a lease could not be renewed, and is tried again: %s", error)
+            else:
+                return
+
+
+async def _awaited(value: Any) -> Any:
+    return await value if inspect.isawaitable(value) else value
+
+
+async def _in_thread(function: Callable[..., T], *args: Any) -> T:
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(None, functools.partial(function, *args))
+
+
+def _waker(changed: asyncio.Future[None]) -> Callable[[], None]:
+    """Return what resolves the future, from any thread."""
+
+    def resolve() -> None:
+        if not changed.done():
+            changed.set_result(None)
+
+    def wake() -> None:
+        try:
+            changed.get_loop().call_soon_threadsafe(resolve)
+        except RuntimeError:
+            pass  # the loop is closed, so nobody waits on it
+
+    return wake
+
+
+def _page(walk: Iterator[ReplayRecord]) -> list[ReplayRecord | KVReplayError]:
+    page: list[ReplayRecord | KVReplayError] = []
+    try:
+        page.extend(itertools.islice(walk, _PAGE))
+    except KVReplayError as error:  # raised on the loop, after the records before it
+        page.append(error)
+    return page

@@ -1,0 +1,74 @@
+"""Drive a flow with blocking calls, on this thread."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar, cast
+
+from kvreplay.run import Run
+from kvreplay.singleflight import flights
+from kvreplay.steps import Call, Flow, Held, Reconcile, Transact, Wait
+from kvreplay.store import KVTransaction, TransactionalKVStore
+
+__all__ = ["drive", "transact"]
+
+T = TypeVar("T")
+Renewing = Callable[[Held, Run], AbstractContextManager[object]]
+
+
+def drive(
+    flow: Flow[T],
+    run: Run,
+    handler: Callable[..., Any] | None = None,
+    *,
+    renewing: Renewing | None = None,
+) -> T:
+    """Answer the flow's steps until it returns or raises; the run's token ends with it."""
+    try:
+        step = next(flow)
+        while True:
+            try:
+                answer = _answer(step, run, handler, renewing)
+            except BaseException as error:  # the flow decides, also about an interrupt
+                step = flow.throw(error)
+            else:
+                run.note(step, answer)
+                step = flow.send(answer)
+    except StopIteration as returned:
+        return cast(T, returned.value)
+    finally:
+        run.end()
+
+
+def transact(step: Transact, run: Run, handler: Callable[[KVTransaction], Any]) -> Any:
+    """Drive the step's flow, whose handler takes the transaction, inside one transaction."""
+    store = cast(TransactionalKVStore, run.namespace.store)
+    with store.transaction() as transaction:
+        return drive(step.flow, run.inside(transaction), lambda: handler(transaction))
+
+
+def _answer(
+    step: object, run: Run, handler: Callable[..., Any] | None, renewing: Renewing | None
+) -> Any:
+    clock = run.namespace.clock
+    if isinstance(step, Call):
+        assert handler is not None  # a flow that calls is driven with one
+        run.calling()
+        holding = renewing(step.held, run) if renewing and step.held else nullcontext()
+        aboard = flights.aboard(run.flight) if run.flight else nullcontext()
+        with holding, aboard:
+            response = handler()
+        return response, clock.now_ms()
+    if isinstance(step, Wait):
+        run.waiting()
+        time.sleep(step.delay / 1000)
+        return None
+    if isinstance(step, Reconcile):
+        assert run.namespace.reconcile is not None  # or the policy is another
+        return run.namespace.reconcile(step.record), clock.now_ms()
+    if isinstance(step, Transact):
+        assert handler is not None
+        return transact(step, run, handler)
+    return run.answer(step)

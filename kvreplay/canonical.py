@@ -1,0 +1,88 @@
+"""Parameters as canonical msgpack bytes: equal parameters, equal bytes, and never else.
+
+Maps are sorted by their encoded keys at every depth; numbers and lengths take msgpack's
+shortest form, floats always eight bytes. ``1``, ``1.0``, ``True``, ``"1"`` and ``b"1"`` all
+differ, a list equals a tuple, and ``0.0`` differs from ``-0.0``. Text is compared as given: normalising
+the domain's spellings (hex case, ``"0042"`` for ``"42"``, Unicode forms) is the caller's job.
+
+The bytes are msgpack (https://github.com/msgpack/msgpack/blob/master/spec.md).
+"""
+
+from __future__ import annotations
+
+from typing import Final, cast
+
+import msgpack
+
+from kvreplay.errors import InvalidParamsError
+
+__all__ = ["MAX_DEPTH", "canonical"]
+
+MAX_DEPTH: Final = 64
+"""How deep maps and lists may be nested."""
+
+_MAX_INT: Final = 2**64 - 1
+_MIN_INT: Final = -(2**63)
+
+
+def canonical(params: object) -> bytes:
+    """Encode parameters made of dict, list, tuple, str, bytes, int, float, bool and None.
+
+    Raises:
+        InvalidParamsError: another type (a subclass too), NaN, an integer beyond 64 bits, a lone
+            surrogate, or nesting deeper than :data:`MAX_DEPTH`. It names the kind of the
+            value, and never shows the value.
+    """
+    try:
+        packed: bytes = msgpack.packb(_ordered(params, 0))
+    except UnicodeEncodeError as error:
+        # From here, so that no caller's traceback shows the text itself.
+        raise InvalidParamsError(
+            "params hold a lone surrogate, which is not text; nothing ran"
+        ) from error
+    return packed
+
+
+def _ordered(value: object, depth: int) -> object:
+    """Rebuild the value with sorted maps, and check every part of it."""
+    kind = type(value)
+    if kind is str or kind is bytes or value is None or kind is bool:
+        return value
+    if isinstance(value, int) and kind is int:
+        if not _MIN_INT <= value <= _MAX_INT:
+            raise InvalidParamsError("params hold an integer beyond 64 bits; nothing ran")
+        return value
+    if kind is float:
+        if value != value:
+            raise InvalidParamsError("params hold NaN, which equals nothing; nothing ran")
+        return value
+    if depth >= MAX_DEPTH:
+        raise InvalidParamsError(f"params are nested deeper than {MAX_DEPTH}; nothing ran")
+    if isinstance(value, dict) and kind is dict:
+        return {key: _ordered(value[key], depth + 1) for key in _ordered_keys(value)}
+    if isinstance(value, list | tuple) and kind in (list, tuple):
+        return [_ordered(item, depth + 1) for item in value]
+    raise InvalidParamsError(
+        f"params hold a {kind.__name__}; only dict, list, tuple, str, bytes, int, float, bool and"
+        " None can be compared byte by byte: convert it first; nothing ran"
+    )
+
+
+def _ordered_keys(mapping: dict[object, object]) -> list[object]:
+    """Sort a map's keys by their encoded bytes."""
+    for key in mapping:
+        if type(key) is not str or not key.isascii():
+            return sorted(mapping, key=_packed_key)
+    texts = cast("dict[str, object]", mapping)
+    # An encoded ASCII text is its length, then its characters.
+    return [*sorted(sorted(texts), key=len)]
+
+
+def _packed_key(key: object) -> bytes:
+    if type(key) not in (str, bytes, int, float, bool, type(None)):
+        raise InvalidParamsError(
+            f"params hold a map with a {type(key).__name__} as key; a key must be str, bytes, int,"
+            " float, bool or None; nothing ran"
+        )
+    packed: bytes = msgpack.packb(_ordered(key, MAX_DEPTH))
+    return packed

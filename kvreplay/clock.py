@@ -1,0 +1,51 @@
+"""Time: one injected clock, in integer milliseconds since the epoch (UTC), and durations."""
+
+from __future__ import annotations
+
+import math
+import time
+from datetime import timedelta
+from typing import Final, Protocol
+
+from kvreplay.errors import ConfigError
+
+__all__ = ["Clock", "Duration", "SystemClock", "to_ms"]
+
+Duration = float | timedelta
+"""Seconds, or a timedelta."""
+
+_LONGEST_MS: Final = 100 * 366 * 86_400_000
+
+
+class Clock(Protocol):
+    """What tells the time."""
+
+    def now_ms(self) -> int:
+        """Return the milliseconds since the epoch, UTC."""
+
+
+class SystemClock:
+    """This machine's wall clock."""
+
+    def now_ms(self) -> int:
+        """Return the milliseconds since the epoch, UTC."""
+        return time.time_ns() // 1_000_000
+
+
+def to_ms(duration: Duration, name: str) -> int:
+    """Return whole milliseconds, rounded up, from 0 to 100 years.
+
+    Raises:
+        ConfigError: not a duration, negative, or absurd; it names the argument.
+    """
+    if isinstance(duration, timedelta):
+        seconds = duration.total_seconds()
+    elif isinstance(duration, int | float) and not isinstance(duration, bool):
+        seconds = duration
+    else:
+        raise ConfigError(
+            f"{name} is a {type(duration).__name__}; give seconds or a timedelta; nothing ran"
+        )
+    if not 0 <= seconds * 1000 <= _LONGEST_MS:  # false for NaN too
+        raise ConfigError(f"{name} is {seconds} s; it must be from 0 to 100 years; nothing ran")
+    return math.ceil(seconds * 1000)

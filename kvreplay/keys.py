@@ -1,0 +1,72 @@
+"""Who asked, and which request: the replay key, and how it becomes a store's names."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from typing import Final
+
+import attrs
+
+from kvreplay.errors import InvalidParamsError
+
+__all__ = ["ReplayKey", "name"]
+
+_HASHED: Final = "sha256-"
+_is_name = re.compile(r"(?!sha256-)[A-Za-z0-9_-]{1,120}").fullmatch
+
+
+@attrs.frozen(repr=False)
+class ReplayKey:
+    """An idempotency key: ``id`` as chosen by ``scope``, such as ``(lsp_node_id, claim_session_id)``.
+
+    Args:
+        scope: who asked; any text, also none.
+        id: which request of theirs; any text but the empty one.
+
+    Raises:
+        InvalidParamsError: a part is not text, cannot be written as UTF-8, or ``id`` is empty.
+    """
+
+    scope: str
+    id: str
+
+    def __attrs_post_init__(self) -> None:
+        for part, value in (("scope", self.scope), ("id", self.id)):
+            if type(value) is not str:
+                raise InvalidParamsError(
+                    f"the key's {part} is {type(value).__name__}, not str; nothing ran"
+                )
+            if not value.isascii():
+                try:
+                    value.encode()
+                except UnicodeEncodeError as error:
+                    raise InvalidParamsError(
+                        f"the key's {part} has a lone surrogate, which is not text; nothing ran"
+                    ) from error
+        if not self.id:
+            raise InvalidParamsError("the key's id is empty; nothing ran")
+
+    def __repr__(self) -> str:
+        return f"<ReplayKey {self.digest()}>"
+
+    def digest(self) -> str:
+        """Return 16 hex digits that stand for the key in logs and events, one way only."""
+        scope = self.scope.encode()
+        text = len(scope).to_bytes(8, "big") + scope + self.id.encode()
+        return hashlib.sha256(text).hexdigest()[:16]
+
+
+def name(text: str) -> str:
+    """Return the store name of a scope or id: total and injective for any text.
+
+    A legal LDK name that does not start with ``sha256-`` stands for itself, so that an
+    operator can read it; any other text becomes ``sha256-`` and the unpadded base64url of
+    the SHA-256 of its UTF-8 bytes. The empty text is the empty name, which is legal for a
+    secondary namespace, not for a key.
+    """
+    if _is_name(text) or not text:
+        return text
+    digest = hashlib.sha256(text.encode()).digest()
+    return _HASHED + base64.urlsafe_b64encode(digest).rstrip(b"=").decode()

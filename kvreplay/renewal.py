@@ -1,0 +1,94 @@
+"""Renew the leases of running handlers, from one thread of a ``Replay`` that asked for it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import attrs
+
+from kvreplay.blocking import drive
+from kvreplay.errors import StoreError
+from kvreplay.flow import renew
+from kvreplay.namespace import ReplayNamespace
+from kvreplay.run import Run
+from kvreplay.steps import Held
+
+__all__ = ["RENEWALS_PER_LEASE", "Renewer"]
+
+RENEWALS_PER_LEASE: Final = 3
+"""So that two may fail before the lease is over."""
+
+_log: Final = logging.getLogger("kvreplay")
+
+
+@attrs.define(eq=False)
+class _Holding:
+    held: Held
+    run: Run
+    due: float  # time.monotonic()
+    renewing: bool = False
+
+
+class Renewer:
+    """Holds claims while their handlers run. Its thread lives while there is one to hold."""
+
+    def __init__(self, namespace: ReplayNamespace) -> None:
+        self._lease = namespace.policy.lease or 0
+        self._interval = self._lease / RENEWALS_PER_LEASE / 1000
+        self._holdings: list[_Holding] = []
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    @contextmanager
+    def __call__(self, held: Held, run: Run) -> Iterator[None]:
+        """Renew the claim until the block ends; no renewal is under way after it."""
+        holding = _Holding(held, run, time.monotonic() + self._interval)
+        with self._changed:
+            self._holdings.append(holding)
+            if self._thread is None or not self._thread.is_alive():  # also in a forked child
+                self._thread = threading.Thread(
+                    target=self._work, name="kvreplay-renewer", daemon=True
+                )
+                self._thread.start()
+            self._changed.notify_all()
+        try:
+            yield
+        finally:
+            with self._changed:
+                if holding in self._holdings:
+                    self._holdings.remove(holding)
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: not holding.renewing)
+
+    def _work(self) -> None:
+        while (holding := self._next()) is not None:
+            try:
+                kept = drive(renew(holding.held, holding.run.key, self._lease), Run(holding.run.namespace, holding.run.key))
+            except StoreError as error:
+                kept = True  # nothing changed; the next renewal tries again
+                _log.warning("a lease could not be renewed, and is tried again: %s", error)
+            with self._changed:
+                holding.renewing = False
+                holding.due = time.monotonic() + self._interval
+                if not kept and holding in self._holdings:
+                    self._holdings.remove(holding)
+                self._changed.notify_all()
+
+    def _next(self) -> _Holding | None:
+        """Wait until a claim is due, and return it; ``None`` if there is none to hold."""
+        with self._changed:
+            while self._holdings:
+                holding = min(self._holdings, key=lambda each: each.due)
+                left = holding.due - time.monotonic()
+                if left <= 0:
+                    holding.renewing = True
+                    return holding
+                self._changed.wait(left)
+            self._thread = None
+            return None
+

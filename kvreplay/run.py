@@ -1,0 +1,116 @@
+"""One drive of a flow on one key: the answers to its steps that need no handler and no time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, Protocol
+
+from kvreplay import owner
+from kvreplay.errors import KeyNotFoundError
+from kvreplay.keys import ReplayKey, name
+from kvreplay.namespace import ReplayNamespace
+from kvreplay.singleflight import Flight, flights
+from kvreplay.steps import Begin, CheckAndPut, Probe, Read, Settled, Transact
+
+__all__ = ["ReadsAndPuts", "Run"]
+
+_RUNNING: Final[Mapping[owner.Liveness, bool | None]] = {
+    owner.Liveness.RUNNING: True,
+    owner.Liveness.GONE: False,
+    owner.Liveness.UNKNOWN: None,
+}
+
+
+class ReadsAndPuts(Protocol):
+    """What a flow needs of a store, or of a transaction."""
+
+    def read(self, primary_namespace: str, secondary_namespace: str, key: str) -> bytes: ...
+
+    def check_and_put(
+        self,
+        primary_namespace: str,
+        secondary_namespace: str,
+        key: str,
+        *,
+        expected: bytes | None,
+        value: bytes | None,
+        expires_at: int | None = None,
+    ) -> bytes | None: ...
+
+
+class Run:
+    """One drive of a flow on one key: the blocking answers to its steps, and its token."""
+
+    __slots__ = ("_address", "_quiet", "_store", "_token", "flight", "key", "namespace")
+
+    def __init__(
+        self,
+        namespace: ReplayNamespace,
+        key: ReplayKey,
+        flight: Flight[Any] | None = None,
+        *,
+        transaction: ReadsAndPuts | None = None,
+    ) -> None:
+        self.namespace = namespace
+        self.key = key
+        self.flight = flight
+        self._quiet = transaction is not None  # nothing is decided before it commits
+        self._store: ReadsAndPuts = namespace.store if transaction is None else transaction
+        self._address = (namespace.name, name(key.scope), name(key.id))
+        self._token: bytes | None = None
+
+    def inside(self, transaction: ReadsAndPuts) -> Run:
+        """Return the same run on a transaction of the store."""
+        return Run(self.namespace, self.key, self.flight, transaction=transaction)
+
+    def calling(self) -> None:
+        """The handler is about to run, so the key belongs to this run's params."""
+        self._bind()
+        self.namespace.emit("started", self.key)
+
+    def waiting(self) -> None:
+        """Another owner runs the key with this run's params."""
+        self._bind()
+        self.namespace.emit("waited", self.key)
+
+    def _bind(self) -> None:
+        if self.flight is not None:
+            flights.bind(self.flight)
+
+    def answer(self, step: object) -> Any:
+        """Answer a step that needs neither the handler nor time."""
+        kind = type(step)
+        if kind is Read:
+            try:
+                found = self._store.read(*self._address)
+            except KeyNotFoundError:
+                return None, self.namespace.clock.now_ms()
+            return found, self.namespace.clock.now_ms()
+        if isinstance(step, CheckAndPut):
+            seen = self._store.check_and_put(
+                *self._address,
+                expected=step.expected,
+                value=step.value,
+                expires_at=step.expires_at,
+            )
+            return seen, self.namespace.clock.now_ms()
+        if kind is Begin:
+            self._token = owner.begin()
+            return self._token, owner.this_process()
+        if isinstance(step, Probe):
+            return _RUNNING[owner.liveness(step.claim)]
+        raise TypeError(f"no answer to a {kind.__name__} step")
+
+    def note(self, step: object, answer: Any) -> None:
+        """Tell the observer what a successful put or transaction has decided."""
+        if self._quiet:
+            return
+        if isinstance(step, CheckAndPut) and step.event and answer[0] == step.expected:
+            self.namespace.emit(step.event, self.key)
+        elif isinstance(step, Transact) and isinstance(answer, Settled):
+            self.namespace.emit("completed", self.key)
+
+    def end(self) -> None:
+        """Note that nothing runs any more under this run's token."""
+        if self._token is not None:
+            owner.end(self._token)

@@ -1,0 +1,130 @@
+"""Single-flight: in one process, one key runs one handler at a time, and callers share its end.
+
+The table is the process's, so it also holds between several ``Replay`` objects, threads and
+event loops on the same store. It knows no store and no protocol: a key is any hashable, params
+are bytes, an outcome is whatever the leader lands with.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import threading
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Final, Generic, TypeVar
+
+__all__ = ["Flight", "SingleFlight", "fresh"]
+
+T = TypeVar("T")
+Waker = Callable[[], object]
+
+
+class Flight(Generic[T]):
+    """One leader's run of one key; the followers wait for it to land.
+
+    ``bound``: the key is now known to belong to the leader's params, so that a request with
+    others is stale at once.
+    """
+
+    __slots__ = ("_wakers", "bound", "key", "landed", "outcome", "params")
+
+    def __init__(self, key: Hashable, params: bytes) -> None:
+        self.key = key
+        self.params = params
+        self.bound = False
+        self.landed = False
+        self.outcome: T | BaseException | None = None
+        self._wakers: list[Waker] = []
+
+
+class SingleFlight(Generic[T]):
+    """The table of the keys in flight. An entry leaves it when its leader lands."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._flights: dict[Hashable, Flight[T]] = {}
+        self._aboard: ContextVar[tuple[Flight[T], ...]] = ContextVar("aboard", default=())
+
+    def __len__(self) -> int:
+        return len(self._flights)
+
+    def board(self, key: Hashable, params: bytes) -> tuple[Flight[T], bool]:
+        """Return the key's flight, and whether the caller leads it and so must :meth:`land` it."""
+        with self._lock:
+            flight = self._flights.get(key)
+            if flight is not None:
+                return flight, False
+            flight = self._flights[key] = Flight(key, params)
+            return flight, True
+
+    def land(self, flight: Flight[T], outcome: T | BaseException) -> None:
+        """End the flight and wake everybody who waits for it."""
+        with self._lock:
+            flight.outcome = outcome
+            flight.landed = True
+            if self._flights.get(flight.key) is flight:  # not after a fork
+                del self._flights[flight.key]
+            wakers = flight._wakers
+        for wake in wakers:
+            wake()
+
+    def bind(self, flight: Flight[T]) -> None:
+        """Note that the key belongs to the leader's params, and wake those who wait for that."""
+        with self._lock:
+            if flight.bound:
+                return
+            flight.bound = True
+            wakers, flight._wakers = flight._wakers, []
+        for wake in wakers:
+            wake()
+
+    def wake_on_change(self, flight: Flight[T], wake: Waker, *, until_bound: bool) -> bool:
+        """Have ``wake`` called once when the flight lands, or is bound.
+
+        Returns False, and never calls it, if what is waited for has happened: the flight has
+        landed, or ``until_bound`` and it is bound.
+        """
+        with self._lock:
+            if flight.landed or (until_bound and flight.bound):
+                return False
+            flight._wakers.append(wake)
+            return True
+
+    def is_aboard(self, flight: Flight[T]) -> bool:
+        """Tell whether this very call comes from inside the flight's handler."""
+        return flight in self._aboard.get()
+
+    @contextmanager
+    def aboard(self, flight: Flight[T]) -> Iterator[None]:
+        """Make :meth:`is_aboard` true for what this block calls and starts."""
+        token = self._aboard.set((*self._aboard.get(), flight))
+        try:
+            yield
+        finally:
+            self._aboard.reset(token)
+
+    def forget(self) -> None:
+        """Start with an empty table, as a forked child does."""
+        self._lock = threading.Lock()
+        self._flights.clear()
+
+
+def fresh(error: Exception) -> Exception:
+    """Return a copy of an exception, for another caller to raise: tracebacks are not shared."""
+    try:
+        clone = copy.copy(error)
+        if type(clone) is type(error):
+            return clone.with_traceback(None)
+    except Exception:  # a class of the handler's own that cannot be rebuilt from its args
+        pass
+    clone = type(error).__new__(type(error), *error.args)
+    clone.__dict__.update(error.__dict__)
+    return clone
+
+
+flights: Final[SingleFlight[object]] = SingleFlight()
+"""This process's table."""
+
+os.register_at_fork(after_in_child=flights.forget)

@@ -1,0 +1,189 @@
+"""What the replay protocol is told, what it asks for step by step, and what comes out.
+
+:mod:`kvreplay.flow` yields these steps, and a driver answers each. All times are milliseconds
+since the epoch, UTC; durations are milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from enum import Enum
+from typing import Any, Final, TypeVar
+
+import attrs
+
+from kvreplay.events import EventKind
+from kvreplay.keys import ReplayKey
+from kvreplay.record import Claim, ReplayRecord, encode
+
+__all__ = [
+    "BEGIN",
+    "NOT_APPLIED",
+    "READ",
+    "Applied",
+    "Begin",
+    "Call",
+    "CheckAndPut",
+    "Flow",
+    "Free",
+    "Held",
+    "InDoubtPolicy",
+    "NotApplied",
+    "Policy",
+    "Probe",
+    "Read",
+    "Reconcile",
+    "Request",
+    "Settled",
+    "Step",
+    "Transact",
+    "Wait",
+]
+
+T = TypeVar("T")
+
+
+# What a flow is told.
+
+
+class InDoubtPolicy(Enum):
+    """What a request does that finds its key in doubt."""
+
+    RAISE = "raise"
+    RERUN = "rerun"
+    RECONCILE = "reconcile"
+
+
+@attrs.frozen
+class Policy:
+    """How a replay namespace behaves; durations in milliseconds."""
+
+    lease: int | None
+    tombstone_ttl: int
+    wait_timeout: int
+    on_in_doubt: InDoubtPolicy
+    max_record_bytes: int
+
+
+@attrs.frozen(repr=False)
+class Request:
+    """One request: the key, its canonical params, and for how long (ms) its answer is kept."""
+
+    key: ReplayKey
+    params: bytes
+    ttl: int
+
+
+# What a flow asks for, and what it is sent.
+
+
+@attrs.frozen
+class Read:
+    """Read the key's entry: sent ``(bytes | None, now)``."""
+
+
+@attrs.frozen(repr=False)
+class CheckAndPut:
+    """The store's primitive on the key's entry: sent ``(found, now)``.
+
+    ``event`` is the decision that it makes true if it succeeds.
+    """
+
+    expected: bytes | None
+    value: bytes | None
+    expires_at: int | None = None
+    event: EventKind | None = None
+
+
+@attrs.frozen
+class Begin:
+    """Note a fresh token as running in this process until the flow ends: sent ``(token, owner)``."""
+
+
+@attrs.frozen
+class Probe:
+    """Look the claim's owner up: sent True (runs), False (gone) or None (the lease decides)."""
+
+    claim: Claim
+
+
+@attrs.frozen(repr=False)
+class Call:
+    """Run the handler: sent ``(response, now)``. ``held`` is the claim, to be renewed, or None."""
+
+    held: Held | None
+
+
+@attrs.frozen
+class Wait:
+    """Another owner runs the key with the same params: wait (ms); sent None."""
+
+    delay: int
+
+
+@attrs.frozen(repr=False)
+class Reconcile:
+    """Ask the caller's ledger about a key in doubt: sent ``(Applied | NOT_APPLIED, now)``."""
+
+    record: ReplayRecord
+
+
+@attrs.frozen(repr=False)
+class Transact:
+    """Drive ``flow`` inside one write transaction, whole: sent what it returns."""
+
+    flow: Flow[Settled | Free]
+
+
+Step = Read | CheckAndPut | Begin | Probe | Call | Wait | Reconcile | Transact
+Flow = Generator[Step, Any, T]
+
+READ: Final = Read()
+BEGIN: Final = Begin()
+
+
+# What comes out.
+
+
+@attrs.frozen(repr=False)
+class Settled:
+    """The key's answer, as stored; ``replayed``: the handler did not run for this request."""
+
+    response: bytes
+    replayed: bool
+
+
+@attrs.frozen(repr=False)
+class Free:
+    """The key may be claimed, if its entry is still ``found`` (an entry in doubt: take it over)."""
+
+    found: bytes | None
+    now: int
+    in_doubt: bool = False
+
+
+class Held:
+    """This run's claim as it is stored now; a renewer moves its lease."""
+
+    __slots__ = ("data", "record")
+
+    def __init__(self, record: ReplayRecord) -> None:
+        self.record = record
+        self.data = encode(record)
+
+
+@attrs.frozen(repr=False)
+class Applied:
+    """A reconciler's answer: the effect happened, and this is the response to it."""
+
+    response: Any
+
+
+class NotApplied(Enum):
+    """The type of :data:`NOT_APPLIED`."""
+
+    NOT_APPLIED = "not applied"
+
+
+NOT_APPLIED: Final = NotApplied.NOT_APPLIED
+"""A reconciler's answer: the effect did not happen and cannot any more, so run the handler."""
