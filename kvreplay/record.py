@@ -147,10 +147,12 @@ def decode(data: bytes, key: ReplayKey | None = None) -> ReplayRecord:
 def _record_of(fields: Any) -> ReplayRecord:
     """Check every field's type and the shape that its state demands."""
     if type(fields) is list and len(fields) == _FIELDS:
-        _, state, scope, id_, params, response, created_at, expires_at, claim, _ = fields
+        version, state, scope, id_, params, response, created_at, expires_at, claim, _ = fields
         shape = _SHAPES.get(state) if type(state) is int else None
         if (
             shape == (response is not None, expires_at is not None, claim is not None)
+            and version == VERSION
+            and type(version) is int
             and type(scope) is str
             and type(id_) is str
             and id_

@@ -1,0 +1,152 @@
+"""Canonical params: equal params have equal bytes, and different ones never do."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict, namedtuple
+from decimal import Decimal
+from enum import IntEnum
+from typing import Any
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvreplay import InvalidParamsError
+from kvreplay.canonical import MAX_DEPTH, canonical
+
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False)
+    | st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+    | st.binary(max_size=20)
+)
+PARAMS = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(SCALARS, inner, max_size=6),
+    max_leaves=20,
+)
+
+
+class Color(IntEnum):
+    RED = 1
+
+
+Point = namedtuple("Point", "x y")  # noqa: PYI024  # an untyped one is what users have
+
+
+def shuffled(value: Any) -> Any:
+    """The same params with every map written in another order, and lists as tuples."""
+    if isinstance(value, dict):
+        return {key: shuffled(value[key]) for key in reversed(value)}
+    if isinstance(value, list):
+        return tuple(shuffled(item) for item in value)
+    return value
+
+
+def exact(value: Any) -> Any:
+    """A value that is equal for equal params only: types and the sign of zero count."""
+    if isinstance(value, dict):
+        return ("map", frozenset((exact(key), exact(item)) for key, item in value.items()))
+    if isinstance(value, list | tuple):
+        return ("list", tuple(exact(item) for item in value))
+    sign = math.copysign(1, value) if isinstance(value, float) else 0
+    return (type(value).__name__, value, sign)
+
+
+@given(PARAMS)
+def test_order_does_not_matter(params: Any) -> None:
+    assert canonical(shuffled(params)) == canonical(params)
+
+
+@given(PARAMS, PARAMS)
+def test_bytes_are_equal_exactly_if_params_are(one: Any, other: Any) -> None:
+    assert (canonical(one) == canonical(other)) == (exact(one) == exact(other))
+
+
+@given(PARAMS)
+def test_the_bytes_are_msgpack_of_the_params(params: Any) -> None:
+    back = msgpack.unpackb(canonical(params), strict_map_key=False)
+    assert exact(back) == exact(params)
+
+
+@given(st.dictionaries(SCALARS, st.none(), max_size=12))
+def test_maps_are_sorted_by_their_encoded_keys(mapping: dict[Any, None]) -> None:
+    keys = [msgpack.packb(k) for k in msgpack.unpackb(canonical(mapping), strict_map_key=False)]
+    assert keys == sorted(keys)
+
+
+ALL_DIFFERENT = [1, 1.0, True, "1", b"1", 0, 0.0, -0.0, False, None, "", b"", [], {}, [1], {"1": 1}]
+
+
+def test_values_that_python_confuses_are_all_different() -> None:
+    assert len({canonical(value) for value in ALL_DIFFERENT}) == len(ALL_DIFFERENT)
+
+
+def test_text_is_compared_as_given() -> None:
+    assert canonical("é") != canonical("e\u0301")
+    assert canonical("AB") != canonical("ab")
+
+
+def test_golden_bytes() -> None:
+    params = {"b": [1, -1.5, b"\x00"], "aa": {"z": None, "y": True}, "a": "é"}
+    assert canonical(params).hex() == (
+        "83a161a2c3a9a1629301cbbff8000000000000c40100a2616182a179c3a17ac0"
+    )
+
+
+@pytest.mark.parametrize("edge", [2**64 - 1, -(2**63)])
+def test_integers_of_64_bits_are_the_edge(edge: int) -> None:
+    assert msgpack.unpackb(canonical(edge)) == edge
+    beyond = edge + (1 if edge > 0 else -1)
+    with pytest.raises(InvalidParamsError, match="64 bits"):
+        canonical({"amount": beyond})
+
+
+def nested(depth: int) -> object:
+    value: object = 1
+    for level in range(depth):
+        value = [value] if level % 2 else {"k": value}
+    return value
+
+
+def test_depth_has_a_limit() -> None:
+    assert canonical(nested(MAX_DEPTH))
+    with pytest.raises(InvalidParamsError, match="deeper than 64"):
+        canonical(nested(MAX_DEPTH + 1))
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        (float("nan"), "NaN"),
+        ({"a": [float("nan")]}, "NaN"),
+        ({float("nan"): 1}, "NaN"),
+        (Decimal(10), "Decimal"),
+        ({1, 2}, "set"),
+        (object(), "object"),
+        (bytearray(b"x"), "bytearray"),
+        (Color.RED, "Color"),
+        (OrderedDict(a=1), "OrderedDict"),
+        (Point(1, 2), "Point"),
+        ({(1, 2): 3}, "tuple as key"),
+        ({Color.RED: 3}, "Color as key"),
+        ("\ud800", "surrogate"),
+        ({"\ud800": 1}, "surrogate"),
+        ({1: "\ud800"}, "surrogate"),
+        (1j, "complex"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(bad: object, says: str) -> None:
+    with pytest.raises(InvalidParamsError, match=says):
+        canonical(bad)
+
+
+def test_an_error_never_shows_the_value() -> None:
+    with pytest.raises(InvalidParamsError) as error:
+        canonical({"secret-name": Decimal("123456")})
+    assert "123456" not in str(error.value)
+    assert "secret" not in str(error.value)

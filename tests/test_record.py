@@ -1,0 +1,226 @@
+"""The stored record: golden bytes, and nothing damaged is ever an answer."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import attrs
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvreplay import (
+    CorruptRecordError,
+    RecordError,
+    ReplayKey,
+    ReplayRecord,
+    ResponseNotStorableError,
+    UnsupportedRecordVersionError,
+)
+from kvreplay.record import Claim, State, decode, decode_response, encode, encode_response
+
+KEY = ReplayKey("02ab", "session-1")
+CLAIM = Claim(bytes(range(16)), 1_700_000_030_000, "boot:1:2:3")
+IN_PROGRESS = ReplayRecord(
+    State.IN_PROGRESS, KEY, b"\x81\xa1a\x01", None, 1_700_000_000_000, None, CLAIM
+)
+COMPLETED = ReplayRecord(
+    State.COMPLETED, KEY, b"\x81\xa1a\x01", b"\xa2ok", 1_700_000_000_000, 1_700_003_600_000, None
+)
+TOMBSTONE = ReplayRecord(
+    State.TOMBSTONE, KEY, b"", None, 1_700_000_000_000, 1_700_003_600_000, None
+)
+RECORDS = [IN_PROGRESS, COMPLETED, TOMBSTONE]
+
+# Version 1, pinned: these bytes are in users' stores.
+GOLDEN = {
+    State.IN_PROGRESS: "9a0101a430326162a973657373696f6e2d31c40481a16101c0cf0000018bcfe56800c093c410000102030405060708090a0b0c0d0e0fcf0000018bcfe5dd30aa626f6f743a313a323a33cecbd00f70",
+    State.COMPLETED: "9a0102a430326162a973657373696f6e2d31c40481a16101c403a26f6bcf0000018bcfe56800cf0000018bd01c5680c0ce262ff233",
+    State.TOMBSTONE: "9a0103a430326162a973657373696f6e2d31c400c0cf0000018bcfe56800cf0000018bd01c5680c0cee57480fc",
+}
+
+
+def sealed(fields: Any) -> bytes:
+    """Any msgpack value with a right checksum in its last five bytes."""
+    body = msgpack.packb(fields)[:-5]
+    return bytes(body + b"\xce" + zlib.crc32(body).to_bytes(4, "big"))
+
+
+def fields_of(record: ReplayRecord) -> list[Any]:
+    return [*msgpack.unpackb(encode(record))[:-1], 0xFFFFFFFF]
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.state.name)
+def test_golden_bytes_of_version_1(record: ReplayRecord) -> None:
+    assert encode(record).hex() == GOLDEN[record.state]
+    assert decode(bytes.fromhex(GOLDEN[record.state]), KEY) == record
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.state.name)
+def test_every_flipped_bit_is_noticed(record: ReplayRecord) -> None:
+    data = encode(record)
+    for bit in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(CorruptRecordError):
+            decode(bytes(flipped), KEY)
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.state.name)
+def test_a_record_cut_short_or_prolonged_is_noticed(record: ReplayRecord) -> None:
+    data = encode(record)
+    for length in range(len(data)):
+        with pytest.raises(CorruptRecordError):
+            decode(data[:length], KEY)
+    with pytest.raises(CorruptRecordError):
+        decode(data + b"\x00", KEY)
+
+
+def test_a_record_of_another_key_is_no_answer() -> None:
+    data = encode(COMPLETED)
+    assert decode(data) == COMPLETED
+    for other in (ReplayKey("02ab", "session-2"), ReplayKey("02ac", "session-1")):
+        with pytest.raises(CorruptRecordError, match="another key"):
+            decode(data, other)
+
+
+def test_a_newer_version_is_told_from_damage() -> None:
+    newer = sealed([2, "what", "version", 2, "holds", 0xFFFFFFFF])
+    with pytest.raises(UnsupportedRecordVersionError, match="version 2"):
+        decode(newer, KEY)
+    with pytest.raises(CorruptRecordError):
+        decode(newer[:-1] + bytes([newer[-1] ^ 1]), KEY)
+
+
+@pytest.mark.parametrize(
+    ("index", "bad"),
+    [
+        (0, 0),
+        (0, "1"),
+        (0, True),
+        (1, 0),
+        (1, 4),
+        (1, True),
+        (1, 1),
+        (2, None),
+        (2, b"02ab"),
+        (3, ""),
+        (3, 7),
+        (4, "text"),
+        (5, None),
+        (5, "text"),
+        (6, -1.0),
+        (6, None),
+        (7, None),
+        (7, "soon"),
+        (8, [bytes(16), 1, "owner"]),
+    ],
+)
+def test_an_intact_record_of_another_shape_is_no_answer(index: int, bad: object) -> None:
+    fields = fields_of(COMPLETED)
+    assert decode(sealed(fields)) == COMPLETED
+    fields[index] = bad
+    with pytest.raises(CorruptRecordError):
+        decode(sealed(fields))
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        [bytes(15), 1, "owner"],
+        ["x" * 16, 1, "owner"],
+        [bytes(16), "1", "owner"],
+        [bytes(16), 1, None],
+        [bytes(16), 1],
+        {"token": bytes(16)},
+        7,
+    ],
+)
+def test_a_malformed_claim_is_no_claim(claim: object) -> None:
+    fields = fields_of(IN_PROGRESS)
+    assert decode(sealed(fields)) == IN_PROGRESS
+    fields[8] = claim
+    with pytest.raises(CorruptRecordError):
+        decode(sealed(fields))
+
+
+@pytest.mark.parametrize("fields", [[], {"a": 1, "crc": 0xFFFFFFFF}, [1, 0xFFFFFFFF], 0xFFFFFFFF])
+def test_other_msgpack_with_a_right_checksum_is_no_record(fields: object) -> None:
+    body = msgpack.packb(fields)
+    data = sealed(fields) if len(body) >= 5 else body + b"\xce" + zlib.crc32(body).to_bytes(4, "big")
+    with pytest.raises(CorruptRecordError):
+        decode(data)
+
+
+@given(st.binary(max_size=200))
+def test_random_bytes_are_never_anything_but_a_record_error(data: bytes) -> None:
+    for candidate in (data, data + b"\xce" + zlib.crc32(data).to_bytes(4, "big")):
+        with pytest.raises(RecordError):
+            decode(candidate)
+
+
+@given(
+    st.builds(
+        ReplayRecord,
+        state=st.just(State.COMPLETED),
+        key=st.builds(
+            ReplayKey,
+            st.text(st.characters(exclude_categories=["Cs"])),
+            st.text(st.characters(exclude_categories=["Cs"]), min_size=1),
+        ),
+        params=st.binary(),
+        response=st.binary(),
+        created_at=st.integers(0, 2**63),
+        expires_at=st.integers(0, 2**63),
+        claim=st.none(),
+    )
+)
+def test_what_is_encoded_is_decoded(record: ReplayRecord) -> None:
+    assert decode(encode(record), record.key) == record
+
+
+@pytest.mark.parametrize(
+    "response",
+    [None, 0, "", [], {}, False, 1.5, b"\x00", {"a": {1: [None, True]}}, float("inf"), 2**64 - 1],
+)
+def test_a_response_comes_back_equal_type_for_type(response: object) -> None:
+    back = decode_response(encode_response(response))
+    assert back == response
+    assert type(back) is type(response)
+
+
+def test_a_tuple_comes_back_as_a_list() -> None:
+    assert decode_response(encode_response((1, (2,)))) == [1, [2]]
+
+
+@pytest.mark.parametrize(
+    "response",
+    [object(), {1, 2}, 2**64, "\ud800", {(1, 2): 3}, lambda: None],
+    ids=["object", "set", "big", "surrogate", "tuple key", "function"],
+)
+def test_a_response_that_cannot_be_stored_says_so(response: object) -> None:
+    with pytest.raises(ResponseNotStorableError, match="in doubt"):
+        encode_response(response)
+
+
+def test_a_response_nested_too_deep_cannot_be_stored() -> None:
+    deep: list[Any] = []
+    for _ in range(2000):
+        deep = [deep]
+    with pytest.raises(ResponseNotStorableError):
+        encode_response(deep)
+
+
+def test_a_record_shows_no_payload() -> None:
+    record = attrs.evolve(COMPLETED, params=b"secret", response=b"secret")
+    assert "secret" not in repr(record)
+    assert "session" not in repr(record)
+    assert "secret" not in repr(Claim(b"secret" + bytes(10), 1, "o"))
+
+
+def test_a_record_loads_what_it_holds() -> None:
+    assert COMPLETED.load_params() == {"a": 1}
+    assert COMPLETED.load_response() == "ok"
+    assert IN_PROGRESS.load_response() is None
