@@ -1,0 +1,153 @@
+"""The file steps that outlive a power cut, written once: temporary file, fsync, rename, fsync.
+
+A plain ``OSError`` comes out of every function; the callers know what it means to them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Final
+
+__all__ = [
+    "FILE_MODE",
+    "FOLDER_MODE",
+    "Folders",
+    "fsync_directory",
+    "make_directories",
+    "replace_file",
+    "write_temporary",
+]
+
+FILE_MODE: Final = 0o600
+FOLDER_MODE: Final = 0o700
+
+_MAX_ATTEMPTS: Final = 64
+_MAX_SETTLED: Final = 4096
+
+
+def fsync_directory(path: str) -> None:
+    """Make the names in a directory durable: those created, renamed and removed so far."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def make_directories(path: str, mode: int = FOLDER_MODE) -> None:
+    """Create a directory and its missing parents; fsync each created one and its parent.
+
+    Success if it is there already; ``NotADirectoryError`` if something else is.
+    """
+    path = os.path.abspath(path)
+    top, parts = path, list[str]()
+    while not os.path.isdir(top) and os.path.dirname(top) != top:
+        top, part = os.path.split(top)
+        parts.insert(0, part)
+    for created in _make_below(top, parts, mode):
+        fsync_directory(created)
+        fsync_directory(os.path.dirname(created))
+
+
+def write_temporary(
+    path: str, data: bytes, mode: int = FILE_MODE, *, mtime_ns: int | None = None
+) -> None:
+    """Write a new file and fsync it; whatever fails, no such file remains.
+
+    Args:
+        mode: its permissions, whatever the umask is.
+        mtime_ns: its modification time, nanoseconds since the epoch; ``None``: now.
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        try:
+            os.fchmod(fd, mode)
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(fd, rest) :]
+            if mtime_ns is not None:
+                os.utime(fd, ns=(mtime_ns, mtime_ns))
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    except BaseException:
+        # The first failure is the one to tell; a second one here would hide it.
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        raise
+
+
+def replace_file(path: str, data: bytes, mode: int = FILE_MODE) -> None:
+    """Create or replace a file: durably, and old or new as a whole after a crash.
+
+    A process killed inside leaves at most a sibling named ``<path>.<32 hex digits>.tmp``.
+    """
+    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+    write_temporary(temporary, data, mode)
+    try:
+        os.rename(temporary, path)
+    except BaseException:
+        # As above; and a rename that did happen has left nothing to unlink.
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    fsync_directory(os.path.dirname(path) or ".")
+
+
+class Folders:
+    """Creates folders below a directory that must exist, and never that directory itself.
+
+    Args:
+        durable: fsync the parents of a folder before the first name is placed in it.
+            Also if another process created it: that one may not have come to its fsync yet.
+    """
+
+    def __init__(self, top: str, *, durable: bool) -> None:
+        self._top = top
+        self._durable = durable
+        self._settled: set[tuple[str, ...]] = set()
+
+    def place(self, parts: tuple[str, ...], make_name: Callable[[str], None]) -> None:
+        """Call ``make_name(folder)``, which makes a name in ``top/parts…``; create that first.
+
+        ``make_name`` runs again if the folder was removed in between by someone who found
+        it empty, so it must raise ``FileNotFoundError`` before it has changed anything.
+        """
+        for attempt in range(1, _MAX_ATTEMPTS + 1):
+            try:
+                if parts not in self._settled:
+                    self._make(parts)
+                return make_name(os.path.join(self._top, *parts))
+            except FileNotFoundError:
+                self._settled.discard(parts)
+                if attempt == _MAX_ATTEMPTS:
+                    raise
+
+    def _make(self, parts: tuple[str, ...]) -> None:
+        _make_below(self._top, parts, FOLDER_MODE)
+        if self._durable:
+            for depth in reversed(range(len(parts))):
+                fsync_directory(os.path.join(self._top, *parts[:depth]))
+        if len(self._settled) >= _MAX_SETTLED:
+            self._settled.clear()  # it only saves work
+        self._settled.add(parts)
+
+
+def _make_below(top: str, parts: Sequence[str], mode: int) -> list[str]:
+    created, path = [], top
+    for part in parts:
+        path = os.path.join(path, part)
+        try:
+            os.mkdir(path, mode)
+        except FileExistsError:
+            if not stat.S_ISDIR(os.stat(path).st_mode):
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path) from None
+        else:
+            os.chmod(path, mode)  # the umask may have taken bits away
+            created.append(path)
+    return created
