@@ -11,6 +11,7 @@ from kvreplay.store import (
     ForkSafeLock,
     KVStoreSync,
     MigratableKVStore,
+    check_change,
     check_name,
     check_namespace,
     check_value,
@@ -106,8 +107,7 @@ class InProcessAtomicStore:
     ) -> bytes | None:
         """Compare and put under this process's lock; ``expires_at`` is ignored."""
         check_name(primary_namespace, secondary_namespace, key)
-        if value is not None:
-            check_value(value, expires_at)
+        check_change(expected, value, expires_at)
         with self._lock:
             self._check_open()
             found = self._find(primary_namespace, secondary_namespace, key)
@@ -135,7 +135,7 @@ class InProcessAtomicStore:
 
     def _find(self, primary_namespace: str, secondary_namespace: str, key: str) -> bytes | None:
         try:
-            return self._inner.read(primary_namespace, secondary_namespace, key)
+            return bytes(self._inner.read(primary_namespace, secondary_namespace, key))
         except self._not_found:
             return None
 

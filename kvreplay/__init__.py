@@ -1,0 +1,93 @@
+"""Restart-safe request replay over pluggable key-value stores."""
+
+from kvreplay.aio import AsyncReplay
+from kvreplay.clock import Clock, SystemClock
+from kvreplay.config import Config, load_config, open_store
+from kvreplay.errors import (
+    ClaimLostError,
+    ConfigError,
+    CorruptRecordError,
+    CorruptStoreError,
+    ExpiredError,
+    InDoubtError,
+    IndeterminateError,
+    InFlightError,
+    InvalidNameError,
+    InvalidParamsError,
+    InvalidValueError,
+    KeyNotFoundError,
+    KVReplayError,
+    OutcomeUnknownError,
+    ParamsMismatchError,
+    RecordError,
+    ReplayError,
+    ResponseNotStorableError,
+    StaleFlowError,
+    StoreError,
+    StoreFullError,
+    StoreUnavailableError,
+    UnsupportedRecordVersionError,
+)
+from kvreplay.events import ReplayEvent
+from kvreplay.in_process import InProcessAtomicStore
+from kvreplay.keys import ReplayKey
+from kvreplay.namespace import Outcome
+from kvreplay.record import ReplayRecord
+from kvreplay.replay import Replay
+from kvreplay.steps import NOT_APPLIED, Applied
+from kvreplay.store import (
+    AtomicKVStore,
+    ExpiringKVStore,
+    KVStoreSync,
+    KVTransaction,
+    MigratableKVStore,
+    SweepResult,
+    TransactionalKVStore,
+)
+
+__all__ = [
+    "NOT_APPLIED",
+    "Applied",
+    "AsyncReplay",
+    "AtomicKVStore",
+    "ClaimLostError",
+    "Clock",
+    "Config",
+    "ConfigError",
+    "CorruptRecordError",
+    "CorruptStoreError",
+    "ExpiredError",
+    "ExpiringKVStore",
+    "InDoubtError",
+    "InFlightError",
+    "InProcessAtomicStore",
+    "IndeterminateError",
+    "InvalidNameError",
+    "InvalidParamsError",
+    "InvalidValueError",
+    "KVReplayError",
+    "KVStoreSync",
+    "KVTransaction",
+    "KeyNotFoundError",
+    "MigratableKVStore",
+    "OutcomeUnknownError",
+    "Outcome",
+    "ParamsMismatchError",
+    "RecordError",
+    "Replay",
+    "ReplayError",
+    "ReplayEvent",
+    "ReplayKey",
+    "ReplayRecord",
+    "ResponseNotStorableError",
+    "StaleFlowError",
+    "StoreError",
+    "StoreFullError",
+    "StoreUnavailableError",
+    "SweepResult",
+    "SystemClock",
+    "TransactionalKVStore",
+    "UnsupportedRecordVersionError",
+    "load_config",
+    "open_store",
+]

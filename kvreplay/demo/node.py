@@ -1,0 +1,246 @@
+"""The node: a process that answers JSON-RPC 2.0 over HTTP, on loopback.
+
+::
+
+    python -m kvreplay.demo.node --config node.toml
+
+It prints ``listening 127.0.0.1:PORT`` when it is ready. The config file is kvreplay's, with a
+table of the node's own::
+
+    [node]
+    host = "127.0.0.1"
+    port = 0                       # 0: any free one
+    seed = "what its key follows from"
+
+    [store]
+    url = "lmdb:store"
+
+    [replay.request_invoice]
+    ttl = "1h"
+    lease = "30s"
+"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import logging
+import os
+import signal
+import socketserver
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Final
+
+import attrs
+
+from kvreplay import Config, ConfigError, KVReplayError, load_config
+from kvreplay.demo import rpc
+from kvreplay.demo.invoice import NodeKey
+from kvreplay.demo.orders import Orders
+
+__all__ = ["NodeSettings", "main"]
+
+MAX_BODY: Final = 64 * 1024
+
+
+@attrs.frozen
+class NodeSettings:
+    """The ``[node]`` table, checked."""
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    seed: str = attrs.field(default="kvreplay demo", repr=False)
+
+    @classmethod
+    def read(cls, config: Config) -> NodeSettings:
+        """Check the table, or take what it does not say by default.
+
+        Raises:
+            ConfigError: it names the setting.
+        """
+        table = config.tables.get("node", {})
+        if not isinstance(table, Mapping):
+            raise ConfigError("[node]: it is not a table; nothing was started")
+        for name in table:
+            if name not in ("host", "port", "seed"):
+                raise ConfigError(
+                    f'[node]: unknown setting "{name}"; nothing was started.'
+                    ' Valid: "host", "port", "seed".'
+                )
+        settings = cls(**table)
+        if not _is_loopback(settings.host):
+            raise ConfigError(
+                "[node] host: it is no IPv4 loopback address, and this node asks nobody who they"
+                ' are; nothing was started. Write "127.0.0.1".'
+            )
+        if type(settings.port) is not int or not 0 <= settings.port <= 65_535:
+            raise ConfigError("[node] port: it is not from 0 to 65535; nothing was started")
+        if not isinstance(settings.seed, str) or not settings.seed:
+            raise ConfigError("[node] seed: it is not a text; nothing was started")
+        return settings
+
+
+class Server(ThreadingHTTPServer):
+    """One thread a connection; stopping lets running requests end."""
+
+    request_queue_size = 512
+    daemon_threads = True  # idle connections do not hold up the end
+
+    def __init__(self, address: tuple[str, int], methods: Mapping[str, rpc.Method]) -> None:
+        self.methods = methods
+        self._running = 0
+        self._idle = threading.Condition()
+        super().__init__(address, Connection)
+
+    def server_bind(self) -> None:
+        """Bind, without asking the name service for this host's name as HTTPServer does."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
+
+    def answer(self, body: bytes) -> bytes | None:
+        """Answer one body, and count it as running meanwhile."""
+        with self._idle:
+            self._running += 1
+        try:
+            return rpc.answer(body, self.methods)
+        finally:
+            with self._idle:
+                self._running -= 1
+                self._idle.notify_all()
+
+    def wait_until_idle(self, timeout: float) -> None:
+        """Wait for running requests, so long at most."""
+        with self._idle:
+            self._idle.wait_for(lambda: not self._running, timeout)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that goes away in the middle is no news."""
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
+
+
+class Connection(BaseHTTPRequestHandler):
+    """One client's connection: any number of POSTs, one after the other."""
+
+    server: Server
+    protocol_version = "HTTP/1.1"
+    server_version = "kvreplay-demo"
+    timeout = 60  # seconds, of silence
+    wbufsize = -1  # head and body of an answer leave together
+
+    def do_POST(self) -> None:
+        """Answer one JSON-RPC body."""
+        size = self.headers.get("Content-Length", "")
+        if not (size.isascii() and size.isdigit()) or "Transfer-Encoding" in self.headers:
+            return self._refuse(411, "send a Content-Length")
+        if len(size) > 9 or int(size) > MAX_BODY:
+            # Read what a client may have under way already, so that it comes to read the answer.
+            self.rfile.read(min(int(size[:9]), 16 * MAX_BODY))
+            return self._refuse(413, f"a body has {MAX_BODY} bytes at most")
+        if self.path != "/":
+            return self._refuse(404, "there is only /")
+        body = self.rfile.read(int(size))
+        if len(body) < int(size):  # the client went away in the middle
+            self.close_connection = True
+            return None
+        return self._send(self.server.answer(body))
+
+    def _send(self, content: bytes | None) -> None:
+        self.send_response(204 if content is None else 200)
+        if content is not None:
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if content is not None:
+            self.wfile.write(content)
+
+    def _refuse(self, status: int, problem: str) -> None:
+        """Refuse, and hang up: where the next request begins is not known."""
+        self.send_error(status, problem)
+        self.close_connection = True
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Log no request line: it is the client's text."""
+
+
+def main(
+    arguments: Sequence[str] | None = None, orders: Callable[..., Orders] = Orders
+) -> int:
+    """Run a node until SIGTERM, SIGINT, or, if asked, the end of stdin; return the exit code."""
+    asked = _parser().parse_args(arguments)
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        config = load_config(asked.config, also=("node",))
+        settings = NodeSettings.read(config)
+        with config.open_store() as store:
+            written = _hold if asked.hold_after_ledger else _go_on
+            service = orders(store, config, NodeKey.from_seed(settings.seed), written)
+            with service.replay.sweeping():
+                _serve(settings, service, until_eof=asked.until_eof)
+    except (KVReplayError, OSError) as error:
+        print(f"kvreplay.demo.node: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:  # before it served
+        return 130
+    return 0
+
+
+def _serve(settings: NodeSettings, service: Orders, *, until_eof: bool) -> None:
+    with Server((settings.host, settings.port), service.methods) as server:
+        if until_eof:
+            threading.Thread(target=_stop_at_eof, args=(server,), daemon=True).start()
+        print(f"listening {settings.host}:{server.server_port}", flush=True)
+        try:
+            server.serve_forever(poll_interval=0.1)
+        except KeyboardInterrupt:
+            pass
+        server.wait_until_idle(5.0)
+
+
+def _stop_at_eof(server: Server) -> None:
+    """Stop when whoever started this node is gone, whatever became of it."""
+    stdin = sys.stdin.fileno()
+    while os.read(stdin, 4096):  # not sys.stdin: the interpreter could not end with a reader in it
+        pass
+    server.shutdown()
+
+
+def _go_on() -> None: ...
+
+
+def _hold() -> None:
+    """Say so, and wait for the SIGKILL."""
+    print("holding", flush=True)
+    threading.Event().wait()
+
+
+def _is_loopback(host: object) -> bool:
+    try:
+        return isinstance(host, str) and ipaddress.IPv4Address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m kvreplay.demo.node",
+        description="A node that answers async_order.request_invoice; a demonstration.",
+    )
+    parser.add_argument("--config", metavar="FILE", required=True, help="a TOML file")
+    parser.add_argument(
+        "--until-eof", action="store_true", help="stop when stdin ends, as when a parent is gone"
+    )
+    parser.add_argument(
+        "--hold-after-ledger",
+        action="store_true",
+        help='print "holding" when an invoice is in the ledger, and never answer',
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""What all tests share: the engines, a fresh store of each, and a forked child."""
+
+from __future__ import annotations
+
+import os
+import signal
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from kvreplay.backends.filesystem import FilesystemStore
+from kvreplay.backends.lmdb import LMDBStore
+from kvreplay.backends.memory import MemoryStore
+
+ENGINES = ("memory", "filesystem", "lmdb")
+
+
+@attrs.define
+class Engine:
+    """A kind of store, and where this test's entries of it are."""
+
+    name: str
+    path: Path
+    opened: list[Any] = attrs.field(factory=list)
+
+    @property
+    def durable(self) -> bool:
+        """Whether entries outlive the store object and its process."""
+        return self.name != "memory"
+
+    @property
+    def transactional(self) -> bool:
+        return self.name != "filesystem"
+
+    @property
+    def code(self) -> str:
+        """A Python expression that opens the store in another process, if it is durable."""
+        store = {"filesystem": "FilesystemStore", "lmdb": "LMDBStore"}[self.name]
+        module = f"__import__('kvreplay.backends.{self.name}', fromlist=['{store}'])"
+        return f"{module}.{store}({str(self.path)!r})"
+
+    def open(self, **options: Any) -> Any:
+        """Open the store on this test's directory: the entries are those of every other call."""
+        if self.name == "memory":
+            store: Any = self.opened[0] if self.opened else MemoryStore(**options)
+        elif self.name == "filesystem":
+            store = FilesystemStore(self.path, **options)
+        else:
+            store = LMDBStore(self.path, **options)
+        self.opened.append(store)
+        return store
+
+
+@pytest.fixture
+def new_engine(tmp_path: Path) -> Iterator[Callable[[str], Engine]]:
+    """``new_engine("lmdb")`` makes an engine below this test's directory, and closes it."""
+    engines: list[Engine] = []
+
+    def make(name: str) -> Engine:
+        engines.append(Engine(name, tmp_path / f"store{len(engines) or ''}"))
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        for store in engine.opened:
+            store.close()
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request: pytest.FixtureRequest, new_engine: Callable[[str], Engine]) -> Engine:
+    return new_engine(request.param)
+
+
+@pytest.fixture
+def store(engine: Engine) -> Any:
+    return engine.open()
+
+
+@pytest.fixture
+def transactional(engine: Engine) -> Any:
+    """A store that has ``transaction()``."""
+    if not engine.transactional:
+        pytest.skip(f"{engine.name} has no transactions")
+    return engine.open()
+
+
+class Child:
+    """A forked child that runs an action, to be joined once."""
+
+    def __init__(self, action: Callable[[], object]) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads
+            self.pid = os.fork()
+        if self.pid == 0:
+            code = 1
+            try:
+                signal.alarm(60)
+                action()
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+
+    def join(self) -> None:
+        _, status = os.waitpid(self.pid, 0)
+        assert os.waitstatus_to_exitcode(status) == 0, "the forked child failed"
+
+
+@pytest.fixture
+def fork() -> type[Child]:
+    """``fork(action)`` runs an action in a forked child; ``.join()`` says that it went well."""
+    return Child

@@ -1,0 +1,125 @@
+"""Who holds a claim: the truth where it can be looked up, and *unknown* elsewhere."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from kvreplay import owner
+from kvreplay.owner import Liveness, liveness, this_process
+from kvreplay.record import Claim
+
+TOKEN = b"t" * 16
+
+
+def claim(text: str, token: bytes = TOKEN) -> Claim:
+    return Claim(token, 0, text)
+
+
+def test_this_process_tells_running_handlers_from_finished_ones() -> None:
+    token = owner.begin()
+    assert liveness(claim(this_process(), token)) is Liveness.RUNNING
+    assert liveness(claim(this_process())) is Liveness.GONE
+    owner.end(token)
+    assert liveness(claim(this_process(), token)) is Liveness.GONE
+    owner.end(token)
+
+
+def test_tokens_are_fresh() -> None:
+    tokens = {owner.begin() for _ in range(100)}
+    assert len(tokens) == 100
+    assert {len(token) for token in tokens} == {16}
+    for token in tokens:
+        owner.end(token)
+
+
+ASK = "from kvreplay.owner import this_process; import sys; print(this_process(), flush=True); {}"
+
+
+def test_another_process_is_looked_up() -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-c", ASK.format("sys.stdin.read()")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    theirs = child.stdout.readline().strip()
+    assert liveness(claim(theirs)) is Liveness.RUNNING
+    reused = theirs.rpartition(":")[0] + ":1"  # the same pid, started at another time
+    assert liveness(claim(reused)) is Liveness.GONE
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert liveness(claim(theirs)) is Liveness.GONE  # a zombie
+    child.communicate()
+    assert liveness(claim(theirs)) is Liveness.GONE
+
+
+def test_another_user_can_still_look_it_up() -> None:
+    if os.geteuid() != 0:
+        assert os.environ.get("CI") is None, "CI runs this as root"
+        pytest.skip("needs root, to become somebody else")
+    # All that it imports is imported before it becomes somebody else, who may not read it.
+    script = (
+        "import os, sys; from kvreplay.owner import liveness, this_process;"
+        "from kvreplay.record import Claim; this_process(); os.setuid(65534);"
+        "print(liveness(Claim(b't' * 16, 0, sys.argv[1])).name)"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", script, this_process()], capture_output=True, text=True, check=True
+    )
+    assert out.stdout.strip() == "RUNNING"
+
+
+def test_elsewhere_nothing_is_known() -> None:
+    boot, namespace, pid, start = this_process().split(":")
+    assert liveness(claim(f"another-boot:{namespace}:{pid}:{start}")) is Liveness.UNKNOWN
+    assert liveness(claim(f"{boot}:1{namespace}:{pid}:{start}")) is Liveness.UNKNOWN
+
+
+@pytest.mark.parametrize("tail", ["", "x:1", "-1:1", "99999999999999999999:1", "12"])
+def test_a_malformed_owner_is_unknown(tail: str) -> None:
+    boot, namespace, *_ = this_process().split(":")
+    assert liveness(claim(f"{boot}:{namespace}:{tail}")) is Liveness.UNKNOWN
+    assert liveness(claim(tail)) is Liveness.UNKNOWN
+
+
+def test_a_process_that_never_was_is_gone() -> None:
+    boot, namespace, *_ = this_process().split(":")
+    assert liveness(claim(f"{boot}:{namespace}:{2**22 + 1}:1")) is Liveness.GONE
+
+
+def test_without_proc_there_is_a_name_that_nobody_can_look_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_proc(pid: int) -> tuple[str, str]:
+        raise FileNotFoundError
+
+    mine = this_process()
+    this_process.cache_clear()
+    monkeypatch.setattr(owner, "_stat", no_proc)
+    try:
+        unknowable = this_process()
+        assert liveness(claim(unknowable)) is Liveness.GONE  # still this process's own
+        assert liveness(claim(mine)) is Liveness.UNKNOWN
+    finally:
+        monkeypatch.undo()
+        this_process.cache_clear()
+    assert this_process() == mine
+    assert liveness(claim(unknowable)) is Liveness.UNKNOWN
+
+
+def test_a_child_is_another_owner_and_runs_nothing() -> None:
+    token = owner.begin()
+    before = this_process()
+    child = os.fork()
+    if not child:
+        ok = this_process() != before
+        ok = ok and liveness(claim(this_process(), token)) is Liveness.GONE
+        ok = ok and liveness(claim(before, token)) is Liveness.RUNNING
+        os._exit(0 if ok else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    owner.end(token)
