@@ -2,15 +2,16 @@
 
 from kvreplay.aio import AsyncReplay
 from kvreplay.clock import Clock, SystemClock
-from kvreplay.config import Config, load_config, open_store
+from kvreplay.config import open_store
+from kvreplay.config_file import Config, load_config
 from kvreplay.errors import (
     ClaimLostError,
     ConfigError,
     CorruptRecordError,
     CorruptStoreError,
     ExpiredError,
-    InDoubtError,
     IndeterminateError,
+    InDoubtError,
     InFlightError,
     InvalidNameError,
     InvalidParamsError,
@@ -70,8 +71,8 @@ __all__ = [
     "KVTransaction",
     "KeyNotFoundError",
     "MigratableKVStore",
-    "OutcomeUnknownError",
     "Outcome",
+    "OutcomeUnknownError",
     "ParamsMismatchError",
     "RecordError",
     "Replay",

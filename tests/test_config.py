@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from kvreplay.config import BACKENDS, Config, OpenStore, StoreSettings, load_config, open_store
+from kvreplay.config import BACKENDS, OpenStore, StoreSettings, open_store
+from kvreplay.config_file import Config, load_config
 from kvreplay.errors import ConfigError
 from kvreplay.units import KINDS, Kind, nearest, parse
 
