@@ -2,14 +2,17 @@
 
 Maps are sorted by their encoded keys at every depth; numbers and lengths take msgpack's
 shortest form, floats always eight bytes. ``1``, ``1.0``, ``True``, ``"1"`` and ``b"1"`` all
-differ, a list equals a tuple, and ``0.0`` differs from ``-0.0``. Text is compared as given: normalising
-the domain's spellings (hex case, ``"0042"`` for ``"42"``, Unicode forms) is the caller's job.
+differ, a list equals a tuple, and ``0.0`` differs from ``-0.0``. Text is compared as given:
+normalising the domain's spellings (hex case, ``"0042"`` for ``"42"``, Unicode forms) is the
+caller's job.
 
 The bytes are msgpack (https://github.com/msgpack/msgpack/blob/master/spec.md).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final, cast
 
 import msgpack
@@ -21,8 +24,11 @@ __all__ = ["MAX_DEPTH", "canonical"]
 MAX_DEPTH: Final = 64
 """How deep maps and lists may be nested."""
 
-_MAX_INT: Final = 2**64 - 1
-_MIN_INT: Final = -(2**63)
+_TEXT: Final = frozenset((str,))
+_PLAIN: Final = frozenset((str, int, bytes, bool, type(None)))
+
+# One packer for all threads: it packs these types in one step, without running Python code.
+_pack: Final = msgpack.Packer().pack
 
 
 def canonical(params: object) -> bytes:
@@ -34,23 +40,38 @@ def canonical(params: object) -> bytes:
             value, and never shows the value.
     """
     try:
-        packed: bytes = msgpack.packb(_ordered(params, 0))
+        packed: bytes = _pack(_ordered_flat(params) or _ordered(params, 0))
     except UnicodeEncodeError as error:
-        # From here, so that no caller's traceback shows the text itself.
         raise InvalidParamsError(
             "params hold a lone surrogate, which is not text; nothing ran"
         ) from error
+    except OverflowError as error:
+        raise InvalidParamsError("params hold an integer beyond 64 bits; nothing ran") from error
     return packed
+
+
+def _ordered_flat(params: object) -> dict[str, object] | None:
+    """Order what params nearly always are, a map of texts to plain scalars; ``None``: others."""
+    if (
+        type(params) is dict
+        and _TEXT.issuperset(map(type, params))
+        and _PLAIN.issuperset(map(type, params.values()))
+        and (order := _order_of_texts(tuple(params)))
+    ):
+        return {key: params[key] for key in order}
+    return None
+
+
+@lru_cache(maxsize=512)
+def _order_of_texts(keys: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Sort ASCII texts by their encoded bytes: the length, then the characters."""
+    return tuple(sorted(sorted(keys), key=len)) if all(map(str.isascii, keys)) else None
 
 
 def _ordered(value: object, depth: int) -> object:
     """Rebuild the value with sorted maps, and check every part of it."""
     kind = type(value)
-    if kind is str or kind is bytes or value is None or kind is bool:
-        return value
-    if isinstance(value, int) and kind is int:
-        if not _MIN_INT <= value <= _MAX_INT:
-            raise InvalidParamsError("params hold an integer beyond 64 bits; nothing ran")
+    if kind in _PLAIN:
         return value
     if kind is float:
         if value != value:
@@ -68,14 +89,13 @@ def _ordered(value: object, depth: int) -> object:
     )
 
 
-def _ordered_keys(mapping: dict[object, object]) -> list[object]:
+def _ordered_keys(mapping: dict[object, object]) -> Iterable[object]:
     """Sort a map's keys by their encoded bytes."""
-    for key in mapping:
-        if type(key) is not str or not key.isascii():
-            return sorted(mapping, key=_packed_key)
-    texts = cast("dict[str, object]", mapping)
-    # An encoded ASCII text is its length, then its characters.
-    return [*sorted(sorted(texts), key=len)]
+    if _TEXT.issuperset(map(type, mapping)):
+        order = _order_of_texts(cast("tuple[str, ...]", tuple(mapping)))
+        if order is not None:
+            return order
+    return sorted(mapping, key=_packed_key)
 
 
 def _packed_key(key: object) -> bytes:
@@ -84,5 +104,5 @@ def _packed_key(key: object) -> bytes:
             f"params hold a map with a {type(key).__name__} as key; a key must be str, bytes, int,"
             " float, bool or None; nothing ran"
         )
-    packed: bytes = msgpack.packb(_ordered(key, MAX_DEPTH))
+    packed: bytes = _pack(_ordered(key, MAX_DEPTH))
     return packed

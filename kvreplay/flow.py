@@ -22,8 +22,8 @@ from kvreplay.errors import (
     ClaimLostError,
     ConfigError,
     ExpiredError,
-    InDoubtError,
     IndeterminateError,
+    InDoubtError,
     InFlightError,
     InvalidParamsError,
     OutcomeUnknownError,
@@ -159,9 +159,7 @@ def renew(held: Held, key: ReplayKey, lease: int) -> Flow[bool]:
         return False
     claim = held.record.claim
     assert claim is not None  # a claim is what is held
-    moved = Held(
-        attrs.evolve(held.record, claim=attrs.evolve(claim, lease_expires_at=now + lease))
-    )
+    moved = Held(attrs.evolve(held.record, claim=attrs.evolve(claim, lease_expires_at=now + lease)))
     try:
         found, now = yield CheckAndPut(held.data, moved.data)
     except OutcomeUnknownError:
@@ -285,9 +283,7 @@ def _run_claimed(entry: Free, request: Request, policy: Policy) -> Flow[Settled 
             f"the params make a record of {len(held.data)} bytes, more than max_record_bytes"
             f" ({policy.max_record_bytes}); nothing ran"
         )
-    claim = CheckAndPut(
-        entry.found, held.data, event="taken_over" if entry.in_doubt else None
-    )
+    claim = CheckAndPut(entry.found, held.data, event="taken_over" if entry.in_doubt else None)
     found, now = yield claim
     if found != entry.found:
         return Free(found, now)
@@ -295,7 +291,7 @@ def _run_claimed(entry: Free, request: Request, policy: Policy) -> Flow[Settled 
         response, now = yield Call(held)
     except IndeterminateError:
         raise
-    except Exception as error:  # the handler's own: whatever it is, it says that nothing happened
+    except Exception as error:  # the handler's own, which says that nothing happened
         yield from _release(held, error)
         raise
     packed = encode_response(response)
@@ -326,9 +322,7 @@ def _run_claimless(entry: Free, request: Request, policy: Policy) -> Flow[Settle
     """Run the handler without a claim; the first to store an answer decides for all."""
     response, now = yield Call(None)
     packed = encode_response(response)
-    record = ReplayRecord(
-        State.IN_PROGRESS, request.key, request.params, None, now, None, None
-    )
+    record = ReplayRecord(State.IN_PROGRESS, request.key, request.params, None, now, None, None)
     expected = entry.found
     while True:
         step = _complete(record, packed, now, request.ttl, expected, policy)
@@ -358,9 +352,7 @@ def _run_in_transaction(entry: Free, request: Request, policy: Policy) -> Flow[S
     if found != entry.found:
         return Free(found, now)
     response, now = yield Call(None)
-    record = ReplayRecord(
-        State.IN_PROGRESS, request.key, request.params, None, now, None, None
-    )
+    record = ReplayRecord(State.IN_PROGRESS, request.key, request.params, None, now, None, None)
     try:
         packed = encode_response(response)
         step = _complete(record, packed, now, request.ttl, found, policy)
@@ -390,8 +382,8 @@ def _complete(
     if len(data) > policy.max_record_bytes:
         raise ResponseNotStorableError(
             f"the handler ran, but its response makes a record of {len(data)} bytes, more than"
-            f" max_record_bytes ({policy.max_record_bytes}): nothing was answered, and the key is in"
-            " doubt until it is settled"
+            f" max_record_bytes ({policy.max_record_bytes}): nothing was answered, and the key is"
+            " in doubt until it is settled"
         )
     return CheckAndPut(expected, data, expires_at + policy.tombstone_ttl, "completed")
 

@@ -19,7 +19,7 @@ _is_name = re.compile(r"(?!sha256-)[A-Za-z0-9_-]{1,120}").fullmatch
 
 @attrs.frozen(repr=False)
 class ReplayKey:
-    """An idempotency key: ``id`` as chosen by ``scope``, such as ``(lsp_node_id, claim_session_id)``.
+    """An idempotency key: ``id`` as chosen by ``scope``: ``(lsp_node_id, claim_session_id)``.
 
     Args:
         scope: who asked; any text, also none.
@@ -33,6 +33,9 @@ class ReplayKey:
     id: str
 
     def __attrs_post_init__(self) -> None:
+        scope, own = self.scope, self.id
+        if type(scope) is type(own) is str and own and scope.isascii() and own.isascii():
+            return
         for part, value in (("scope", self.scope), ("id", self.id)):
             if type(value) is not str:
                 raise InvalidParamsError(

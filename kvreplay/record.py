@@ -41,6 +41,7 @@ TOKEN_SIZE: Final = 16
 _FIELDS: Final = 10
 _CRC_SIZE: Final = 5  # the marker of a uint32, then its four bytes
 _UINT32: Final = b"\xce"
+_COMPLETED: Final = b"\x9a\x01\x02"  # how a completed record of version 1 begins
 
 
 class State(IntEnum):
@@ -189,6 +190,29 @@ def _claim_of(packed: Any) -> Claim:
         ):
             return Claim(token, lease_expires_at, owner)
     raise CorruptRecordError("a stored record has a malformed claim; it was not used")
+
+
+def answer_in(data: bytes, key: ReplayKey, params: bytes, now: int) -> bytes | None:
+    """Return the response if this is, plainly, the key's live answer to these params.
+
+    ``None`` leaves the say to :func:`decode`, which tells every other case apart.
+    """
+    if data[:3] != _COMPLETED or data[-4:] != zlib.crc32(data[:-_CRC_SIZE]).to_bytes(4, "big"):
+        return None
+    try:
+        _, _, scope, id_, own, response, _, expires_at, claim, _ = msgpack.unpackb(data)
+        if (
+            own == params
+            and now < expires_at
+            and scope == key.scope
+            and id_ == key.id
+            and claim is None
+            and type(response) is bytes
+        ):
+            return response
+    except (TypeError, ValueError):
+        pass  # not a record of ours, which decode() explains
+    return None
 
 
 def encode_response(response: object) -> bytes:

@@ -68,7 +68,8 @@ class Renewer:
     def _work(self) -> None:
         while (holding := self._next()) is not None:
             try:
-                kept = drive(renew(holding.held, holding.run.key, self._lease), Run(holding.run.namespace, holding.run.key))
+                own = Run(holding.run.namespace, holding.run.key)
+                kept = drive(renew(holding.held, own.key, self._lease), own)
             except StoreError as error:
                 kept = True  # nothing changed; the next renewal tries again
                 _log.warning("a lease could not be renewed, and is tried again: %s", error)
@@ -91,4 +92,3 @@ class Renewer:
                 self._changed.wait(left)
             self._thread = None
             return None
-

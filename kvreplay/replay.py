@@ -266,6 +266,9 @@ class Replay:
         protocol: Callable[[Request, Any], Flow[Settled]],
         handler: Callable[..., Any],
     ) -> Outcome:
+        hit = self._namespace.peek(request)
+        if hit is not None:
+            return hit
         key = self._namespace.flight_key(request.key)
         while True:
             flight, leads = flights.board(key, request.params)
@@ -317,4 +320,3 @@ class Replay:
         except Exception as error:
             self._namespace.emit_error(error, request.key)
             raise
-

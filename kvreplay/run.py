@@ -24,7 +24,8 @@ _RUNNING: Final[Mapping[owner.Liveness, bool | None]] = {
 class ReadsAndPuts(Protocol):
     """What a flow needs of a store, or of a transaction."""
 
-    def read(self, primary_namespace: str, secondary_namespace: str, key: str) -> bytes: ...
+    def read(self, primary_namespace: str, secondary_namespace: str, key: str) -> bytes:
+        """As the store's."""
 
     def check_and_put(
         self,
@@ -35,7 +36,8 @@ class ReadsAndPuts(Protocol):
         expected: bytes | None,
         value: bytes | None,
         expires_at: int | None = None,
-    ) -> bytes | None: ...
+    ) -> bytes | None:
+        """As the store's."""
 
 
 class Run:

@@ -97,7 +97,7 @@ class CheckAndPut:
 
 @attrs.frozen
 class Begin:
-    """Note a fresh token as running in this process until the flow ends: sent ``(token, owner)``."""
+    """Note a fresh token as running here until the flow ends: sent ``(token, owner)``."""
 
 
 @attrs.frozen

@@ -7,11 +7,11 @@ import threading
 from typing import Any
 
 import pytest
+from replaying import Caller, Handler
+from test_replay import WalkableStore
 
 from kvreplay import AsyncReplay, InDoubtError, InProcessAtomicStore, ParamsMismatchError, Replay
 from kvreplay.singleflight import flights
-from replaying import Caller, Handler
-from test_replay import WalkableStore
 
 KEY = ("lsp", "session")
 PARAMS = {"amount": 1}
@@ -71,9 +71,7 @@ def test_cancelling_a_follower_cancels_nobody_else(store: Any) -> None:
         replay, handler = replay_on(store), Held()
         leader = asyncio.create_task(replay.execute(KEY, PARAMS, handler))
         await handler.started.wait()
-        followers = [
-            asyncio.create_task(replay.execute(KEY, PARAMS, handler)) for _ in range(3)
-        ]
+        followers = [asyncio.create_task(replay.execute(KEY, PARAMS, handler)) for _ in range(3)]
         await asyncio.sleep(0)
         followers[0].cancel()
         handler.go.set()

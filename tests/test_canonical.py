@@ -35,7 +35,7 @@ class Color(IntEnum):
     RED = 1
 
 
-Point = namedtuple("Point", "x y")  # noqa: PYI024  # an untyped one is what users have
+Point = namedtuple("Point", "x y")
 
 
 def shuffled(value: Any) -> Any:

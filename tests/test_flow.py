@@ -6,6 +6,8 @@ from typing import Any
 
 import attrs
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kvreplay import (
     NOT_APPLIED,
@@ -13,12 +15,13 @@ from kvreplay import (
     ClaimLostError,
     ConfigError,
     ExpiredError,
-    InDoubtError,
     IndeterminateError,
+    InDoubtError,
     InFlightError,
     InvalidParamsError,
     OutcomeUnknownError,
     ParamsMismatchError,
+    RecordError,
     ReplayKey,
     ReplayRecord,
     ResponseNotStorableError,
@@ -26,7 +29,7 @@ from kvreplay import (
 )
 from kvreplay.canonical import canonical
 from kvreplay.flow import Decision, decide, execute, execute_in_transaction, lookup, renew, settle
-from kvreplay.record import Claim, State, decode, encode, encode_response
+from kvreplay.record import Claim, State, answer_in, decode, encode, encode_response
 from kvreplay.steps import (
     BEGIN,
     READ,
@@ -99,6 +102,39 @@ def test_decision_table(stored: bytes | None, params: bytes, decision: Decision)
     assert decide(found, params, NOW) is decision
 
 
+@given(
+    stored=st.sampled_from(
+        [
+            completed(),
+            completed(OTHER),
+            completed(expires_at=NOW),
+            completed(response=None),
+            claimed(),
+            tombstone(),
+            encode(attrs.evolve(decode(completed()), key=ReplayKey("lsp", "other"))),
+            b"",
+        ]
+    ),
+    params=st.sampled_from([PARAMS, OTHER]),
+    now=st.sampled_from([NOW - 1, NOW, NOW + 1]),
+    flipped=st.none() | st.integers(0, 8 * 60 - 1),
+)
+def test_the_short_way_to_an_answer_agrees_with_the_long_one(
+    stored: bytes, params: bytes, now: int, flipped: int | None
+) -> None:
+    data = bytearray(stored)
+    if flipped is not None and flipped < 8 * len(data):
+        data[flipped // 8] ^= 1 << flipped % 8
+    short = answer_in(bytes(data), KEY, params, now)
+    try:
+        found = decode(bytes(data), KEY)
+    except RecordError:
+        assert short is None
+        return
+    replays = decide(found, params, now) is Decision.REPLAY
+    assert short == (found.response if replays else None)
+
+
 class Script:
     """Drives a flow by hand: each expectation names the step and gives its answer."""
 
@@ -119,7 +155,7 @@ class Script:
         assert isinstance(self.step, Probe)
         return self._send(runs)
 
-    def puts(self, found: bytes | None | type = bytes, now: int = NOW) -> Script:
+    def puts(self, found: bytes | type | None = bytes, now: int = NOW) -> Script:
         """Answer a check-and-put; by default it succeeds."""
         assert isinstance(self.step, CheckAndPut)
         return self._send((self.step.expected if found is bytes else found, now))

@@ -8,6 +8,7 @@ import threading
 from typing import Any
 
 import pytest
+from replaying import START, Caller, FakeClock, Handler
 
 from kvreplay import (
     AsyncReplay,
@@ -17,7 +18,6 @@ from kvreplay import (
     StoreUnavailableError,
 )
 from kvreplay.record import decode
-from replaying import START, Caller, FakeClock, Handler
 
 KEY = ("lsp", "session")
 PARAMS = {"amount": 1}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from replaying import Async, Caller, FakeClock, Handler, Sync
 
 from kvreplay import (
     NOT_APPLIED,
@@ -23,7 +24,6 @@ from kvreplay import (
     ParamsMismatchError,
     Replay,
 )
-from replaying import Async, Caller, FakeClock, Handler, Sync
 
 KEY = ("lsp", "session")
 PARAMS = {"amount": 1}

@@ -19,7 +19,15 @@ from kvreplay import (
     ResponseNotStorableError,
     UnsupportedRecordVersionError,
 )
-from kvreplay.record import Claim, State, decode, decode_response, encode, encode_response
+from kvreplay.record import (
+    Claim,
+    State,
+    answer_in,
+    decode,
+    decode_response,
+    encode,
+    encode_response,
+)
 
 KEY = ReplayKey("02ab", "session-1")
 CLAIM = Claim(bytes(range(16)), 1_700_000_030_000, "boot:1:2:3")
@@ -36,9 +44,17 @@ RECORDS = [IN_PROGRESS, COMPLETED, TOMBSTONE]
 
 # Version 1, pinned: these bytes are in users' stores.
 GOLDEN = {
-    State.IN_PROGRESS: "9a0101a430326162a973657373696f6e2d31c40481a16101c0cf0000018bcfe56800c093c410000102030405060708090a0b0c0d0e0fcf0000018bcfe5dd30aa626f6f743a313a323a33cecbd00f70",
-    State.COMPLETED: "9a0102a430326162a973657373696f6e2d31c40481a16101c403a26f6bcf0000018bcfe56800cf0000018bd01c5680c0ce262ff233",
-    State.TOMBSTONE: "9a0103a430326162a973657373696f6e2d31c400c0cf0000018bcfe56800cf0000018bd01c5680c0cee57480fc",
+    State.IN_PROGRESS: (
+        "9a0101a430326162a973657373696f6e2d31c40481a16101c0cf0000018bcfe56800c093c4100001"
+        "02030405060708090a0b0c0d0e0fcf0000018bcfe5dd30aa626f6f743a313a323a33cecbd00f70"
+    ),
+    State.COMPLETED: (
+        "9a0102a430326162a973657373696f6e2d31c40481a16101c403a26f6bcf0000018bcfe56800cf00"
+        "00018bd01c5680c0ce262ff233"
+    ),
+    State.TOMBSTONE: (
+        "9a0103a430326162a973657373696f6e2d31c400c0cf0000018bcfe56800cf0000018bd01c5680c0cee57480fc"
+    ),
 }
 
 
@@ -149,9 +165,20 @@ def test_a_malformed_claim_is_no_claim(claim: object) -> None:
 @pytest.mark.parametrize("fields", [[], {"a": 1, "crc": 0xFFFFFFFF}, [1, 0xFFFFFFFF], 0xFFFFFFFF])
 def test_other_msgpack_with_a_right_checksum_is_no_record(fields: object) -> None:
     body = msgpack.packb(fields)
-    data = sealed(fields) if len(body) >= 5 else body + b"\xce" + zlib.crc32(body).to_bytes(4, "big")
+    data = (
+        sealed(fields) if len(body) >= 5 else body + b"\xce" + zlib.crc32(body).to_bytes(4, "big")
+    )
     with pytest.raises(CorruptRecordError):
         decode(data)
+
+
+@pytest.mark.parametrize("tail", [[1, 2, 3], [1, "i", b"", b"", 0, "soon", None]])
+def test_the_short_way_leaves_intact_nonsense_to_decode(tail: list[Any]) -> None:
+    body = b"\x9a\x01\x02" + b"".join(map(msgpack.packb, tail))
+    nonsense = body + b"\xce" + zlib.crc32(body).to_bytes(4, "big")
+    assert answer_in(nonsense, KEY, b"", 0) is None
+    with pytest.raises(CorruptRecordError):
+        decode(nonsense)
 
 
 @given(st.binary(max_size=200))

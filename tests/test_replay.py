@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from replaying import START, Async, Caller, FakeClock, Handler, Interrupt, Sync
 
 from kvreplay import (
     NOT_APPLIED,
@@ -15,8 +16,8 @@ from kvreplay import (
     ConfigError,
     CorruptRecordError,
     ExpiredError,
-    InDoubtError,
     IndeterminateError,
+    InDoubtError,
     InFlightError,
     InProcessAtomicStore,
     InvalidNameError,
@@ -31,7 +32,6 @@ from kvreplay import (
 from kvreplay.keys import name
 from kvreplay.record import State, decode
 from kvreplay.singleflight import flights
-from replaying import START, Async, Caller, FakeClock, Handler, Interrupt, Sync
 
 KEY = ("02lsp", "session-1")
 PARAMS = {"amount_msat": 1000, "hash": b"\x01" * 32}
@@ -552,7 +552,9 @@ def test_a_decorated_function_answers_once(replay: Any) -> None:
 
 def test_a_decorated_function_compares_the_params_that_it_is_told(replay: Any) -> None:
     decorated = replay.decorated(
-        lambda node, trace: trace, key=lambda node, trace: (node, "1"), params=lambda node, trace: node
+        lambda node, trace: trace,
+        key=lambda node, trace: (node, "1"),
+        params=lambda node, trace: node,
     )
     assert decorated("n", "first") == decorated("n", "second") == "first"
 
@@ -624,9 +626,7 @@ def test_a_sweep_has_a_sane_limit(replay: Any, limit: Any) -> None:
 # Damage: never an answer.
 
 
-def test_a_damaged_record_is_never_an_answer(
-    replay: Any, store: Any, events: list[str]
-) -> None:
+def test_a_damaged_record_is_never_an_answer(replay: Any, store: Any, events: list[str]) -> None:
     replay.execute(KEY, PARAMS, Handler("r"))
     replay.execute(("s", "intact"), PARAMS, Handler("r"))
     address = (NAMESPACE, *KEY)

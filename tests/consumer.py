@@ -1,0 +1,62 @@
+"""A small consumer of the installed package, for ``mypy --strict``: it is checked, not run."""
+
+from pathlib import Path
+
+from kvreplay import (
+    NOT_APPLIED,
+    Applied,
+    AsyncReplay,
+    AtomicKVStore,
+    ExpiringKVStore,
+    InProcessAtomicStore,
+    KVStoreSync,
+    Outcome,
+    Replay,
+    ReplayRecord,
+    TransactionalKVStore,
+    load_config,
+    open_store,
+)
+from kvreplay.backends.filesystem import FilesystemStore
+from kvreplay.backends.lmdb import LMDBStore
+from kvreplay.backends.memory import MemoryStore
+
+
+def reconcile(record: ReplayRecord) -> object:
+    return Applied({"bolt11": "lnbcrt1"}) if record.key.scope else NOT_APPLIED
+
+
+def every_engine_is_what_it_says(path: Path) -> None:
+    lmdb: TransactionalKVStore = LMDBStore(path)
+    memory: TransactionalKVStore = MemoryStore()
+    files: ExpiringKVStore = FilesystemStore(path)
+    plain: KVStoreSync = files
+    wrapped: AtomicKVStore = InProcessAtomicStore(plain)
+    for store in (lmdb, memory, files, wrapped):
+        Replay(store, "ns", ttl=1.0, on_in_doubt=reconcile)
+
+
+def blocking() -> str:
+    with open_store("memory:") as store:
+        replay = Replay(store, "request_invoice", ttl=60)
+
+        @replay.idempotent(key=lambda node, session: (node, session))
+        def request_invoice(node: str, session: str) -> dict[str, str]:
+            return {"bolt11": node + session}
+
+        request_invoice("node", session="session")
+        outcome: Outcome = replay.execute(("a", "b"), {"amount": 1}, lambda: 5)
+        return str(outcome.response)
+
+
+async def awaited(path: Path) -> None:
+    config = load_config(path)
+    with config.open_store() as store:
+        replay = AsyncReplay(store, **config.replay("request_invoice"))
+
+        async def handler() -> int:
+            return 1
+
+        await replay.execute(("a", "b"), [1], handler, ttl=5)
+        async with replay.sweeping(every=60):
+            pass
