@@ -2,8 +2,8 @@
 
 from kvreplay.aio import AsyncReplay
 from kvreplay.clock import Clock, SystemClock
-from kvreplay.config import open_store
-from kvreplay.config_file import Config, load_config
+from kvreplay.config import OpenStore, open_store
+from kvreplay.config_file import Config, ReplaySettings, load_config
 from kvreplay.errors import (
     ClaimLostError,
     ConfigError,
@@ -33,9 +33,9 @@ from kvreplay.events import ReplayEvent
 from kvreplay.in_process import InProcessAtomicStore
 from kvreplay.keys import ReplayKey
 from kvreplay.namespace import Outcome
-from kvreplay.record import ReplayRecord
+from kvreplay.record import ReplayRecord, State
 from kvreplay.replay import Replay
-from kvreplay.steps import NOT_APPLIED, Applied
+from kvreplay.steps import NOT_APPLIED, Applied, NotApplied
 from kvreplay.store import (
     AtomicKVStore,
     ExpiringKVStore,
@@ -71,6 +71,8 @@ __all__ = [
     "KVTransaction",
     "KeyNotFoundError",
     "MigratableKVStore",
+    "NotApplied",
+    "OpenStore",
     "Outcome",
     "OutcomeUnknownError",
     "ParamsMismatchError",
@@ -80,8 +82,10 @@ __all__ = [
     "ReplayEvent",
     "ReplayKey",
     "ReplayRecord",
+    "ReplaySettings",
     "ResponseNotStorableError",
     "StaleFlowError",
+    "State",
     "StoreError",
     "StoreFullError",
     "StoreUnavailableError",

@@ -45,6 +45,7 @@ from kvreplay.steps import (
     Settled,
     Step,
     Transact,
+    Verdict,
     Wait,
 )
 from kvreplay.store import AtomicKVStore, KVTransaction, SweepResult, TransactionalKVStore
@@ -81,7 +82,7 @@ class AsyncReplay:
         lease: Duration | None = 30.0,
         tombstone_ttl: Duration = 0.0,
         wait_timeout: Duration = 10.0,
-        on_in_doubt: str | Callable[[ReplayRecord], Any] = "raise",
+        on_in_doubt: str | Callable[[ReplayRecord], Verdict | Awaitable[Verdict]] = "raise",
         max_record_bytes: int = 1024 * 1024,
         renew: bool = False,
         clock: Clock | None = None,

@@ -7,7 +7,7 @@ anything is opened.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Final, Literal, Required, TypedDict, cast
 
@@ -16,6 +16,8 @@ import attrs
 from kvreplay.config import Engine, OpenStore, StoreSettings, engine_of, settle
 from kvreplay.errors import InvalidNameError
 from kvreplay.location import Given, ask_table, ask_url
+from kvreplay.record import ReplayRecord
+from kvreplay.steps import Verdict
 from kvreplay.store import check_namespace
 from kvreplay.units import Kind, nearest, parse, shown, wrong
 
@@ -40,7 +42,7 @@ class ReplaySettings(TypedDict, total=False):
     lease: float | None
     tombstone_ttl: float
     wait_timeout: float
-    on_in_doubt: Literal["raise", "rerun"]
+    on_in_doubt: Literal["raise", "rerun"] | Callable[[ReplayRecord], Verdict]
     max_record_bytes: int
     renew: bool
 
@@ -68,10 +70,18 @@ class Config:
         """Open the store."""
         return self.store.open()
 
-    def replay(self, name: str) -> ReplaySettings:
+    def replay(
+        self,
+        name: str,
+        *,
+        on_in_doubt: Callable[[ReplayRecord], Verdict] | None = None,
+    ) -> ReplaySettings:
         """Return keyword arguments: ``Replay(store, **config.replay("request_invoice"))``.
 
         They are ``namespace``, ``ttl`` and those others that were set.
+
+        Args:
+            on_in_doubt: a reconciler, which no file can hold; it goes over what the file says.
 
         Raises:
             ConfigError: there is no such namespace.
@@ -82,7 +92,10 @@ class Config:
                 f"there is no [replay.{name}] table",
                 nearest(name, self._replays),
             )
-        return self._replays[name].copy()
+        settings = self._replays[name].copy()
+        if on_in_doubt is not None:
+            settings["on_in_doubt"] = on_in_doubt
+        return settings
 
     def __repr__(self) -> str:
         return f"<Config {self.store!r} replays={self.replays} tables={tuple(self.tables)}>"

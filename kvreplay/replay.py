@@ -25,7 +25,7 @@ from kvreplay.record import ReplayRecord, encode_response
 from kvreplay.renewal import Renewer
 from kvreplay.run import Run
 from kvreplay.singleflight import Flight, flights
-from kvreplay.steps import Flow, Request, Settled
+from kvreplay.steps import Flow, Request, Settled, Verdict
 from kvreplay.store import AtomicKVStore, KVTransaction, SweepResult, TransactionalKVStore
 from kvreplay.sweep import Sweeper
 from kvreplay.walk import Walk, records, sweep
@@ -81,7 +81,7 @@ class Replay:
         lease: Duration | None = 30.0,
         tombstone_ttl: Duration = 0.0,
         wait_timeout: Duration = 10.0,
-        on_in_doubt: str | Callable[[ReplayRecord], Any] = "raise",
+        on_in_doubt: str | Callable[[ReplayRecord], Verdict] = "raise",
         max_record_bytes: int = 1024 * 1024,
         renew: bool = False,
         clock: Clock | None = None,

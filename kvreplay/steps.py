@@ -37,6 +37,7 @@ __all__ = [
     "Settled",
     "Step",
     "Transact",
+    "Verdict",
     "Wait",
 ]
 
@@ -187,3 +188,6 @@ class NotApplied(Enum):
 
 NOT_APPLIED: Final = NotApplied.NOT_APPLIED
 """A reconciler's answer: the effect did not happen and cannot any more, so run the handler."""
+
+Verdict = Applied | NotApplied
+"""What a reconciler returns."""

@@ -10,6 +10,7 @@ from kvreplay import (
     ExpiringKVStore,
     InProcessAtomicStore,
     KVStoreSync,
+    NotApplied,
     Outcome,
     Replay,
     ReplayRecord,
@@ -22,7 +23,7 @@ from kvreplay.backends.lmdb import LMDBStore
 from kvreplay.backends.memory import MemoryStore
 
 
-def reconcile(record: ReplayRecord) -> object:
+def reconcile(record: ReplayRecord) -> Applied | NotApplied:
     return Applied({"bolt11": "lnbcrt1"}) if record.key.scope else NOT_APPLIED
 
 
@@ -53,6 +54,7 @@ async def awaited(path: Path) -> None:
     config = load_config(path)
     with config.open_store() as store:
         replay = AsyncReplay(store, **config.replay("request_invoice"))
+        Replay(store, **config.replay("request_invoice", on_in_doubt=reconcile))
 
         async def handler() -> int:
             return 1

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from kvreplay import Applied, ReplayRecord
 from kvreplay.config import BACKENDS, OpenStore, StoreSettings, open_store
 from kvreplay.config_file import Config, load_config
 from kvreplay.errors import ConfigError
@@ -908,3 +909,16 @@ def test_a_variable_for_a_store_that_nobody_names_is_wrong(write: Callable[[str]
         assert 'Did you mean "KVREPLAY_STORE"?' in message
     with_url = 'or write [store] with url = "lmdb:PATH".'
     assert with_url in complaint(load_config, path, environ={})
+
+
+def test_a_reconciler_goes_over_what_the_file_says(tmp_path: Path) -> None:
+    file = tmp_path / "node.toml"
+    file.write_text('[store]\nurl = "memory:"\n[replay.a]\nttl = 1\non_in_doubt = "rerun"\n')
+    config = load_config(file, environ={})
+    assert config.replay("a")["on_in_doubt"] == "rerun"
+
+    def reconcile(record: ReplayRecord) -> Applied:
+        return Applied(record)
+
+    assert config.replay("a", on_in_doubt=reconcile)["on_in_doubt"] is reconcile
+    assert config.replay("a")["on_in_doubt"] == "rerun"

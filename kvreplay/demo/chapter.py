@@ -53,57 +53,48 @@ class Chapter:
         """Return the story in its order."""
         begin = "a node process starts, and answers"
         first = "first request: one invoice, signed, for that hash, amount and expiry"
-        crashes = (
-            (
-                "SIGKILL, restart, retry: memory has forgotten, so it is a second invoice",
-                self.forgotten,
-                first,
-            ),
-            (
-                "SIGKILL between ledger and record, restart, retry: memory has forgotten both",
-                self.crash_forgotten,
-                begin,
-            ),
-            (
-                f"two node processes, {TIMES} at once: memory is not shared, so each makes one",
-                self.two_memories,
-                begin,
-            ),
-        ) if self._forgets else (
-            ("SIGKILL, restart, retry: the same bolt11", self.restart, first),
-            (
-                "SIGKILL between ledger and record, restart, retry: reconciled, one invoice",
-                self.crash,
-                begin,
-            ),
-            (
-                f"two node processes on one store, {TIMES} requests at once: one invoice",
-                self.two_nodes,
-                begin,
-            ),
-        )
-        told = (
-            (begin, self.start, None),
-            (first, self.first, begin),
-            ("the same under another JSON-RPC id: the same bolt11", self.again, first),
-            ('the same in upper-case hex, "0042" for "42": the same', self.respelled, first),
-            ("another amount: error 1105 stale_flow, params_mismatch", self.mismatch, first),
-            ("unknown field, missing field, bad hex: -32602 naming it", self.bad_input, begin),
-            (f"{TIMES} requests at once: one invoice", self.at_once, begin),
-            *crashes,
-            (
+        told = [
+            Step(begin, self._start, None),
+            Step(first, self._first, begin),
+            Step("the same under another JSON-RPC id: the same bolt11", self._again, first),
+            Step('the same in upper-case hex, "0042" for "42": the same', self._respelled, first),
+            Step("another amount: error 1105 stale_flow, params_mismatch", self._mismatch, first),
+            Step("unknown field, missing field, bad hex: -32602 naming it", self._bad_input, begin),
+            Step(f"{TIMES} requests at once: one invoice", self._at_once, begin),
+        ]
+        killed = "SIGKILL, restart, retry"
+        crashed = "SIGKILL between ledger and record, restart, retry"
+        two = f"two node processes, {TIMES} requests at once"
+        if self._forgets:
+            told += [
+                Step(
+                    f"{killed}: memory has forgotten, so it is a second invoice",
+                    self._forgotten,
+                    first,
+                ),
+                Step(f"{crashed}: memory has forgotten both", self._crash_forgotten, begin),
+                Step(f"{two}: each has its memory, and makes one", self._two_memories, begin),
+            ]
+        else:
+            told += [
+                Step(f"{killed}: the same bolt11", self._restart, first),
+                Step(f"{crashed}: reconciled, the same bolt11", self._crash, begin),
+                Step(f"{two} on one store: one invoice", self._two_nodes, begin),
+            ]
+        told.append(
+            Step(
                 f"ttl of {TTL}, from the environment: 1105 expired; record gone, ledger untouched",
-                self.expiry,
+                self._expiry,
                 begin,
-            ),
+            )
         )
-        return [Step(*each) for each in told]
+        return told
 
-    def start(self) -> None:
+    def _start(self) -> None:
         nothing = {"invoices": 0, "made": 0, "completed": 0, "in_progress": 0}
         same(self._stage.counts(), nothing, "a new node's counts")
 
-    def first(self) -> None:
+    def _first(self) -> None:
         order = self._stage.new_order()
         with self._stage.changes(invoices=1, made=1, completed=1):
             answer = self._stage.request(order)
@@ -126,11 +117,11 @@ class Chapter:
         same(self._stage.ledger(order), answer, "the ledger's invoice")
         self._order, self._answer = order, answer
 
-    def again(self) -> None:
+    def _again(self) -> None:
         with self._stage.changes():
             same(self._stage.request(self._order), self._answer, "the retry's answer")
 
-    def respelled(self) -> None:
+    def _respelled(self) -> None:
         hexes = ("lsp_node_id", "payment_hash", "description_hash")
         respelled = {
             **self._order,
@@ -140,7 +131,7 @@ class Chapter:
         with self._stage.changes():
             same(self._stage.request(respelled), self._answer, "the answer")
 
-    def mismatch(self) -> None:
+    def _mismatch(self) -> None:
         other = {**self._order, "amount_msat": self._order["amount_msat"] + 1}
         with self._stage.changes():
             error = self._stage.refusal(other, STALE_FLOW)
@@ -148,7 +139,7 @@ class Chapter:
             same(error.data, {"reason": "params_mismatch"}, "the error's data")
             same(self._stage.request(self._order), self._answer, "the first request's answer")
 
-    def bad_input(self) -> None:
+    def _bad_input(self) -> None:
         order = self._stage.new_order()
         wrong = {
             "tip_msat": {**order, "tip_msat": 1},
@@ -162,55 +153,55 @@ class Chapter:
                 same(error.data, {"field": field}, "the error's data")
                 same(field in error.message, True, f'"{field}" in the error\'s message')
 
-    def at_once(self) -> None:
+    def _at_once(self) -> None:
         [node] = self._stage.nodes
         with self._stage.changes(invoices=1, made=1, completed=1):
             answers = ask_at_once([node.port], REQUEST, self._stage.new_order(), TIMES)
             same(distinct(answers), 1, f"different invoices in {TIMES} answers")
 
-    def restart(self) -> None:
+    def _restart(self) -> None:
         before = self._stage.counts()
         self._stage.kill()
         same(self._stage.request(self._order), self._answer, "the answer after the restart")
         same(self._stage.counts(), {**before, "made": 0}, "the counts after the restart")
 
-    def forgotten(self) -> None:
+    def _forgotten(self) -> None:
         self._stage.kill()
-        self.start()  # with nothing
+        self._start()  # with nothing
         with self._stage.changes(invoices=1, made=1, completed=1):
             answer = self._stage.request(self._order)
         same(distinct([self._answer, answer]), 2, "different invoices")
 
-    def crash(self) -> None:
+    def _crash(self) -> None:
         order = self._stage.new_order()
         written = self._stage.crash_after_ledger(order)
         with self._stage.changes(completed=1, in_progress=-1):  # and none is made
             same(self._stage.request(order), written, "the answer after the restart")
         same(self._stage.ledger(order), written, "the ledger's invoice")
 
-    def crash_forgotten(self) -> None:
+    def _crash_forgotten(self) -> None:
         order = self._stage.new_order()
         written = self._stage.crash_after_ledger(order)
-        self.start()  # with nothing
+        self._start()  # with nothing
         with self._stage.changes(invoices=1, made=1, completed=1):
             answer = self._stage.request(order)
         same(distinct([written, answer]), 2, "different invoices")
 
-    def two_nodes(self) -> None:
+    def _two_nodes(self) -> None:
         self._stage.start()
         ports = [node.port for node in self._stage.nodes]
         with self._stage.changes(invoices=1, made=1, completed=1):
             answers = ask_at_once(ports, REQUEST, self._stage.new_order(), TIMES)
             same(distinct(answers), 1, f"different invoices in {TIMES} answers of two nodes")
 
-    def two_memories(self) -> None:
+    def _two_memories(self) -> None:
         self._stage.start()
         ports = [node.port for node in self._stage.nodes]
         with self._stage.changes(invoices=1, made=2, completed=1):  # as one of them sees it
             answers = ask_at_once(ports, REQUEST, self._stage.new_order(), TIMES)
             same(distinct(answers), 2, f"different invoices in {TIMES} answers of two nodes")
 
-    def expiry(self) -> None:
+    def _expiry(self) -> None:
         self._stage.kill()
         self._stage.start(environ={"KVREPLAY_REPLAY_REQUEST_INVOICE_TTL": TTL})
         order = self._stage.new_order()

@@ -86,6 +86,10 @@ class Node:
         log: what it writes to stderr is appended here.
         environ: variables to add; no other ``KVREPLAY_*`` variable reaches it.
 
+    Attributes:
+        port: where it listens.
+        lines: what it prints, line by line, and an empty text at the end.
+
     Raises:
         NodeFailedError: it did not get ready.
     """
@@ -112,7 +116,7 @@ class Node:
                 env=inherited | (environ or {}),
                 start_new_session=True,
             )
-        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         try:
@@ -129,17 +133,20 @@ class Node:
     def wait_for(self, start: str) -> str:
         """Return the node's next line, which must start so."""
         try:
-            line = self._lines.get(timeout=_DEADLINE)
+            line = self.lines.get(timeout=_DEADLINE)
         except queue.Empty:
             line = ""
         if not line.startswith(start):
-            raise NodeFailedError(f'a node did not say "{start.strip()}"' + self.last_words())
+            instead = f'"{line}"' if line else "nothing"
+            raise NodeFailedError(
+                f'a node said {instead} instead of "{start.strip()}"{self.last_words()}'
+            )
         return line
 
     def last_words(self) -> str:
         """Return the end of the node's log, indented, on lines of its own."""
-        lines = self._log.read_text(errors="replace").splitlines()[-12:]
-        return "".join(f"\n    {line}" for line in lines)
+        lines = self._log.read_text(errors="replace").splitlines()[-8:]
+        return "".join(f"\n      {line}" for line in lines)
 
     def call(self, method: str, params: object) -> Any:
         """Call a method on a connection of its own; see :meth:`Client.call`."""
@@ -170,8 +177,8 @@ class Node:
     def _read(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            self._lines.put(line.decode(errors="replace").rstrip("\n"))
-        self._lines.put("")  # the end
+            self.lines.put(line.decode(errors="replace").rstrip("\n"))
+        self.lines.put("")  # the end
 
 
 def ask_at_once(ports: Sequence[int], method: str, params: object, times: int) -> list[Any]:

@@ -137,15 +137,13 @@ class Connection(BaseHTTPRequestHandler):
         if not (size.isascii() and size.isdigit()) or "Transfer-Encoding" in self.headers:
             return self._refuse(411, "send a Content-Length")
         if len(size) > 9 or int(size) > MAX_BODY:
-            # Read what a client may have under way already, so that it comes to read the answer.
-            self.rfile.read(min(int(size[:9]), 16 * MAX_BODY))
             return self._refuse(413, f"a body has {MAX_BODY} bytes at most")
-        if self.path != "/":
-            return self._refuse(404, "there is only /")
         body = self.rfile.read(int(size))
         if len(body) < int(size):  # the client went away in the middle
             self.close_connection = True
             return None
+        if self.path != "/":
+            return self._refuse(404, "there is only /")
         return self._send(self.server.answer(body))
 
     def _send(self, content: bytes | None) -> None:
@@ -158,17 +156,20 @@ class Connection(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def _refuse(self, status: int, problem: str) -> None:
-        """Refuse, and hang up: where the next request begins is not known."""
+        """Refuse, and hang up: where the next request begins may not be known."""
         self.send_error(status, problem)
+        self.wfile.flush()
+        # To hang up on what is under way would take the answer away from who sends it.
+        self.connection.settimeout(1.0)
+        while self.rfile.read1(MAX_BODY):
+            pass
         self.close_connection = True
 
     def log_message(self, format: str, *args: Any) -> None:
         """Log no request line: it is the client's text."""
 
 
-def main(
-    arguments: Sequence[str] | None = None, orders: Callable[..., Orders] = Orders
-) -> int:
+def main(arguments: Sequence[str] | None = None, orders: Callable[..., Orders] = Orders) -> int:
     """Run a node until SIGTERM, SIGINT, or, if asked, the end of stdin; return the exit code."""
     asked = _parser().parse_args(arguments)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
@@ -193,8 +194,8 @@ def _serve(settings: NodeSettings, service: Orders, *, until_eof: bool) -> None:
     with Server((settings.host, settings.port), service.methods) as server:
         if until_eof:
             threading.Thread(target=_stop_at_eof, args=(server,), daemon=True).start()
-        print(f"listening {settings.host}:{server.server_port}", flush=True)
         try:
+            print(f"listening {settings.host}:{server.server_port}", flush=True)
             server.serve_forever(poll_interval=0.1)
         except KeyboardInterrupt:
             pass

@@ -21,13 +21,13 @@ from kvreplay import (
     AtomicKVStore,
     ClaimLostError,
     Config,
-    ConfigError,
     ExpiredError,
     IndeterminateError,
     InDoubtError,
     InFlightError,
     KeyNotFoundError,
     KVReplayError,
+    NotApplied,
     OutcomeUnknownError,
     ParamsMismatchError,
     Replay,
@@ -90,9 +90,6 @@ class Orders:
     Args:
         written: called in the handler when the invoice is in the ledger, and nothing of it in
             the replay record yet: the worst moment to crash.
-
-    Raises:
-        ConfigError: a setting does not fit this node.
     """
 
     REPLAYS: Final = "request_invoice"
@@ -104,13 +101,8 @@ class Orders:
         key: NodeKey,
         written: Callable[[], None] = lambda: None,
     ) -> None:
-        settings: dict[str, Any] = dict(config.replay(self.REPLAYS))
-        if "on_in_doubt" in settings:
-            raise ConfigError(
-                f"[replay.{self.REPLAYS}] on_in_doubt: this node asks its ledger when a request is"
-                " in doubt; nothing was started. Remove it."
-            )
-        self.replay = Replay(store, **settings, on_in_doubt=self._reconcile)
+        settings = config.replay(self.REPLAYS, on_in_doubt=self._reconcile)
+        self.replay = Replay(store, **settings)
         self.ledger = Ledger(store)
         self._key = key
         self._written = written
@@ -135,9 +127,7 @@ class Orders:
         """
         request = InvoiceRequest.read(params)
         try:
-            outcome = self.replay.execute(
-                request.key, request.params, lambda: self._make(request)
-            )
+            outcome = self.replay.execute(request.key, request.params, lambda: self._make(request))
         except ParamsMismatchError:
             raise RpcError(STALE_FLOW, "stale_flow", {"reason": "params_mismatch"}) from None
         except ExpiredError:
@@ -178,7 +168,7 @@ class Orders:
         self._written()
         return {"payment_hash": request.payment_hash, "bolt11": bolt11}
 
-    def _reconcile(self, record: ReplayRecord) -> object:
+    def _reconcile(self, record: ReplayRecord) -> Applied | NotApplied:
         """Tell from the ledger whether a request in doubt has made its invoice."""
         entry = self.ledger.find(record.load_params()["payment_hash"])
         if entry is None or _session(entry) != (record.key.scope, record.key.id):

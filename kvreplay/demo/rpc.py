@@ -92,10 +92,10 @@ def _respond(request: object, methods: Mapping[str, Method]) -> dict[str, object
         response = {"jsonrpc": "2.0", "result": methods[method](params), "id": id_}
     except RpcError as error:
         response = _failure(id_, error)
-    except Exception as error:  # noqa: BLE001 - a bug: the log learns where, the caller that much
+    except Exception as error:  # a bug: the log learns where, the caller that much
         # Not its message, which may show a payload.
         where = "".join(traceback.format_tb(error.__traceback__))
-        _log.error("a bug in %s: %s\n%s", method, type(error).__name__, where)
+        _log.error("a bug in %s\n%s%s", method, where, type(error).__name__)
         response = _failure(id_, RpcError(INTERNAL_ERROR, "internal error"))
     return response if "id" in request else None
 

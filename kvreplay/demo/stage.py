@@ -138,6 +138,7 @@ class Stage:
                 answers.append(node.call(REQUEST, order))
             except (OSError, http.client.HTTPException) as error:
                 answers.append(error)
+            node.lines.put("an answer")  # which must not come before it says that it holds
 
         asking = threading.Thread(target=ask)
         with self.changes(invoices=1, made=1, in_progress=1):
