@@ -10,7 +10,6 @@ from kvreplay.errors import ConfigError, KeyNotFoundError, StoreError
 from kvreplay.store import (
     ForkSafeLock,
     KVStoreSync,
-    MigratableKVStore,
     check_change,
     check_name,
     check_namespace,
@@ -88,12 +87,13 @@ class InProcessAtomicStore:
             ConfigError: the wrapped store has no ``list_all_keys``.
         """
         self._check_open()
-        if not isinstance(self._inner, MigratableKVStore):
+        walk = getattr(self._inner, "list_all_keys", None)
+        if walk is None:
             raise ConfigError(
                 f"{type(self._inner).__name__} has no list_all_keys(), so its records cannot be"
                 " walked; give it that method of MigratableKVStore"
             )
-        return iter(self._inner.list_all_keys())
+        return iter(walk())
 
     def check_and_put(
         self,

@@ -31,7 +31,7 @@ from kvreplay.keys import ReplayKey, name
 from kvreplay.record import ReplayRecord, answer_in, decode_response
 from kvreplay.singleflight import Flight, flights, fresh
 from kvreplay.steps import InDoubtPolicy, Policy, Request, Settled
-from kvreplay.store import AtomicKVStore, SweepResult, check_namespace
+from kvreplay.store import AtomicKVStore, ExpiringKVStore, SweepResult, check_namespace
 
 __all__ = [
     "Key",
@@ -112,6 +112,7 @@ class ReplayNamespace:
             on_in_doubt=_in_doubt_policy(on_in_doubt),
             max_record_bytes=max_record_bytes,
         )
+        self.sweeps_itself = not missing_methods(store, ExpiringKVStore)
         self._on_event = on_event
         self._identity: Hashable = getattr(store, "identity", None) or id(store)
 
@@ -221,6 +222,15 @@ def arguments_of(function: Callable[..., object]) -> Callable[..., dict[str, Any
     return arguments
 
 
+def missing_methods(store: object, capability: type[Any]) -> list[str]:
+    """Return what a store lacks of a protocol.
+
+    Not ``isinstance``, which since Python 3.12 does not see what a proxy passes on.
+    """
+    methods = {each for cls in capability.__mro__ for each in vars(cls) if not each.startswith("_")}
+    return [each for each in sorted(methods) if not callable(getattr(store, each, None))]
+
+
 def _in_doubt_policy(on_in_doubt: object) -> InDoubtPolicy:
     if callable(on_in_doubt):
         return InDoubtPolicy.RECONCILE
@@ -232,8 +242,7 @@ def _in_doubt_policy(on_in_doubt: object) -> InDoubtPolicy:
 
 
 def _check_capability(store: object, capability: type[Any], what: str) -> None:
-    methods = {each for cls in capability.__mro__ for each in vars(cls) if not each.startswith("_")}
-    missing = [each for each in sorted(methods) if not callable(getattr(store, each, None))]
+    missing = missing_methods(store, capability)
     if missing:
         raise ConfigError(
             f"{what} needs a store that is {capability.__name__}, and {type(store).__name__} has no"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from typing import cast
 
 from kvreplay.blocking import drive
 from kvreplay.errors import (
@@ -62,8 +63,9 @@ def sweep(namespace: ReplayNamespace, walk: Walk, limit: int) -> SweepResult:
     """Remove at most ``limit`` entries that nobody needs: by the store's index, or by a walk."""
     if type(limit) is not int or limit < 1:
         raise InvalidParamsError("limit must be an int of at least 1; nothing was swept")
-    if isinstance(namespace.store, ExpiringKVStore):
-        return namespace.store.sweep(namespace.name, namespace.clock.now_ms(), limit)
+    if namespace.sweeps_itself:
+        store = cast(ExpiringKVStore, namespace.store)
+        return store.sweep(namespace.name, namespace.clock.now_ms(), limit)
     return walk.visit(limit)
 
 

@@ -81,12 +81,17 @@ def store(engine: Engine) -> Any:
     return engine.open()
 
 
+@pytest.fixture(params=[name for name in ENGINES if name != "filesystem"])
+def transactional_engine(
+    request: pytest.FixtureRequest, new_engine: Callable[[str], Engine]
+) -> Engine:
+    """An engine whose stores have ``transaction()``."""
+    return new_engine(request.param)
+
+
 @pytest.fixture
-def transactional(engine: Engine) -> Any:
-    """A store that has ``transaction()``."""
-    if not engine.transactional:
-        pytest.skip(f"{engine.name} has no transactions")
-    return engine.open()
+def transactional(transactional_engine: Engine) -> Any:
+    return transactional_engine.open()
 
 
 class Child:

@@ -753,6 +753,26 @@ def test_a_wrapped_plain_store_replays(face: Any) -> None:
         replay.sweep()
 
 
+class Proxy:
+    """A store behind one that only passes calls on, as metrics or tracing do."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+def test_a_proxy_is_as_capable_as_its_store(face: Any, store: Any, clock: FakeClock) -> None:
+    replay = face(Proxy(store), NAMESPACE, ttl=60, clock=clock)
+    replay.execute(KEY, PARAMS, Handler("r"))
+    clock.pass_seconds(60)
+    assert replay.sweep().removed == 1
+    walkable = face(Proxy(InProcessAtomicStore(Proxy(WalkableStore()))), NAMESPACE, ttl=60)
+    walkable.execute(KEY, PARAMS, Handler("r"))
+    assert walkable.sweep().visited == 1
+
+
 def test_a_store_without_an_index_is_swept_by_walking(face: Any, clock: FakeClock) -> None:
     inner = WalkableStore()
     inner.write("ledger", "", "hash", b"paid")
