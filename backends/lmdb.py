@@ -33,7 +33,7 @@ from kvreplay.store import (
 
 __all__ = ["LMDBStore"]
 
-_MAX_READERS: Final = 2**20  # 64 bytes each, in lock.mdb
+_MAX_READERS: Final = 2**16  # 64 bytes each, in lock.mdb
 
 
 class LMDBStore:
@@ -208,14 +208,19 @@ class LMDBStore:
 
     def _walk(self, prefix: bytes) -> Iterator[bytes]:
         """Yield the keys of all entries that start with ``prefix``, in key order."""
-        after = prefix
+        start = prefix
         while True:
-            environment = self._opened()
-            page = environment.read(lambda txn: entries.keys_from(environment, txn, prefix, after))  # noqa: B023
+            page = _page(self._opened(), prefix, start)
             yield from page
             if len(page) < entries.PAGE:
                 return
-            after = page[-1] + b"\0"  # the least key that is greater
+            start = page[-1] + b"\0"  # the least key that is greater
+
+
+def _page(environment: Environment, prefix: bytes, start: bytes) -> list[bytes]:
+    return environment.read(
+        lambda txn: entries.keys_from(environment, txn, prefix, start, entries.PAGE)
+    )
 
 
 def _absolute(path: str | os.PathLike[str]) -> Path:

@@ -112,6 +112,8 @@ class Environment:
                     return operation(txn)
                 finally:
                     txn.abort()
+                    # The failure of an earlier attempt holds this frame, and it the reader slot.
+                    del txn
             except lmdb.Error as error:
                 failure = error
             finally:
@@ -134,7 +136,7 @@ class Environment:
                     try:
                         result = operation(txn)
                     except BaseException:
-                        txn.abort()
+                        self._gate.quietly(txn.abort)
                         raise
                     self._commit(env, txn)
                     return result
@@ -153,6 +155,7 @@ class Environment:
             self._make_room()
             env, txn = self._begin_write()
             block = self._block = Block(self.path, txn)
+            committed = False
             try:
                 yield block
                 if block.inherited:
@@ -163,13 +166,15 @@ class Environment:
                 if block.failure is None:
                     try:
                         self._commit(env, txn)
+                        committed = True
                     except (lmdb.Error, OutcomeUnknownError) as error:
                         block.failure = error
             finally:
                 block.ended = True
                 if not block.inherited:
                     self._block = None
-                    txn.abort()  # nothing, after a commit
+                    if not committed:
+                        self._gate.quietly(txn.abort)
                     self._gate.leave()
                     if block.failure is not None:
                         self._repair(env, block.failure)

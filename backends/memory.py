@@ -126,6 +126,8 @@ class MemoryStore:
                     self._drop((primary_namespace, secondary, key))
                     removed += 1
             del index[: len(visited)]
+            if not index:
+                self._expiry.pop(primary_namespace, None)
             return SweepResult(len(visited), removed, more=due > limit)
 
     def transaction(self) -> AbstractContextManager[KVTransaction]:
@@ -216,11 +218,13 @@ class MemoryStore:
 
     def _unindex(self, address: Address, old: Entry | None) -> None:
         if old is not None and old[1] is not None:
-            index = self._expiry[address[0]]
+            index = self._expiry.get(address[0], [])
             place = (old[1], *address[1:])
             at = bisect.bisect_left(index, place)
             if index[at : at + 1] == [place]:
                 del index[at]
+            if not index:
+                self._expiry.pop(address[0], None)
 
 
 class _Transaction:

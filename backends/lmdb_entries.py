@@ -1,0 +1,159 @@
+"""How entries lie in LMDB, and the steps that change them inside a transaction.
+
+``entries``: ``primary NUL secondary NUL key`` -> 8 bytes of expiry, then the value.
+``expiry``: ``primary NUL expiry secondary NUL key`` -> nothing, for entries that expire.
+An expiry is ``expires_at + 1``, big-endian, so that zeros are free to say *none*.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from kvreplay.backends.lmdb_environment import Environment, Transaction
+from kvreplay.store import SweepResult, check_name
+
+__all__ = [
+    "PAGE",
+    "STAMP",
+    "Address",
+    "check_and_put",
+    "delete",
+    "keys_from",
+    "prefix_of",
+    "put",
+    "sweep",
+]
+
+PAGE: Final = 1000
+"""How many keys a walk takes from one read transaction."""
+
+STAMP: Final = 8
+"""Bytes of expiry before each value."""
+
+_NEVER: Final = bytes(STAMP)
+
+
+class Address:
+    """An entry's checked names as LMDB keys: names hold no zero byte, so it separates them."""
+
+    __slots__ = ("entry", "primary", "rest")
+
+    def __init__(self, primary_namespace: str, secondary_namespace: str, key: str) -> None:
+        check_name(primary_namespace, secondary_namespace, key)
+        self.primary = primary_namespace.encode()
+        self.rest = f"{secondary_namespace}\0{key}".encode()
+        self.entry = self.primary + b"\0" + self.rest
+
+    def index(self, stamp: bytes) -> bytes:
+        """Return the entry's key in the expiry index: by namespace, then time."""
+        return self.primary + b"\0" + stamp + self.rest
+
+
+def prefix_of(primary_namespace: str, secondary_namespace: str) -> bytes:
+    """Return what the keys of a namespace's entries start with."""
+    return f"{primary_namespace}\0{secondary_namespace}\0".encode()
+
+
+def put(
+    environment: Environment,
+    txn: Transaction,
+    address: Address,
+    value: bytes,
+    expires_at: int | None,
+) -> None:
+    """Create or replace an entry."""
+    old = txn.get(address.entry, None, environment.entries)
+    _replace(environment, txn, address, old, value, expires_at)
+
+
+def delete(environment: Environment, txn: Transaction, address: Address) -> None:
+    """Remove an entry if it is there."""
+    old = txn.get(address.entry, None, environment.entries)
+    _replace(environment, txn, address, old, None, None)
+
+
+def check_and_put(
+    environment: Environment,
+    txn: Transaction,
+    address: Address,
+    expected: bytes | None,
+    value: bytes | None,
+    expires_at: int | None,
+) -> bytes | None:
+    """Change an entry if it is as expected; return what was found."""
+    old = txn.get(address.entry, None, environment.entries)
+    found = None if old is None else old[STAMP:]
+    if found == expected:
+        _replace(environment, txn, address, old, value, expires_at)
+    return found
+
+
+def _replace(
+    environment: Environment,
+    txn: Transaction,
+    address: Address,
+    old: bytes | None,
+    value: bytes | None,
+    expires_at: int | None,
+) -> None:
+    """Change an entry and its place in the expiry index together."""
+    stamp = _NEVER
+    if value is not None and expires_at is not None:
+        stamp = (expires_at + 1).to_bytes(STAMP, "big")
+    if old is not None and old[:STAMP] not in (_NEVER, stamp):
+        txn.delete(address.index(old[:STAMP]), db=environment.expiry)
+    if value is not None:
+        txn.put(address.entry, stamp + value, db=environment.entries)
+        if stamp != _NEVER:
+            txn.put(address.index(stamp), b"", db=environment.expiry)
+    elif old is not None:
+        txn.delete(address.entry, db=environment.entries)
+
+
+def sweep(
+    environment: Environment, txn: Transaction, primary_namespace: str, now: int, limit: int
+) -> SweepResult:
+    """Remove due entries of one primary namespace, the longest due first."""
+    prefix = primary_namespace.encode() + b"\0"
+    due: list[bytes] = []
+    more = False
+    with txn.cursor(environment.expiry) as cursor:
+        found = cursor.set_range(prefix)
+        while found:
+            index = cursor.key()
+            stamp = index[len(prefix) : len(prefix) + STAMP]
+            if not index.startswith(prefix) or int.from_bytes(stamp, "big") > now + 1:
+                break
+            if len(due) == limit:
+                more = True
+                break
+            due.append(index)
+            found = cursor.next()
+    removed = 0
+    for index in due:
+        stamp, rest = index[len(prefix) : len(prefix) + STAMP], index[len(prefix) + STAMP :]
+        stored = txn.get(prefix + rest, None, environment.entries)
+        txn.delete(index, db=environment.expiry)
+        if stored is not None and stored[:STAMP] == stamp:
+            removed += txn.delete(prefix + rest, db=environment.entries)
+    return SweepResult(len(due), removed, more)
+
+
+def keys_from(
+    environment: Environment,
+    txn: Transaction,
+    prefix: bytes,
+    start: bytes,
+    limit: int | None,
+) -> list[bytes]:
+    """Return the entries' keys from ``start`` on that have the prefix, at most ``limit``."""
+    keys: list[bytes] = []
+    with txn.cursor(environment.entries) as cursor:
+        found = cursor.set_range(start) if start else cursor.first()
+        while found and len(keys) != limit:
+            key = cursor.key()
+            if not key.startswith(prefix):
+                break
+            keys.append(key)
+            found = cursor.next()
+    return keys

@@ -1,0 +1,138 @@
+"""The gate before an LMDB handle: many use it at a time, and it is changed while nobody does.
+
+``set_mapsize`` and ``close`` pull the map away from under open transactions, and a forked child
+must close its parent's handle without harming what the parent's threads are in the middle of.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+
+import lmdb
+
+from kvreplay.store import ForkSafeLock
+
+__all__ = ["FORK_PATIENCE", "Gate"]
+
+FORK_PATIENCE = 10.0
+"""Seconds that a fork waits, at most, for what other threads are in the middle of."""
+
+
+class Gate:
+    """Guards a handle; it is closed, and the handle ``None``, while the handle changes.
+
+    Args:
+        handle: what it guards.
+        reopen: makes a new handle when there is none, behind the closed gate.
+        check_wait: called before waiting at a closed gate; may refuse by raising.
+    """
+
+    def __init__(
+        self,
+        handle: lmdb.Environment,
+        reopen: Callable[[], lmdb.Environment],
+        check_wait: Callable[[], None],
+    ) -> None:
+        self._handle: lmdb.Environment | None = handle
+        self._reopen = reopen
+        self._check_wait = check_wait
+        self._lock = ForkSafeLock()  # held by who has closed the gate
+        self._inside: deque[None] = deque()  # one for each between enter and leave
+        self._left = threading.Event()
+        self._forking: tuple[bool, bool, lmdb.Environment | None] = (False, False, None)
+
+    def enter(self) -> lmdb.Environment:
+        """Wait until it is open; every return is followed by one :meth:`leave`."""
+        while True:
+            # First announce, then look: whoever closes the gate does it in the other order.
+            self._inside.append(None)
+            if (handle := self._handle) is not None:
+                return handle
+            self.leave()
+            self._check_wait()
+            with self._lock:  # until whoever closed it is done
+                if self._handle is None:
+                    self._handle = self._reopen()
+
+    def leave(self) -> None:
+        """Say that the handle, and all that came of it, is no longer in use."""
+        self._inside.pop()
+        if self._handle is None:
+            self._left.set()
+
+    def alone(self, change: Callable[[lmdb.Environment | None], lmdb.Environment | None]) -> None:
+        """Replace the handle by ``change(handle)`` while nobody uses it.
+
+        If ``change`` raises, there is no handle, and whoever enters next makes a new one.
+        """
+        with self._lock:
+            handle, self._handle = self._handle, None
+            try:
+                self._drain(0, None)
+            except BaseException:  # an interrupt
+                self._handle = handle
+                raise
+            self._handle = change(handle)
+
+    def quietly(self, action: Callable[[], None]) -> None:
+        """Run ``action``, for a thread that is inside, while no other one is.
+
+        LMDB's Python driver ends ``abort()`` of a write transaction only when it finds no other
+        call in progress, which busy readers can put off for ever.
+        """
+        held = False
+        # A gate that another thread has closed is as good: that thread waits for this one.
+        while self._handle is not None and not (held := self._lock.acquire(0.01)):
+            pass
+        if not held:
+            return action()
+        handle, self._handle = self._handle, None
+        try:
+            self._drain(1, None)
+            action()
+        finally:
+            self._handle = handle
+            self._lock.release()
+
+    def before_fork(self, own: int) -> None:
+        """Close the gate and let all but the ``own`` uses of this thread end, within reason."""
+        held = self._lock.acquire(FORK_PATIENCE)
+        handle, calm = None, False
+        if held:
+            handle, self._handle = self._handle, None
+            calm = self._drain(own, FORK_PATIENCE)
+        self._forking = held, calm, handle
+
+    def after_fork_in_parent(self) -> None:
+        """Open it again."""
+        held, _, handle = self._forking
+        self._forking = (False, False, None)
+        if held:
+            self._handle = handle
+            self._lock.release()
+
+    def after_fork_in_child(self) -> tuple[lmdb.Environment | None, bool]:
+        """Leave the gate closed and empty.
+
+        Returns:
+            The parent's handle, if it had one, and whether it can be closed without a hang.
+        """
+        held, calm, handle = self._forking
+        self._forking = (False, False, None)
+        self._handle = None
+        self._inside.clear()
+        self._left = threading.Event()
+        if held:
+            self._lock.release()
+        return handle, calm or (held and handle is None)
+
+    def _drain(self, at_most: int, timeout: float | None) -> bool:
+        """Wait, behind the closed gate, until only so many are inside."""
+        while True:
+            self._left.clear()
+            if len(self._inside) <= at_most:
+                return True
+            if not self._left.wait(timeout):
+                return False
