@@ -122,7 +122,8 @@ class Folders:
             try:
                 if parts not in self._settled:
                     self._make(parts)
-                return make_name(os.path.join(self._top, *parts))
+                make_name(os.path.join(self._top, *parts))
+                return
             except FileNotFoundError:
                 self._settled.discard(parts)
                 if attempt == _MAX_ATTEMPTS:

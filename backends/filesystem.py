@@ -70,7 +70,8 @@ class FilesystemStore:
 
     Each change is atomic and excludes every other thread and process on this machine; after
     a crash an entry is its old or its new value as a whole. A read returns nothing that a
-    power cut could still undo. Nothing that matters is kept in memory, so a forked child may go on using its parent's store.
+    power cut could still undo. Nothing that matters is kept in memory, so a forked child may
+    go on using its parent's store.
 
     Args:
         path: the root folder, created if need be (mode 0700); its file system must know

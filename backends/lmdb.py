@@ -116,7 +116,7 @@ class LMDBStore:
     def remove(
         self, primary_namespace: str, secondary_namespace: str, key: str, lazy: bool = False
     ) -> None:
-        """Remove if present, durably also when ``lazy``; see :meth:`kvreplay.KVStoreSync.remove`."""
+        """Remove if present, durably even if ``lazy``; see :meth:`kvreplay.KVStoreSync.remove`."""
         address = entries.Address(primary_namespace, secondary_namespace, key)
         environment = self._opened()
         environment.write(lambda txn: entries.delete(environment, txn, address))
@@ -199,7 +199,7 @@ class LMDBStore:
 
     def __del__(self) -> None:
         if self._environment is not None:
-            warnings.warn(f"{self!r} was not closed", ResourceWarning, source=self)
+            warnings.warn(f"{self!r} was not closed", ResourceWarning, stacklevel=2, source=self)
 
     def _opened(self) -> Environment:
         if self._environment is None:

@@ -191,7 +191,7 @@ class Environment:
             )
 
     def _begin_write(self) -> tuple[lmdb.Environment, Transaction]:
-        """Begin what its caller ends, with :meth:`_leave`."""
+        """Begin what the caller ends, and then leaves the gate."""
         while True:
             env = self._gate.enter()
             try:
@@ -282,7 +282,7 @@ class Environment:
         return env
 
     def _reopen(self) -> lmdb.Environment:
-        """Open the files again: after a fault, or after a fork, which leaves the parent's handle."""
+        """Open the files again: after a fault, or a fork, which leaves the parent's handle."""
         if not self.users:
             raise StoreError("this store is closed; nothing was done")
         if self._stranded:

@@ -11,7 +11,6 @@ import errno
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import stat
@@ -19,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -89,6 +87,14 @@ def unavailable(reason: str) -> None:
 # Other processes.
 
 
+def _unmeasured() -> dict[str, str]:
+    """This environment without what makes a child measure its coverage, in files of its own.
+
+    What these tests count and break are the system calls of the store alone.
+    """
+    return {name: value for name, value in os.environ.items() if "COVERAGE" not in name}
+
+
 class Process:
     """Python code in a process of its own: ``say`` and ``wait`` speak with the test."""
 
@@ -112,7 +118,7 @@ signal.alarm(100)
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             text=True,
-            env=os.environ | environment,
+            env=_unmeasured() | environment,
         )
         assert self.popen.stdin is not None
         assert self.popen.stdout is not None
@@ -238,6 +244,31 @@ def test_stored_bytes(store: LMDBStore, root: Path) -> None:
     }
     assert sorted(path.name for path in root.iterdir()) == ["data.mdb", MARKER, "lock.mdb"]
     assert (root / MARKER).read_bytes() == b"kvreplay lmdb 1\n"
+
+
+def test_no_index_entry_lingers(store: LMDBStore) -> None:
+    """A sweep visits what is due and no left-over of an entry that was changed."""
+
+    def put(value: bytes | None, expires_at: int | None = None) -> None:
+        try:
+            expected = store.read("p", "s", "k")
+        except KeyNotFoundError:
+            expected = None
+        store.check_and_put("p", "s", "k", expected=expected, value=value, expires_at=expires_at)
+
+    for change in (
+        lambda: put(b"v", 500),
+        lambda: put(b"v"),
+        lambda: put(None, 5),
+        lambda: store.write("p", "s", "k", b"v"),
+        lambda: store.remove("p", "s", "k"),
+    ):
+        put(b"v", 5)
+        change()
+        assert store.sweep("p", 499, 10) == SweepResult(0, 0, False)
+    put(b"v", 5)
+    put(b"w", 5)
+    assert store.sweep("p", 499, 10) == SweepResult(1, 1, False)
 
 
 def test_longest_names_can_expire(store: LMDBStore) -> None:
@@ -584,7 +615,6 @@ def test_full_disk(tmp_path: Path) -> None:
             ballast.unlink()
             store.write("p", "s", "x", bytes(100 * KIB))
             assert store.sweep("p", 5, 5) == SweepResult(1, 1, False)
-            assert len(store.list_all_keys().__class__.__name__) > 0
             assert set(content(store)) == (set(before) | {("p", "s", "x")}) - {("p", "s", "due")}
 
 
@@ -664,7 +694,7 @@ with LMDBStore(path) as store:
             break
     assert n < 9
     assert store.list("p", "s") == [f"k{m}" for m in range(n)]
-    say(type(error).__name__ if False else n)
+    say(n)
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
     store.write("p", "s", "later", bytes(30000))
 """
@@ -678,6 +708,15 @@ with LMDBStore(path) as store:
 READ = """
 with LMDBStore(path) as store:
     store._opened().read(lambda txn: (say("reading"), wait()))
+"""
+
+
+OPEN = """
+try:
+    LMDBStore(path).close()
+    say("opened")
+except StoreUnavailableError:
+    say("unavailable")
 """
 
 
@@ -713,28 +752,12 @@ def test_slots_of_killed_readers_are_freed(root: Path, call: str) -> None:
                 one.kill()
                 other.kill()
             # LMDB cannot free them while it opens: who has it open already does.
-            with pytest.raises(StoreUnavailableError):
-                other_store = in_process_open(root)
-                raise StoreUnavailableError(other_store)
+            assert in_process(OPEN, root).strip() == "unavailable"
             if call == "read":
                 assert store.read("p", "s", "k") == b"v"
             else:
                 assert store.list("p", "s") == ["k"]
-            assert in_process_open(root) == "opened"
-
-
-def in_process_open(root: Path) -> str:
-    code = """
-try:
-    LMDBStore(path).close()
-    say("opened")
-except StoreUnavailableError as error:
-    say("unavailable")
-"""
-    said = in_process(code, root).strip()
-    if said != "opened":
-        raise StoreUnavailableError(said)
-    return said
+            assert in_process(OPEN, root).strip() == "opened"
 
 
 def test_threads_that_share_few_slots(root: Path) -> None:
@@ -845,8 +868,8 @@ def test_a_marker_that_cannot_be_written(root: Path, monkeypatch: pytest.MonkeyP
         patch.setattr(lmdb_files, "replace_file", fail)
         with pytest.raises(StoreFullError) as caught:
             LMDBStore(root)
+        assert caught.value.__cause__ is not None  # while its traceback lives, too
         assert open_files_of(root) == []
-    assert caught.value is not None
     with LMDBStore(root) as store:
         store.write("p", "s", "k", b"v")
     assert (root / MARKER).exists()
@@ -981,16 +1004,14 @@ def test_a_child_cannot_commit_its_parents_transaction(store: LMDBStore, fork: A
 
 
 def test_a_child_that_raises_inside_its_parents_transaction(store: LMDBStore, fork: Any) -> None:
-    def child() -> None:
-        raise ZeroDivisionError
+    def child(block: Any) -> None:
+        assert not block.__exit__(ZeroDivisionError, ZeroDivisionError(), None)
 
-    with store.transaction() as txn:
+    block = store.transaction()
+    with block as txn:
         txn.write("p", "s", "k", b"parent")
-        pid = fork(lambda: None).pid
-        os.waitpid(pid, 0)
-        with pytest.raises(ZeroDivisionError), contextlib.ExitStack() as stack:
-            stack.callback(lambda: None)
-            child()
+        fork(lambda: child(block)).join()
+        assert txn.read("p", "s", "k") == b"parent"
     assert store.read("p", "s", "k") == b"parent"
 
 
@@ -1358,20 +1379,11 @@ def test_killed_at_each_step_of_making_a_store(root: Path, tmp_path: Path) -> No
     needs_strace()
     deep = root.parent / "deep" / "store"
     marked = []
-    for step in (
-        "mkdir",
-        "ftruncate",
-        "pwrite64",
-        "fdatasync",
-        "fsync",
-        "rename",
-        "link",
-        "unlink",
-    ):
+    for step in ("mkdir", "pwrite64", "fdatasync", "fsync", "link", "unlink", "rename"):
         for n in range(1, 50):
             shutil.rmtree(deep.parent, ignore_errors=True)
             before = (
-                "strace", "-f", "--seccomp-bpf", "-o", "/dev/null", "-e", f"trace={step}",
+                "strace", "-f", "-o", "/dev/null", "-e", f"trace={step}",
                 "-e", f"inject={step}:signal=SIGKILL:when={n}",
             )  # fmt: skip
             with Process('LMDBStore(path).close(); say("made")', deep, before=before) as process:
@@ -1550,7 +1562,6 @@ except StoreUnavailableError as error:
     say(str(error))
 """
     with Process(code, root, before=before) as one, Process(code, root, before=before) as other:
-        assert one.hear() == "opened as 1" if False else True
         first = one.hear()
         second = other.hear()
         said = sorted([first, second])
@@ -1958,8 +1969,6 @@ def test_a_walk_takes_pages(store: LMDBStore, monkeypatch: pytest.MonkeyPatch) -
 def test_a_paused_walk_keeps_no_old_pages(root: Path) -> None:
     """A read transaction held over 1000 commits would keep every page that they replaced."""
     with LMDBStore(root, durability="process") as store:
-        for n in range(2500):
-            store.write("p", "s", f"k{n:04}", b"v") if n % 500 == 0 else None
         with store.transaction() as txn:
             for n in range(2500):
                 txn.write("p", "s", f"k{n:04}", b"v")
@@ -2008,12 +2017,10 @@ say("closed")
     LMDBStore(root).close()
     with Process(blocked, root) as process:
         assert process.hear() == "ready"
-        for n in range(2):
+        for _ in range(2):
             with Process(hold, root) as holder:
                 assert holder.hear() == "inside"
                 process.tell()
-                if n:
-                    pass
                 assert process.hear() == "blocking"
                 until_it_waits(process.popen.pid)
                 process.popen.send_signal(signal.SIGINT)
@@ -2047,4 +2054,3 @@ def test_the_source_of_errors_is_the_drivers(store: LMDBStore) -> None:
     with pytest.raises(KeyNotFoundError) as caught:
         store.read("p", "s", "secret")
     assert "secret" not in told(caught.value)
-    assert resource and traceback
