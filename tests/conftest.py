@@ -121,3 +121,10 @@ class Child:
 def fork() -> type[Child]:
     """``fork(action)`` runs an action in a forked child; ``.join()`` says that it went well."""
     return Child
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what forks: coverage holds a lock of its own then, with which a child would hang."""
+    for item in items:
+        if "fork" in getattr(item, "fixturenames", ()):
+            item.add_marker("fork")
