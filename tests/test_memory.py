@@ -38,6 +38,27 @@ def test_two_stores_share_nothing() -> None:
     assert list(other.list_all_keys()) == []
 
 
+def test_a_reader_waits_for_the_end_of_a_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = MemoryStore()
+    apply = MemoryStore._apply
+    seen: list[list[str]] = []
+    reader = threading.Thread(target=lambda: seen.append(store.list("p", "s")))
+
+    def slowly(self: MemoryStore, *change: Any) -> None:
+        apply(self, *change)
+        if not reader.ident:
+            reader.start()
+            reader.join(0.1)
+            assert not seen
+
+    monkeypatch.setattr(MemoryStore, "_apply", slowly)
+    with store.transaction() as txn:
+        txn.write("p", "s", "a", b"v")
+        txn.write("p", "s", "b", b"v")
+    reader.join(30)
+    assert seen == [["a", "b"]]
+
+
 def test_its_tables_empty_themselves() -> None:
     store = MemoryStore()
     for n in range(3):
