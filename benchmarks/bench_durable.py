@@ -1,0 +1,186 @@
+"""How many first executions a second reach the disk, and how many commits does each take?
+
+The rival is raw py-lmdb, one transaction a write: the same threads doing the same two writes, one
+of a claim's size and one of a record's. Tasks' raw writes run in asyncio's own thread pool.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any, Final
+
+import lmdb
+import pytest
+
+from benchmarks.conftest import Sizes
+from benchmarks.measure import calling, commits_of, in_tasks, in_threads, in_turn
+from benchmarks.workload import (
+    FAR,
+    NAMESPACE,
+    PARAMS,
+    SCOPE,
+    claimed,
+    completed,
+    request_id,
+    respond,
+    url_of,
+)
+from kvreplay import AsyncReplay, Replay, open_store
+
+ENGINES: Final = ["lmdb", "filesystem", "memory"]
+ROUNDS: Final = 3
+CLAIM, RECORD = claimed(0), completed(0, FAR)[1]
+
+Note = Callable[..., None]
+Put = Callable[..., None]
+
+
+@pytest.fixture
+def put(folder: Path) -> Iterator[Put]:
+    """Raw durable writes of one key: a transaction for each value."""
+    env = lmdb.open(str(folder / "raw"), map_size=16 << 30, max_dbs=1, lib_version=0)
+    entries = env.open_db(b"entries")
+    numbers = count()
+
+    def put(*values: bytes) -> None:
+        key = request_id(next(numbers)).encode()
+        for value in values:
+            with env.begin(write=True) as txn:
+                txn.put(key, value, db=entries)
+
+    yield put
+    env.close()
+
+
+def figures_of(
+    rate: float, raw: float, commits: int | None, executions: int
+) -> dict[str, float | int]:
+    figures: dict[str, float | int] = {
+        "executions/s": rate,
+        "raw executions/s": raw,
+        "x raw": rate / raw,
+    }
+    if commits is not None:
+        # Two changes an execution: the claim and the record.
+        figures |= {"changes": 2 * executions, "commits": commits}
+        figures["mean batch"] = 2 * executions / commits
+    return figures
+
+
+def lmdb_commits(engine: str, folder: Path) -> int | None:
+    return commits_of(folder / "store") if engine == "lmdb" else None
+
+
+@pytest.mark.parametrize("threads", [1, 16, 64, 256])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_threads(
+    benchmark: Any,
+    note: Note,
+    sizes: Sizes,
+    put: Put,
+    engine: str,
+    threads: int,
+    folder: Path,
+) -> None:
+    with open_store(url_of(engine, folder)) as store:
+        replay = Replay(store, NAMESPACE, ttl=3600)
+        numbers = count()
+
+        def execute() -> None:
+            replay.execute((SCOPE, request_id(next(numbers))), PARAMS, respond)
+
+        before = lmdb_commits(engine, folder)
+        rate, raw = in_turn(
+            benchmark,
+            lambda: in_threads(threads, sizes.seconds, execute),
+            lambda: in_threads(threads, sizes.seconds, partial(put, CLAIM, RECORD)),
+            rounds=min(ROUNDS, sizes.rounds),
+        )
+        after = lmdb_commits(engine, folder)
+    commits = after - before if after is not None and before is not None else None
+    who = "1 thread" if threads == 1 else f"{threads} threads"
+    note(f"durable/{engine}, {who}", figures_of(rate, raw, commits, next(numbers)))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_tasks(
+    benchmark: Any, note: Note, sizes: Sizes, put: Put, engine: str, folder: Path
+) -> None:
+    tasks = 1000
+    with open_store(url_of(engine, folder)) as store:
+        replay = AsyncReplay(store, NAMESPACE, ttl=3600)
+        numbers = count()
+
+        async def execute() -> None:
+            await replay.execute((SCOPE, request_id(next(numbers))), PARAMS, respond)
+
+        async def write_twice() -> None:
+            await asyncio.to_thread(put, CLAIM, RECORD)
+
+        before = lmdb_commits(engine, folder)
+        rate, raw = in_turn(
+            benchmark,
+            lambda: in_tasks(tasks, sizes.seconds, execute),
+            lambda: in_tasks(tasks, sizes.seconds, write_twice),
+            rounds=min(ROUNDS, sizes.rounds),
+        )
+        after = lmdb_commits(engine, folder)
+    commits = after - before if after is not None and before is not None else None
+    note(f"durable/{engine}, {tasks} tasks", figures_of(rate, raw, commits, next(numbers)))
+
+
+def execute(replay: Replay, number: int) -> None:
+    replay.execute((SCOPE, request_id(number)), PARAMS, respond)
+
+
+def execute_in_transaction(replay: Replay, number: int) -> None:
+    replay.execute_in_transaction((SCOPE, request_id(number)), PARAMS, respond)
+
+
+@pytest.mark.parametrize(
+    ("mode", "lease", "execute", "writes"),
+    [
+        ("with a claim", 30.0, execute, [CLAIM, RECORD]),
+        ("lease=None", None, execute, [RECORD]),
+        ("in a transaction", 30.0, execute_in_transaction, [RECORD]),
+    ],
+)
+def test_first_execution(
+    benchmark: Any,
+    note: Note,
+    sizes: Sizes,
+    put: Put,
+    disk: dict[str, Any],
+    mode: str,
+    lease: float | None,
+    execute: Callable[[Replay, int], None],
+    writes: list[bytes],
+    folder: Path,
+) -> None:
+    """One thread: its commits, and its time beside as many raw durable commits."""
+    # A round takes a tenth of a second or so, whatever the disk.
+    calls = min(sizes.calls, max(10, int(20 / disk["flush ms"])))
+    with open_store(url_of("lmdb", folder)) as store:
+        replay = Replay(store, NAMESPACE, ttl=3600, lease=lease)
+        numbers = count()
+        before = commits_of(folder / "store")
+        seconds, raw = in_turn(
+            benchmark,
+            calling(lambda: execute(replay, next(numbers)), calls),
+            calling(partial(put, *writes), calls),
+            rounds=min(15, sizes.rounds),
+        )
+        commits = commits_of(folder / "store") - before
+    note(
+        f"first execution/{mode}",
+        {
+            "commits each": commits / next(numbers),
+            "ms": seconds * 1000,
+            "raw commits ms": raw * 1000,
+            "x raw commits": seconds / raw,
+        },
+    )

@@ -1,0 +1,160 @@
+"""Options, sizes, and where the stores lie."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import lmdb
+import msgpack
+import pytest
+
+from benchmarks.measure import file_system_of, flush_seconds
+from benchmarks.workload import AS_ONE_MAP, FAR, fill
+from kvreplay import open_store
+
+DISKS = pytest.StashKey[list[dict[str, Any]]]()
+
+
+@attrs.frozen
+class Sizes:
+    """How much is measured."""
+
+    rounds: int
+    calls: int
+    """A round, of what takes microseconds."""
+    seconds: float
+    """A round, of what is counted."""
+    records: tuple[int, ...]
+    """In a store, to compare."""
+    live: int
+    """In a store that is swept."""
+    due: int
+    """There too."""
+    executions: int
+    """For the memory they take."""
+
+
+NORMAL = Sizes(
+    rounds=25,
+    calls=1000,
+    seconds=1.0,
+    records=(10**4, 10**5, 10**6),
+    live=10**6,
+    due=10**5,
+    executions=10**6,
+)
+SHORT = Sizes(
+    rounds=1, calls=20, seconds=0.05, records=(1000, 10_000), live=10_000, due=1000, executions=1000
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("kvreplay")
+    group.addoption("--short", action="store_true", help="each benchmark once, on small sizes")
+    group.addoption("--huge", action="store_true", help="also a store of 10^7 records (20 GB)")
+
+
+def sizes_of(config: pytest.Config) -> Sizes:
+    if config.getoption("--short"):
+        return SHORT
+    if config.getoption("--huge"):
+        return attrs.evolve(NORMAL, records=(*NORMAL.records, 10**7))
+    return NORMAL
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "records" in metafunc.fixturenames:
+        metafunc.parametrize("records", sizes_of(metafunc.config).records)
+
+
+def pytest_benchmark_update_machine_info(
+    config: pytest.Config, machine_info: dict[str, Any]
+) -> None:
+    machine_info["lmdb"] = lmdb.__version__
+    if disks := config.stash.get(DISKS, []):
+        flushes = [each["flush ms"] for each in disks]
+        machine_info["file system"] = disks[0]["file system"]
+        machine_info["flush ms"] = f"{min(flushes)} to {max(flushes)}"
+
+
+@pytest.fixture(scope="session")
+def sizes(pytestconfig: pytest.Config) -> Sizes:
+    return sizes_of(pytestconfig)
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder on the disk that is measured, for what outlives a test; ``--basetemp`` moves it."""
+    folder = tmp_path_factory.mktemp("place")
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def folder(place: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A test's own folder there, gone after the test."""
+    folder = place / "test"
+    folder.mkdir()
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def disk(place: Path, pytestconfig: pytest.Config) -> dict[str, Any]:
+    """What the disk is, and how long it takes for a flush around the time of these benchmarks."""
+    figures = {
+        "file system": file_system_of(place),
+        "flush ms": round(flush_seconds(place) * 1000, 3),
+    }
+    pytestconfig.stash.setdefault(DISKS, []).append(figures)
+    return figures
+
+
+@pytest.fixture
+def note(benchmark: Any, disk: dict[str, Any]) -> Callable[..., None]:
+    """Record a row's figures with the benchmark: ``note("hit/raw", {"µs": 2.3})``."""
+
+    def note(row: str, figures: dict[str, Any]) -> None:
+        rows = benchmark.extra_info.setdefault("rows", {})
+        rows[row] = {name: rounded(value) for name, value in figures.items()}
+        benchmark.extra_info.update(disk)
+
+    return note
+
+
+def rounded(value: Any) -> Any:
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+@pytest.fixture(scope="session")
+def floor(place: Path) -> Iterator[Callable[[], Any]]:
+    """The least that a hit can be: a raw get, and one msgpack decoding of the same content."""
+    env = lmdb.open(str(place / "floor"), map_size=1 << 30, max_dbs=1, lib_version=0)
+    entries = env.open_db(b"entries")
+    with env.begin(write=True) as txn:
+        txn.put(b"key", AS_ONE_MAP, db=entries)
+
+    def floor() -> Any:
+        with env.begin() as txn:
+            return msgpack.unpackb(txn.get(b"key", db=entries))
+
+    yield floor
+    env.close()
+
+
+@pytest.fixture(scope="session")
+def filled(place: Path) -> Callable[[int], str]:
+    """Make and keep LMDB stores that hold so many live records; returns their URLs."""
+
+    def filled(records: int) -> str:
+        url = f"lmdb:{place / str(records)}?map_size=64GiB"
+        if not (place / str(records)).exists():
+            with open_store(url) as store:
+                fill(store, range(records), FAR)
+        return url
+
+    return filled

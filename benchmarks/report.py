@@ -1,0 +1,124 @@
+"""The tables of ``docs/benchmarks.md``, from the rows of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from benchmarks.targets import TARGETS, Rows
+
+__all__ = ["markdown"]
+
+_SECTIONS: Final = {
+    "hit": (
+        "A replay",
+        "A 0.7 KB record of 8 params, one thread. The floor is a raw py-lmdb `get` and one msgpack"
+        " decoding of the same content as one map, measured in turn with each row.",
+    ),
+    "hit parts": (
+        "Where a hit's time goes",
+        "On LMDB, each part alone; what they leave of the whole is the calls between them.",
+    ),
+    "first execution": (
+        "A first execution",
+        "One thread on LMDB, beside as many raw durable commits of the same bytes.",
+    ),
+    "durable": (
+        "Durable first executions at once",
+        "Raw: py-lmdb with one transaction a write, the same threads doing the same two writes"
+        " (tasks: in asyncio's thread pool). Memory is not durable; it shows the cost of the code.",
+    ),
+    "sweep": (
+        "A sweep",
+        "Due records scattered among live ones, in batches of 1,000.",
+    ),
+    "sweep writer": (
+        "A writer during that sweep",
+        "One thread writes durably while another sweeps.",
+    ),
+    "scale": ("With the number of records", "LMDB, random keys."),
+    "memory": (
+        "Memory",
+        "Growth of a process's anonymous memory over first executions on LMDB, in shared memory.",
+    ),
+    "import": ("Import", "Whole processes, with the import and without."),
+    "peers": (
+        "Peers",
+        "The same record, one caller, each peer in turn with kvreplay on LMDB (a power cut is"
+        " survived). *x kvreplay* is the peer's time over ours.",
+    ),
+}
+
+# Figures where less than this is a row that we lose.
+_LOSING: Final = {"x raw": 1.0, "hit x kvreplay": 1.0, "first x kvreplay": 1.0}
+
+
+def markdown(machine: Mapping[str, Any], rows: Rows) -> str:
+    """Return the whole page."""
+    parts = [
+        "# Benchmarks",
+        "Made by `python -m benchmarks`. Medians and ratios inside one run; what is compared was"
+        " measured in turn. **Bold**: a target that is missed, or a row that we lose.",
+        _machine(machine),
+        "## Targets",
+        _targets(rows),
+    ]
+    for section, (title, words) in _SECTIONS.items():
+        own = {
+            name.partition("/")[2]: figures
+            for name, figures in rows.items()
+            if name.partition("/")[0] == section
+        }
+        if own:
+            parts += [f"## {title}", words, _figures(own)]
+        else:
+            parts += [f"## {title}", "Not measured in this run."]
+    return "\n\n".join(parts) + "\n"
+
+
+def _machine(machine: Mapping[str, Any]) -> str:
+    return table(["machine", ""], ([name, shown(value)] for name, value in machine.items()))
+
+
+def _targets(rows: Rows) -> str:
+    lines = []
+    for target in TARGETS:
+        figure = target.measured(rows)
+        limit = f"≤ {target.at_most:g}" if target.at_least is None else f"≥ {target.at_least:g}"
+        if figure is None:
+            lines.append([target.what, limit, "-", "not measured"])
+        elif target.reached(figure):
+            lines.append([target.what, limit, shown(figure), "reached"])
+        else:
+            lines.append([target.what, limit, f"**{shown(figure)}**", "**missed**"])
+    return table(["what", "target", "measured", ""], lines)
+
+
+def _figures(rows: Rows) -> str:
+    names = list(dict.fromkeys(name for figures in rows.values() for name in figures))
+    lines = []
+    for row, figures in rows.items():
+        cells = [row]
+        for name in names:
+            cell = shown(figures.get(name))
+            loses = name in _LOSING and figures.get(name, 1.0) < _LOSING[name]
+            cells.append(f"**{cell}**" if loses else cell)
+        lines.append(cells)
+    return table(["", *names], lines)
+
+
+def table(head: list[str], lines: Iterable[list[str]]) -> str:
+    """Return a Markdown table."""
+    rule = ["---"] + ["---:" if name else "---" for name in head[1:]]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, rule, *lines])
+
+
+def shown(value: Any) -> str:
+    """Return a figure as a reader wants it: three digits that matter, or all before the point."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        if value >= 100:
+            return f"{value:,.0f}"
+        return f"{value:.3g}" if value < 0.01 else f"{value:.{1 if value >= 10 else 2}f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

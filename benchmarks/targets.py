@@ -1,0 +1,97 @@
+"""What must be reached. Ratios hold inside one run; absolute figures are the disk's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import attrs
+
+__all__ = ["TARGETS", "Rows", "Target"]
+
+Rows = Mapping[str, Mapping[str, Any]]
+"""The figures by their names, by the names of the rows."""
+
+
+@attrs.frozen
+class Target:
+    """A figure of a row that must be at most, or at least, so much."""
+
+    what: str
+    row: str
+    figure: str
+    at_most: float | None = None
+    at_least: float | None = None
+
+    def measured(self, rows: Rows) -> float | None:
+        """Return the figure, if it was measured."""
+        figure = rows.get(self.row, {}).get(self.figure)
+        return None if figure is None else float(figure)
+
+    def reached(self, figure: float) -> bool:
+        """Tell whether that is enough."""
+        return (self.at_most is None or figure <= self.at_most) and (
+            self.at_least is None or figure >= self.at_least
+        )
+
+
+TARGETS: Final = (
+    Target("replay hit on LMDB, x the raw floor", "hit/Replay, lmdb", "x floor", 2.0),
+    Target("`AsyncReplay` hit, x the blocking hit", "hit/AsyncReplay, lmdb", "x Replay", 3.0),
+    Target(
+        "hit at 10^6 records, x the hit at 10^4",
+        "scale/hit, 1000000 records",
+        "x 10000 records",
+        1.5,
+    ),
+    *(
+        target
+        for mode, commits in (("with a claim", 2), ("lease=None", 1), ("in a transaction", 1))
+        for target in (
+            Target(
+                f"commits per first execution, {mode}",
+                f"first execution/{mode}",
+                "commits each",
+                commits,
+            ),
+            Target(
+                f"its time, x that many raw durable commits, {mode}",
+                f"first execution/{mode}",
+                "x raw commits",
+                1.25,
+            ),
+        )
+    ),
+    *(
+        Target(f"mean batch at {who}", f"durable/lmdb, {who}", "mean batch", at_least=least)
+        for who, least in (("64 threads", 24), ("256 threads", 96), ("1000 tasks", 200))
+    ),
+    Target(
+        "durable executions a second at 64 threads, x raw LMDB with one transaction a write",
+        "durable/lmdb, 64 threads",
+        "x raw",
+        at_least=4,
+    ),
+    Target(
+        "sweep of 10^5 due among 10^6 live, x the same with none live",
+        "sweep/lmdb",
+        "x none live",
+        1.3,
+    ),
+    Target(
+        "batches that a concurrent writer waits for",
+        "sweep writer/lmdb",
+        "most batches waited for",
+        1,
+    ),
+    Target("memory that 10^6 executions leave, MiB", "memory/executions", "growth MiB", 20),
+    Target("single-flight entries that they leave", "memory/executions", "flights left", 0),
+    Target(
+        "`import kvreplay` over a bare interpreter, ms",
+        "import/kvreplay",
+        "ms over a bare interpreter",
+        60,
+    ),
+    Target("drivers that it imports", "import/kvreplay", "drivers imported", 0),
+    Target("opening a store of 10^6 records, ms", "scale/open, 1000000 records", "ms", 50),
+)
