@@ -18,7 +18,7 @@ from typing import Any, Final, ParamSpec, TypeVar, cast
 from kvreplay import flow
 from kvreplay.blocking import transact
 from kvreplay.clock import Clock, Duration, to_ms
-from kvreplay.errors import KVReplayError, StoreError
+from kvreplay.errors import KVReplayError
 from kvreplay.events import ReplayEvent
 from kvreplay.namespace import (
     Key,
@@ -39,9 +39,11 @@ from kvreplay.steps import (
     Flow,
     Held,
     Probe,
+    Raised,
     Read,
     Reconcile,
     Request,
+    Returned,
     Settled,
     Step,
     Transact,
@@ -58,6 +60,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _log: Final = logging.getLogger("kvreplay")
+_LOOK_AGAIN: Final = 1.0  # seconds, until a follower looks whether its leader's loop was closed
 _PAGE: Final = 100  # records that one hop to the executor brings back
 
 
@@ -140,12 +143,13 @@ class AsyncReplay:
     async def lookup(self, key: Key, params: object) -> Outcome | None:
         """Return the stored answer or ``None``; see :meth:`kvreplay.Replay.lookup`."""
         request = self._namespace.request(key, params, None)
+        self._namespace.refuse_running(request)
         steps = flow.lookup(request, self._namespace.policy)
         run = Run(self._namespace, request.key)
         try:
             settled = await self._drive(steps, run, None)
         except Exception as error:
-            self._namespace.emit_error(error, request.key)
+            run.tell(error)
             raise
         if settled is None:
             return None
@@ -180,7 +184,7 @@ class AsyncReplay:
 
     async def resolve(self, key: Key, *, response: object, ttl: Duration | None = None) -> bool:
         """Record ``response`` for a key in doubt; see :meth:`kvreplay.Replay.resolve`."""
-        return await self._settle(key, encode_response(response), ttl)
+        return await self._settle(key, encode_response(response, "nothing was changed"), ttl)
 
     async def release(self, key: Key) -> bool:
         """Free a key in doubt; see :meth:`kvreplay.Replay.release`."""
@@ -220,67 +224,60 @@ class AsyncReplay:
         protocol: Callable[[Request, Any], Flow[Settled]],
         handler: Callable[..., Any],
     ) -> Outcome:
-        key = self._namespace.flight_key(request.key)
+        if self._reads_inline:
+            hit = self._namespace.peek(request)
+            if hit is not None:
+                return hit
         while True:
-            flight, leads = flights.board(key, request.params)
-            if leads:
-                return await self._lead(flight, request, protocol, handler)
+            own: Flight[object] = Flight(self._namespace.flight_key(request.key), request.params)
+            try:
+                flight = flights.board(own)
+                if flight is own:
+                    task = self._lead(own, request, protocol, handler)
+            except BaseException as error:  # an interrupt too: nobody may wait for ever
+                flights.land(own, error)
+                raise
+            if flight is own:
+                settled = await asyncio.shield(task)
+                return outcome_of(settled, replayed=settled.replayed)
             outcome = await self._follow(flight, request)
             if outcome is not None:
                 return outcome
 
-    async def _lead(
+    def _lead(
         self,
         flight: Flight[object],
         request: Request,
         protocol: Callable[[Request, Any], Flow[Settled]],
         handler: Callable[..., Any],
-    ) -> Outcome:
+    ) -> asyncio.Task[Settled]:
+        """Start the run in a task of its own, which no caller's cancellation reaches."""
         run = Run(self._namespace, request.key, flight)
+        loop = asyncio.get_running_loop()
+
+        def is_abandoned() -> bool:
+            if loop.is_closed():
+                run.end()
+            return loop.is_closed()
+
+        flight.is_abandoned = is_abandoned
         steps = protocol(request, self._namespace.policy)
-        try:
-            step = self._read_inline(steps, run)
-        except BaseException as error:
-            self._namespace.emit_error(error, request.key)
-            flights.land(flight, error)
-            raise
-        if isinstance(step, Settled):  # a hit, which needs no task
-            self._namespace.emit_settled(step, request.key)
-            flights.land(flight, step)
-            return outcome_of(step, replayed=True)
-        task = asyncio.create_task(self._drive(steps, run, handler, step))
+        task = loop.create_task(self._drive(steps, run, handler))
         self._leaders.add(task)
         # In a callback, since a task that is cancelled before its first step runs no line.
-        task.add_done_callback(functools.partial(self._landed, flight, request))
-        settled = await asyncio.shield(task)
-        return outcome_of(settled, replayed=settled.replayed)
+        task.add_done_callback(functools.partial(self._landed, run))
+        return task
 
-    def _landed(
-        self, flight: Flight[object], request: Request, task: asyncio.Task[Settled]
-    ) -> None:
+    def _landed(self, run: Run, task: asyncio.Task[Settled]) -> None:
         self._leaders.discard(task)
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        assert run.flight is not None  # a leader has one
         if error is None:
-            self._namespace.emit_settled(task.result(), request.key)
-            flights.land(flight, task.result())
+            self._namespace.emit_settled(task.result(), run.key)
+            flights.land(run.flight, task.result())
         else:
-            self._namespace.emit_error(error, request.key)
-            flights.land(flight, error)
-
-    def _read_inline(self, steps: Flow[Settled], run: Run) -> Step | Settled:
-        """Drive the flow as far as local reads lead: to its end, or to the first other step."""
-        try:
-            step = next(steps)
-            while self._reads_inline and type(step) is Read:
-                try:
-                    answer = run.answer(step)
-                except StoreError as error:
-                    step = steps.throw(error)
-                else:
-                    step = steps.send(answer)
-        except StopIteration as returned:
-            return cast(Settled, returned.value)
-        return step
+            run.tell(error)
+            flights.land(run.flight, error)
 
     async def _follow(self, flight: Flight[object], request: Request) -> Outcome | None:
         """Share the leader's end; ``None``: it has none to share, start over."""
@@ -293,18 +290,13 @@ class AsyncReplay:
             changed = loop.create_future()
             if not flights.wake_on_change(flight, _waker(changed), until_bound=others):
                 return self._namespace.shared(flight, request)
-            await changed
+            while not (await asyncio.wait((changed,), timeout=_LOOK_AGAIN))[0]:
+                flights.give_up(flight)
 
-    async def _drive(
-        self,
-        steps: Flow[T],
-        run: Run,
-        handler: Callable[..., Any] | None,
-        step: Step | None = None,
-    ) -> T:
-        """Answer the flow's steps, from ``step`` on if it has begun; the token ends with it."""
+    async def _drive(self, steps: Flow[T], run: Run, handler: Callable[..., Any] | None) -> T:
+        """Answer the flow's steps until it returns or raises; the run's token ends with it."""
         try:
-            step = step or next(steps)
+            step = next(steps)
             while True:
                 try:
                     answer = await self._answer(step, run, handler)
@@ -326,13 +318,14 @@ class AsyncReplay:
             aboard = flights.aboard(run.flight) if run.flight else nullcontext()
             with aboard:
                 async with self._renewing(step.held, run):
-                    response = await _awaited(handler())
-            return response, namespace.clock.now_ms()
+                    ended = run.ended(await _called(handler))
+            return ended, namespace.clock.now_ms()
         if isinstance(step, Wait):
             run.waiting()
             return await asyncio.sleep(step.delay / 1000)
         if isinstance(step, Reconcile):
             assert namespace.reconcile is not None  # or the policy is another
+            run.bind()
             return await _awaited(namespace.reconcile(step.record)), namespace.clock.now_ms()
         if isinstance(step, Transact):
             assert handler is not None
@@ -365,10 +358,18 @@ class AsyncReplay:
                 own = Run(self._namespace, run.key)
                 try:
                     kept = await self._drive(flow.renew(held, run.key, lease), own, None)
-                except StoreError as error:
-                    _log.warning("a lease could not be renewed, and is tried again: %s", error)
+                except Exception as error:  # the run goes on, whatever a renewal meets
+                    _log.warning("a lease could not be renewed, and is tried again: %r", error)
             else:
                 return
+
+
+async def _called(handler: Callable[..., Any]) -> Returned | Raised:
+    """Call the handler; only its own ``Exception`` says that nothing happened."""
+    try:
+        return Returned(await _awaited(handler()))
+    except Exception as error:  # the handler's, whatever it is
+        return Raised(error)
 
 
 async def _awaited(value: Any) -> Any:

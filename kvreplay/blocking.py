@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar, cast
 
+from kvreplay.errors import ConfigError
 from kvreplay.run import Run
 from kvreplay.singleflight import flights
-from kvreplay.steps import Call, Flow, Held, Reconcile, Transact, Wait
+from kvreplay.steps import Call, Flow, Held, Raised, Reconcile, Returned, Transact, Wait
 from kvreplay.store import KVTransaction, TransactionalKVStore
 
 __all__ = ["drive", "transact"]
@@ -46,7 +48,11 @@ def transact(step: Transact, run: Run, handler: Callable[[KVTransaction], Any]) 
     """Drive the step's flow, whose handler takes the transaction, inside one transaction."""
     store = cast(TransactionalKVStore, run.namespace.store)
     with store.transaction() as transaction:
-        return drive(step.flow, run.inside(transaction), lambda: handler(transaction))
+        inner = run.inside(transaction)
+        try:
+            return drive(step.flow, inner, lambda: handler(transaction))
+        finally:
+            run.raised = inner.raised
 
 
 def _answer(
@@ -59,16 +65,31 @@ def _answer(
         holding = renewing(step.held, run) if renewing and step.held else nullcontext()
         aboard = flights.aboard(run.flight) if run.flight else nullcontext()
         with holding, aboard:
-            response = handler()
-        return response, clock.now_ms()
+            ended = run.ended(_call(handler))
+        return ended, clock.now_ms()
     if isinstance(step, Wait):
         run.waiting()
         time.sleep(step.delay / 1000)
         return None
     if isinstance(step, Reconcile):
         assert run.namespace.reconcile is not None  # or the policy is another
+        run.bind()
         return run.namespace.reconcile(step.record), clock.now_ms()
     if isinstance(step, Transact):
         assert handler is not None
         return transact(step, run, handler)
     return run.answer(step)
+
+
+def _call(handler: Callable[..., Any]) -> Returned | Raised:
+    """Call the handler; only its own ``Exception`` says that nothing happened."""
+    try:
+        response = handler()
+    except Exception as error:  # the handler's, whatever it is
+        return Raised(error)
+    if inspect.iscoroutine(response):
+        response.close()  # it has not begun
+        return Raised(
+            ConfigError("the handler is a coroutine function, which needs AsyncReplay; nothing ran")
+        )
+    return Returned(response)

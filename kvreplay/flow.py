@@ -15,6 +15,7 @@ and of a hit: ``Read -> decide``.
 from __future__ import annotations
 
 from enum import Enum
+from typing import Final
 
 import attrs
 
@@ -28,9 +29,11 @@ from kvreplay.errors import (
     InvalidParamsError,
     OutcomeUnknownError,
     ParamsMismatchError,
+    RecordError,
     ResponseNotStorableError,
     StoreError,
 )
+from kvreplay.events import EventKind
 from kvreplay.keys import ReplayKey
 from kvreplay.record import Claim, ReplayRecord, State, decode, encode, encode_response
 from kvreplay.steps import (
@@ -46,6 +49,7 @@ from kvreplay.steps import (
     InDoubtPolicy,
     Policy,
     Probe,
+    Raised,
     Reconcile,
     Request,
     Settled,
@@ -256,7 +260,9 @@ def _admit(
                 f"on_in_doubt returned a {type(verdict).__name__}; it must return Applied(response)"
                 " or NOT_APPLIED; nothing ran, and the key is still in doubt"
             )
-        response = encode_response(verdict.response)
+        response = encode_response(
+            verdict.response, "on_in_doubt returned it; nothing ran, and the key is still in doubt"
+        )
         seen, now = yield _complete(record, response, now, request.ttl, found, policy)
         if seen == found:
             return Settled(response, replayed=True)
@@ -267,48 +273,44 @@ def _run_claimed(entry: Free, request: Request, policy: Policy) -> Flow[Settled 
     """Claim the key, run the handler, record its answer; ``Free`` if another was faster."""
     assert policy.lease is not None  # or there is no claim
     token, owner = yield BEGIN
-    held = Held(
-        ReplayRecord(
-            State.IN_PROGRESS,
-            request.key,
-            request.params,
-            None,
-            entry.now,
-            None,
-            Claim(token, entry.now + policy.lease, owner),
-        )
-    )
-    if len(held.data) > policy.max_record_bytes:
-        raise InvalidParamsError(
-            f"the params make a record of {len(held.data)} bytes, more than max_record_bytes"
-            f" ({policy.max_record_bytes}); nothing ran"
-        )
-    claim = CheckAndPut(entry.found, held.data, event="taken_over" if entry.in_doubt else None)
-    found, now = yield claim
+    claim = Claim(token, entry.now + policy.lease, owner)
+    held = Held(attrs.evolve(_record_of(request, entry.now), claim=claim))
+    _check_size(held.data, policy)
+    event: EventKind | None = "taken_over" if entry.in_doubt else None
+    found, now = yield CheckAndPut(entry.found, held.data, event=event)
     if found != entry.found:
         return Free(found, now)
+    ended, now = yield Call(held)
+    if isinstance(ended, Raised):
+        if not isinstance(ended.error, _END_UNKNOWN):
+            yield from _release(held, ended.error)
+        raise ended.error
+    packed = encode_response(ended.response, _IN_DOUBT)
+    while True:
+        step = _complete(held.record, packed, now, request.ttl, held.data, policy, _IN_DOUBT)
+        try:
+            found, now = yield step
+        except StoreError as error:
+            raise InDoubtError(
+                "the handler ran, but the store may not have saved its response: the key is in"
+                " doubt, or will be replayed if it did; find out, then resolve() or release() it"
+            ) from error
+        if found == held.data:
+            return Settled(packed, replayed=False)
+        if not _is_claim_of(found, token):
+            raise ClaimLostError(
+                "the handler ran, but another owner had taken this key over meanwhile: its answer"
+                " rules, and this response was not stored"
+            )
+        held.data = found  # our own claim, with a lease whose renewal seemed to have failed
+
+
+def _is_claim_of(found: bytes | None, token: bytes) -> bool:
     try:
-        response, now = yield Call(held)
-    except IndeterminateError:
-        raise
-    except Exception as error:  # the handler's own, which says that nothing happened
-        yield from _release(held, error)
-        raise
-    packed = encode_response(response)
-    step = _complete(held.record, packed, now, request.ttl, held.data, policy)
-    try:
-        found, now = yield step
-    except StoreError as error:
-        raise InDoubtError(
-            "the handler ran, but the store may not have saved its response: the key is in doubt,"
-            " or will be replayed if it did; find out, then resolve() or release() the key"
-        ) from error
-    if found != held.data:
-        raise ClaimLostError(
-            "the handler ran, but another owner had taken this key over meanwhile: its answer"
-            " rules, and this response was not stored"
-        )
-    return Settled(packed, replayed=False)
+        claim = None if found is None else decode(found).claim
+    except RecordError:
+        return False
+    return claim is not None and claim.token == token
 
 
 def _release(held: Held, error: Exception) -> Flow[None]:
@@ -320,13 +322,22 @@ def _release(held: Held, error: Exception) -> Flow[None]:
 
 def _run_claimless(entry: Free, request: Request, policy: Policy) -> Flow[Settled | Free]:
     """Run the handler without a claim; the first to store an answer decides for all."""
-    response, now = yield Call(None)
-    packed = encode_response(response)
-    record = ReplayRecord(State.IN_PROGRESS, request.key, request.params, None, now, None, None)
+    _check_size(encode(_record_of(request, entry.now)), policy)
+    ended, now = yield Call(None)
+    if isinstance(ended, Raised):
+        raise ended.error
+    packed = encode_response(ended.response, _NO_TRACE)
+    record = _record_of(request, now)
     expected = entry.found
     while True:
-        step = _complete(record, packed, now, request.ttl, expected, policy)
-        found, now = yield step
+        step = _complete(record, packed, now, request.ttl, expected, policy, _NO_TRACE)
+        try:
+            found, now = yield step
+        except StoreError as error:
+            raise InDoubtError(
+                "the handler ran, but the store may not have saved its response; there is no claim"
+                " (lease=None), so a retry runs the handler again unless it did"
+            ) from error
         if found == expected:
             return Settled(packed, replayed=False)
         winner = None if found is None else decode(found, request.key)
@@ -334,14 +345,10 @@ def _run_claimless(entry: Free, request: Request, policy: Policy) -> Flow[Settle
         if decision is Decision.REPLAY:
             assert winner is not None  # it has the response
             return Settled(_response_of(winner), replayed=True)
-        if decision is Decision.MISMATCH:
-            raise _mismatch()
-        if decision is Decision.EXPIRED:
-            raise _expired()
-        if decision is Decision.CLAIMED:
+        if decision is not Decision.FREE:
             raise ClaimLostError(
-                "the handler ran without a claim, and another owner has claimed the key meanwhile:"
-                " its answer rules, and this response was not stored"
+                "the handler ran without a claim (lease=None), and meanwhile another owner has"
+                f" taken the key ({decision.value}): this response was not stored"
             )
         expected = found
 
@@ -351,17 +358,38 @@ def _run_in_transaction(entry: Free, request: Request, policy: Policy) -> Flow[S
     found, now = yield READ
     if found != entry.found:
         return Free(found, now)
-    response, now = yield Call(None)
-    record = ReplayRecord(State.IN_PROGRESS, request.key, request.params, None, now, None, None)
-    try:
-        packed = encode_response(response)
-        step = _complete(record, packed, now, request.ttl, found, policy)
-    except ResponseNotStorableError as error:
-        raise ResponseNotStorableError(
-            "the handler's response cannot be stored; its writes were undone, and nothing happened"
-        ) from error
-    yield step
+    _check_size(encode(_record_of(request, now)), policy)
+    ended, now = yield Call(None)
+    if isinstance(ended, Raised):
+        raise ended.error
+    packed = encode_response(ended.response, _UNDONE)
+    yield _complete(_record_of(request, now), packed, now, request.ttl, found, policy, _UNDONE)
     return Settled(packed, replayed=False)
+
+
+# What a handler raises that did not say that nothing happened; a nested request may raise the rest.
+_END_UNKNOWN: Final = (
+    IndeterminateError,
+    OutcomeUnknownError,
+    InDoubtError,
+    ClaimLostError,
+    ResponseNotStorableError,
+)
+_IN_DOUBT: Final = "the handler ran, nothing was answered, and the key is in doubt until settled"
+_NO_TRACE: Final = "the handler ran, nothing was stored, and a retry runs it again (lease=None)"
+_UNDONE: Final = "the handler's writes were undone, and nothing happened"
+
+
+def _record_of(request: Request, now: int) -> ReplayRecord:
+    return ReplayRecord(State.IN_PROGRESS, request.key, request.params, None, now, None, None)
+
+
+def _check_size(data: bytes, policy: Policy) -> None:
+    if len(data) > policy.max_record_bytes:
+        raise InvalidParamsError(
+            f"the params make a record of {len(data)} bytes, more than max_record_bytes"
+            f" ({policy.max_record_bytes}); nothing ran"
+        )
 
 
 def _complete(
@@ -371,6 +399,7 @@ def _complete(
     ttl: int,
     expected: bytes | None,
     policy: Policy,
+    consequence: str = "nothing was changed",
 ) -> CheckAndPut:
     """Make the step that records an answer; the store may drop it once its tombstone is over."""
     expires_at = now + ttl
@@ -381,9 +410,8 @@ def _complete(
     )
     if len(data) > policy.max_record_bytes:
         raise ResponseNotStorableError(
-            f"the handler ran, but its response makes a record of {len(data)} bytes, more than"
-            f" max_record_bytes ({policy.max_record_bytes}): nothing was answered, and the key is"
-            " in doubt until it is settled"
+            f"a response makes a record of {len(data)} bytes, more than max_record_bytes"
+            f" ({policy.max_record_bytes}): {consequence}"
         )
     return CheckAndPut(expected, data, expires_at + policy.tombstone_ttl, "completed")
 

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
-from kvreplay.errors import ConfigError, KeyNotFoundError, StoreError
+from kvreplay.errors import (
+    ConfigError,
+    KeyNotFoundError,
+    KVReplayError,
+    OutcomeUnknownError,
+    StoreError,
+)
 from kvreplay.store import (
     ForkSafeLock,
     KVStoreSync,
@@ -29,7 +36,9 @@ class InProcessAtomicStore:
 
     Args:
         inner: the store. It stays open when the wrapper is closed.
-        not_found: what its ``read`` raises for an absent key.
+        not_found: what its ``read`` raises for an absent key. Any other exception of its own
+            becomes a :class:`~kvreplay.StoreError`, and from a change an
+            :class:`~kvreplay.OutcomeUnknownError`, since it is not known what it has done.
     """
 
     def __init__(
@@ -63,7 +72,8 @@ class InProcessAtomicStore:
         check_value(value)
         with self._lock:
             self._check_open()
-            self._inner.write(primary_namespace, secondary_namespace, key, value)
+            with _changing():
+                self._inner.write(primary_namespace, secondary_namespace, key, value)
 
     def remove(
         self, primary_namespace: str, secondary_namespace: str, key: str, lazy: bool = False
@@ -72,13 +82,15 @@ class InProcessAtomicStore:
         check_name(primary_namespace, secondary_namespace, key)
         with self._lock:
             self._check_open()
-            self._inner.remove(primary_namespace, secondary_namespace, key, lazy)
+            with _changing():
+                self._inner.remove(primary_namespace, secondary_namespace, key, lazy)
 
     def list(self, primary_namespace: str, secondary_namespace: str) -> list[str]:
         """List through."""
         check_namespace(primary_namespace, secondary_namespace)
         self._check_open()
-        return self._inner.list(primary_namespace, secondary_namespace)
+        with _reading():
+            return self._inner.list(primary_namespace, secondary_namespace)
 
     def list_all_keys(self) -> Iterator[tuple[str, str, str]]:
         """Walk the wrapped store, if it can be walked.
@@ -112,10 +124,11 @@ class InProcessAtomicStore:
             self._check_open()
             found = self._find(primary_namespace, secondary_namespace, key)
             if found == expected:
-                if value is not None:
-                    self._inner.write(primary_namespace, secondary_namespace, key, value)
-                elif found is not None:
-                    self._inner.remove(primary_namespace, secondary_namespace, key, False)
+                with _changing():
+                    if value is not None:
+                        self._inner.write(primary_namespace, secondary_namespace, key, value)
+                    elif found is not None:
+                        self._inner.remove(primary_namespace, secondary_namespace, key, False)
             return found
 
     def close(self) -> None:
@@ -134,11 +147,37 @@ class InProcessAtomicStore:
         self.close()
 
     def _find(self, primary_namespace: str, secondary_namespace: str, key: str) -> bytes | None:
-        try:
-            return bytes(self._inner.read(primary_namespace, secondary_namespace, key))
-        except self._not_found:
-            return None
+        with _reading():
+            try:
+                return bytes(self._inner.read(primary_namespace, secondary_namespace, key))
+            except self._not_found:
+                return None
 
     def _check_open(self) -> None:
         if self._closed:
             raise StoreError("this store is closed; nothing was done")
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    try:
+        yield
+    except KVReplayError:
+        raise
+    except Exception as error:  # foreign code: whatever it raises
+        raise StoreError(
+            f"the wrapped store could not be read ({type(error).__name__}); nothing was changed"
+        ) from error
+
+
+@contextmanager
+def _changing() -> Iterator[None]:
+    try:
+        yield
+    except KVReplayError:
+        raise
+    except Exception as error:  # foreign code: whatever it raises
+        raise OutcomeUnknownError(
+            f"the wrapped store failed in a change ({type(error).__name__}), which may or may not"
+            " have happened: read again before deciding"
+        ) from error

@@ -132,6 +132,8 @@ class ReplayNamespace:
         ``None`` leaves the say to the flow.
         """
         key = request.key
+        if len(flights) and flights.bound(self.flight_key(key)) is not None:
+            return None  # an answer that can be read may not be durable yet: follow its run
         try:
             data = self.store.read(self.name, name(key.scope), name(key.id))
         except KeyNotFoundError:
@@ -143,6 +145,16 @@ class ReplayNamespace:
             self.emit("replayed", key)
         return Outcome(decode_response(response), True)
 
+    def refuse_running(self, request: Request) -> None:
+        """Raise for a key that this process is running."""
+        flight = flights.bound(self.flight_key(request.key))
+        if flight is None:
+            return
+        if flight.params != request.params:
+            self.emit("params_mismatch", request.key)
+            raise _running_with_others()
+        raise InFlightError("this process is running the key; nothing was changed", 1.0)
+
     def require(self, capability: type[Any], what: str) -> None:
         """Raise a ConfigError that names what the store lacks."""
         _check_capability(self.store, capability, what)
@@ -152,9 +164,7 @@ class ReplayNamespace:
         if flight.params != request.params:
             if flight.bound:
                 self.emit("params_mismatch", request.key)
-                raise ParamsMismatchError(
-                    "this key is running with other params; nothing ran, and that run goes on"
-                )
+                raise _running_with_others()
             return None
         outcome = flight.outcome
         if isinstance(outcome, Settled):
@@ -220,6 +230,12 @@ def arguments_of(function: Callable[..., object]) -> Callable[..., dict[str, Any
         return dict(bound.arguments)
 
     return arguments
+
+
+def _running_with_others() -> ParamsMismatchError:
+    return ParamsMismatchError(
+        "this key is being run with other params; nothing ran here, and that run is untouched"
+    )
 
 
 def missing_methods(store: object, capability: type[Any]) -> list[str]:

@@ -87,8 +87,8 @@ class ReplayRecord:
         )
 
     def load_params(self) -> Any:
-        """Decode the original parameters (a tuple comes back as a list)."""
-        return decode_response(self.params)
+        """Decode the original parameters, tuples as lists; ``None`` of a tombstone."""
+        return decode_response(self.params) if self.params else None
 
     def load_response(self) -> Any:
         """Decode the response; ``None`` if there is none."""
@@ -129,11 +129,11 @@ def decode(data: bytes, key: ReplayKey | None = None) -> ReplayRecord:
     if data[-_CRC_SIZE:-4] != _UINT32 or data[-4:] != zlib.crc32(data[:-_CRC_SIZE]).to_bytes(
         4, "big"
     ):
-        raise CorruptRecordError("a stored record fails its checksum; it was not used")
+        raise _corrupt("fails its checksum")
     try:
         fields = msgpack.unpackb(data)
     except (TypeError, ValueError) as error:
-        raise CorruptRecordError("a stored record is not msgpack; it was not used") from error
+        raise _corrupt("is not msgpack") from error
     if type(fields) is list and fields and type(fields[0]) is int and fields[0] > VERSION:
         raise UnsupportedRecordVersionError(
             f"a stored record has version {fields[0]}, this kvreplay reads up to {VERSION}:"
@@ -141,8 +141,15 @@ def decode(data: bytes, key: ReplayKey | None = None) -> ReplayRecord:
         )
     record = _record_of(fields)
     if key is not None and record.key != key:
-        raise CorruptRecordError("a stored record belongs to another key; it was not used")
+        raise _corrupt("belongs to another key")
     return record
+
+
+def _corrupt(problem: str) -> CorruptRecordError:
+    return CorruptRecordError(
+        f"a stored record {problem}: it was not used, and is left as it is; restore it from a"
+        " backup, or find out what became of the request and then remove that entry of the store"
+    )
 
 
 def _record_of(fields: Any) -> ReplayRecord:
@@ -171,7 +178,7 @@ def _record_of(fields: Any) -> ReplayRecord:
                 expires_at,
                 None if claim is None else _claim_of(claim),
             )
-    raise CorruptRecordError("a stored record has another shape than its version; it was not used")
+    raise _corrupt("has another shape than its version")
 
 
 # state -> whether it has a response, an expiry, a claim
@@ -189,7 +196,7 @@ def _claim_of(packed: Any) -> Claim:
             and type(owner) is str
         ):
             return Claim(token, lease_expires_at, owner)
-    raise CorruptRecordError("a stored record has a malformed claim; it was not used")
+    raise _corrupt("has a malformed claim")
 
 
 def answer_in(data: bytes, key: ReplayKey, params: bytes, now: int) -> bytes | None:
@@ -197,7 +204,8 @@ def answer_in(data: bytes, key: ReplayKey, params: bytes, now: int) -> bytes | N
 
     ``None`` leaves the say to :func:`decode`, which tells every other case apart.
     """
-    if data[:3] != _COMPLETED or data[-4:] != zlib.crc32(data[:-_CRC_SIZE]).to_bytes(4, "big"):
+    body = data[:-_CRC_SIZE]
+    if data[:3] != _COMPLETED or data[-_CRC_SIZE:] != _UINT32 + zlib.crc32(body).to_bytes(4, "big"):
         return None
     try:
         _, _, scope, id_, own, response, _, expires_at, claim, _ = msgpack.unpackb(data)
@@ -215,8 +223,11 @@ def answer_in(data: bytes, key: ReplayKey, params: bytes, now: int) -> bytes | N
     return None
 
 
-def encode_response(response: object) -> bytes:
+def encode_response(response: object, consequence: str) -> bytes:
     """Encode a handler's response: what msgpack can hold, tuples as lists.
+
+    Args:
+        consequence: what to tell the caller, should it fail.
 
     Raises:
         ResponseNotStorableError: it cannot be encoded, or not be decoded again.
@@ -226,8 +237,7 @@ def encode_response(response: object) -> bytes:
         decode_response(packed)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ResponseNotStorableError(
-            f"the handler ran, but its response ({type(response).__name__}) cannot be stored as"
-            " msgpack: nothing was answered, and the key is in doubt until it is settled"
+            f"a response ({type(response).__name__}) cannot be stored as msgpack: {consequence}"
         ) from error
     return packed
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -12,7 +14,6 @@ from typing import Final
 import attrs
 
 from kvreplay.blocking import drive
-from kvreplay.errors import StoreError
 from kvreplay.flow import renew
 from kvreplay.namespace import ReplayNamespace
 from kvreplay.run import Run
@@ -43,20 +44,28 @@ class Renewer:
         self._holdings: list[_Holding] = []
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
+        _renewers.add(self)
+
+    def forget(self) -> None:
+        """In a forked child: what the parent's threads hold is the parent's to renew."""
+        self._holdings = []
+        self._changed = threading.Condition()
+        self._thread = None
 
     @contextmanager
     def __call__(self, held: Held, run: Run) -> Iterator[None]:
         """Renew the claim until the block ends; no renewal is under way after it."""
         holding = _Holding(held, run, time.monotonic() + self._interval)
-        with self._changed:
-            self._holdings.append(holding)
-            if self._thread is None or not self._thread.is_alive():  # also in a forked child
-                self._thread = threading.Thread(
-                    target=self._work, name="kvreplay-renewer", daemon=True
-                )
-                self._thread.start()
-            self._changed.notify_all()
         try:
+            with self._changed:
+                self._holdings.append(holding)
+                if self._thread is None:
+                    thread = threading.Thread(
+                        target=self._work, name="kvreplay-renewer", daemon=True
+                    )
+                    thread.start()
+                    self._thread = thread
+                self._changed.notify_all()
             yield
         finally:
             with self._changed:
@@ -70,9 +79,9 @@ class Renewer:
             try:
                 own = Run(holding.run.namespace, holding.run.key)
                 kept = drive(renew(holding.held, own.key, self._lease), own)
-            except StoreError as error:
-                kept = True  # nothing changed; the next renewal tries again
-                _log.warning("a lease could not be renewed, and is tried again: %s", error)
+            except Exception as error:  # the run goes on, whatever a renewal meets
+                kept = True
+                _log.warning("a lease could not be renewed, and is tried again: %r", error)
             with self._changed:
                 holding.renewing = False
                 holding.due = time.monotonic() + self._interval
@@ -92,3 +101,14 @@ class Renewer:
                 self._changed.wait(left)
             self._thread = None
             return None
+
+
+_renewers: Final[weakref.WeakSet[Renewer]] = weakref.WeakSet()
+
+
+def _forget() -> None:
+    for renewer in _renewers:
+        renewer.forget()
+
+
+os.register_at_fork(after_in_child=_forget)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any, ParamSpec
+from typing import Any, Final, ParamSpec
 
 from kvreplay import flow
 from kvreplay.blocking import drive
 from kvreplay.clock import Clock, Duration, to_ms
+from kvreplay.errors import ConfigError
 from kvreplay.events import ReplayEvent
 from kvreplay.namespace import (
     Key,
@@ -33,6 +35,8 @@ from kvreplay.walk import Walk, records, sweep
 __all__ = ["Replay"]
 
 P = ParamSpec("P")
+
+_LOOK_AGAIN: Final = 1.0  # seconds, until a follower looks whether its leader's loop was closed
 
 
 class Replay:
@@ -119,7 +123,11 @@ class Replay:
         A call for a key that this process is running waits for that run and shares its end. If the
         handler raises an ``Exception``, nothing is stored, the exception propagates, and a retry
         runs again; if it raises :class:`~kvreplay.IndeterminateError` or anything that is not an
-        ``Exception``, the key is in doubt.
+        ``Exception``, the key is in doubt. So it is if it lets pass on that it does not know: an
+        ``OutcomeUnknownError`` of its store, or an in-doubt error of a request nested in it.
+
+        Followers of a run in this process wait without a time limit, so two handlers must not
+        ask for each other's key, nor a handler for its own from a thread that it starts.
 
         Args:
             key: a ReplayKey or a ``(scope, id)`` tuple.
@@ -130,6 +138,7 @@ class Replay:
             ParamsMismatchError, ExpiredError: stale flows.
             InFlightError: another process runs the key, longer than ``wait_timeout``.
             InDoubtError: a run began and its end is unknown, or could not be stored.
+                With ``lease=None``: this run's answer may not be stored.
             ClaimLostError: the handler ran, and another owner had taken the key over.
             ResponseNotStorableError: the handler ran, and the key is in doubt.
             InvalidParamsError, ConfigError, RecordError, StoreError: nothing ran.
@@ -170,6 +179,7 @@ class Replay:
             InDoubtError: its run was abandoned.
         """
         request = self._namespace.request(key, params, None)
+        self._namespace.refuse_running(request)
         settled = self._drive(flow.lookup(request, self._namespace.policy), request, None, None)
         if settled is None:
             return None
@@ -190,6 +200,8 @@ class Replay:
         """
 
         def decorate(function: Callable[P, Any]) -> Callable[P, Any]:
+            if inspect.iscoroutinefunction(function):
+                raise ConfigError("a coroutine function is decorated by AsyncReplay's idempotent")
             params_of = params or arguments_of(function)
 
             @functools.wraps(function)
@@ -215,7 +227,7 @@ class Replay:
             InFlightError: its owner is alive, or may be; nothing was changed.
             ResponseNotStorableError: nothing was changed.
         """
-        return self._settle(key, encode_response(response), ttl)
+        return self._settle(key, encode_response(response, "nothing was changed"), ttl)
 
     def release(self, key: Key) -> bool:
         """Settle a key in doubt whose effect did not happen: the next request runs it.
@@ -269,31 +281,22 @@ class Replay:
         hit = self._namespace.peek(request)
         if hit is not None:
             return hit
-        key = self._namespace.flight_key(request.key)
         while True:
-            flight, leads = flights.board(key, request.params)
-            if leads:
-                return self._lead(flight, request, protocol, handler)
+            own: Flight[object] = Flight(self._namespace.flight_key(request.key), request.params)
+            try:
+                flight = flights.board(own)
+                if flight is own:
+                    steps = protocol(request, self._namespace.policy)
+                    settled = self._drive(steps, request, own, handler)
+                    flights.land(own, settled)
+                    self._namespace.emit_settled(settled, request.key)
+                    return outcome_of(settled, replayed=settled.replayed)
+            except BaseException as error:  # an interrupt too: nobody may wait for ever
+                flights.land(own, error)
+                raise
             outcome = self._follow(flight, request)
             if outcome is not None:
                 return outcome
-
-    def _lead(
-        self,
-        flight: Flight[object],
-        request: Request,
-        protocol: Callable[[Request, Any], Flow[Settled]],
-        handler: Callable[..., Any],
-    ) -> Outcome:
-        try:
-            steps = protocol(request, self._namespace.policy)
-            settled = self._drive(steps, request, flight, handler)
-        except BaseException as error:
-            flights.land(flight, error)
-            raise
-        flights.land(flight, settled)
-        self._namespace.emit_settled(settled, request.key)
-        return outcome_of(settled, replayed=settled.replayed)
 
     def _follow(self, flight: Flight[object], request: Request) -> Outcome | None:
         """Share the leader's end; ``None``: it has none to share, start over."""
@@ -303,7 +306,8 @@ class Replay:
             self._namespace.emit("waited", request.key)
         changed = threading.Event()
         while flights.wake_on_change(flight, changed.set, until_bound=others):
-            changed.wait()
+            while not changed.wait(_LOOK_AGAIN):
+                flights.give_up(flight)
             changed.clear()
         return self._namespace.shared(flight, request)
 
@@ -318,5 +322,5 @@ class Replay:
         try:
             return drive(steps, run, handler, renewing=self._renewing)
         except Exception as error:
-            self._namespace.emit_error(error, request.key)
+            run.tell(error)
             raise

@@ -10,7 +10,16 @@ from kvreplay.errors import KeyNotFoundError
 from kvreplay.keys import ReplayKey, name
 from kvreplay.namespace import ReplayNamespace
 from kvreplay.singleflight import Flight, flights
-from kvreplay.steps import Begin, CheckAndPut, Probe, Read, Settled, Transact
+from kvreplay.steps import (
+    Begin,
+    CheckAndPut,
+    Probe,
+    Raised,
+    Read,
+    Returned,
+    Settled,
+    Transact,
+)
 
 __all__ = ["ReadsAndPuts", "Run"]
 
@@ -43,7 +52,7 @@ class ReadsAndPuts(Protocol):
 class Run:
     """One drive of a flow on one key: the blocking answers to its steps, and its token."""
 
-    __slots__ = ("_address", "_quiet", "_store", "_token", "flight", "key", "namespace")
+    __slots__ = ("_address", "_quiet", "_store", "_token", "flight", "key", "namespace", "raised")
 
     def __init__(
         self,
@@ -59,6 +68,7 @@ class Run:
         self._quiet = transaction is not None  # nothing is decided before it commits
         self._store: ReadsAndPuts = namespace.store if transaction is None else transaction
         self._address = (namespace.name, name(key.scope), name(key.id))
+        self.raised: Exception | None = None
         self._token: bytes | None = None
 
     def inside(self, transaction: ReadsAndPuts) -> Run:
@@ -67,15 +77,27 @@ class Run:
 
     def calling(self) -> None:
         """The handler is about to run, so the key belongs to this run's params."""
-        self._bind()
+        self.bind()
         self.namespace.emit("started", self.key)
 
     def waiting(self) -> None:
         """Another owner runs the key with this run's params."""
-        self._bind()
+        self.bind()
         self.namespace.emit("waited", self.key)
 
-    def _bind(self) -> None:
+    def ended(self, ended: Returned | Raised) -> Returned | Raised:
+        """Keep in mind what the handler raised, which is no decision about this key."""
+        if isinstance(ended, Raised):
+            self.raised = ended.error
+        return ended
+
+    def tell(self, error: BaseException) -> None:
+        """Tell the observer about an error that decides about the key."""
+        if error is not self.raised:
+            self.namespace.emit_error(error, self.key)
+
+    def bind(self) -> None:
+        """The key belongs to this run's params: a request with others is stale at once."""
         if self.flight is not None:
             flights.bind(self.flight)
 

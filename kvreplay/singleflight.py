@@ -15,20 +15,28 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Final, Generic, TypeVar
 
-__all__ = ["Flight", "SingleFlight", "fresh"]
+__all__ = ["Abandoned", "Flight", "SingleFlight", "fresh"]
 
 T = TypeVar("T")
 Waker = Callable[[], object]
+
+
+class Abandoned(BaseException):
+    """The outcome of a flight whose leader is gone: nothing to share, start over."""
+
+
+def _never() -> bool:
+    return False
 
 
 class Flight(Generic[T]):
     """One leader's run of one key; the followers wait for it to land.
 
     ``bound``: the key is now known to belong to the leader's params, so that a request with
-    others is stale at once.
+    others is stale at once. ``is_abandoned``: whether its leader is gone without landing it.
     """
 
-    __slots__ = ("_wakers", "bound", "key", "landed", "outcome", "params")
+    __slots__ = ("_wakers", "bound", "is_abandoned", "key", "landed", "outcome", "params")
 
     def __init__(self, key: Hashable, params: bytes) -> None:
         self.key = key
@@ -36,6 +44,7 @@ class Flight(Generic[T]):
         self.bound = False
         self.landed = False
         self.outcome: T | BaseException | None = None
+        self.is_abandoned: Callable[[], bool] = _never
         self._wakers: list[Waker] = []
 
 
@@ -50,18 +59,34 @@ class SingleFlight(Generic[T]):
     def __len__(self) -> int:
         return len(self._flights)
 
-    def board(self, key: Hashable, params: bytes) -> tuple[Flight[T], bool]:
-        """Return the key's flight, and whether the caller leads it and so must :meth:`land` it."""
+    def board(self, own: Flight[T]) -> Flight[T]:
+        """Return the key's flight: ``own``, which the caller then leads, or another's to follow.
+
+        Whoever boards must :meth:`land` ``own`` whatever happens, also an interrupt in here.
+        """
         with self._lock:
-            flight = self._flights.get(key)
-            if flight is not None:
-                return flight, False
-            flight = self._flights[key] = Flight(key, params)
-            return flight, True
+            flight = self._flights.setdefault(own.key, own)
+        if flight is not own and self.give_up(flight):
+            return self.board(own)
+        return flight
+
+    def give_up(self, flight: Flight[T]) -> bool:
+        """Land a flight whose leader is gone; say whether it is."""
+        if not flight.is_abandoned():
+            return False
+        self.land(flight, Abandoned())
+        return True
+
+    def bound(self, key: Hashable) -> Flight[T] | None:
+        """Return the key's flight if it is bound: its handler runs, or its answer is stored now."""
+        flight = self._flights.get(key)
+        return flight if flight is not None and flight.bound else None
 
     def land(self, flight: Flight[T], outcome: T | BaseException) -> None:
-        """End the flight and wake everybody who waits for it."""
+        """End the flight and wake everybody who waits for it; a second time does nothing."""
         with self._lock:
+            if flight.landed:
+                return
             flight.outcome = outcome
             flight.landed = True
             if self._flights.get(flight.key) is flight:  # not after a fork
@@ -98,12 +123,18 @@ class SingleFlight(Generic[T]):
 
     @contextmanager
     def aboard(self, flight: Flight[T]) -> Iterator[None]:
-        """Make :meth:`is_aboard` true for what this block calls and starts."""
+        """Make :meth:`is_aboard` true for what this block calls, and for tasks that it starts.
+
+        Not for threads that it starts: those must not wait for the block's own flight.
+        """
         token = self._aboard.set((*self._aboard.get(), flight))
         try:
             yield
         finally:
-            self._aboard.reset(token)
+            try:
+                self._aboard.reset(token)
+            except ValueError:
+                pass  # a coroutine that the garbage collector ends, in another context than its own
 
     def forget(self) -> None:
         """Start with an empty table, as a forked child does."""

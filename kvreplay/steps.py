@@ -31,9 +31,11 @@ __all__ = [
     "NotApplied",
     "Policy",
     "Probe",
+    "Raised",
     "Read",
     "Reconcile",
     "Request",
+    "Returned",
     "Settled",
     "Step",
     "Transact",
@@ -110,9 +112,26 @@ class Probe:
 
 @attrs.frozen(repr=False)
 class Call:
-    """Run the handler: sent ``(response, now)``. ``held`` is the claim, to be renewed, or None."""
+    """Run the handler: sent ``(Returned | Raised, now)``. ``held``: the claim to renew, or None.
+
+    An exception that is *thrown* here is not the handler's ``Exception``: nobody knows its end.
+    """
 
     held: Held | None
+
+
+@attrs.frozen(repr=False)
+class Returned:
+    """The handler returned this response."""
+
+    response: Any
+
+
+@attrs.frozen
+class Raised:
+    """The handler itself raised this ``Exception``."""
+
+    error: Exception
 
 
 @attrs.frozen

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Final, Self
 
-from kvreplay.errors import ConfigError, StoreError
+from kvreplay.errors import ConfigError
 from kvreplay.store import SweepResult
 
 __all__ = ["AsyncSweeper", "Sweeper"]
@@ -45,8 +45,8 @@ class Sweeper:
             try:
                 while not self._stop.is_set() and self._sweep(self._limit).more:
                     pass
-            except StoreError as error:
-                _log.warning("a sweep failed, and is tried again in the next round: %s", error)
+            except Exception as error:  # a sweeper that ends unseen lets the store grow for ever
+                _log.warning("a sweep failed, and is tried again in the next round: %r", error)
             if self._stop.wait(self._every):
                 return
 
@@ -82,8 +82,8 @@ class AsyncSweeper:
             try:
                 while not self._stop.is_set() and (await self._sweep(self._limit)).more:
                     pass
-            except StoreError as error:
-                _log.warning("a sweep failed, and is tried again in the next round: %s", error)
+            except Exception as error:  # a sweeper that ends unseen lets the store grow for ever
+                _log.warning("a sweep failed, and is tried again in the next round: %r", error)
             try:
                 await asyncio.wait_for(self._stop.wait(), self._every)
             except TimeoutError:

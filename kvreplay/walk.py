@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from typing import cast
 
@@ -18,7 +17,7 @@ from kvreplay.keys import name
 from kvreplay.namespace import ReplayNamespace
 from kvreplay.record import ReplayRecord, decode
 from kvreplay.run import Run
-from kvreplay.store import ExpiringKVStore, SweepResult
+from kvreplay.store import ExpiringKVStore, ForkSafeLock, SweepResult
 
 __all__ = ["Walk", "records", "sweep"]
 
@@ -75,7 +74,7 @@ class Walk:
     def __init__(self, namespace: ReplayNamespace) -> None:
         self._namespace = namespace
         self._entries: Iterator[Entry] | None = None
-        self._lock = threading.Lock()  # one walker at a time: the iterator is shared
+        self._lock = ForkSafeLock()  # one walker at a time: the iterator is shared
 
     def visit(self, limit: int) -> SweepResult:
         """Visit the next ``limit`` records; ``more``: the round is not over."""

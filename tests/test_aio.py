@@ -10,7 +10,16 @@ import pytest
 from replaying import Caller, Handler
 from test_replay import WalkableStore
 
-from kvreplay import AsyncReplay, InDoubtError, InProcessAtomicStore, ParamsMismatchError, Replay
+from kvreplay import (
+    AsyncReplay,
+    ConfigError,
+    InDoubtError,
+    InFlightError,
+    InProcessAtomicStore,
+    ParamsMismatchError,
+    Replay,
+    ReplayKey,
+)
 from kvreplay.singleflight import flights
 
 KEY = ("lsp", "session")
@@ -248,3 +257,88 @@ def test_records_come_page_by_page(store: Any) -> None:
         assert seen == {str(number) for number in range(230)}
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("face", [Replay, AsyncReplay])
+def test_a_closed_loop_blocks_no_key(store: Any, face: Any) -> None:
+    """A loop that is closed without cancelling its tasks: the key is in doubt, not in flight."""
+    loop = asyncio.new_event_loop()
+
+    async def begin() -> None:
+        handler = Held()
+        loop.create_task(replay_on(store).execute(KEY, PARAMS, handler))  # noqa: RUF006
+        await handler.started.wait()
+
+    loop.set_exception_handler(lambda loop, context: None)
+    loop.run_until_complete(begin())
+    follower = Caller(Replay(store, "ns", ttl=60).execute, KEY, PARAMS, Handler("never"))
+    loop.close()
+    with pytest.raises(InDoubtError):
+        follower.result()
+    replay = face(store, "ns", ttl=60)
+    with pytest.raises(InDoubtError):
+        outcome = replay.execute(KEY, PARAMS, Handler("never"))
+        asyncio.run(outcome)
+
+
+def test_an_answer_is_not_given_before_its_commit_has_returned(store: Any) -> None:
+    """A commit can be seen an instant before it is durable; its own process waits for it."""
+    seen, go = threading.Event(), threading.Event()
+
+    class Slow:
+        reads_are_local = True
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(store, name)
+
+        def check_and_put(self, *args: Any, **kwargs: Any) -> Any:
+            found = store.check_and_put(*args, **kwargs)
+            if found is not None:  # the completion
+                seen.set()
+                assert go.wait(30)
+            return found
+
+    slow = Slow()
+    leader = Caller(Replay(slow, "ns", ttl=60).execute, KEY, PARAMS, Handler("r"))
+    assert seen.wait(30)
+    replay = Replay(slow, "ns", ttl=60)
+    waits = threading.Event()
+    waiting = Replay(slow, "ns", ttl=60, on_event=lambda event: waits.set())
+    follower = Caller(waiting.execute, KEY, PARAMS, Handler("never"))
+    assert waits.wait(30)
+    assert follower.is_alive()
+    with pytest.raises(InFlightError):
+        replay.lookup(KEY, PARAMS)
+    with pytest.raises(ParamsMismatchError):
+        replay.lookup(KEY, {"amount": 2})
+    go.set()
+    assert leader.result().response == follower.result().response == "r"
+    found = replay.lookup(KEY, PARAMS)
+    assert found is not None
+    assert found.response == "r"
+
+
+def test_a_coroutine_function_is_refused_by_the_blocking_face(store: Any) -> None:
+    replay = Replay(store, "ns", ttl=60)
+
+    async def handler() -> Any:
+        raise AssertionError("nobody awaits it")
+
+    with pytest.raises(ConfigError, match="AsyncReplay"):
+        replay.execute(KEY, PARAMS, handler)
+    with pytest.raises(ConfigError, match="AsyncReplay"):
+        replay.idempotent(key=lambda: KEY)(handler)
+    assert replay.execute(KEY, PARAMS, lambda: "now").response == "now"
+
+
+def test_what_a_nested_request_decides_is_not_told_of_the_outer_key(store: Any) -> None:
+    kinds: list[tuple[str, str | None]] = []
+    replay = Replay(
+        store, "ns", ttl=60, on_event=lambda event: kinds.append((event.kind, event.key))
+    )
+    replay.execute(("s", "inner"), PARAMS, Handler("r"))
+    kinds.clear()
+    with pytest.raises(ParamsMismatchError):
+        replay.execute(KEY, PARAMS, lambda: replay.execute(("s", "inner"), "other", Handler("n")))
+    inner, outer = ReplayKey("s", "inner").digest(), ReplayKey(*KEY).digest()
+    assert kinds == [("started", outer), ("params_mismatch", inner), ("released", outer)]

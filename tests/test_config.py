@@ -389,8 +389,11 @@ def test_every_built_in_backend_declares_what_config_needs() -> None:
 
 def test_importing_config_imports_no_backend_and_opening_one_imports_only_that() -> None:
     done = run(
-        "import sys, kvreplay.config\n"
-        "lazy = {'lmdb', 'tomllib', 'difflib', 'importlib.metadata'} & set(sys.modules)\n"
+        "import sys\n"
+        "before = set(sys.modules)\n"
+        "import kvreplay.config\n"
+        "new = set(sys.modules) - before\n"
+        "lazy = {'lmdb', 'tomllib', 'difflib', 'importlib.metadata'} & new\n"
         "assert not lazy, lazy\n"
         "engines = lambda: {m for m in sys.modules if m.startswith('kvreplay.backends.')}\n"
         "assert not engines(), engines()\n"

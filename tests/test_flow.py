@@ -40,8 +40,10 @@ from kvreplay.steps import (
     InDoubtPolicy,
     Policy,
     Probe,
+    Raised,
     Reconcile,
     Request,
+    Returned,
     Settled,
     Transact,
     Wait,
@@ -63,7 +65,7 @@ REQUEST = Request(KEY, PARAMS, ttl=60_000)
 
 
 def completed(params: bytes = PARAMS, expires_at: int = NOW + 1, response: object = "r") -> bytes:
-    return encode(record(State.COMPLETED, params, expires_at, encode_response(response)))
+    return encode(record(State.COMPLETED, params, expires_at, encode_response(response, "")))
 
 
 def claimed(params: bytes = PARAMS, lease_expires_at: int = NOW + 1) -> bytes:
@@ -162,7 +164,11 @@ class Script:
 
     def calls(self, response: object, now: int = NOW) -> Script:
         assert isinstance(self.step, Call)
-        return self._send((response, now))
+        return self._send((Returned(response), now))
+
+    def raises(self, error: Exception) -> Script:
+        assert isinstance(self.step, Call)
+        return self._send((Raised(error), NOW))
 
     def waits(self) -> int:
         assert isinstance(self.step, Wait)
@@ -207,11 +213,11 @@ def test_a_miss_claims_calls_and_completes() -> None:
     done = decode(completion.value, KEY)
     assert (done.state, done.created_at, done.expires_at) == (State.COMPLETED, NOW, NOW + 60_007)
     assert done.load_response() == {"b": 1}
-    assert script.puts().result == Settled(encode_response({"b": 1}), replayed=False)
+    assert script.puts().result == Settled(encode_response({"b": 1}, ""), replayed=False)
 
 
 def test_a_hit_is_one_read() -> None:
-    assert executing().reads(completed()).result == Settled(encode_response("r"), replayed=True)
+    assert executing().reads(completed()).result == Settled(encode_response("r", ""), replayed=True)
 
 
 def test_another_owner_that_claims_first_is_decided_on_without_reading_again() -> None:
@@ -232,21 +238,47 @@ def test_a_completion_that_finds_another_claim_has_lost() -> None:
 def test_an_exception_of_the_handler_releases_the_claim() -> None:
     script = executing().reads(None).begins()
     claim = script.step.value
-    script.puts().fails(ValueError("declined"))
+    script.puts().raises(ValueError("declined"))
     assert (script.step.expected, script.step.value) == (claim, None)
     with pytest.raises(ValueError, match="declined"):
         script.puts()
 
 
-@pytest.mark.parametrize("error", [IndeterminateError("?"), KeyboardInterrupt(), SystemExit(1)])
-def test_an_indeterminate_end_keeps_the_claim(error: BaseException) -> None:
-    script = executing().reads(None).begins().puts()
+@pytest.mark.parametrize(
+    "error",
+    [
+        IndeterminateError("?"),
+        OutcomeUnknownError("of the ledger"),
+        InDoubtError("of a nested request"),
+        ClaimLostError("of a nested request"),
+        ResponseNotStorableError("of a nested request"),
+    ],
+)
+def test_a_handler_that_does_not_know_its_end_keeps_the_claim(error: Exception) -> None:
     with pytest.raises(type(error)):
-        script.fails(error)
+        executing().reads(None).begins().puts().raises(error)
+
+
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), SystemExit(1), OSError("not the handler's")]
+)
+def test_whatever_else_ends_a_call_keeps_the_claim(error: BaseException) -> None:
+    with pytest.raises(type(error)):
+        executing().reads(None).begins().puts().fails(error)
+
+
+def test_a_completion_follows_its_own_claim_whose_renewal_seemed_to_fail() -> None:
+    script = executing().reads(None).begins()
+    claim = decode(script.step.value, KEY)
+    assert claim.claim is not None
+    moved = encode(attrs.evolve(claim, claim=attrs.evolve(claim.claim, lease_expires_at=NOW * 2)))
+    script.puts().calls("r").puts(found=moved)
+    assert script.step.expected == moved
+    assert script.puts().result == Settled(encode_response("r", ""), replayed=False)
 
 
 def test_a_release_that_fails_is_noted_on_the_handlers_own_exception() -> None:
-    script = executing().reads(None).begins().puts().fails(ValueError("declined"))
+    script = executing().reads(None).begins().puts().raises(ValueError("declined"))
     with pytest.raises(ValueError, match="declined") as error:
         script.fails(StoreFullError("no room"))
     assert "in doubt: no room" in error.value.__notes__[0]
@@ -271,6 +303,19 @@ def test_a_response_that_cannot_be_stored_keeps_the_claim() -> None:
 def test_params_too_large_are_refused_before_anything_is_stored() -> None:
     with pytest.raises(InvalidParamsError, match="max_record_bytes"):
         executing(max_record_bytes=50).reads(None).begins()
+    with pytest.raises(InvalidParamsError, match="max_record_bytes"):
+        executing(max_record_bytes=30, lease=None).reads(None)
+    small = attrs.evolve(POLICY, max_record_bytes=30)
+    script = Script(execute_in_transaction(REQUEST, small)).reads(None)
+    with pytest.raises(InvalidParamsError, match="max_record_bytes"):
+        Script(script.step.flow).reads(None)
+
+
+def test_without_a_lease_the_messages_speak_of_no_claim() -> None:
+    with pytest.raises(ResponseNotStorableError, match="a retry runs it again"):
+        executing(lease=None).reads(None).calls(object())
+    with pytest.raises(InDoubtError, match="a retry runs the handler again"):
+        executing(lease=None).reads(None).calls("r").fails(StoreFullError("full"))
 
 
 def test_an_expired_record_is_pruned_only_as_what_it_was() -> None:
@@ -365,7 +410,7 @@ def test_reconcile_records_what_the_ledger_says() -> None:
     script.reconciles(Applied("from the ledger"))
     assert script.step.expected == claimed()
     assert decode(script.step.value, KEY).load_response() == "from the ledger"
-    assert script.puts().result == Settled(encode_response("from the ledger"), replayed=True)
+    assert script.puts().result == Settled(encode_response("from the ledger", ""), replayed=True)
 
 
 def test_reconcile_that_finds_nothing_runs_after_a_take_over() -> None:
@@ -378,7 +423,7 @@ def test_reconcile_that_finds_nothing_runs_after_a_take_over() -> None:
 def test_an_answer_of_the_ledger_is_void_if_the_claim_has_moved() -> None:
     script = reconciling().reconciles(Applied("old"))
     assert script.puts(found=completed(response="new")).result == Settled(
-        encode_response("new"), replayed=True
+        encode_response("new", ""), replayed=True
     )
 
 
@@ -393,20 +438,16 @@ def test_without_a_lease_there_is_no_claim() -> None:
     assert script.step.held is None
     script.calls("r")
     assert (script.step.expected, script.step.expires_at) == (None, NOW + 60_000)
-    assert script.puts().result == Settled(encode_response("r"), replayed=False)
+    assert script.puts().result == Settled(encode_response("r", ""), replayed=False)
 
 
 def test_without_a_lease_the_loser_gets_the_winners_answer_and_runs_once() -> None:
     script = executing(lease=None).reads(None).calls("mine")
     assert script.puts(found=completed(response="theirs")).result == Settled(
-        encode_response("theirs"), replayed=True
+        encode_response("theirs", ""), replayed=True
     )
-    for stored, error in [
-        (completed(OTHER), ParamsMismatchError),
-        (completed(expires_at=NOW), ExpiredError),
-        (claimed(), ClaimLostError),
-    ]:
-        with pytest.raises(error):
+    for stored in (completed(OTHER), completed(expires_at=NOW), claimed()):
+        with pytest.raises(ClaimLostError, match="the handler ran"):
             executing(lease=None).reads(None).calls("mine").puts(found=stored)
     script = executing(lease=None).reads(tombstone(NOW)).calls("mine").puts(found=None)
     assert script.step.expected is None
@@ -418,7 +459,7 @@ def test_a_transaction_decides_again_inside() -> None:
     assert isinstance(script.step, Transact)
     inner = Script(script.step.flow).reads(None).calls("r")
     assert (inner.step.expected, inner.step.expires_at) == (None, NOW + 60_000)
-    assert inner.puts().result == Settled(encode_response("r"), replayed=False)
+    assert inner.puts().result == Settled(encode_response("r", ""), replayed=False)
     moved = Script(execute_in_transaction(REQUEST, POLICY)).reads(None)
     free = Script(moved.step.flow).reads(completed()).result
     assert moved._send(free).result.replayed
@@ -441,7 +482,7 @@ def test_lookup_never_runs() -> None:
 
 
 def test_settle_completes_or_frees_a_key_in_doubt() -> None:
-    response = encode_response("found out")
+    response = encode_response("found out", "")
     script = Script(settle(KEY, response, 60_000, POLICY)).reads(claimed()).probes(runs=False)
     assert decode(script.step.value, KEY).response == response
     assert script.puts().result is True

@@ -29,18 +29,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "singleflight": set(),
     "owner": {"record"},
     "steps": {"events", "keys", "record"},
-    "flow": {"errors", "keys", "record", "steps"},
+    "flow": {"errors", "events", "keys", "record", "steps"},
     "namespace": {
         *("canonical", "clock", "errors", "events", "keys", "record"),
         *("singleflight", "steps", "store"),
     },
     "run": {"errors", "keys", "namespace", "owner", "singleflight", "steps"},
-    "blocking": {"run", "singleflight", "steps", "store"},
-    "renewal": {"blocking", "errors", "flow", "namespace", "run", "steps"},
+    "blocking": {"errors", "run", "singleflight", "steps", "store"},
+    "renewal": {"blocking", "flow", "namespace", "run", "steps"},
     "walk": {"blocking", "errors", "flow", "keys", "namespace", "record", "run", "store"},
     "sweep": {"errors", "store"},
     "replay": {
-        *("blocking", "clock", "events", "flow", "namespace", "record", "renewal"),
+        *("blocking", "clock", "errors", "events", "flow", "namespace", "record", "renewal"),
         *("run", "singleflight", "steps", "store", "sweep", "walk"),
     },
     "aio": {
@@ -108,7 +108,7 @@ def test_importing_kvreplay_imports_no_driver_and_no_backend() -> None:
     script = (
         "import kvreplay, sys;"
         "print([name for name in sys.modules"
-        " if name.split('.')[0] in ('lmdb', 'bolt11', 'sqlite3')"
+        " if name.split('.')[0] in ('lmdb', 'bolt11')"
         " or name.startswith(('kvreplay.backends', 'kvreplay.demo', 'kvreplay.cli'))])"
     )
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

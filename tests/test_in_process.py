@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 
-from kvreplay.errors import ConfigError, InvalidNameError, KeyNotFoundError, StoreError
+from kvreplay.errors import (
+    ConfigError,
+    InvalidNameError,
+    KeyNotFoundError,
+    OutcomeUnknownError,
+    StoreError,
+)
 from kvreplay.in_process import InProcessAtomicStore
 from kvreplay.store import AtomicKVStore, ExpiringKVStore, KVStoreSync, TransactionalKVStore
 
@@ -93,7 +99,7 @@ def test_absent_in_the_nodes_own_way(not_found: Any) -> None:
     assert store.check_and_put("p", "s", "k", expected=None, value=b"v") is None
     assert store.check_and_put("p", "s", "k", expected=b"v", value=None) == b"v"
     inner.absent = KeyError("a bug, here")
-    with pytest.raises(KeyError) as caught:
+    with pytest.raises(StoreError, match="KeyError") as caught:
         store.read("p", "s", "k")
     assert not isinstance(caught.value, KeyNotFoundError)
 
@@ -109,7 +115,14 @@ def test_no_other_failure_is_an_absence() -> None:
         lambda: store.list("p", "s"),
         lambda: store.check_and_put("p", "s", "k", expected=None, value=b"v"),
     ):
-        with pytest.raises(OSError, match="broken"):
+        with pytest.raises(StoreError, match="OSError") as caught:
+            call()
+        assert caught.value.__cause__ is inner.fails
+    for call in (
+        lambda: store.write("p", "s", "k", b"v"),
+        lambda: store.remove("p", "s", "k"),
+    ):
+        with pytest.raises(OutcomeUnknownError):
             call()
     inner.fails = None
     store.write("p", "s", "k", b"v")

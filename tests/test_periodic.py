@@ -257,3 +257,71 @@ def test_a_renewer_stops_for_a_claim_that_was_taken_over(store: Any) -> None:
     with pytest.raises(ClaimLostError):
         replay.execute(KEY, PARAMS, handler)
     assert store.read("ns", *KEY) == b"another owner's"
+
+
+@pytest.mark.parametrize("face", [Replay, AsyncReplay])
+def test_a_renewal_never_fails_the_run(store: Any, face: Any) -> None:
+    """Whatever a foreign store raises in a renewal, the handler's end is its own."""
+    failed = threading.Event()
+
+    class Failing(Noting):
+        def check_and_put(self, *args: Any, **kwargs: Any) -> Any:
+            self._left -= 1
+            if self._left == 0:
+                failed.set()
+                raise OSError(5, "of a foreign store")
+            return self._inner.check_and_put(*args, **kwargs)
+
+    replay = face(Failing(store, 1), "ns", ttl=60, lease=0.03, renew=True)
+    runs: list[int] = []
+
+    def handler() -> Any:
+        runs.append(1)
+        assert failed.wait(30)
+        return "r"
+
+    async def awaited_handler() -> Any:
+        return await asyncio.to_thread(handler)
+
+    if face is Replay:
+        outcomes = [replay.execute(KEY, PARAMS, handler) for _ in range(2)]
+    else:
+
+        async def main() -> Any:
+            return [await replay.execute(KEY, PARAMS, awaited_handler) for _ in range(2)]
+
+        outcomes = asyncio.run(main())
+    assert [outcome.replayed for outcome in outcomes] == [False, True]
+    assert runs == [1]
+
+
+@pytest.mark.parametrize("engine", ["filesystem", "lmdb"], indirect=True)
+def test_a_child_does_not_renew_its_parents_claims(store: Any, fork: Any) -> None:
+    replay = Replay(store, "ns", ttl=60, lease=0.03, renew=True)
+    handler = Handler("r", held=True)
+    leader = Caller(replay.execute, KEY, PARAMS, handler)
+    assert handler.started.wait(30)
+
+    def child() -> None:
+        before = store.read("ns", *KEY)
+        noting = Noting(store, 3)
+        own = Replay(noting, "ns", ttl=60, lease=0.03, renew=True)
+        assert own.execute(("s", "own"), PARAMS, lambda: noting.moved.wait(30)).response
+        assert replay._renewing is not None
+        assert replay._renewing._holdings == []
+        assert before
+
+    fork(child).join()
+    handler.let_go()
+    assert leader.result().response == "r"
+
+
+def test_a_sweeper_outlives_whatever_a_store_raises(
+    store: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "kvreplay")
+    watcher = Watcher()
+    flaky = Flaky(store, "sweep", RuntimeError("a bug of the store"))
+    with Replay(flaky, "ns", ttl=60, on_event=watcher).sweeping(every=0.01):
+        watcher.wait_for("swept", 1)
+    assert "a bug of the store" in caplog.text

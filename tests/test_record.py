@@ -213,13 +213,13 @@ def test_what_is_encoded_is_decoded(record: ReplayRecord) -> None:
     [None, 0, "", [], {}, False, 1.5, b"\x00", {"a": {1: [None, True]}}, float("inf"), 2**64 - 1],
 )
 def test_a_response_comes_back_equal_type_for_type(response: object) -> None:
-    back = decode_response(encode_response(response))
+    back = decode_response(encode_response(response, ""))
     assert back == response
     assert type(back) is type(response)
 
 
 def test_a_tuple_comes_back_as_a_list() -> None:
-    assert decode_response(encode_response((1, (2,)))) == [1, [2]]
+    assert decode_response(encode_response((1, (2,)), "")) == [1, [2]]
 
 
 @pytest.mark.parametrize(
@@ -228,8 +228,8 @@ def test_a_tuple_comes_back_as_a_list() -> None:
     ids=["object", "set", "big", "surrogate", "tuple key", "function"],
 )
 def test_a_response_that_cannot_be_stored_says_so(response: object) -> None:
-    with pytest.raises(ResponseNotStorableError, match="in doubt"):
-        encode_response(response)
+    with pytest.raises(ResponseNotStorableError, match="the consequence"):
+        encode_response(response, "the consequence")
 
 
 def test_a_response_nested_too_deep_cannot_be_stored() -> None:
@@ -237,7 +237,7 @@ def test_a_response_nested_too_deep_cannot_be_stored() -> None:
     for _ in range(2000):
         deep = [deep]
     with pytest.raises(ResponseNotStorableError):
-        encode_response(deep)
+        encode_response(deep, "")
 
 
 def test_a_record_shows_no_payload() -> None:
@@ -251,3 +251,4 @@ def test_a_record_loads_what_it_holds() -> None:
     assert COMPLETED.load_params() == {"a": 1}
     assert COMPLETED.load_response() == "ok"
     assert IN_PROGRESS.load_response() is None
+    assert TOMBSTONE.load_params() is None

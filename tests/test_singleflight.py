@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 
 from kvreplay import InFlightError, KeyNotFoundError
-from kvreplay.singleflight import SingleFlight, fresh
+from kvreplay.singleflight import Abandoned, Flight, SingleFlight, fresh
+
+
+def board(flights: Any, key: str) -> Any:
+    """Lead a flight."""
+    own: Flight[Any] = Flight(key, b"")
+    assert flights.board(own) is own
+    return own
 
 
 @pytest.fixture
@@ -18,27 +25,52 @@ def flights() -> SingleFlight[str]:
 
 
 def test_the_first_leads_and_the_others_follow(flights: SingleFlight[str]) -> None:
-    flight, leads = flights.board("key", b"params")
-    same, follows = flights.board("key", b"other params")
-    assert (leads, follows) == (True, False)
-    assert same is flight
-    other, leads_other = flights.board("another key", b"params")
-    assert leads_other
-    assert other is not flight
+    flight = board(flights, "key")
+    other = Flight("key", b"other params")
+    assert flights.board(other) is flight
+    board(flights, "another key")
     assert len(flights) == 2
 
 
 def test_a_landed_flight_leaves_the_table(flights: SingleFlight[str]) -> None:
-    flight, _ = flights.board("key", b"")
+    flight = board(flights, "key")
     flights.land(flight, "outcome")
     assert len(flights) == 0
     assert flight.outcome == "outcome"
-    _, leads = flights.board("key", b"")
-    assert leads
+    board(flights, "key")
+
+
+def test_only_a_flight_of_the_table_is_taken_from_it(flights: SingleFlight[str]) -> None:
+    flight = board(flights, "key")
+    flights.land(Flight("key", b""), "another's, which never led")
+    assert len(flights) == 1
+    flights.land(flight, "first")
+    flights.land(flight, "second")
+    assert flight.outcome == "first"
+
+
+def test_a_bound_flight_is_known(flights: SingleFlight[str]) -> None:
+    flight = board(flights, "key")
+    assert flights.bound("key") is None
+    flights.bind(flight)
+    assert flights.bound("key") is flight
+    flights.land(flight, "done")
+    assert flights.bound("key") is None
+
+
+def test_a_flight_whose_leader_is_gone_is_landed_by_the_next(flights: SingleFlight[str]) -> None:
+    flight = board(flights, "key")
+    woken: list[int] = []
+    assert flights.wake_on_change(flight, lambda: woken.append(1), until_bound=False)
+    assert not flights.give_up(flight)
+    flight.is_abandoned = lambda: True
+    board(flights, "key")
+    assert isinstance(flight.outcome, Abandoned)
+    assert woken == [1]
 
 
 def test_followers_are_woken_once_when_it_lands(flights: SingleFlight[str]) -> None:
-    flight, _ = flights.board("key", b"")
+    flight = board(flights, "key")
     woken: list[int] = []
     for number in range(3):
         assert flights.wake_on_change(flight, lambda n=number: woken.append(n), until_bound=False)
@@ -49,7 +81,7 @@ def test_followers_are_woken_once_when_it_lands(flights: SingleFlight[str]) -> N
 
 
 def test_binding_wakes_too_and_only_once(flights: SingleFlight[str]) -> None:
-    flight, _ = flights.board("key", b"")
+    flight = board(flights, "key")
     woken: list[str] = []
     assert flights.wake_on_change(flight, lambda: woken.append("bound"), until_bound=True)
     flights.bind(flight)
@@ -62,8 +94,8 @@ def test_binding_wakes_too_and_only_once(flights: SingleFlight[str]) -> None:
 
 
 def test_who_is_aboard(flights: SingleFlight[str]) -> None:
-    flight, _ = flights.board("key", b"")
-    other, _ = flights.board("other", b"")
+    flight = board(flights, "key")
+    other = board(flights, "other")
     assert not flights.is_aboard(flight)
     with flights.aboard(flight):
         assert flights.is_aboard(flight)
@@ -81,12 +113,12 @@ def test_who_is_aboard(flights: SingleFlight[str]) -> None:
 def test_a_child_starts_with_an_empty_table() -> None:
     from kvreplay.singleflight import flights as of_this_process
 
-    flight, _ = of_this_process.board("key", b"")
+    flight = board(of_this_process, "key")
     try:
         child = os.fork()
         if not child:
             ok = len(of_this_process) == 0
-            _, leads = of_this_process.board("key", b"")
+            leads = of_this_process.board(own := Flight("key", b"")) is own
             of_this_process.land(flight, "the parent's, which must not end the child's own")
             os._exit(0 if ok and leads and len(of_this_process) == 1 else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
