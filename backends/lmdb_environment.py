@@ -59,9 +59,9 @@ class Environment:
         self._gate = Gate(self._open(creating=True), self._reopen, self._check_wait)
         self.identity = identity_of(path)
 
-    def close_if_unused(self) -> None:
-        """Close the files once no transaction is active, if no user has come meanwhile."""
-        self._gate.alone(self._shut_if_unused)
+    def close(self) -> None:
+        """Close the files once no transaction is active; a new user's call opens them again."""
+        self._gate.alone(self._shut)
 
     # Forking: a call that another thread is in would never return in the child.
 
@@ -290,9 +290,7 @@ class Environment:
                 f"this process was forked while its parent was in a transaction of {self.path}: it"
                 " cannot use the store; fork when no other thread does, or spawn instead"
             )
-        if self._inherited is not None:
-            self._inherited.close()
-            self._inherited = None
+        self._shut_inherited()
         return self._open(creating=False)
 
     def _check_wait(self) -> None:
@@ -311,16 +309,15 @@ class Environment:
             return None
         return env
 
-    def _shut_if_unused(self, env: lmdb.Environment | None) -> lmdb.Environment | None:
-        """Shut the handle, unless a new user has come meanwhile."""
-        if self.users:
-            return env
+    def _shut(self, env: lmdb.Environment | None) -> None:
         if env is not None:
             env.close()
+        self._shut_inherited()
+
+    def _shut_inherited(self) -> None:
         if self._inherited is not None and not self._stranded:
             self._inherited.close()
             self._inherited = None
-        return None
 
 
 class Block:

@@ -56,7 +56,7 @@ def release(environment: Environment) -> None:
         if environment.users:
             return
     # Without the lock: it may take as long as another thread's transaction.
-    environment.close_if_unused()
+    environment.close()
     with _lock:
         if not environment.users and _open.get(environment.identity) is environment:
             del _open[environment.identity]
