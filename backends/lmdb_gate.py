@@ -84,7 +84,7 @@ class Gate:
         """
         held = False
         # A gate that another thread has closed is as good: that thread waits for this one.
-        while self._handle is not None and not (held := self._lock.acquire(0.01)):
+        while self._handle is not None and not (held := self._lock.acquire(timeout=0.01)):
             pass
         if not held:
             return action()
@@ -98,7 +98,7 @@ class Gate:
 
     def before_fork(self, own: int) -> None:
         """Close the gate and let all but the ``own`` uses of this thread end, within reason."""
-        held = self._lock.acquire(FORK_PATIENCE)
+        held = self._lock.acquire(timeout=FORK_PATIENCE)
         handle, calm = None, False
         if held:
             handle, self._handle = self._handle, None

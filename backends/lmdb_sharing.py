@@ -63,7 +63,7 @@ def release(environment: Environment) -> None:
 
 
 def _before_fork() -> None:
-    _forking.locked = _lock.acquire(FORK_PATIENCE)
+    _forking.locked = _lock.acquire(timeout=FORK_PATIENCE)
     for environment in list(_open.values()):
         environment.before_fork()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import threading
 import weakref
@@ -47,46 +48,26 @@ class ThreadBound(Generic[T]):
         return self._block.__exit__(exc_type, exc, traceback)
 
 
-class ForkSafeLock:
+class ForkSafeLock(_thread.RLock):  # type: ignore[misc]  # final in the stubs only
     """A mutex that a forked child finds free, unless the forking thread itself holds it.
+
+    Taking and leaving it in a ``with`` is one step of the interpreter's own, between which no
+    interrupt comes: so a Ctrl-C leaves it free. It is held by one thread at a time, for one block.
 
     Args:
         brief: it is only ever held for moments, so a fork waits for it, and in the child what
             it guards is whole.
     """
 
-    __slots__ = ("__weakref__", "_brief", "_lock", "_owner")
-
     def __init__(self, *, brief: bool = False) -> None:
-        self._lock = threading.Lock()
-        self._owner: int | None = None
-        self._brief = brief
+        super().__init__()
+        self.brief = brief
         _fork_safe_locks[id(self)] = self
-
-    def acquire(self, timeout: float = -1) -> bool:
-        """Take it; after ``timeout`` seconds (negative: never) give up and return ``False``."""
-        if not self._lock.acquire(timeout=timeout):
-            return False
-        self._owner = threading.get_ident()
-        return True
 
     @property
     def is_mine(self) -> bool:
         """Whether the calling thread holds it."""
-        return self._owner == threading.get_ident()
-
-    def release(self) -> None:
-        """Let go of it."""
-        self._owner = None
-        self._lock.release()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-        self._owner = threading.get_ident()
-
-    def __exit__(self, *exc: object) -> None:
-        self._owner = None
-        self._lock.release()
+        return bool(self._is_owned())  # type: ignore[attr-defined]
 
 
 _fork_safe_locks: weakref.WeakValueDictionary[int, ForkSafeLock] = weakref.WeakValueDictionary()
@@ -97,7 +78,9 @@ def _before_fork() -> None:
     me = threading.get_ident()
     held = _held_for_fork[me] = []
     for lock in [found() for found in _fork_safe_locks.valuerefs()]:
-        if lock is not None and lock._brief and not lock.is_mine and lock.acquire(FORK_PATIENCE):
+        if lock is None or not lock.brief or lock.is_mine:
+            continue
+        if lock.acquire(timeout=FORK_PATIENCE):
             held.append(lock)
 
 
@@ -111,7 +94,7 @@ def _after_fork_in_child() -> None:
     _held_for_fork.clear()
     for lock in list(_fork_safe_locks.values()):
         if not lock.is_mine:
-            lock._lock, lock._owner = threading.Lock(), None
+            lock._at_fork_reinit()  # type: ignore[attr-defined]
 
 
 os.register_at_fork(

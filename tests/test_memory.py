@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import bisect
+import signal
 import threading
 from typing import Any
 
 import pytest
+from replaying import Caller
 
 from kvreplay.backends import memory
 from kvreplay.backends.memory import MemoryStore
@@ -257,3 +259,31 @@ def test_fork_safe_locks_are_not_kept() -> None:
     before = len(locks._fork_safe_locks)
     MemoryStore()
     assert len(locks._fork_safe_locks) == before
+
+
+def test_a_ctrl_c_at_any_moment_leaves_no_lock_held() -> None:
+    """Thousands of interrupts, each somewhere in the store's own instructions."""
+    store = MemoryStore()
+    interrupts = 0
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for number in range(3000):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 10e-6 + number % 50 * 4e-6)
+                while True:
+                    store.check_and_put("p", "s", "k", expected=None, value=b"v", expires_at=5)
+                    store.remove("p", "s", "k")
+            except KeyboardInterrupt:
+                interrupts += 1
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+    assert interrupts == 3000
+    other = Caller(store.write, "p", "s", "after", b"v")
+    other.result()
+    assert store.read("p", "s", "after") == b"v"
