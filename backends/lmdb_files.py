@@ -98,11 +98,11 @@ def open_files(
 
 
 def _open(path: Path, map_size: int, durability: Durability, max_readers: int) -> Files:
-    for _ in range(_ATTEMPTS):
-        # Another process may grow the map between the steps.
+    for attempt in range(_ATTEMPTS):
+        # Another process may outgrow the map between the steps; next time there is more room.
         with contextlib.suppress(lmdb.MapResizedError):
-            return _open_once(path, map_size, durability, max_readers)
-    return _open_once(path, map_size, durability, max_readers)
+            return _open_once(path, map_size << attempt, durability, max_readers)
+    return _open_once(path, map_size << _ATTEMPTS, durability, max_readers)
 
 
 def _open_once(path: Path, map_size: int, durability: Durability, max_readers: int) -> Files:
