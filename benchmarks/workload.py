@@ -93,7 +93,7 @@ def fill(store: Any, numbers: Iterable[int], expires_at: int) -> None:
 
 
 _PARAMS: Final = canonical(PARAMS)
-_RESPONSE: Final = encode_response(RESPONSE)
+_RESPONSE: Final = encode_response(RESPONSE, "")
 
 AS_ONE_MAP: Final[bytes] = msgpack.packb(
     {
