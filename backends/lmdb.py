@@ -25,7 +25,6 @@ from kvreplay.store import (
     SweepResult,
     ThreadBound,
     check_change,
-    check_name,
     check_namespace,
     check_sweep,
     check_value,
@@ -97,9 +96,8 @@ class LMDBStore:
 
     def read(self, primary_namespace: str, secondary_namespace: str, key: str) -> bytes:
         """Return the value; see :meth:`kvreplay.KVStoreSync.read`."""
-        check_name(primary_namespace, secondary_namespace, key)
-        address = f"{primary_namespace}\0{secondary_namespace}\0{key}".encode()
-        stored = (self._environment or self._opened()).get(address)
+        entry = entries.entry_key(primary_namespace, secondary_namespace, key)
+        stored = (self._environment or self._opened()).get(entry)
         if stored is None:
             raise KeyNotFoundError("no entry under that name")
         return stored[entries.STAMP :]

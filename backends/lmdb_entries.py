@@ -7,10 +7,12 @@ An expiry is ``expires_at + 1``, big-endian, so that zeros are free to say *none
 
 from __future__ import annotations
 
+import string
+from functools import lru_cache
 from typing import Final
 
 from kvreplay.backends.lmdb_environment import Environment, Transaction
-from kvreplay.store import SweepResult, check_name
+from kvreplay.store import MAX_NAME_LENGTH, SweepResult, check_name, check_namespace
 
 __all__ = [
     "PAGE",
@@ -18,6 +20,7 @@ __all__ = [
     "Address",
     "check_and_put",
     "delete",
+    "entry_key",
     "keys_from",
     "prefix_of",
     "put",
@@ -31,6 +34,7 @@ STAMP: Final = 8
 """Bytes of expiry before each value."""
 
 _NEVER: Final = bytes(STAMP)
+_LEGAL: Final = (string.ascii_letters + string.digits + "_-").encode()
 
 
 class Address:
@@ -39,18 +43,30 @@ class Address:
     __slots__ = ("entry", "primary", "rest")
 
     def __init__(self, primary_namespace: str, secondary_namespace: str, key: str) -> None:
-        check_name(primary_namespace, secondary_namespace, key)
-        self.primary = primary_namespace.encode()
-        self.rest = f"{secondary_namespace}\0{key}".encode()
-        self.entry = self.primary + b"\0" + self.rest
+        self.entry = entry_key(primary_namespace, secondary_namespace, key)
+        self.primary, _, self.rest = self.entry.partition(b"\0")
 
     def index(self, stamp: bytes) -> bytes:
         """Return the entry's key in the expiry index: by namespace, then time."""
         return self.primary + b"\0" + stamp + self.rest
 
 
+def entry_key(primary_namespace: str, secondary_namespace: str, key: str) -> bytes:
+    """Check the names and return the entry's LMDB key."""
+    try:
+        own = key.encode()
+        if 0 < len(own) <= MAX_NAME_LENGTH and not own.translate(None, _LEGAL):
+            return prefix_of(primary_namespace, secondary_namespace) + own
+    except (AttributeError, TypeError, UnicodeEncodeError):
+        pass
+    check_name(primary_namespace, secondary_namespace, key)  # which says what is wrong
+    return f"{primary_namespace}\0{secondary_namespace}\0{key}".encode()
+
+
+@lru_cache(maxsize=1024)
 def prefix_of(primary_namespace: str, secondary_namespace: str) -> bytes:
-    """Return what the keys of a namespace's entries start with."""
+    """Check a namespace and return what the keys of its entries start with."""
+    check_namespace(primary_namespace, secondary_namespace)
     return f"{primary_namespace}\0{secondary_namespace}\0".encode()
 
 

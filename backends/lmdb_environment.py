@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import lmdb
 
@@ -21,17 +21,17 @@ from kvreplay.backends.lmdb_files import (
     store_error,
 )
 from kvreplay.backends.lmdb_gate import Gate
+from kvreplay.backends.lmdb_queue import Bell, Change, CommitQueue, Take, Transaction
 from kvreplay.errors import (
     OutcomeUnknownError,
     StoreError,
     StoreFullError,
     StoreUnavailableError,
 )
-from kvreplay.store import Durability, ForkSafeLock
+from kvreplay.store import Durability
 
 __all__ = ["Block", "Environment", "Transaction"]
 
-Transaction: TypeAlias = "lmdb.Transaction[bytes]"
 T = TypeVar("T")
 
 _CROWDED: Final = 0.75  # of the map, from which a transaction grows it beforehand
@@ -52,8 +52,8 @@ class Environment:
         self._map_size = map_size
         self._max_readers = max_readers
         self.users = 0
-        self._writer = ForkSafeLock()
-        self._block: Block | None = None  # the transaction that holds the writer lock, if any
+        self._queue = CommitQueue(self._commit_changes)
+        self._block: Block | None = None  # a caller's transaction, if there is one
         self._inherited: lmdb.Environment | None = None  # by a forked child, to be closed
         self._stranded = False  # a forked child that cannot even close it
         self._gate = Gate(self._open(creating=True), self._reopen, self._check_wait)
@@ -81,24 +81,28 @@ class Environment:
         if self._block is not None:
             self._block.inherited = True
             self._block = None
-        # A new one: the old one's release, at the end of this thread's block, is then no matter.
-        self._writer = ForkSafeLock()
+        # A new one: the end of this thread's block, which leaves the old one, is then no matter.
+        self._queue = CommitQueue(self._commit_changes)
 
     # Reading and writing.
 
     def get(self, key: bytes) -> bytes | None:
         """Return the stored value of one entry, in one short read transaction."""
-        env = self._gate.enter()
+        gate = self._gate
+        gate.inside.append(None)  # as Gate.enter(), without the calls
         try:
-            txn = env.begin()
-            try:
-                return txn.get(key, None, self.entries)
-            finally:
-                txn.abort()
+            if (env := gate.handle) is not None:
+                txn = env.begin()
+                try:
+                    return txn.get(key, None, self.entries)
+                finally:
+                    txn.abort()
         except lmdb.Error:
             pass  # repaired and tried again, or explained, by read()
         finally:
-            self._gate.leave()
+            gate.inside.pop()
+            if gate.handle is None:
+                gate.left.set()
         return self.read(lambda txn: txn.get(key, None, self.entries))
 
     def read(self, operation: Callable[[Transaction], T]) -> T:
@@ -122,36 +126,34 @@ class Environment:
             if repairs > _REPAIRS or not self._repair(env, failure):
                 raise store_error(failure, self.path) from failure
 
-    def write(self, operation: Callable[[Transaction], T]) -> T:
-        """Run ``operation`` in a write transaction and commit it; it may be run again.
+    def write(self, operation: Callable[[Transaction], T], size: int = 0) -> T:
+        """Run ``operation``, which writes so many bytes, in a write transaction and commit it.
 
-        Waits for the write lock of all processes, without a time limit.
+        It shares the commit with others that wait, and may be run again. It waits for the write
+        lock of all processes, without a time limit.
         """
         self.refuse_own_transaction()
-        with self._writer:
-            while True:
-                env = self._gate.enter()
-                try:
-                    txn = env.begin(write=True)
-                    try:
-                        result = operation(txn)
-                    except BaseException:
-                        self._gate.quietly(txn.abort)
-                        raise
-                    self._commit(env, txn)
-                    return result
-                except (lmdb.Error, OutcomeUnknownError) as error:
-                    failure = error
-                finally:
-                    self._gate.leave()
-                if not self._repair(env, failure):
-                    raise store_error(failure, self.path) from failure.__cause__ or failure
+        change = Change(operation, size)
+        self._queue.submit((change,))
+        if change.error is not None:
+            raise change.error
+        return cast(T, change.result)
+
+    def write_each(
+        self, operations: Sequence[tuple[Callable[[Transaction], T], int]]
+    ) -> list[T | Exception]:
+        """Do as :meth:`write` for each of several operations; return their results or errors."""
+        self.refuse_own_transaction()
+        bell = Bell()
+        changes = [Change(operation, size, bell) for operation, size in operations]
+        self._queue.submit(changes)
+        return [change.error or cast(T, change.result) for change in changes]
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[Block]:
         """A write transaction around a block of the caller's, which is never run again."""
         self.refuse_own_transaction()
-        with self._writer:
+        with self._queue.turn():
             self._make_room()
             env, txn = self._begin_write()
             block = self._block = Block(self.path, txn)
@@ -189,6 +191,74 @@ class Environment:
                 "this thread holds a transaction of this store: change it through the"
                 " transaction; nothing was changed"
             )
+
+    def _commit_changes(self, batch: list[Change[Any]], take: Take) -> None:
+        """Let the changes land, together with those that arrive until a transaction has begun.
+
+        What fails before it is written is run again, each change alone, so that none fails for
+        another one's sake.
+        """
+        failure = self._try(batch, take)
+        if failure is None:
+            return
+        if isinstance(failure, OutcomeUnknownError):
+            for change in batch:
+                change.fail(_caused(OutcomeUnknownError(*failure.args), failure.__cause__))
+            return
+        for change in batch:
+            alone = failure if len(batch) == 1 else self._try([change])
+            if alone is not None:
+                change.fail(self._told(alone))
+
+    def _try(self, batch: list[Change[Any]], take: Take | None = None) -> Exception | None:
+        """Commit the changes, or return why they were not."""
+        while True:
+            try:
+                env = self._gate.enter()
+            except StoreError as error:
+                return error
+            try:
+                txn = env.begin(write=True)
+                if take is not None:
+                    batch += take()
+                    take = None
+                self._change(env, txn, batch)
+                return None
+            except Exception as error:  # whatever it is, the changes' own threads raise it
+                failure = error
+            finally:
+                self._gate.leave()
+            try:
+                if not self._repair(env, failure):
+                    return failure
+            except StoreError as error:  # the map cannot grow
+                return error
+
+    def _change(
+        self, env: lmdb.Environment, txn: Transaction, batch: Sequence[Change[Any]]
+    ) -> None:
+        """Run and commit the changes' operations: all have landed, or none has happened."""
+        done: list[tuple[Change[Any], Any]] = []
+        try:
+            for change in batch:
+                assert change.operation is not None  # a place for a transaction is not taken
+                done.append((change, change.operation(txn)))
+            self._commit(env, txn)
+        except BaseException as error:
+            if not _is_over(txn):
+                self._gate.quietly(txn.abort)
+                raise
+            if isinstance(error, Exception):
+                raise  # of the commit
+            _land(done)  # an interrupt that came right after it
+            raise
+        _land(done)
+
+    def _told(self, failure: Exception) -> Exception:
+        """Say in kvreplay's terms why a change did not happen; a foreign exception stays."""
+        if isinstance(failure, lmdb.Error):
+            return _caused(store_error(failure, self.path), failure)
+        return failure
 
     def _begin_write(self) -> tuple[lmdb.Environment, Transaction]:
         """Begin what the caller ends, and then leaves the gate."""
@@ -352,3 +422,22 @@ class Block:
         except lmdb.Error as error:
             self.failure = error
             raise store_error(error, self._path) from error
+
+
+def _land(done: Sequence[tuple[Change[Any], Any]]) -> None:
+    for change, result in done:
+        change.land(result)
+
+
+def _is_over(txn: Transaction) -> bool:
+    """Whether it was committed or aborted."""
+    try:
+        txn.id()
+    except lmdb.Error:
+        return True
+    return False
+
+
+def _caused(error: Exception, cause: BaseException | None) -> Exception:
+    error.__cause__ = cause
+    return error

@@ -35,32 +35,32 @@ class Gate:
         reopen: Callable[[], lmdb.Environment],
         check_wait: Callable[[], None],
     ) -> None:
-        self._handle: lmdb.Environment | None = handle
+        self.handle: lmdb.Environment | None = handle
         self._reopen = reopen
         self._check_wait = check_wait
         self._lock = ForkSafeLock()  # held by who has closed the gate
-        self._inside: deque[None] = deque()  # one for each between enter and leave
-        self._left = threading.Event()
+        self.inside: deque[None] = deque()  # one for each between enter and leave
+        self.left = threading.Event()
         self._forking: tuple[bool, bool, lmdb.Environment | None] = (False, False, None)
 
     def enter(self) -> lmdb.Environment:
         """Wait until it is open; every return is followed by one :meth:`leave`."""
         while True:
             # First announce, then look: whoever closes the gate does it in the other order.
-            self._inside.append(None)
-            if (handle := self._handle) is not None:
+            self.inside.append(None)
+            if (handle := self.handle) is not None:
                 return handle
             self.leave()
             self._check_wait()
             with self._lock:  # until whoever closed it is done
-                if self._handle is None:
-                    self._handle = self._reopen()
+                if self.handle is None:
+                    self.handle = self._reopen()
 
     def leave(self) -> None:
         """Say that the handle, and all that came of it, is no longer in use."""
-        self._inside.pop()
-        if self._handle is None:
-            self._left.set()
+        self.inside.pop()
+        if self.handle is None:
+            self.left.set()
 
     def alone(self, change: Callable[[lmdb.Environment | None], lmdb.Environment | None]) -> None:
         """Replace the handle by ``change(handle)`` while nobody uses it.
@@ -68,13 +68,13 @@ class Gate:
         If ``change`` raises, there is no handle, and whoever enters next makes a new one.
         """
         with self._lock:
-            handle, self._handle = self._handle, None
+            handle, self.handle = self.handle, None
             try:
                 self._drain(0, None)
             except BaseException:  # an interrupt
-                self._handle = handle
+                self.handle = handle
                 raise
-            self._handle = change(handle)
+            self.handle = change(handle)
 
     def quietly(self, action: Callable[[], None]) -> None:
         """Run ``action``, for a thread that is inside, while no other one is.
@@ -84,16 +84,16 @@ class Gate:
         """
         held = False
         # A gate that another thread has closed is as good: that thread waits for this one.
-        while self._handle is not None and not (held := self._lock.acquire(timeout=0.01)):
+        while self.handle is not None and not (held := self._lock.acquire(timeout=0.01)):
             pass
         if not held:
             return action()
-        handle, self._handle = self._handle, None
+        handle, self.handle = self.handle, None
         try:
             self._drain(1, None)
             action()
         finally:
-            self._handle = handle
+            self.handle = handle
             self._lock.release()
 
     def before_fork(self, own: int) -> None:
@@ -101,7 +101,7 @@ class Gate:
         held = self._lock.acquire(timeout=FORK_PATIENCE)
         handle, calm = None, False
         if held:
-            handle, self._handle = self._handle, None
+            handle, self.handle = self.handle, None
             calm = self._drain(own, FORK_PATIENCE)
         self._forking = held, calm, handle
 
@@ -110,7 +110,7 @@ class Gate:
         held, _, handle = self._forking
         self._forking = (False, False, None)
         if held:
-            self._handle = handle
+            self.handle = handle
             self._lock.release()
 
     def after_fork_in_child(self) -> tuple[lmdb.Environment | None, bool]:
@@ -121,9 +121,9 @@ class Gate:
         """
         held, calm, handle = self._forking
         self._forking = (False, False, None)
-        self._handle = None
-        self._inside.clear()
-        self._left = threading.Event()
+        self.handle = None
+        self.inside.clear()
+        self.left = threading.Event()
         if held:
             self._lock.release()
         return handle, calm or (held and handle is None)
@@ -131,8 +131,8 @@ class Gate:
     def _drain(self, at_most: int, timeout: float | None) -> bool:
         """Wait, behind the closed gate, until only so many are inside."""
         while True:
-            self._left.clear()
-            if len(self._inside) <= at_most:
+            self.left.clear()
+            if len(self.inside) <= at_most:
                 return True
-            if not self._left.wait(timeout):
+            if not self.left.wait(timeout):
                 return False

@@ -120,8 +120,7 @@ class AsyncReplay:
         ttl: Duration | None = None,
     ) -> Outcome:
         """Run ``handler()`` once for this key and params; see :meth:`kvreplay.Replay.execute`."""
-        request = self._namespace.request(key, params, ttl)
-        return await self._execute(request, flow.execute, handler)
+        return await self._execute(key, params, ttl, flow.execute, handler)
 
     async def execute_in_transaction(
         self,
@@ -137,8 +136,7 @@ class AsyncReplay:
         :meth:`kvreplay.Replay.execute_in_transaction`.
         """
         self._namespace.require(TransactionalKVStore, "execute_in_transaction")
-        request = self._namespace.request(key, params, ttl)
-        return await self._execute(request, flow.execute_in_transaction, handler)
+        return await self._execute(key, params, ttl, flow.execute_in_transaction, handler)
 
     async def lookup(self, key: Key, params: object) -> Outcome | None:
         """Return the stored answer or ``None``; see :meth:`kvreplay.Replay.lookup`."""
@@ -220,14 +218,15 @@ class AsyncReplay:
 
     async def _execute(
         self,
-        request: Request,
+        key: Key,
+        params: object,
+        ttl: Duration | None,
         protocol: Callable[[Request, Any], Flow[Settled]],
         handler: Callable[..., Any],
     ) -> Outcome:
-        if self._reads_inline:
-            hit = self._namespace.peek(request)
-            if hit is not None:
-                return hit
+        if self._reads_inline and (hit := self._namespace.peek(key, params, ttl)) is not None:
+            return hit
+        request = self._namespace.request(key, params, ttl)
         while True:
             own: Flight[object] = Flight(self._namespace.flight_key(request.key), request.params)
             try:

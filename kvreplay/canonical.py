@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Final, cast
+from typing import Final
 
 import msgpack
 
 from kvreplay.errors import InvalidParamsError
 
-__all__ = ["MAX_DEPTH", "canonical"]
+__all__ = ["MAX_DEPTH", "canonical", "comparable"]
 
 MAX_DEPTH: Final = 64
 """How deep maps and lists may be nested."""
@@ -29,6 +29,7 @@ _PLAIN: Final = frozenset((str, int, bytes, bool, type(None)))
 
 # One packer for all threads: it packs these types in one step, without running Python code.
 _pack: Final = msgpack.Packer().pack
+_pack_strictly: Final = msgpack.Packer(strict_types=True).pack  # refuses subclasses, and tuples
 
 
 def canonical(params: object) -> bytes:
@@ -50,22 +51,40 @@ def canonical(params: object) -> bytes:
     return packed
 
 
+def comparable(params: object) -> bytes | None:
+    """Encode a map as :func:`canonical` does, but unchecked: only good to compare with its bytes.
+
+    Where both are equal the params are the same, up to a ``bytearray`` for its bytes. Other bytes
+    mean nothing, and neither does ``None``: :func:`canonical` has the say.
+    """
+    try:
+        if type(params) is dict and (form := _form_of(tuple(params))):
+            packed: bytes = _pack_strictly(form | params)
+            return packed
+    except (TypeError, ValueError, OverflowError):
+        pass  # which canonical() explains
+    return None
+
+
 def _ordered_flat(params: object) -> dict[str, object] | None:
     """Order what params nearly always are, a map of texts to plain scalars; ``None``: others."""
     if (
         type(params) is dict
         and _TEXT.issuperset(map(type, params))
         and _PLAIN.issuperset(map(type, params.values()))
-        and (order := _order_of_texts(tuple(params)))
+        and (form := _form_of(tuple(params)))
     ):
-        return {key: params[key] for key in order}
+        return form | params
     return None
 
 
 @lru_cache(maxsize=512)
-def _order_of_texts(keys: tuple[str, ...]) -> tuple[str, ...] | None:
-    """Sort ASCII texts by their encoded bytes: the length, then the characters."""
-    return tuple(sorted(sorted(keys), key=len)) if all(map(str.isascii, keys)) else None
+def _form_of(keys: tuple[object, ...]) -> dict[str, object] | None:
+    """Return an empty form to fill in: ASCII texts in the order of their encoded bytes."""
+    texts = [key for key in keys if isinstance(key, str) and key.isascii()]
+    if len(texts) < len(keys):
+        return None
+    return dict.fromkeys(sorted(sorted(texts), key=len))  # the length comes first
 
 
 def _ordered(value: object, depth: int) -> object:
@@ -92,9 +111,9 @@ def _ordered(value: object, depth: int) -> object:
 def _ordered_keys(mapping: dict[object, object]) -> Iterable[object]:
     """Sort a map's keys by their encoded bytes."""
     if _TEXT.issuperset(map(type, mapping)):
-        order = _order_of_texts(cast("tuple[str, ...]", tuple(mapping)))
-        if order is not None:
-            return order
+        form = _form_of(tuple(mapping))
+        if form is not None:
+            return form
     return sorted(mapping, key=_packed_key)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from functools import lru_cache
 from typing import Final
 
 import attrs
 
 from kvreplay.errors import InvalidParamsError
 
-__all__ = ["ReplayKey", "name"]
+__all__ = ["ReplayKey", "name", "scope_name"]
 
 _HASHED: Final = "sha256-"
 _is_name = re.compile(r"(?!sha256-)[A-Za-z0-9_-]{1,120}").fullmatch
@@ -73,3 +74,7 @@ def name(text: str) -> str:
         return text
     digest = hashlib.sha256(text.encode()).digest()
     return _HASHED + base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+
+
+scope_name: Final = lru_cache(maxsize=1024)(name)
+""":func:`name` for scopes, of which there are few: a node's peers, not their requests."""

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import attrs
 
-from kvreplay.canonical import canonical
+from kvreplay.canonical import canonical, comparable
 from kvreplay.clock import Clock, Duration, SystemClock, to_ms
 from kvreplay.errors import (
     ClaimLostError,
@@ -27,7 +27,7 @@ from kvreplay.errors import (
     ParamsMismatchError,
 )
 from kvreplay.events import EventKind, ReplayEvent
-from kvreplay.keys import ReplayKey, name
+from kvreplay.keys import ReplayKey, name, scope_name
 from kvreplay.record import ReplayRecord, answer_in, decode_response
 from kvreplay.singleflight import Flight, flights, fresh
 from kvreplay.steps import InDoubtPolicy, Policy, Request, Settled
@@ -60,7 +60,7 @@ _EVENT_OF: Final[Mapping[type[BaseException], EventKind]] = {
 }
 
 
-@attrs.frozen
+@attrs.define  # not frozen, which costs a replay some percent: it is the caller's own
 class Outcome:
     """A request's answer. ``response`` is a copy of the caller's own, as decoded from the record.
 
@@ -126,23 +126,34 @@ class ReplayNamespace:
         """Return what names the key in this process, whichever store object leads to it."""
         return self._identity, self.name, key
 
-    def peek(self, request: Request) -> Outcome | None:
+    def peek(self, key: Any, params: object, ttl: Duration | None) -> Outcome | None:
         """Answer from a live record: one read, and no guard, which an answer does not need.
 
-        ``None`` leaves the say to the flow.
+        ``None`` leaves the say to the flow, also about a key or params that are wrong.
         """
-        key = request.key
-        if len(flights) and flights.bound(self.flight_key(key)) is not None:
-            return None  # an answer that can be read may not be durable yet: follow its run
-        try:
-            data = self.store.read(self.name, name(key.scope), name(key.id))
-        except KeyNotFoundError:
+        if ttl is not None:
+            to_ms(ttl, "ttl")  # a wrong one is told, also where it is not needed
+        packed = comparable(params)
+        if packed is None:
             return None
-        response = answer_in(data, key, request.params, self.clock.now_ms())
+        if type(key) is tuple and len(key) == 2:
+            scope, own = key
+            if not (type(scope) is type(own) is str and own):
+                return None
+        else:
+            key = replay_key(key)
+            scope, own = key.scope, key.id
+        try:
+            data = self.store.read(self.name, scope_name(scope), name(own))
+        except (KeyNotFoundError, UnicodeEncodeError):
+            return None
+        response = answer_in(data, scope, own, packed, self.clock.now_ms())
         if response is None:
             return None
+        if flights.table and flights.bound(self.flight_key(replay_key(key))) is not None:
+            return None  # an answer that can be read may not be durable yet: follow its run
         if self._on_event is not None:
-            self.emit("replayed", key)
+            self.emit("replayed", replay_key(key))
         return Outcome(decode_response(response), True)
 
     def refuse_running(self, request: Request) -> None:

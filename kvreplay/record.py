@@ -41,7 +41,10 @@ TOKEN_SIZE: Final = 16
 _FIELDS: Final = 10
 _CRC_SIZE: Final = 5  # the marker of a uint32, then its four bytes
 _UINT32: Final = b"\xce"
-_COMPLETED: Final = b"\x9a\x01\x02"  # how a completed record of version 1 begins
+
+
+_unpackb: Final = msgpack.unpackb
+_crc32: Final = zlib.crc32
 
 
 class State(IntEnum):
@@ -50,6 +53,9 @@ class State(IntEnum):
     IN_PROGRESS = 1
     COMPLETED = 2
     TOMBSTONE = 3
+
+
+_COMPLETED: Final = int(State.COMPLETED)
 
 
 @attrs.frozen
@@ -199,21 +205,22 @@ def _claim_of(packed: Any) -> Claim:
     raise _corrupt("has a malformed claim")
 
 
-def answer_in(data: bytes, key: ReplayKey, params: bytes, now: int) -> bytes | None:
-    """Return the response if this is, plainly, the key's live answer to these params.
+def answer_in(data: bytes, scope: str, id_: str, params: bytes, now: int) -> bytes | None:
+    """Return the response if this is, plainly, that key's live answer to these params.
 
     ``None`` leaves the say to :func:`decode`, which tells every other case apart.
     """
-    body = data[:-_CRC_SIZE]
-    if data[:3] != _COMPLETED or data[-_CRC_SIZE:] != _UINT32 + zlib.crc32(body).to_bytes(4, "big"):
-        return None
     try:
-        _, _, scope, id_, own, response, _, expires_at, claim, _ = msgpack.unpackb(data)
+        version, state, own_scope, own_id, own, response, _, until, claim, crc = _unpackb(data)
         if (
             own == params
-            and now < expires_at
-            and scope == key.scope
-            and id_ == key.id
+            and now < until
+            and crc == _crc32(data[:-_CRC_SIZE])
+            and data[-_CRC_SIZE] == _UINT32[0]
+            and version is VERSION  # not only equal: True and 1.0 are no versions
+            and state is _COMPLETED
+            and own_scope == scope
+            and own_id == id_
             and claim is None
             and type(response) is bytes
         ):

@@ -143,8 +143,9 @@ class Replay:
             ResponseNotStorableError: the handler ran, and the key is in doubt.
             InvalidParamsError, ConfigError, RecordError, StoreError: nothing ran.
         """
-        request = self._namespace.request(key, params, ttl)
-        return self._execute(request, flow.execute, handler)
+        return self._namespace.peek(key, params, ttl) or self._execute(
+            key, params, ttl, flow.execute, handler
+        )
 
     def execute_in_transaction(
         self,
@@ -167,8 +168,9 @@ class Replay:
             StaleFlowError, InFlightError, InDoubtError: as :meth:`execute`.
         """
         self._namespace.require(TransactionalKVStore, "execute_in_transaction")
-        request = self._namespace.request(key, params, ttl)
-        return self._execute(request, flow.execute_in_transaction, handler)
+        return self._namespace.peek(key, params, ttl) or self._execute(
+            key, params, ttl, flow.execute_in_transaction, handler
+        )
 
     def lookup(self, key: Key, params: object) -> Outcome | None:
         """Return the stored answer, or ``None`` if there is none; never run, wait or take over.
@@ -274,13 +276,13 @@ class Replay:
 
     def _execute(
         self,
-        request: Request,
+        key: Key,
+        params: object,
+        ttl: Duration | None,
         protocol: Callable[[Request, Any], Flow[Settled]],
         handler: Callable[..., Any],
     ) -> Outcome:
-        hit = self._namespace.peek(request)
-        if hit is not None:
-            return hit
+        request = self._namespace.request(key, params, ttl)
         while True:
             own: Flight[object] = Flight(self._namespace.flight_key(request.key), request.params)
             try:

@@ -53,11 +53,11 @@ class SingleFlight(Generic[T]):
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._flights: dict[Hashable, Flight[T]] = {}
+        self.table: dict[Hashable, Flight[T]] = {}
         self._aboard: ContextVar[tuple[Flight[T], ...]] = ContextVar("aboard", default=())
 
     def __len__(self) -> int:
-        return len(self._flights)
+        return len(self.table)
 
     def board(self, own: Flight[T]) -> Flight[T]:
         """Return the key's flight: ``own``, which the caller then leads, or another's to follow.
@@ -65,7 +65,7 @@ class SingleFlight(Generic[T]):
         Whoever boards must :meth:`land` ``own`` whatever happens, also an interrupt in here.
         """
         with self._lock:
-            flight = self._flights.setdefault(own.key, own)
+            flight = self.table.setdefault(own.key, own)
         if flight is not own and self.give_up(flight):
             return self.board(own)
         return flight
@@ -79,7 +79,7 @@ class SingleFlight(Generic[T]):
 
     def bound(self, key: Hashable) -> Flight[T] | None:
         """Return the key's flight if it is bound: its handler runs, or its answer is stored now."""
-        flight = self._flights.get(key)
+        flight = self.table.get(key)
         return flight if flight is not None and flight.bound else None
 
     def land(self, flight: Flight[T], outcome: T | BaseException) -> None:
@@ -89,8 +89,8 @@ class SingleFlight(Generic[T]):
                 return
             flight.outcome = outcome
             flight.landed = True
-            if self._flights.get(flight.key) is flight:  # not after a fork
-                del self._flights[flight.key]
+            if self.table.get(flight.key) is flight:  # not after a fork
+                del self.table[flight.key]
             wakers = flight._wakers
         for wake in wakers:
             wake()
@@ -139,7 +139,7 @@ class SingleFlight(Generic[T]):
     def forget(self) -> None:
         """Start with an empty table, as a forked child does."""
         self._lock = threading.Lock()
-        self._flights.clear()
+        self.table.clear()
 
 
 def fresh(error: Exception) -> Exception:

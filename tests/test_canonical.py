@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvreplay import InvalidParamsError
-from kvreplay.canonical import MAX_DEPTH, canonical
+from kvreplay.canonical import MAX_DEPTH, canonical, comparable
 
 SCALARS = (
     st.none()
@@ -71,6 +71,44 @@ def test_bytes_are_equal_exactly_if_params_are(one: Any, other: Any) -> None:
 def test_the_bytes_are_msgpack_of_the_params(params: Any) -> None:
     back = msgpack.unpackb(canonical(params), strict_map_key=False)
     assert exact(back) == exact(params)
+
+
+TEXTS = st.text(st.characters(max_codepoint=127), max_size=3)
+
+
+@given(st.dictionaries(TEXTS, SCALARS, min_size=1))
+def test_the_quick_bytes_of_a_flat_map_are_the_canonical_ones(params: dict[str, Any]) -> None:
+    assert comparable(dict(reversed(params.items()))) == canonical(params)
+
+
+@given(PARAMS | st.dictionaries(TEXTS, PARAMS))
+def test_quick_bytes_that_are_canonical_ones_are_the_own(params: Any) -> None:
+    """Nested maps may come in any order, and then the bytes equal those of no params at all."""
+    quick = comparable(shuffled(params))
+    if quick is not None:
+        again = canonical(msgpack.unpackb(quick, strict_map_key=False))
+        assert quick == canonical(params) or quick != again
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"a": Color.RED},
+        {"a": Point(1, 2)},
+        {"a": OrderedDict()},
+        {"a": 2**64},
+        {"a": "\ud800"},
+        {"a": object()},
+        {"é": 1},
+        {1: 1},
+        OrderedDict(a=1),
+        [("a", 1)],
+        None,
+        1,
+    ],
+)
+def test_what_needs_a_check_or_an_order_has_no_quick_bytes(params: Any) -> None:
+    assert comparable(params) is None
 
 
 @given(st.dictionaries(SCALARS, st.none(), max_size=12))

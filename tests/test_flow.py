@@ -127,7 +127,7 @@ def test_the_short_way_to_an_answer_agrees_with_the_long_one(
     data = bytearray(stored)
     if flipped is not None and flipped < 8 * len(data):
         data[flipped // 8] ^= 1 << flipped % 8
-    short = answer_in(bytes(data), KEY, params, now)
+    short = answer_in(bytes(data), KEY.scope, KEY.id, params, now)
     try:
         found = decode(bytes(data), KEY)
     except RecordError:

@@ -176,7 +176,7 @@ def test_other_msgpack_with_a_right_checksum_is_no_record(fields: object) -> Non
 def test_the_short_way_leaves_intact_nonsense_to_decode(tail: list[Any]) -> None:
     body = b"\x9a\x01\x02" + b"".join(map(msgpack.packb, tail))
     nonsense = body + b"\xce" + zlib.crc32(body).to_bytes(4, "big")
-    assert answer_in(nonsense, KEY, b"", 0) is None
+    assert answer_in(nonsense, KEY.scope, KEY.id, b"", 0) is None
     with pytest.raises(CorruptRecordError):
         decode(nonsense)
 

@@ -591,6 +591,9 @@ def test_bad_input_runs_nothing(
     assert handler.runs == 0
     assert list(store.list_all_keys()) == []
     assert replay.execute(KEY, PARAMS, handler, ttl=1).response == "r"
+    with pytest.raises((error, ParamsMismatchError)):  # nor beside an answer
+        replay.execute(key, params, handler, **options)
+    assert handler.runs == 1
 
 
 @pytest.mark.parametrize(
