@@ -124,7 +124,7 @@ def execute_in_transaction(request: Request, policy: Policy) -> Flow[Settled]:
 
 def lookup(request: Request, policy: Policy) -> Flow[Settled | None]:
     """Answer from the record, or say that there is none; never run, wait or take over."""
-    only_look = attrs.evolve(policy, wait_timeout=0, on_in_doubt=InDoubtPolicy.RAISE)
+    only_look = attrs.evolve(policy, on_in_doubt=InDoubtPolicy.RAISE)
     found, now = yield READ
     entry = yield from _admit(found, now, request, only_look, _Patience(0))
     return entry if isinstance(entry, Settled) else None
@@ -189,13 +189,11 @@ def prune(found: bytes, record: ReplayRecord, now: int, policy: Policy) -> Flow[
         until += policy.tombstone_ttl
     if now >= until:
         step = CheckAndPut(found, None)
-    elif record.state is State.COMPLETED:
+    else:
         tombstone = attrs.evolve(
             record, state=State.TOMBSTONE, params=b"", response=None, expires_at=until
         )
         step = CheckAndPut(found, encode(tombstone), until)
-    else:
-        return False
     seen, _ = yield step
     return bool(seen == found and step.value is None)
 

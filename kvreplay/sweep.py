@@ -61,7 +61,7 @@ class AsyncSweeper:
         self._every = _interval(every)
         self._limit = limit
         self._stop = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None]
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._work(), name="kvreplay-sweeper")
@@ -74,8 +74,7 @@ class AsyncSweeper:
         traceback: TracebackType | None,
     ) -> None:
         self._stop.set()
-        if self._task is not None:
-            await self._task
+        await self._task
 
     async def _work(self) -> None:
         while True:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import ast
 import asyncio  # noqa: F401  # imported once here, not once in each fork
+import copy
 import difflib
 import hashlib
 import importlib.abc
@@ -30,17 +31,16 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 import attrs
-import hypothesis.strategies  # noqa: F401
+import hypothesis.strategies
 import lmdb  # noqa: F401
 import msgpack  # noqa: F401
 import parso
 import pytest
 from cosmic_ray.ast import ast_nodes
-from cosmic_ray.mutating import mutate_code
 from cosmic_ray.operators.operator import Operator
 from cosmic_ray.plugins import get_operator, operator_names
 
@@ -112,7 +112,8 @@ _USED = re.compile(
     r"|Replace(AndWithOr|OrWithAnd|TrueWithFalse|FalseWithTrue|BreakWithContinue"
     r"|ContinueWithBreak|UnaryOperator_.*"
     r"|BinaryOperator_(Add_Sub|Sub_Add|Mul_FloorDiv|Div_Mul|FloorDiv_Mul|BitOr_BitAnd|BitAnd_BitOr)"
-    r"|ComparisonOperator_(Is_IsNot|IsNot_Is|(Eq|NotEq|LtE?|GtE?)_(Eq|NotEq|LtE?|GtE?))))"
+    r"|ComparisonOperator_(Is_IsNot|IsNot_Is|Eq_(NotEq|LtE|GtE)|NotEq_(Eq|Lt|Gt)"
+    r"|Lt_(LtE|GtE)|LtE_(Lt|Gt)|Gt_(GtE|LtE)|GtE_(Gt|Lt))))"
 ).fullmatch
 
 
@@ -210,61 +211,94 @@ def source_of(module: str) -> str:
 
 
 def mutants_of(target: Target) -> list[Mutant]:
-    """Make every mutant of a module, without those that mean the same to the compiler."""
+    """Make every mutant of a module, without those that are the same to the compiler."""
     source = source_of(target.module)
-    seen = {_meaning(source), None}
+    tree = parso.parse(source)
+    seen = {_meaning(each.get_code()) for each in tree.children}
     operators: list[Operator] = [DeleteStatement(), LoseArgument()]
     operators += [get_operator(name)() for name in sorted(operator_names()) if _USED(name)]
     mutants = []
     for operator in operators:
-        places = [
-            node
-            for node in ast_nodes(parso.parse(source))
-            for _ in operator.mutation_positions(node)
-        ]
-        for number, node in enumerate(places):
-            function = node.search_ancestor("funcdef") or node.search_ancestor("classdef")
-            name = function.name.value if function else "module"
-            if target.functions and name not in target.functions:
-                continue
-            mutated = mutate_code(source, operator, number)
-            if (meaning := _meaning(mutated)) not in seen:
-                seen.add(meaning)
-                change = _difference(source, mutated)
-                mutants.append(Mutant(target, mutated, (target.module, name, *change)))
+        for node in ast_nodes(tree):
+            for index, _ in enumerate(operator.mutation_positions(node)):
+                function = node.search_ancestor("funcdef") or node.search_ancestor("classdef")
+                name = function.name.value if function else "module"
+                if target.functions and name not in target.functions:
+                    continue
+                before = _top(node).get_code()
+                after = _mutated(node, operator, index)
+                if (meaning := _meaning(after)) is not None and meaning not in seen:
+                    seen.add(meaning)
+                    names = (target.module, name, *_difference(before, after))
+                    mutants.append(Mutant(target, source.replace(before, after, 1), names))
     return mutants
 
 
+def _top(node: Any) -> Any:
+    """Return the statement of the module that holds a node."""
+    while node.parent.parent is not None:
+        node = node.parent
+    return node
+
+
+def _mutated(node: Any, operator: Operator, index: int) -> str:
+    """Return the code of the module's statement with one node of it mutated."""
+    clone = copy.deepcopy(node, {id(node.parent): node.parent})
+    mutated = operator.mutate(clone, index)
+    code = "" if mutated is None else mutated.get_code()
+    top = _top(node)
+    lines = parso.split_lines(top.get_code(), keepends=True)
+    first, _ = top.get_first_leaf().get_start_pos_of_prefix()
+    start, end = (
+        sum(map(len, lines[: line - first])) + column
+        for line, column in (node.get_first_leaf().get_start_pos_of_prefix(), node.end_pos)
+    )
+    whole = "".join(lines)
+    return whole[:start] + code + whole[end:]
+
+
 class _Unannotated(ast.NodeTransformer):
-    """Drops annotations, which nothing evaluates."""
+    """Drops annotations, which nothing evaluates, and where in the source the code is."""
 
     def visit_arg(self, node: ast.arg) -> ast.arg:
         node.annotation = None
         return node
 
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:  # noqa: N802
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
         node.returns = None
         return self.generic_visit(node)
 
     visit_AsyncFunctionDef = visit_FunctionDef  # noqa: N815
 
-    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:  # noqa: N802
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
         node.annotation = ast.Constant(None)
         return self.generic_visit(node)
 
 
-def _meaning(source: str) -> str | None:
+def _meaning(source: str) -> CodeType | None:
+    """Compile a statement; ``None``: that is not possible."""
     try:
-        compile(source, "mutant", "exec")
+        tree = _Unannotated().visit(ast.parse(source))
+        for node in ast.walk(tree):
+            if hasattr(node, "lineno"):
+                node.lineno = node.end_lineno = 1
+                node.col_offset = node.end_col_offset = 0
+        return compile(ast.fix_missing_locations(tree), "mutant", "exec")
     except SyntaxError:
         return None
-    return ast.dump(_Unannotated().visit(ast.parse(source)))
 
 
 def _difference(before: str, after: str) -> tuple[str, str]:
-    lines = list(difflib.ndiff(before.splitlines(), after.splitlines()))
-    old, new = (" ".join(line[2:] for line in lines if line[0] == sign) for sign in "-+")
-    return _on_one_line(old), _on_one_line(new)
+    old, new = before.splitlines(), after.splitlines()
+    changes = [
+        each
+        for each in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes()
+        if each[0] != "equal"
+    ]
+    return (
+        _on_one_line(" ".join(line for _, i, j, _, _ in changes for line in old[i:j])),
+        _on_one_line(" ".join(line for _, _, _, i, j in changes for line in new[i:j])),
+    )
 
 
 def _on_one_line(code: str) -> str:

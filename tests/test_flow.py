@@ -14,6 +14,7 @@ from kvreplay import (
     Applied,
     ClaimLostError,
     ConfigError,
+    CorruptRecordError,
     ExpiredError,
     IndeterminateError,
     InDoubtError,
@@ -196,6 +197,14 @@ def executing(**policy: Any) -> Script:
     return Script(execute(REQUEST, attrs.evolve(POLICY, **policy)))
 
 
+def transacting(**policy: Any) -> Script:
+    return Script(execute_in_transaction(REQUEST, attrs.evolve(POLICY, **policy)))
+
+
+def settling(response: bytes | None = None) -> Script:
+    return Script(settle(KEY, response, 60_000, POLICY))
+
+
 def test_a_miss_claims_calls_and_completes() -> None:
     script = executing().reads(None).begins()
     claim = script.step
@@ -233,6 +242,13 @@ def test_a_completion_that_finds_another_claim_has_lost() -> None:
     script = executing().reads(None).begins().puts().calls("mine")
     with pytest.raises(ClaimLostError):
         script.puts(found=claimed())
+
+
+@pytest.mark.parametrize("found", [None, b"damaged", completed()])
+def test_a_completion_that_finds_no_claim_has_lost(found: bytes | None) -> None:
+    script = executing().reads(None).begins().puts().calls("mine")
+    with pytest.raises(ClaimLostError):
+        script.puts(found=found)
 
 
 def test_an_exception_of_the_handler_releases_the_claim() -> None:
@@ -454,6 +470,20 @@ def test_without_a_lease_the_loser_gets_the_winners_answer_and_runs_once() -> No
     assert not script.puts().result.replayed
 
 
+def test_without_a_lease_an_exception_of_the_handler_leaves_no_trace() -> None:
+    with pytest.raises(ValueError, match="declined"):
+        executing(lease=None).reads(None).raises(ValueError("declined"))
+
+
+def test_a_transaction_waits_for_a_claim_and_never_overtakes_it() -> None:
+    script = transacting(wait_timeout=2).reads(claimed()).probes(runs=True)
+    assert script.waits() == 2
+    with pytest.raises(InFlightError):
+        script.reads(claimed()).probes(runs=True)
+    with pytest.raises(InDoubtError):
+        transacting().reads(claimed()).probes(runs=False)
+
+
 def test_a_transaction_decides_again_inside() -> None:
     script = Script(execute_in_transaction(REQUEST, POLICY)).reads(None)
     assert isinstance(script.step, Transact)
@@ -501,6 +531,29 @@ def test_settle_refuses_a_running_key_and_follows_a_moving_one() -> None:
         Script(settle(KEY, None, 0, POLICY)).reads(claimed()).probes(runs=True)
     script = Script(settle(KEY, None, 0, POLICY)).reads(claimed()).probes(runs=False)
     assert script.puts(found=completed()).result is False
+
+
+@pytest.mark.parametrize(
+    ("left", "seconds"), [(5000, 1.0), (250, 0.25), (1, 0.001), (0, 1.0), (-1, 1.0)]
+)
+def test_a_key_in_flight_says_when_to_try_again(left: int, seconds: float) -> None:
+    for script in (executing(), Script(lookup(REQUEST, POLICY)), settling()):
+        with pytest.raises(InFlightError) as error:
+            script.reads(claimed(lease_expires_at=NOW + left)).probes(runs=True)
+        assert error.value.retry_after == seconds
+
+
+def test_settle_believes_the_lease_where_the_owner_cannot_be_looked_up() -> None:
+    with pytest.raises(InFlightError):
+        settling().reads(claimed(lease_expires_at=NOW + 1)).probes(runs=None)
+    script = settling().reads(claimed(lease_expires_at=NOW)).probes(runs=None)
+    assert script.puts().result is True
+
+
+def test_settle_leaves_a_record_of_another_key_alone() -> None:
+    foreign = attrs.evolve(decode(claimed()), key=ReplayKey("lsp", "other"))
+    with pytest.raises(CorruptRecordError):
+        settling().reads(encode(foreign))
 
 
 def held() -> Held:

@@ -71,4 +71,5 @@ def test_a_key_shows_only_its_digest() -> None:
     assert "alice" not in repr(key)
     assert "session" not in repr(key)
     assert key.digest() in repr(key)
+    assert key.digest() == "3a94b36aa56d6545", "who searches old logs for it has to find it"
     assert key.digest() != ReplayKey("alice-nodes", "ession-7").digest()

@@ -18,6 +18,7 @@ from kvreplay import (
     StoreUnavailableError,
 )
 from kvreplay.record import decode
+from kvreplay.sweep import AsyncSweeper, Sweeper
 
 KEY = ("lsp", "session")
 PARAMS = {"amount": 1}
@@ -73,9 +74,11 @@ def test_a_sweeper_sweeps_all_that_is_due_and_ends_with_its_block(store: Any) ->
     for number in range(5):
         replay.execute(("s", str(number)), PARAMS, Handler(number))
     clock.pass_seconds(60)
-    with replay.sweeping(every=0.01, limit=2):
+    with replay.sweeping(every=0.01, limit=2) as sweeper:
+        assert isinstance(sweeper, Sweeper)
         watcher.wait_for("swept", 4)
-        assert threads("kvreplay-sweeper")
+        (thread,) = threads("kvreplay-sweeper")
+        assert thread.daemon, "a block that is never left must not keep the process alive"
     assert not threads("kvreplay-sweeper")
     swept = [event.swept for event in watcher.events if event.kind == "swept"]
     assert [each.removed for each in swept[:3]] == [2, 2, 1]
@@ -90,7 +93,8 @@ def test_an_async_sweeper_does_the_same(store: Any) -> None:
         for number in range(5):
             await replay.execute(("s", str(number)), PARAMS, Handler(number))
         clock.pass_seconds(60)
-        async with replay.sweeping(every=0.01, limit=2):
+        async with replay.sweeping(every=0.01, limit=2) as sweeper:
+            assert isinstance(sweeper, AsyncSweeper)
             await asyncio.to_thread(watcher.wait_for, "swept", 4)
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
@@ -123,6 +127,11 @@ def test_a_failing_store_does_not_end_the_sweeper(
 def test_a_sweeper_needs_an_interval(store: Any) -> None:
     with pytest.raises(ConfigError, match="every"), Replay(store, "ns", ttl=1).sweeping(every=0):
         pass
+
+
+@pytest.mark.parametrize("sweeper", [Sweeper, AsyncSweeper])
+def test_an_interval_is_given_in_milliseconds(sweeper: Any) -> None:
+    assert sweeper(None, every=1500, limit=1)._every == 1.5
 
 
 # Renewal: the lease of a long run moves, from real time on, while the clock stands where it is put.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+import zlib
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+import msgpack
 import pytest
 from replaying import START, Async, Caller, FakeClock, Handler, Interrupt, Sync
 
@@ -27,6 +29,7 @@ from kvreplay import (
     ResponseNotStorableError,
     StaleFlowError,
     StoreError,
+    SweepResult,
     UnsupportedRecordVersionError,
 )
 from kvreplay.keys import name
@@ -624,6 +627,7 @@ def test_a_namespace_obeys_the_name_rules(face: Any, store: Any) -> None:
 def test_a_sweep_has_a_sane_limit(replay: Any, limit: Any) -> None:
     with pytest.raises(InvalidParamsError):
         replay.sweep(limit)
+    assert replay.sweep(1) == SweepResult(0, 0, False)
 
 
 # Damage: never an answer.
@@ -649,31 +653,34 @@ def test_a_damaged_record_is_never_an_answer(replay: Any, store: Any, events: li
     assert replay.execute(KEY, PARAMS, handler).response == "r"
 
 
+_NEWER_BODY = msgpack.packb([9, "later", 0xFFFFFFFF])[:-5]
+NEWER = _NEWER_BODY + b"\xce" + zlib.crc32(_NEWER_BODY).to_bytes(4, "big")
+
+
 def test_a_newer_record_is_left_alone(replay: Any, store: Any) -> None:
-    import zlib
-
-    import msgpack
-
-    body = msgpack.packb([9, "later", 0xFFFFFFFF])[:-5]
-    newer = body + b"\xce" + zlib.crc32(body).to_bytes(4, "big")
-    store.write(NAMESPACE, *KEY, newer)
+    store.write(NAMESPACE, *KEY, NEWER)
     with pytest.raises(UnsupportedRecordVersionError):
         replay.execute(KEY, PARAMS, Handler("never"))
-    assert store.read(NAMESPACE, *KEY) == newer
+    assert store.read(NAMESPACE, *KEY) == NEWER
 
 
-def test_records_gives_all_good_ones_and_then_names_the_damage(replay: Any, store: Any) -> None:
+def test_records_gives_all_good_ones_and_then_names_the_damage(
+    replay: Any, store: Any, events: list[str]
+) -> None:
     for number in range(3):
         replay.execute(("s", str(number)), PARAMS, Handler(number))
     store.write(NAMESPACE, "s", "0", b"damaged")
-    store.write(NAMESPACE, "s", "elsewhere", store.read(NAMESPACE, "s", "1"))
+    for elsewhere in ("-", "z"):  # before its own key, and behind it
+        store.write(NAMESPACE, "s", elsewhere, store.read(NAMESPACE, "s", "1"))
+    events.clear()
     seen = []
-    with pytest.raises(CorruptRecordError, match="2 of"):
+    with pytest.raises(CorruptRecordError, match="3 of"):
         for record in replay.replay.records() if isinstance(replay, Sync) else ():
             seen.append(record.key.id)
         if isinstance(replay, Async):
             replay.records()
     assert sorted(seen) == (["1", "2"] if isinstance(replay, Sync) else [])
+    assert events == ["corrupt_record"] * 3
 
 
 def test_a_closed_store_is_refused(replay: Any, engine: Any, store: Any) -> None:
@@ -736,6 +743,8 @@ class PlainStore:
 
 
 class WalkableStore(PlainStore):
+    """One that can also be walked, in the order of its writes."""
+
     def list_all_keys(self) -> Any:
         return iter(list(self.entries))
 
@@ -795,6 +804,32 @@ def test_a_store_without_an_index_is_swept_by_walking(face: Any, clock: FakeCloc
     assert sum(replay.sweep(limit=8).removed for _ in range(2)) == 5
     assert sorted(inner.list(NAMESPACE, "s")) == ["claimed", "damaged", "young"]
     assert inner.read("ledger", "", "hash") == b"paid"
+
+
+def test_a_walk_keeps_to_its_namespace_and_to_what_is_still_there(face: Any) -> None:
+    class Listing(WalkableStore):
+        def list_all_keys(self) -> Any:
+            yield NAMESPACE, "s", "gone-since"
+            yield from super().list_all_keys()
+
+    store = InProcessAtomicStore(Listing())
+    for namespace in ("before", NAMESPACE, "south"):
+        face(store, namespace, ttl=60).execute(("s", namespace), PARAMS, Handler("r"))
+    replay = face(store, NAMESPACE, ttl=60)
+    assert [record.key.id for record in replay.records()] == [NAMESPACE]
+    assert replay.sweep() == SweepResult(1, 0, False)
+
+
+def test_records_complains_of_the_first_damage_in_its_own_class(face: Any) -> None:
+    inner = WalkableStore()
+    for error, first, second in [
+        (CorruptRecordError, b"damaged", NEWER),
+        (UnsupportedRecordVersionError, NEWER, b"damaged"),
+    ]:
+        inner.entries = {(NAMESPACE, "s", "1"): first, (NAMESPACE, "s", "2"): second}
+        with pytest.raises(error, match="2 of") as complaint:
+            list(face(InProcessAtomicStore(inner), NAMESPACE, ttl=60).records())
+        assert type(complaint.value.__cause__) is error
 
 
 def test_threads_of_a_burst_make_one_effect(replay: Any) -> None:

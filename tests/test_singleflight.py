@@ -26,6 +26,7 @@ def flights() -> SingleFlight[str]:
 
 def test_the_first_leads_and_the_others_follow(flights: SingleFlight[str]) -> None:
     flight = board(flights, "key")
+    assert flight.outcome is None
     other = Flight("key", b"other params")
     assert flights.board(other) is flight
     board(flights, "another key")
@@ -126,6 +127,17 @@ def test_a_child_starts_with_an_empty_table() -> None:
     finally:
         of_this_process.land(flight, "done")
     assert len(of_this_process) == 0
+
+
+def test_a_child_does_not_wait_for_what_its_parent_held(fork: Any) -> None:
+    from kvreplay.singleflight import flights as of_this_process
+
+    def child() -> None:
+        assert of_this_process._lock.acquire(blocking=False)
+
+    with of_this_process._lock:
+        fork(child).join()
+    fork(child).join()
 
 
 class Awkward(Exception):
