@@ -197,12 +197,10 @@ class MemoryStore:
     def _put(self, address: Address, entry: Entry) -> None:
         # In this order an interrupt leaves at most an index entry too many, which a sweep skips.
         old = self._find(address)
-        same = old is not None and old[1] == entry[1]
-        if entry[1] is not None and not same:
+        if entry[1] is not None:
             bisect.insort(self._expiry.setdefault(address[0], []), (entry[1], *address[1:]))
         self._namespaces.setdefault(address[:2], {})[address[2]] = entry
-        if not same:
-            self._unindex(address, old)
+        self._unindex(address, old)
 
     def _delete(self, address: Address) -> None:
         old = self._find(address)
@@ -218,13 +216,10 @@ class MemoryStore:
 
     def _unindex(self, address: Address, old: Entry | None) -> None:
         if old is not None and old[1] is not None:
-            index = self._expiry.get(address[0], [])
-            place = (old[1], *address[1:])
-            at = bisect.bisect_left(index, place)
-            if index[at : at + 1] == [place]:
-                del index[at]
+            index = self._expiry[address[0]]
+            del index[bisect.bisect_left(index, (old[1], *address[1:]))]
             if not index:
-                self._expiry.pop(address[0], None)
+                del self._expiry[address[0]]
 
 
 class _Transaction:

@@ -69,6 +69,7 @@ def test_its_tables_empty_themselves() -> None:
     store.remove("p", "s", "removed")
     store.remove("p", "s", "never")
     assert store.sweep("p", 5, 10).removed == 3
+    assert store._expiry == {}
     put(store, "overwritten", b"v", 5)
     store.write("p", "s", "overwritten", b"v")
     store.remove("p", "s", "overwritten")
