@@ -8,7 +8,7 @@ import threading
 from typing import Any
 
 import pytest
-from replaying import START, Caller, FakeClock, Handler
+from replaying import START, Caller, FakeClock, Handler, OneByOne
 
 from kvreplay import (
     AsyncReplay,
@@ -134,7 +134,7 @@ def lease_of(store: Any) -> int:
     return claim.lease_expires_at
 
 
-class Noting:
+class Noting(OneByOne):
     """The real store; tells when a claim's lease has been moved ``count`` times."""
 
     def __init__(self, inner: Any, count: int) -> None:
