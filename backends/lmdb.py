@@ -18,7 +18,7 @@ from typing import ClassVar, Final, Self
 from kvreplay.backends import lmdb_entries as entries
 from kvreplay.backends import lmdb_sharing
 from kvreplay.backends.lmdb_environment import Block, Environment, Transaction
-from kvreplay.errors import ConfigError, KeyNotFoundError, StoreError
+from kvreplay.errors import ConfigError, KeyNotFoundError, OutcomeUnknownError, StoreError
 from kvreplay.store import (
     Change,
     Durability,
@@ -34,6 +34,7 @@ from kvreplay.store import (
 __all__ = ["LMDBStore"]
 
 _MAX_READERS: Final = 2**16  # 64 bytes each, in lock.mdb
+_SWEEP: Final = 1000  # due entries that a sweep visits in one transaction
 
 
 class LMDBStore:
@@ -179,12 +180,35 @@ class LMDBStore:
         return [outcomes[index] for index in range(len(changes))]
 
     def sweep(self, primary_namespace: str, now: int, limit: int) -> SweepResult:
-        """Remove due entries in one transaction; see :meth:`kvreplay.ExpiringKVStore.sweep`."""
+        """Remove due entries; see :meth:`kvreplay.ExpiringKVStore.sweep`.
+
+        A large ``limit`` is met in several transactions, between which others write.
+
+        Raises:
+            OutcomeUnknownError: it broke off after it had removed some of them.
+        """
         check_sweep(primary_namespace, now, limit)
         environment = self._opened()
-        return environment.write(
-            lambda txn: entries.sweep(environment, txn, primary_namespace, now, limit)
-        )
+        total = SweepResult(0, 0, more=True)
+
+        def sweep(txn: Transaction) -> SweepResult:
+            batch = min(limit - total.visited, _SWEEP)
+            return entries.sweep(environment, txn, primary_namespace, now, batch)
+
+        while total.more and total.visited < limit:
+            try:
+                swept = environment.write(sweep)
+            except StoreError as error:
+                if not total.visited:
+                    raise
+                raise OutcomeUnknownError(
+                    f"a sweep broke off after it had removed {total.removed} entries: nothing else"
+                    " was changed; sweep again"
+                ) from error
+            total = SweepResult(
+                total.visited + swept.visited, total.removed + swept.removed, swept.more
+            )
+        return total
 
     def transaction(self) -> AbstractContextManager[KVTransaction]:
         """All or nothing; see :meth:`kvreplay.TransactionalKVStore.transaction`.

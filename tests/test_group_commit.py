@@ -25,8 +25,10 @@ from kvreplay import (
     OutcomeUnknownError,
     StoreError,
     StoreFullError,
+    SweepResult,
 )
-from kvreplay.backends import lmdb_queue
+from kvreplay.backends import lmdb as lmdb_backend
+from kvreplay.backends import lmdb_entries, lmdb_queue
 from kvreplay.backends.lmdb import LMDBStore
 from kvreplay.backends.lmdb_environment import Environment
 from kvreplay.shuttle import Shuttle
@@ -143,6 +145,46 @@ def test_a_sweep_in_a_batch_sees_a_refresh_before_it(store: LMDBStore) -> None:
     assert refresh.result() == b"old"
     assert (sweep.result().visited, sweep.result().removed) == (1, 1)
     assert (found(store, "k"), found(store, "due")) == (b"new", None)
+
+
+def test_a_large_sweep_lets_writers_in_between(
+    store: LMDBStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lmdb_backend, "_SWEEP", 10)
+    for n in range(35):
+        store.check_and_put("p", "s", f"k{n}", expected=None, value=b"v", expires_at=n)
+    before = commits(store)
+    result = store.sweep("p", 29, 25)
+    assert (result.visited, result.removed, result.more) == (25, 25, True)
+    assert commits(store) == before + 3
+    result = store.sweep("p", 29, 25)
+    assert (result.visited, result.removed, result.more) == (5, 5, False)
+    assert len(store.list("p", "s")) == 5
+
+
+def test_a_sweep_that_breaks_off_says_that_some_are_gone(
+    store: LMDBStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lmdb_backend, "_SWEEP", 2)
+    for n in range(6):
+        store.check_and_put("p", "s", f"k{n}", expected=None, value=b"v", expires_at=n)
+    sweep, calls = lmdb_entries.sweep, []
+
+    def failing(*args: Any) -> Any:
+        calls.append(args)
+        if len(calls) == failing_call:
+            raise lmdb.CorruptedError("of the second transaction")
+        return sweep(*args)
+
+    monkeypatch.setattr(lmdb_entries, "sweep", failing)
+    failing_call = 2
+    with pytest.raises(OutcomeUnknownError, match="removed 2 entries"):
+        store.sweep("p", 10, 6)
+    assert len(store.list("p", "s")) == 4
+    failing_call = len(calls) + 1
+    with pytest.raises(StoreError, match="nothing was changed"):
+        store.sweep("p", 10, 6)
+    assert store.sweep("p", 10, 6) == SweepResult(4, 4, more=False)
 
 
 def test_a_batch_is_bounded(store: LMDBStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,14 +321,14 @@ def test_a_map_that_cannot_grow_fails_only_what_has_no_room(
 def test_an_unknown_outcome_is_everybodys(
     store: LMDBStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    commit = Environment._commit
+    commit = Environment.commit
 
     def fail(self: Any, env: Any, txn: Any) -> None:
-        monkeypatch.setattr(Environment, "_commit", commit)
+        monkeypatch.setattr(Environment, "commit", commit)
         commit(self, env, txn)
         raise OutcomeUnknownError("may or may not") from lmdb.Error("the meta page")
 
-    monkeypatch.setattr(Environment, "_commit", fail)
+    monkeypatch.setattr(Environment, "commit", fail)
     # The transaction around it changes nothing, but commits too.
     environment = store._opened()
     with environment._queue.turn():
@@ -403,17 +445,17 @@ def test_an_interrupt_right_after_a_commit_tells_the_others_so(
     store: LMDBStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise they would run again, and meet their own changes."""
-    commit = Environment._commit
+    commit = Environment.commit
     environment = store._opened()
     before = commits(store)
 
     def interrupted(self: Any, env: Any, txn: Any) -> None:
-        monkeypatch.setattr(Environment, "_commit", commit)
+        monkeypatch.setattr(Environment, "commit", commit)
         commit(self, env, txn)
         raise Interrupt
 
     with environment._queue.turn():
-        monkeypatch.setattr(Environment, "_commit", interrupted)
+        monkeypatch.setattr(Environment, "commit", interrupted)
         leader, *others = queued(store, *(put(store, f"k{n}", None, b"v") for n in range(5)))
     with pytest.raises(Interrupt):
         leader.result()
