@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -17,9 +17,10 @@ from typing import ClassVar, Final, Self
 
 from kvreplay.backends import lmdb_entries as entries
 from kvreplay.backends import lmdb_sharing
-from kvreplay.backends.lmdb_environment import Block, Environment
-from kvreplay.errors import ConfigError, KeyNotFoundError, StoreError
+from kvreplay.backends.lmdb_environment import Block, Environment, Transaction
+from kvreplay.errors import ConfigError, KeyNotFoundError, OutcomeUnknownError, StoreError
 from kvreplay.store import (
+    Change,
     Durability,
     KVTransaction,
     SweepResult,
@@ -33,6 +34,7 @@ from kvreplay.store import (
 __all__ = ["LMDBStore"]
 
 _MAX_READERS: Final = 2**16  # 64 bytes each, in lock.mdb
+_SWEEP: Final = 1000  # due entries that a sweep visits in one transaction
 
 
 class LMDBStore:
@@ -109,7 +111,9 @@ class LMDBStore:
         address = entries.Address(primary_namespace, secondary_namespace, key)
         check_value(value)
         environment = self._opened()
-        environment.write(lambda txn: entries.put(environment, txn, address, value, None))
+        environment.write(
+            lambda txn: entries.put(environment, txn, address, value, None), len(value)
+        )
 
     def remove(
         self, primary_namespace: str, secondary_namespace: str, key: str, lazy: bool = False
@@ -152,16 +156,59 @@ class LMDBStore:
         return environment.write(
             lambda txn: entries.check_and_put(
                 environment, txn, address, expected, value, expires_at
-            )
+            ),
+            len(value or b""),
         )
 
+    def check_and_put_each(self, changes: Sequence[Change]) -> Sequence[bytes | Exception | None]:
+        """Commit many changes at once; see :meth:`kvreplay.BatchingKVStore.check_and_put_each`."""
+        environment = self._opened()
+        outcomes: dict[int, bytes | Exception | None] = {}
+        operations = {}
+        for index, each in enumerate(changes):
+            try:
+                address = entries.Address(
+                    each.primary_namespace, each.secondary_namespace, each.key
+                )
+                check_change(each.expected, each.value, each.expires_at)
+            except StoreError as error:
+                outcomes[index] = error
+            else:
+                operations[index] = (_putting(environment, address, each), len(each.value or b""))
+        results = environment.write_each(list(operations.values()))
+        outcomes.update(zip(operations, results, strict=True))
+        return [outcomes[index] for index in range(len(changes))]
+
     def sweep(self, primary_namespace: str, now: int, limit: int) -> SweepResult:
-        """Remove due entries in one transaction; see :meth:`kvreplay.ExpiringKVStore.sweep`."""
+        """Remove due entries; see :meth:`kvreplay.ExpiringKVStore.sweep`.
+
+        A large ``limit`` is met in several transactions, between which others write.
+
+        Raises:
+            OutcomeUnknownError: it broke off after it had removed some of them.
+        """
         check_sweep(primary_namespace, now, limit)
         environment = self._opened()
-        return environment.write(
-            lambda txn: entries.sweep(environment, txn, primary_namespace, now, limit)
-        )
+        total = SweepResult(0, 0, more=True)
+
+        def sweep(txn: Transaction) -> SweepResult:
+            batch = min(limit - total.visited, _SWEEP)
+            return entries.sweep(environment, txn, primary_namespace, now, batch)
+
+        while total.more and total.visited < limit:
+            try:
+                swept = environment.write(sweep)
+            except StoreError as error:
+                if not total.visited:
+                    raise
+                raise OutcomeUnknownError(
+                    f"a sweep broke off after it had removed {total.removed} entries: nothing else"
+                    " was changed; sweep again"
+                ) from error
+            total = SweepResult(
+                total.visited + swept.visited, total.removed + swept.removed, swept.more
+            )
+        return total
 
     def transaction(self) -> AbstractContextManager[KVTransaction]:
         """All or nothing; see :meth:`kvreplay.TransactionalKVStore.transaction`.
@@ -213,6 +260,14 @@ class LMDBStore:
             if len(page) < entries.PAGE:
                 return
             start = page[-1] + b"\0"  # the least key that is greater
+
+
+def _putting(
+    environment: Environment, address: entries.Address, change: Change
+) -> Callable[[Transaction], bytes | None]:
+    return lambda txn: entries.check_and_put(
+        environment, txn, address, change.expected, change.value, change.expires_at
+    )
 
 
 def _page(environment: Environment, prefix: bytes, start: bytes) -> list[bytes]:

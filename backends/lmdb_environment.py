@@ -10,10 +10,11 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar, cast
+from typing import Final, TypeVar, cast
 
 import lmdb
 
+from kvreplay.backends.lmdb_commit import Committer
 from kvreplay.backends.lmdb_files import (
     commit_error,
     identity_of,
@@ -21,7 +22,7 @@ from kvreplay.backends.lmdb_files import (
     store_error,
 )
 from kvreplay.backends.lmdb_gate import Gate
-from kvreplay.backends.lmdb_queue import Bell, Change, CommitQueue, Take, Transaction
+from kvreplay.backends.lmdb_queue import Bell, Change, CommitQueue, Transaction
 from kvreplay.errors import (
     OutcomeUnknownError,
     StoreError,
@@ -52,43 +53,43 @@ class Environment:
         self._map_size = map_size
         self._max_readers = max_readers
         self.users = 0
-        self._queue = CommitQueue(self._commit_changes)
+        self._queue = CommitQueue(Committer(self))
         self._block: Block | None = None  # a caller's transaction, if there is one
         self._inherited: lmdb.Environment | None = None  # by a forked child, to be closed
         self._stranded = False  # a forked child that cannot even close it
-        self._gate = Gate(self._open(creating=True), self._reopen, self._check_wait)
+        self.gate = Gate(self._open(creating=True), self._reopen, self._check_wait)
         self.identity = identity_of(path)
 
     def close(self) -> None:
         """Close the files once no transaction is active; a new user's call opens them again."""
-        self._gate.alone(self._shut)
+        self.gate.alone(self._shut)
 
     # Forking: a call that another thread is in would never return in the child.
 
     def before_fork(self) -> None:
         """Let other threads' transactions end, within reason, and begin no more."""
-        self._gate.before_fork(own=self._block is not None and self._block.is_mine)
+        self.gate.before_fork(own=self._block is not None and self._block.is_mine)
 
     def after_fork_in_parent(self) -> None:
         """Go on."""
-        self._gate.after_fork_in_parent()
+        self.gate.after_fork_in_parent()
 
     def after_fork_in_child(self) -> None:
         """Start without transactions; the parent's handle is closed before the files reopen."""
-        inherited, can_close = self._gate.after_fork_in_child()
+        inherited, can_close = self.gate.after_fork_in_child()
         self._inherited = inherited or self._inherited
         self._stranded = self._stranded or not can_close
         if self._block is not None:
             self._block.inherited = True
             self._block = None
         # A new one: the end of this thread's block, which leaves the old one, is then no matter.
-        self._queue = CommitQueue(self._commit_changes)
+        self._queue = CommitQueue(Committer(self))
 
     # Reading and writing.
 
     def get(self, key: bytes) -> bytes | None:
         """Return the stored value of one entry, in one short read transaction."""
-        gate = self._gate
+        gate = self.gate
         gate.inside.append(None)  # as Gate.enter(), without the calls
         try:
             if (env := gate.handle) is not None:
@@ -109,7 +110,7 @@ class Environment:
         """Run ``operation``, which must be short, on one snapshot."""
         repairs = 0
         while True:
-            env = self._gate.enter()
+            env = self.gate.enter()
             try:
                 txn = env.begin()
                 try:
@@ -121,9 +122,9 @@ class Environment:
             except lmdb.Error as error:
                 failure = error
             finally:
-                self._gate.leave()
+                self.gate.leave()
             repairs += 1
-            if repairs > _REPAIRS or not self._repair(env, failure):
+            if repairs > _REPAIRS or not self.repair(env, failure):
                 raise store_error(failure, self.path) from failure
 
     def write(self, operation: Callable[[Transaction], T], size: int = 0) -> T:
@@ -167,7 +168,7 @@ class Environment:
                     )
                 if block.failure is None:
                     try:
-                        self._commit(env, txn)
+                        self.commit(env, txn)
                         committed = True
                     except (lmdb.Error, OutcomeUnknownError) as error:
                         block.failure = error
@@ -176,10 +177,10 @@ class Environment:
                 if not block.inherited:
                     self._block = None
                     if not committed:
-                        self._gate.quietly(txn.abort)
-                    self._gate.leave()
+                        self.gate.quietly(txn.abort)
+                    self.gate.leave()
                     if block.failure is not None:
-                        self._repair(env, block.failure)
+                        self.repair(env, block.failure)
             # Also if the block itself has hidden it.
             if (failure := block.failure) is not None:
                 raise store_error(failure, self.path) from failure.__cause__ or failure
@@ -192,89 +193,22 @@ class Environment:
                 " transaction; nothing was changed"
             )
 
-    def _commit_changes(self, batch: list[Change[Any]], take: Take) -> None:
-        """Let the changes land, together with those that arrive until a transaction has begun.
-
-        What fails before it is written is run again, each change alone, so that none fails for
-        another one's sake.
-        """
-        failure = self._try(batch, take)
-        if failure is None:
-            return
-        if isinstance(failure, OutcomeUnknownError):
-            for change in batch:
-                change.fail(_caused(OutcomeUnknownError(*failure.args), failure.__cause__))
-            return
-        for change in batch:
-            alone = failure if len(batch) == 1 else self._try([change])
-            if alone is not None:
-                change.fail(self._told(alone))
-
-    def _try(self, batch: list[Change[Any]], take: Take | None = None) -> Exception | None:
-        """Commit the changes, or return why they were not."""
-        while True:
-            try:
-                env = self._gate.enter()
-            except StoreError as error:
-                return error
-            try:
-                txn = env.begin(write=True)
-                if take is not None:
-                    batch += take()
-                    take = None
-                self._change(env, txn, batch)
-                return None
-            except Exception as error:  # whatever it is, the changes' own threads raise it
-                failure = error
-            finally:
-                self._gate.leave()
-            try:
-                if not self._repair(env, failure):
-                    return failure
-            except StoreError as error:  # the map cannot grow
-                return error
-
-    def _change(
-        self, env: lmdb.Environment, txn: Transaction, batch: Sequence[Change[Any]]
-    ) -> None:
-        """Run and commit the changes' operations: all have landed, or none has happened."""
-        done: list[tuple[Change[Any], Any]] = []
-        try:
-            for change in batch:
-                assert change.operation is not None  # a place for a transaction is not taken
-                done.append((change, change.operation(txn)))
-            self._commit(env, txn)
-        except BaseException as error:
-            if not _is_over(txn):
-                self._gate.quietly(txn.abort)
-                raise
-            if isinstance(error, Exception):
-                raise  # of the commit
-            _land(done)  # an interrupt that came right after it
-            raise
-        _land(done)
-
-    def _told(self, failure: Exception) -> Exception:
-        """Say in kvreplay's terms why a change did not happen; a foreign exception stays."""
-        if isinstance(failure, lmdb.Error):
-            return _caused(store_error(failure, self.path), failure)
-        return failure
-
     def _begin_write(self) -> tuple[lmdb.Environment, Transaction]:
         """Begin what the caller ends, and then leaves the gate."""
         while True:
-            env = self._gate.enter()
+            env = self.gate.enter()
             try:
                 return env, env.begin(write=True)
             except lmdb.Error as error:
-                self._gate.leave()
-                if not self._repair(env, error):
+                self.gate.leave()
+                if not self.repair(env, error):
                     raise store_error(error, self.path) from error
             except BaseException:
-                self._gate.leave()
+                self.gate.leave()
                 raise
 
-    def _commit(self, env: lmdb.Environment, txn: Transaction) -> None:
+    def commit(self, env: lmdb.Environment, txn: Transaction) -> None:
+        """Commit, or raise what became of it: LMDB's own error if the map is full."""
         try:
             txn.commit()
         except lmdb.MapFullError:
@@ -284,19 +218,19 @@ class Environment:
 
     # Repairing: growth, another process's growth, a panic, a fork.
 
-    def _repair(self, env: lmdb.Environment, error: Exception) -> bool:
+    def repair(self, env: lmdb.Environment, error: Exception) -> bool:
         """Mend what can be mended; say whether the operation may be run again."""
         match error:
             case lmdb.MapFullError():
-                self._gate.alone(lambda current: self._resize(current, grow=True))
+                self.gate.alone(lambda current: self._resize(current, grow=True))
             case lmdb.MapResizedError():  # by another process
-                self._gate.alone(lambda current: self._resize(current, grow=False))
+                self.gate.alone(lambda current: self._resize(current, grow=False))
             case lmdb.ReadersFullError():
                 self._free_reader_slots()
             case lmdb.PanicError():
-                self._gate.alone(lambda current: self._shut_if_same(current, env))
+                self.gate.alone(lambda current: self._shut_if_same(current, env))
             case OutcomeUnknownError():
-                self._gate.alone(lambda current: self._shut_if_same(current, env))
+                self.gate.alone(lambda current: self._shut_if_same(current, env))
                 return False
             case _:
                 return False
@@ -304,24 +238,24 @@ class Environment:
 
     def _free_reader_slots(self) -> None:
         """Free what killed processes have left."""
-        env = self._gate.enter()
+        env = self.gate.enter()
         try:
             # If this fails too, the caller tells that no slot was free.
             with contextlib.suppress(lmdb.Error):
                 env.reader_check()
         finally:
-            self._gate.leave()
+            self.gate.leave()
 
     def _make_room(self) -> None:
         """Grow a crowded map before a transaction that cannot be run again."""
-        env = self._gate.enter()
+        env = self.gate.enter()
         try:
             info = env.info()
             used = (info["last_pgno"] + 1) * env.stat()["psize"]
         finally:
-            self._gate.leave()
+            self.gate.leave()
         if used > _CROWDED * info["map_size"]:
-            self._gate.alone(lambda current: self._resize(current, grow=True))
+            self.gate.alone(lambda current: self._resize(current, grow=True))
 
     def _resize(self, env: lmdb.Environment | None, *, grow: bool) -> lmdb.Environment:
         env = env or self._reopen()
@@ -422,22 +356,3 @@ class Block:
         except lmdb.Error as error:
             self.failure = error
             raise store_error(error, self._path) from error
-
-
-def _land(done: Sequence[tuple[Change[Any], Any]]) -> None:
-    for change, result in done:
-        change.land(result)
-
-
-def _is_over(txn: Transaction) -> bool:
-    """Whether it was committed or aborted."""
-    try:
-        txn.id()
-    except lmdb.Error:
-        return True
-    return False
-
-
-def _caused(error: Exception, cause: BaseException | None) -> Exception:
-    error.__cause__ = cause
-    return error

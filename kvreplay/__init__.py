@@ -1,6 +1,7 @@
 """Restart-safe request replay over pluggable key-value stores."""
 
-from kvreplay.aio import AsyncReplay
+from typing import TYPE_CHECKING
+
 from kvreplay.clock import Clock, SystemClock
 from kvreplay.config import OpenStore, open_store
 from kvreplay.config_file import Config, ReplaySettings, load_config
@@ -38,6 +39,8 @@ from kvreplay.replay import Replay
 from kvreplay.steps import NOT_APPLIED, Applied, NotApplied
 from kvreplay.store import (
     AtomicKVStore,
+    BatchingKVStore,
+    Change,
     ExpiringKVStore,
     KVStoreSync,
     KVTransaction,
@@ -46,11 +49,16 @@ from kvreplay.store import (
     TransactionalKVStore,
 )
 
+if TYPE_CHECKING:
+    from kvreplay.aio import AsyncReplay
+
 __all__ = [
     "NOT_APPLIED",
     "Applied",
     "AsyncReplay",
     "AtomicKVStore",
+    "BatchingKVStore",
+    "Change",
     "ClaimLostError",
     "Clock",
     "Config",
@@ -96,3 +104,16 @@ __all__ = [
     "load_config",
     "open_store",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Load ``AsyncReplay`` when it is asked for: a blocking node does without asyncio."""
+    if name != "AsyncReplay":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from kvreplay.aio import AsyncReplay
+
+    return globals().setdefault(name, AsyncReplay)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,22 +1,20 @@
 """``AsyncReplay``: the same protocol, records and guarantees as ``Replay``, awaited.
 
-It drives the same flows. Store calls that wait for a disk run in the event loop's default
-executor; reads from local memory run inline.
+It drives the same flows; :mod:`kvreplay.awaiting` answers their steps.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
-import inspect
 import itertools
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
-from typing import Any, Final, ParamSpec, TypeVar, cast
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Final, ParamSpec, TypeVar
 
 from kvreplay import flow
-from kvreplay.blocking import transact
+from kvreplay.aio_sweep import AsyncSweeper
+from kvreplay.awaiting import AsyncDriver, in_thread
 from kvreplay.clock import Clock, Duration, to_ms
 from kvreplay.errors import KVReplayError
 from kvreplay.events import ReplayEvent
@@ -30,28 +28,10 @@ from kvreplay.namespace import (
     replay_key,
 )
 from kvreplay.record import ReplayRecord, encode_response
-from kvreplay.renewal import RENEWALS_PER_LEASE
 from kvreplay.run import Run
 from kvreplay.singleflight import Flight, flights
-from kvreplay.steps import (
-    Begin,
-    Call,
-    Flow,
-    Held,
-    Probe,
-    Raised,
-    Read,
-    Reconcile,
-    Request,
-    Returned,
-    Settled,
-    Step,
-    Transact,
-    Verdict,
-    Wait,
-)
+from kvreplay.steps import Flow, Request, Settled, Verdict
 from kvreplay.store import AtomicKVStore, KVTransaction, SweepResult, TransactionalKVStore
-from kvreplay.sweep import AsyncSweeper
 from kvreplay.walk import Walk, records, sweep
 
 __all__ = ["AsyncReplay"]
@@ -59,7 +39,6 @@ __all__ = ["AsyncReplay"]
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_log: Final = logging.getLogger("kvreplay")
 _LOOK_AGAIN: Final = 1.0  # seconds, until a follower looks whether its leader's loop was closed
 _PAGE: Final = 100  # records that one hop to the executor brings back
 
@@ -104,7 +83,7 @@ class AsyncReplay:
             clock=clock,
             on_event=on_event,
         )
-        self._reads_inline = bool(getattr(store, "reads_are_local", False))
+        self._driver = AsyncDriver(self._namespace)
         self._walk = Walk(self._namespace)
         self._leaders: set[asyncio.Task[Settled]] = set()  # a loop keeps only weak references
 
@@ -145,7 +124,7 @@ class AsyncReplay:
         steps = flow.lookup(request, self._namespace.policy)
         run = Run(self._namespace, request.key)
         try:
-            settled = await self._drive(steps, run, None)
+            settled = await self._driver.drive(steps, run)
         except Exception as error:
             run.tell(error)
             raise
@@ -191,7 +170,7 @@ class AsyncReplay:
     async def records(self) -> AsyncIterator[ReplayRecord]:
         """Yield every record of the namespace; see :meth:`kvreplay.Replay.records`."""
         walk = records(self._namespace)
-        while page := await _in_thread(_page, walk):
+        while page := await in_thread(_page, walk):
             for each in page:
                 if isinstance(each, Exception):
                     raise each
@@ -199,7 +178,7 @@ class AsyncReplay:
 
     async def sweep(self, limit: int = 1000) -> SweepResult:
         """Remove at most ``limit`` needless records; see :meth:`kvreplay.Replay.sweep`."""
-        result = await _in_thread(sweep, self._namespace, self._walk, limit)
+        result = await in_thread(sweep, self._namespace, self._walk, limit)
         self._namespace.emit("swept", None, result)
         return result
 
@@ -214,7 +193,7 @@ class AsyncReplay:
         own = replay_key(key)
         ttl_ms = namespace.ttl if ttl is None else to_ms(ttl, "ttl")
         steps = flow.settle(own, response, ttl_ms, namespace.policy)
-        return await self._drive(steps, Run(namespace, own), None)
+        return await self._driver.drive(steps, Run(namespace, own))
 
     async def _execute(
         self,
@@ -224,7 +203,10 @@ class AsyncReplay:
         protocol: Callable[[Request, Any], Flow[Settled]],
         handler: Callable[..., Any],
     ) -> Outcome:
-        if self._reads_inline and (hit := self._namespace.peek(key, params, ttl)) is not None:
+        if (
+            self._driver.reads_inline
+            and (hit := self._namespace.peek(key, params, ttl)) is not None
+        ):
             return hit
         request = self._namespace.request(key, params, ttl)
         while True:
@@ -261,7 +243,7 @@ class AsyncReplay:
 
         flight.is_abandoned = is_abandoned
         steps = protocol(request, self._namespace.policy)
-        task = loop.create_task(self._drive(steps, run, handler))
+        task = loop.create_task(self._driver.drive(steps, run, handler))
         self._leaders.add(task)
         # In a callback, since a task that is cancelled before its first step runs no line.
         task.add_done_callback(functools.partial(self._landed, run))
@@ -291,93 +273,6 @@ class AsyncReplay:
                 return self._namespace.shared(flight, request)
             while not (await asyncio.wait((changed,), timeout=_LOOK_AGAIN))[0]:
                 flights.give_up(flight)
-
-    async def _drive(self, steps: Flow[T], run: Run, handler: Callable[..., Any] | None) -> T:
-        """Answer the flow's steps until it returns or raises; the run's token ends with it."""
-        try:
-            step = next(steps)
-            while True:
-                try:
-                    answer = await self._answer(step, run, handler)
-                except BaseException as error:  # the flow decides, also about a cancellation
-                    step = steps.throw(error)
-                else:
-                    run.note(step, answer)
-                    step = steps.send(answer)
-        except StopIteration as returned:
-            return cast(T, returned.value)
-        finally:
-            run.end()
-
-    async def _answer(self, step: Step, run: Run, handler: Callable[..., Any] | None) -> Any:
-        namespace = self._namespace
-        if isinstance(step, Call):
-            assert handler is not None  # a flow that calls is driven with one
-            run.calling()
-            aboard = flights.aboard(run.flight) if run.flight else nullcontext()
-            with aboard:
-                async with self._renewing(step.held, run):
-                    ended = run.ended(await _called(handler))
-            return ended, namespace.clock.now_ms()
-        if isinstance(step, Wait):
-            run.waiting()
-            return await asyncio.sleep(step.delay / 1000)
-        if isinstance(step, Reconcile):
-            assert namespace.reconcile is not None  # or the policy is another
-            run.bind()
-            return await _awaited(namespace.reconcile(step.record)), namespace.clock.now_ms()
-        if isinstance(step, Transact):
-            assert handler is not None
-            return await _in_thread(transact, step, run, handler)
-        if isinstance(step, Begin | Probe) or (self._reads_inline and isinstance(step, Read)):
-            return run.answer(step)
-        return await _in_thread(run.answer, step)
-
-    @asynccontextmanager
-    async def _renewing(self, held: Held | None, run: Run) -> AsyncIterator[None]:
-        """Renew the claim, if that is asked for; no renewal is under way after the block."""
-        if held is None or not self._namespace.renew:
-            yield
-            return
-        done = asyncio.Event()
-        renewer = asyncio.create_task(self._renew(held, run, done))
-        try:
-            yield
-        finally:
-            done.set()
-            await renewer
-
-    async def _renew(self, held: Held, run: Run, done: asyncio.Event) -> None:
-        lease = self._namespace.policy.lease or 0
-        kept = True
-        while kept:
-            try:
-                await asyncio.wait_for(done.wait(), lease / RENEWALS_PER_LEASE / 1000)
-            except TimeoutError:
-                own = Run(self._namespace, run.key)
-                try:
-                    kept = await self._drive(flow.renew(held, run.key, lease), own, None)
-                except Exception as error:  # the run goes on, whatever a renewal meets
-                    _log.warning("a lease could not be renewed, and is tried again: %r", error)
-            else:
-                return
-
-
-async def _called(handler: Callable[..., Any]) -> Returned | Raised:
-    """Call the handler; only its own ``Exception`` says that nothing happened."""
-    try:
-        return Returned(await _awaited(handler()))
-    except Exception as error:  # the handler's, whatever it is
-        return Raised(error)
-
-
-async def _awaited(value: Any) -> Any:
-    return await value if inspect.isawaitable(value) else value
-
-
-async def _in_thread(function: Callable[..., T], *args: Any) -> T:
-    loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(None, functools.partial(function, *args))
 
 
 def _waker(changed: asyncio.Future[None]) -> Callable[[], None]:

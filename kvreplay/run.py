@@ -20,6 +20,7 @@ from kvreplay.steps import (
     Settled,
     Transact,
 )
+from kvreplay.store import Change
 
 __all__ = ["ReadsAndPuts", "Run"]
 
@@ -124,6 +125,10 @@ class Run:
         if isinstance(step, Probe):
             return _RUNNING[owner.liveness(step.claim)]
         raise TypeError(f"no answer to a {kind.__name__} step")
+
+    def change(self, step: CheckAndPut) -> Change:
+        """Return a check-and-put of this key as what a batching store takes."""
+        return Change(*self._address, step.expected, step.value, step.expires_at)
 
     def note(self, step: object, answer: Any) -> None:
         """Tell the observer what a successful put or transaction has decided."""

@@ -23,7 +23,7 @@ from this machine's memory or page cache, so that an event loop may call it inli
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Final, Literal, Protocol, runtime_checkable
 
@@ -35,6 +35,8 @@ from kvreplay.locks import ForkSafeLock, ThreadBound
 __all__ = [
     "MAX_NAME_LENGTH",
     "AtomicKVStore",
+    "BatchingKVStore",
+    "Change",
     "Durability",
     "ExpiringKVStore",
     "ForkSafeLock",
@@ -126,6 +128,33 @@ class AtomicKVStore(MigratableKVStore, Protocol):
         Returns:
             What was found (``None``: nothing). The change happened if and only if that
             equals ``expected``, so the loser learns the winner's bytes in the same trip.
+        """
+
+
+@attrs.frozen(repr=False)
+class Change:
+    """The arguments of one :meth:`AtomicKVStore.check_and_put`."""
+
+    primary_namespace: str
+    secondary_namespace: str
+    key: str
+    expected: bytes | None
+    value: bytes | None
+    expires_at: int | None = None
+
+
+@runtime_checkable
+class BatchingKVStore(AtomicKVStore, Protocol):
+    """A store to which many changes at once cost little more than one."""
+
+    def check_and_put_each(self, changes: Sequence[Change]) -> Sequence[bytes | Exception | None]:
+        """Do :meth:`~AtomicKVStore.check_and_put` for each change, in this order.
+
+        Each is an atomic step of its own, and durable when this returns; none fails for another
+        one's sake.
+
+        Returns:
+            For each change what was found, or what its ``check_and_put`` would have raised.
         """
 
 

@@ -76,6 +76,7 @@ TARGETS = [
         ),
     ),
     Target("kvreplay.sweep", ("tests/test_periodic.py", *IN_MEMORY)),
+    Target("kvreplay.aio_sweep", ("tests/test_periodic.py", *IN_MEMORY)),
     Target("kvreplay.walk", ("tests/test_replay.py", "tests/test_aio.py", *IN_MEMORY)),
     Target(
         "kvreplay.backends.memory",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from kvreplay import AsyncReplay, Outcome, Replay, ReplayRecord, SweepResult
+from kvreplay import AsyncReplay, Change, Outcome, Replay, ReplayRecord, SweepResult
 
 START = 1_700_000_000_000
 
@@ -144,6 +144,30 @@ class Caller(threading.Thread):
         if self._error is not None:
             raise self._error
         return self._value
+
+
+class OneByOne:
+    """For a store's proxy: its own ``check_and_put`` sees each change, also of those that come many."""
+
+    check_and_put: Callable[..., Any]
+
+    def check_and_put_each(self, changes: Sequence[Change]) -> list[Any]:
+        outcomes: list[Any] = []
+        for each in changes:
+            try:
+                found = self.check_and_put(
+                    each.primary_namespace,
+                    each.secondary_namespace,
+                    each.key,
+                    expected=each.expected,
+                    value=each.value,
+                    expires_at=each.expires_at,
+                )
+            except Exception as error:
+                outcomes.append(error)
+            else:
+                outcomes.append(found)
+        return outcomes
 
 
 class Interrupt(BaseException):

@@ -7,7 +7,7 @@ import threading
 from typing import Any
 
 import pytest
-from replaying import Caller, Handler
+from replaying import Caller, Handler, OneByOne
 from test_replay import WalkableStore
 
 from kvreplay import (
@@ -285,7 +285,7 @@ def test_an_answer_is_not_given_before_its_commit_has_returned(store: Any) -> No
     """A commit can be seen an instant before it is durable; its own process waits for it."""
     seen, go = threading.Event(), threading.Event()
 
-    class Slow:
+    class Slow(OneByOne):
         reads_are_local = True
 
         def __getattr__(self, name: str) -> Any:

@@ -34,18 +34,24 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("canonical", "clock", "errors", "events", "keys", "record"),
         *("singleflight", "steps", "store"),
     },
-    "run": {"errors", "keys", "namespace", "owner", "singleflight", "steps"},
+    "run": {"errors", "keys", "namespace", "owner", "singleflight", "steps", "store"},
     "blocking": {"errors", "run", "singleflight", "steps", "store"},
     "renewal": {"blocking", "flow", "namespace", "run", "steps"},
     "walk": {"blocking", "errors", "flow", "keys", "namespace", "record", "run", "store"},
     "sweep": {"errors", "store"},
+    "aio_sweep": {"store", "sweep"},
+    "shuttle": {"singleflight", "store"},
+    "awaiting": {
+        *("blocking", "flow", "namespace", "renewal", "run", "shuttle", "singleflight"),
+        *("steps", "store"),
+    },
     "replay": {
         *("blocking", "clock", "errors", "events", "flow", "namespace", "record", "renewal"),
         *("run", "singleflight", "steps", "store", "sweep", "walk"),
     },
     "aio": {
-        *("blocking", "clock", "errors", "events", "flow", "namespace", "record", "renewal"),
-        *("run", "singleflight", "steps", "store", "sweep", "walk"),
+        *("aio_sweep", "awaiting", "clock", "errors", "events", "flow", "namespace", "record"),
+        *("run", "singleflight", "steps", "store", "walk"),
     },
     "units": {"errors"},
     "location": {"units"},
@@ -108,7 +114,7 @@ def test_importing_kvreplay_imports_no_driver_and_no_backend() -> None:
     script = (
         "import kvreplay, sys;"
         "print([name for name in sys.modules"
-        " if name.split('.')[0] in ('lmdb', 'bolt11')"
+        " if name.split('.')[0] in ('lmdb', 'bolt11', 'asyncio')"
         " or name.startswith(('kvreplay.backends', 'kvreplay.demo', 'kvreplay.cli'))])"
     )
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

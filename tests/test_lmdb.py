@@ -61,12 +61,12 @@ def content(store: Any) -> dict[tuple[str, str, str], bytes]:
 
 def map_size(store: LMDBStore) -> int:
     environment = store._opened()
-    handle = environment._gate.enter()
+    handle = environment.gate.enter()
     try:
         size: int = handle.info()["map_size"]
         return size
     finally:
-        environment._gate.leave()
+        environment.gate.leave()
 
 
 def told(error: BaseException | None) -> str:
@@ -323,7 +323,7 @@ def test_a_map_that_cannot_be_had(root: Path) -> None:
 def test_durability(root: Path, durability: Any, metasync: bool) -> None:
     """Data pages are flushed in both; never the two modes in which a power cut may corrupt."""
     with LMDBStore(root, durability=durability) as store:
-        flags = store._opened()._gate.handle.flags()  # type: ignore[union-attr]
+        flags = store._opened().gate.handle.flags()  # type: ignore[union-attr]
         assert flags["metasync"] is metasync
         assert flags["sync"]
         assert not flags["writemap"]
@@ -520,13 +520,13 @@ with LMDBStore(path, map_size=64 * 1024) as store:
 @pytest.mark.parametrize("call", ["read", "list", "write", "transaction", "sweep"])
 def test_resized_by_another_process(root: Path, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
     met = []
-    repair = lmdb_environment.Environment._repair
+    repair = lmdb_environment.Environment.repair
 
     def spy(self: Any, env: Any, error: Exception) -> bool:
         met.append(type(error))
         return repair(self, env, error)
 
-    monkeypatch.setattr(lmdb_environment.Environment, "_repair", spy)
+    monkeypatch.setattr(lmdb_environment.Environment, "repair", spy)
     with LMDBStore(root, map_size=64 * KIB) as store:
         store.write("p", "s", "k", b"v")
         in_process(GROW, root)
@@ -796,7 +796,7 @@ def test_slots_of_killed_readers_are_freed(root: Path, call: str) -> None:
 def test_opening_frees_the_slots_of_killed_readers(root: Path) -> None:
     """And with them the old pages that such a reader still keeps."""
     with LMDBStore(root) as store:
-        handle = store._opened()._gate.handle
+        handle = store._opened().gate.handle
         assert handle is not None
         with Process(READ, root) as process:
             assert process.hear() == "reading"
@@ -866,7 +866,7 @@ def test_a_relative_path_does_not_follow_a_chdir(
     monkeypatch.chdir(root.parent)
     with LMDBStore("store") as store:
         monkeypatch.chdir("/")
-        store._opened()._gate.alone(lambda env: env and env.close())
+        store._opened().gate.alone(lambda env: env and env.close())
         store.write("p", "s", "k", b"v")
     with LMDBStore(root) as store:
         assert store.read("p", "s", "k") == b"v"
@@ -973,7 +973,7 @@ def test_opened_inside_a_transaction_while_another_thread_closes(root: Path) -> 
             txn.write("p", "s", "k", b"v")
             closing = pool.submit(first.close)
             environment = txn._environment  # type: ignore[attr-defined]
-            while environment._gate.handle is not None:
+            while environment.gate.handle is not None:
                 pass
             with LMDBStore(root) as second:
                 with pytest.raises(StoreUnavailableError, match="end it first"):
@@ -1005,18 +1005,18 @@ def test_an_interrupt_during_the_last_close(root: Path) -> None:
     """It leaves the files open, and the next one who opens them shares and closes them."""
     store = LMDBStore(root)
     environment = store._opened()
-    handle = environment._gate.handle
-    environment._gate.inside.append(None)  # someone is inside
+    handle = environment.gate.handle
+    environment.gate.inside.append(None)  # someone is inside
 
     def interrupt(_timeout: float | None) -> bool:
         raise KeyboardInterrupt
 
-    environment._gate.left.wait = interrupt  # type: ignore[assignment, method-assign]
+    environment.gate.left.wait = interrupt  # type: ignore[assignment, method-assign]
     with pytest.raises(KeyboardInterrupt):
         store.close()
-    environment._gate.inside.pop()
-    environment._gate.left = threading.Event()
-    assert environment._gate.handle is handle, "who is inside goes on with it"
+    environment.gate.inside.pop()
+    environment.gate.left = threading.Event()
+    assert environment.gate.handle is handle, "who is inside goes on with it"
     with LMDBStore(root) as again:
         again.write("p", "s", "k", b"v")
     assert lmdb_sharing._open == {}
@@ -1172,7 +1172,7 @@ def test_a_fork_while_another_thread_closes(
         with store.transaction() as txn:
             environment = txn._environment  # type: ignore[attr-defined]
             closing = pool.submit(store.close)
-            while environment._gate.handle is not None:
+            while environment.gate.handle is not None:
                 pass
             fork(lambda: child(environment)).join()
             txn.write("p", "s", "k", b"w")
@@ -1309,7 +1309,7 @@ def test_a_sound_file_may_be_shorter_than_its_page_count(root: Path) -> None:
             txn.write("p", "s", "k", b"v")
             txn.write("p", "s", "big", bytes(200 * KIB))
             txn.remove("p", "s", "big")
-        info = store._opened()._gate.handle.info()  # type: ignore[union-attr]
+        info = store._opened().gate.handle.info()  # type: ignore[union-attr]
     assert (root / "data.mdb").stat().st_size < (info["last_pgno"] + 1) * 4096
     with LMDBStore(root) as store:
         assert content(store) == {("p", "s", "k"): b"v"}
@@ -1822,14 +1822,14 @@ def unknown(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """
 
     def arm() -> None:
-        commit = lmdb_environment.Environment._commit
+        commit = lmdb_environment.Environment.commit
 
         def fail(self: Any, env: Any, txn: Any) -> None:
-            monkeypatch.setattr(lmdb_environment.Environment, "_commit", commit)
+            monkeypatch.setattr(lmdb_environment.Environment, "commit", commit)
             commit(self, env, txn)
             raise OutcomeUnknownError("may or may not") from lmdb.Error("meta page")
 
-        monkeypatch.setattr(lmdb_environment.Environment, "_commit", fail)
+        monkeypatch.setattr(lmdb_environment.Environment, "commit", fail)
 
     return arm
 
@@ -1838,12 +1838,12 @@ def test_after_an_unknown_outcome_the_files_are_opened_again(
     store: LMDBStore, unknown: Callable[[], None]
 ) -> None:
     for n in range(3):
-        handle = store._opened()._gate.handle
+        handle = store._opened().gate.handle
         unknown()
         with pytest.raises(OutcomeUnknownError):
             store.write("p", "s", "k", b"%d" % n)
         assert store.read("p", "s", "k") == b"%d" % n
-        assert store._opened()._gate.handle is not handle
+        assert store._opened().gate.handle is not handle
     unknown()
     with pytest.raises(OutcomeUnknownError), store.transaction() as txn:
         txn.write("p", "s", "k", b"txn")
@@ -1891,14 +1891,14 @@ def test_closing_after_the_files_could_not_be_opened_again(
 
 def test_other_errors_inside_a_transaction_are_the_callers_own(store: LMDBStore) -> None:
     """Also if they are of another LMDB environment, or of another store."""
-    handle = store._opened()._gate.handle
+    handle = store._opened().gate.handle
     for error in (lmdb.MapFullError("theirs"), OutcomeUnknownError("theirs")):
         with pytest.raises(type(error)) as caught, store.transaction() as txn:
             txn.write("p", "s", "k", b"v")
             raise error
         assert caught.value is error
         assert content(store) == {}
-        assert store._opened()._gate.handle is handle
+        assert store._opened().gate.handle is handle
         assert map_size(store) == 16 * 1024**3
 
 
@@ -1969,7 +1969,7 @@ def transact(store: LMDBStore) -> None:
 def test_a_panic_that_is_met_later(store: LMDBStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another thread's commit has panicked the environment: it is opened again, by who meets it."""
     store.write("p", "s", "k", b"v")
-    gate = store._opened()._gate
+    gate = store._opened().gate
     for use in (
         lambda: store.read("p", "s", "k"),
         lambda: store.write("p", "s", "k", b"v"),

@@ -8,7 +8,7 @@ import threading
 from typing import Any
 
 import pytest
-from replaying import START, Caller, FakeClock, Handler
+from replaying import START, Caller, FakeClock, Handler, OneByOne
 
 from kvreplay import (
     AsyncReplay,
@@ -17,8 +17,9 @@ from kvreplay import (
     Replay,
     StoreUnavailableError,
 )
+from kvreplay.aio_sweep import AsyncSweeper
 from kvreplay.record import decode
-from kvreplay.sweep import AsyncSweeper, Sweeper
+from kvreplay.sweep import Sweeper
 
 KEY = ("lsp", "session")
 PARAMS = {"amount": 1}
@@ -143,7 +144,7 @@ def lease_of(store: Any) -> int:
     return claim.lease_expires_at
 
 
-class Noting:
+class Noting(OneByOne):
     """The real store; tells when a claim's lease has been moved ``count`` times."""
 
     def __init__(self, inner: Any, count: int) -> None:

@@ -1,0 +1,109 @@
+"""Commit a batch of changes in one LMDB transaction, and see that none fails for another's sake."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import lmdb
+
+from kvreplay.backends.lmdb_files import store_error
+from kvreplay.backends.lmdb_queue import Change, Take, Transaction
+from kvreplay.errors import OutcomeUnknownError, StoreError
+
+if TYPE_CHECKING:
+    from kvreplay.backends.lmdb_environment import Environment
+
+__all__ = ["Committer"]
+
+
+class Committer:
+    """Commits batches for one environment; a :class:`CommitQueue` decides when."""
+
+    def __init__(self, environment: Environment) -> None:
+        self._environment = environment
+
+    def __call__(self, batch: list[Change[Any]], take: Take) -> None:
+        """Let the changes land, together with those that arrive until a transaction has begun.
+
+        What fails before it is written is run again, each change alone, so that none fails for
+        another one's sake.
+        """
+        failure = self._try(batch, take)
+        if failure is None:
+            return
+        if isinstance(failure, OutcomeUnknownError):
+            for change in batch:
+                change.fail(_caused(OutcomeUnknownError(*failure.args), failure.__cause__))
+            return
+        for change in batch:
+            alone = failure if len(batch) == 1 else self._try([change])
+            if alone is not None:
+                change.fail(self._told(alone))
+
+    def _try(self, batch: list[Change[Any]], take: Take | None = None) -> Exception | None:
+        """Commit the changes, or return why they were not."""
+        while True:
+            try:
+                env = self._environment.gate.enter()
+            except StoreError as error:
+                return error
+            try:
+                self._change(env, env.begin(write=True), batch, take)
+                return None
+            except Exception as error:  # whatever it is, the changes' own threads raise it
+                failure = error
+            finally:
+                self._environment.gate.leave()
+            try:
+                if not self._environment.repair(env, failure):
+                    return failure
+            except StoreError as error:  # the map cannot grow
+                return error
+
+    def _change(
+        self, env: lmdb.Environment, txn: Transaction, batch: list[Change[Any]], take: Take | None
+    ) -> None:
+        """Run and commit the changes' operations: all have landed, or none has happened."""
+        done: list[tuple[Change[Any], Any]] = []
+        try:
+            if take is not None:
+                batch += take()
+            for change in batch:
+                assert change.operation is not None  # a place for a transaction is not taken
+                done.append((change, change.operation(txn)))
+            self._environment.commit(env, txn)
+        except BaseException as error:
+            if not _is_over(txn):
+                self._environment.gate.quietly(txn.abort)
+                raise
+            if isinstance(error, Exception):
+                raise  # of the commit
+            _land(done)  # an interrupt that came right after it
+            raise
+        _land(done)
+
+    def _told(self, failure: Exception) -> Exception:
+        """Say in kvreplay's terms why a change did not happen; a foreign exception stays."""
+        if isinstance(failure, lmdb.Error):
+            return _caused(store_error(failure, self._environment.path), failure)
+        return failure
+
+
+def _land(done: Sequence[tuple[Change[Any], Any]]) -> None:
+    for change, result in done:
+        change.land(result)
+
+
+def _is_over(txn: Transaction) -> bool:
+    """Whether it was committed or aborted."""
+    try:
+        txn.id()
+    except lmdb.Error:
+        return True
+    return False
+
+
+def _caused(error: Exception, cause: BaseException | None) -> Exception:
+    error.__cause__ = cause
+    return error
