@@ -91,6 +91,14 @@ TARGETS = [
         ),
     ),
     Target(
+        "kvreplay.backends.lmdb",
+        (
+            *("tests/test_store_contract.py", "tests/test_group_commit.py", "-k"),
+            "not filesystem and not memory and sweep",
+        ),
+        frozenset({"sweep"}),
+    ),
+    Target(
         "kvreplay.backends.filesystem",
         (
             *("tests/test_store_contract.py", "tests/test_filesystem.py", "-k"),

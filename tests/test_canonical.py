@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvreplay import InvalidParamsError
-from kvreplay.canonical import MAX_DEPTH, canonical, comparable
+from kvreplay.canonical import MAX_DEPTH, _form_of, canonical, comparable
 
 SCALARS = (
     st.none()
@@ -109,6 +109,12 @@ def test_quick_bytes_that_are_canonical_ones_are_the_own(params: Any) -> None:
 )
 def test_what_needs_a_check_or_an_order_has_no_quick_bytes(params: Any) -> None:
     assert comparable(params) is None
+
+
+def test_the_names_of_params_are_not_remembered_for_ever() -> None:
+    for number in range(1000):
+        canonical({str(number): 1})
+    assert _form_of.cache_info().currsize < 1000
 
 
 @given(st.dictionaries(SCALARS, st.none(), max_size=12))

@@ -445,7 +445,7 @@ def test_an_answer_of_the_ledger_is_void_if_the_claim_has_moved() -> None:
 
 @pytest.mark.parametrize("verdict", [None, "yes", Applied])
 def test_a_reconciler_must_give_a_verdict(verdict: object) -> None:
-    with pytest.raises(ConfigError, match="Applied"):
+    with pytest.raises(ConfigError, match=rf"a {type(verdict).__name__}; .* Applied\(response\)"):
         reconciling().reconciles(verdict)
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvreplay import InvalidParamsError, ReplayKey
-from kvreplay.keys import name
+from kvreplay.keys import name, scope_name
 from kvreplay.store import check_name
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=300)
@@ -43,6 +43,12 @@ def test_two_texts_never_share_a_name(one: str, other: str) -> None:
 
 def test_a_text_that_looks_like_a_hash_does_not_collide_with_one() -> None:
     assert name(name("a:b")) != name("a:b")
+
+
+def test_scopes_are_not_remembered_for_ever() -> None:
+    for number in range(2000):
+        assert scope_name(str(number)) == name(str(number))
+    assert scope_name.cache_info().currsize < 2000
 
 
 def test_the_empty_scope_is_the_empty_namespace() -> None:

@@ -32,6 +32,7 @@ from kvreplay.backends.lmdb import LMDBStore
 from kvreplay.errors import (
     ConfigError,
     CorruptStoreError,
+    InvalidNameError,
     KeyNotFoundError,
     OutcomeUnknownError,
     StoreError,
@@ -269,6 +270,25 @@ def test_no_index_entry_lingers(store: LMDBStore) -> None:
     put(b"v", 5)
     put(b"w", 5)
     assert store.sweep("p", 499, 10) == SweepResult(1, 1, False)
+
+
+def test_an_illegal_name_is_told_by_its_part() -> None:
+    for names, says in [
+        (("p q", "s", "k"), "the primary namespace has a character"),
+        (("p", "s t", "k"), "the secondary namespace has a character"),
+        (("p", "s", "k l"), "the key has a character"),
+        (("p", "s", ""), "the key is empty"),
+        (("p", "s", b"k"), "the key is bytes"),
+    ]:
+        with pytest.raises(InvalidNameError, match=says):
+            lmdb_entries.entry_key(*names)
+    assert lmdb_entries.entry_key("p", "s", "k") == b"p\0s\0k"
+
+
+def test_namespaces_are_not_remembered_for_ever() -> None:
+    for number in range(2000):
+        lmdb_entries.prefix_of("p", str(number))
+    assert lmdb_entries.prefix_of.cache_info().currsize < 2000
 
 
 def test_longest_names_can_expire(store: LMDBStore) -> None:
