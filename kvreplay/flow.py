@@ -320,12 +320,12 @@ def _release(held: Held, error: Exception) -> Flow[None]:
 
 def _run_claimless(entry: Free, request: Request, policy: Policy) -> Flow[Settled | Free]:
     """Run the handler without a claim; the first to store an answer decides for all."""
-    _check_size(encode(_record_of(request, entry.now)), policy)
+    record = _record_of(request, entry.now)
+    _check_size(encode(record), policy)
     ended, now = yield Call(None)
     if isinstance(ended, Raised):
         raise ended.error
     packed = encode_response(ended.response, _NO_TRACE)
-    record = _record_of(request, now)
     expected = entry.found
     while True:
         step = _complete(record, packed, now, request.ttl, expected, policy, _NO_TRACE)
@@ -356,12 +356,13 @@ def _run_in_transaction(entry: Free, request: Request, policy: Policy) -> Flow[S
     found, now = yield READ
     if found != entry.found:
         return Free(found, now)
-    _check_size(encode(_record_of(request, now)), policy)
+    record = _record_of(request, now)
+    _check_size(encode(record), policy)
     ended, now = yield Call(None)
     if isinstance(ended, Raised):
         raise ended.error
     packed = encode_response(ended.response, _UNDONE)
-    yield _complete(_record_of(request, now), packed, now, request.ttl, found, policy, _UNDONE)
+    yield _complete(record, packed, now, request.ttl, found, policy, _UNDONE)
     return Settled(packed, replayed=False)
 
 

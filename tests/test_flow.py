@@ -457,6 +457,14 @@ def test_without_a_lease_there_is_no_claim() -> None:
     assert script.puts().result == Settled(encode_response("r", ""), replayed=False)
 
 
+def test_a_record_was_created_when_its_run_began() -> None:
+    outside = executing(lease=None).reads(None)
+    inside = Script(transacting().reads(None).step.flow).reads(None)
+    for script in (outside, inside):
+        done = decode(script.calls("r", now=NOW + 7).step.value, KEY)
+        assert (done.created_at, done.expires_at) == (NOW, NOW + 60_007)
+
+
 def test_without_a_lease_the_loser_gets_the_winners_answer_and_runs_once() -> None:
     script = executing(lease=None).reads(None).calls("mine")
     assert script.puts(found=completed(response="theirs")).result == Settled(
