@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict, namedtuple
 from decimal import Decimal
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from typing import Any
 
 import msgpack
@@ -33,6 +33,10 @@ PARAMS = st.recursive(
 
 class Color(IntEnum):
     RED = 1
+
+
+class Unit(StrEnum):
+    MSAT = "msat"
 
 
 Point = namedtuple("Point", "x y")
@@ -178,6 +182,8 @@ def test_depth_has_a_limit() -> None:
         (Point(1, 2), "Point"),
         ({(1, 2): 3}, "tuple as key"),
         ({Color.RED: 3}, "Color as key"),
+        ({Unit.MSAT: 3}, "Unit as key"),
+        ({"a": Unit.MSAT}, "Unit"),
         ("\ud800", "surrogate"),
         ({"\ud800": 1}, "surrogate"),
         ({1: "\ud800"}, "surrogate"),

@@ -29,7 +29,16 @@ from kvreplay import (
     StoreFullError,
 )
 from kvreplay.canonical import canonical
-from kvreplay.flow import Decision, decide, execute, execute_in_transaction, lookup, renew, settle
+from kvreplay.flow import (
+    Decision,
+    decide,
+    execute,
+    execute_in_transaction,
+    lookup,
+    prune,
+    renew,
+    settle,
+)
 from kvreplay.record import Claim, State, answer_in, decode, encode, encode_response
 from kvreplay.steps import (
     BEGIN,
@@ -63,14 +72,17 @@ POLICY = Policy(
     max_record_bytes=10_000,
 )
 REQUEST = Request(KEY, PARAMS, ttl=60_000)
+OTHERS = [b"", b"\xff"]  # what another may have stored: less than any record, or greater
 
 
 def completed(params: bytes = PARAMS, expires_at: int = NOW + 1, response: object = "r") -> bytes:
     return encode(record(State.COMPLETED, params, expires_at, encode_response(response, "")))
 
 
-def claimed(params: bytes = PARAMS, lease_expires_at: int = NOW + 1) -> bytes:
-    claim = Claim(b"C" * 16, lease_expires_at, "owner")
+def claimed(
+    params: bytes = PARAMS, lease_expires_at: int = NOW + 1, token: bytes = b"C" * 16
+) -> bytes:
+    claim = Claim(token, lease_expires_at, "owner")
     return encode(ReplayRecord(State.IN_PROGRESS, KEY, params, None, NOW - 5, None, claim))
 
 
@@ -244,8 +256,8 @@ def test_a_completion_that_finds_another_claim_has_lost() -> None:
         script.puts(found=claimed())
 
 
-@pytest.mark.parametrize("found", [None, b"damaged", completed()])
-def test_a_completion_that_finds_no_claim_has_lost(found: bytes | None) -> None:
+@pytest.mark.parametrize("found", [None, b"damaged", completed(), claimed(token=b"Z" * 16)])
+def test_a_completion_that_finds_no_claim_of_its_own_has_lost(found: bytes | None) -> None:
     script = executing().reads(None).begins().puts().calls("mine")
     with pytest.raises(ClaimLostError):
         script.puts(found=found)
@@ -327,9 +339,37 @@ def test_params_too_large_are_refused_before_anything_is_stored() -> None:
         Script(script.step.flow).reads(None)
 
 
+def begun(how: str, **policy: Any) -> Script:
+    """A run of each kind, up to the first step after its params were taken."""
+    if how == "in a transaction":
+        return Script(transacting(**policy).reads(None).step.flow).reads(None)
+    if how == "claimless":
+        return executing(lease=None, **policy).reads(None)
+    return executing(**policy).reads(None).begins()
+
+
+def ended(how: str, **policy: Any) -> Script:
+    script = begun(how, **policy)
+    return (script.puts() if how == "claimed" else script).calls("x" * 200)
+
+
+@pytest.mark.parametrize("how", ["claimed", "claimless", "in a transaction"])
+def test_a_record_may_have_max_record_bytes_and_no_more(how: str) -> None:
+    bare = encode(ReplayRecord(State.IN_PROGRESS, KEY, PARAMS, None, NOW, None, None))
+    size = len(begun(how).step.value if how == "claimed" else bare)
+    assert begun(how, max_record_bytes=size).step
+    with pytest.raises(InvalidParamsError, match=f"record of {size} bytes"):
+        begun(how, max_record_bytes=size - 1)
+    size = len(ended(how).step.value)
+    assert ended(how, max_record_bytes=size).step
+    with pytest.raises(ResponseNotStorableError, match=f"record of {size} bytes"):
+        ended(how, max_record_bytes=size - 1)
+
+
 def test_without_a_lease_the_messages_speak_of_no_claim() -> None:
-    with pytest.raises(ResponseNotStorableError, match="a retry runs it again"):
-        executing(lease=None).reads(None).calls(object())
+    for response in (object(), "x" * 10_000):
+        with pytest.raises(ResponseNotStorableError, match="a retry runs it again"):
+            executing(lease=None).reads(None).calls(response)
     with pytest.raises(InDoubtError, match="a retry runs the handler again"):
         executing(lease=None).reads(None).calls("r").fails(StoreFullError("full"))
 
@@ -378,6 +418,15 @@ def test_waiting_for_another_owner_has_a_limit_and_looks_again() -> None:
     assert 0 < error.value.retry_after <= 1
 
 
+def test_waiting_looks_again_at_least_ten_times_a_second() -> None:
+    script = executing(wait_timeout=10_000).reads(claimed())
+    delays = []
+    for _ in range(8):
+        delays.append(script.probes(runs=True).waits())
+        script.reads(claimed())
+    assert delays == [2, 4, 8, 16, 32, 64, 100, 100]
+
+
 def test_waiting_ends_with_the_other_owners_answer() -> None:
     script = executing(wait_timeout=20).reads(claimed()).probes(runs=True)
     script.waits()
@@ -412,8 +461,14 @@ def test_rerun_takes_the_claim_over_before_it_runs() -> None:
 
 
 def test_a_lost_take_over_does_not_run() -> None:
-    script = executing(on_in_doubt=InDoubtPolicy.RERUN).reads(claimed()).probes(runs=False)
-    assert script.begins().puts(found=completed()).result.replayed
+    def taking_over() -> Script:
+        script = executing(on_in_doubt=InDoubtPolicy.RERUN).reads(claimed()).probes(runs=False)
+        return script.begins()
+
+    assert taking_over().puts(found=completed()).result.replayed
+    for found in OTHERS:
+        with pytest.raises(CorruptRecordError):
+            taking_over().puts(found=found)
 
 
 def reconciling() -> Script:
@@ -441,6 +496,9 @@ def test_an_answer_of_the_ledger_is_void_if_the_claim_has_moved() -> None:
     assert script.puts(found=completed(response="new")).result == Settled(
         encode_response("new", ""), replayed=True
     )
+    for found in OTHERS:
+        with pytest.raises(CorruptRecordError):
+            reconciling().reconciles(Applied("old")).puts(found=found)
 
 
 @pytest.mark.parametrize("verdict", [None, "yes", Applied])
@@ -473,7 +531,12 @@ def test_without_a_lease_the_loser_gets_the_winners_answer_and_runs_once() -> No
     for stored in (completed(OTHER), completed(expires_at=NOW), claimed()):
         with pytest.raises(ClaimLostError, match="the handler ran"):
             executing(lease=None).reads(None).calls("mine").puts(found=stored)
-    script = executing(lease=None).reads(tombstone(NOW)).calls("mine").puts(found=None)
+    foreign = attrs.evolve(decode(completed()), key=ReplayKey("lsp", "other"))
+    with pytest.raises(CorruptRecordError):
+        executing(lease=None).reads(None).calls("mine").puts(found=encode(foreign))
+    script = executing(lease=None).reads(tombstone(NOW)).calls("mine")
+    assert script.step.expected == tombstone(NOW)
+    script.puts(found=None)
     assert script.step.expected is None
     assert not script.puts().result.replayed
 
@@ -498,15 +561,18 @@ def test_a_transaction_decides_again_inside() -> None:
     inner = Script(script.step.flow).reads(None).calls("r")
     assert (inner.step.expected, inner.step.expires_at) == (None, NOW + 60_000)
     assert inner.puts().result == Settled(encode_response("r", ""), replayed=False)
+    inner = Script(transacting().reads(tombstone(NOW)).step.flow).reads(tombstone(NOW)).calls("r")
+    assert inner.step.expected == tombstone(NOW)
     moved = Script(execute_in_transaction(REQUEST, POLICY)).reads(None)
     free = Script(moved.step.flow).reads(completed()).result
     assert moved._send(free).result.replayed
 
 
 def test_a_transactions_response_that_cannot_be_stored_undoes_it() -> None:
-    script = Script(execute_in_transaction(REQUEST, POLICY)).reads(None)
-    with pytest.raises(ResponseNotStorableError, match="undone"):
-        Script(script.step.flow).reads(None).calls(object())
+    for response in (object(), "x" * 10_000):
+        script = Script(execute_in_transaction(REQUEST, POLICY)).reads(None)
+        with pytest.raises(ResponseNotStorableError, match="undone"):
+            Script(script.step.flow).reads(None).calls(response)
 
 
 def test_lookup_never_runs() -> None:
@@ -539,6 +605,9 @@ def test_settle_refuses_a_running_key_and_follows_a_moving_one() -> None:
         Script(settle(KEY, None, 0, POLICY)).reads(claimed()).probes(runs=True)
     script = Script(settle(KEY, None, 0, POLICY)).reads(claimed()).probes(runs=False)
     assert script.puts(found=completed()).result is False
+    for found in OTHERS:
+        with pytest.raises(CorruptRecordError):
+            settling().reads(claimed()).probes(runs=False).puts(found=found)
 
 
 @pytest.mark.parametrize(
@@ -580,10 +649,11 @@ def test_renewal_moves_the_lease_of_the_claim_that_is_held() -> None:
 def test_renewal_stops_at_the_first_refusal() -> None:
     claim = held()
     before = claim.data
-    assert Script(renew(claim, KEY, 30_000)).reads(completed()).result is False
-    script = Script(renew(claim, KEY, 30_000)).reads(before)
-    assert script.puts(found=completed()).result is False
-    assert claim.data == before
+    for found in (None, *OTHERS):
+        assert Script(renew(claim, KEY, 30_000)).reads(found).result is False
+        script = Script(renew(claim, KEY, 30_000)).reads(before)
+        assert script.puts(found=found).result is False
+        assert claim.data == before
 
 
 @pytest.mark.parametrize("happened", [True, False])
@@ -595,3 +665,22 @@ def test_a_renewal_of_unknown_outcome_reads_what_happened(happened: bool) -> Non
     script.fails(OutcomeUnknownError("?")).reads(moved if happened else before)
     assert script.result is True
     assert claim.data == (moved if happened else before)
+
+
+@pytest.mark.parametrize("found", [None, *OTHERS])
+def test_a_renewal_of_unknown_outcome_may_find_that_the_claim_is_lost(found: bytes | None) -> None:
+    claim = held()
+    before = claim.data
+    script = Script(renew(claim, KEY, 30_000)).reads(before).fails(OutcomeUnknownError("?"))
+    assert script.reads(found).result is False
+    assert claim.data == before
+
+
+def test_a_prune_says_whether_the_entry_is_gone() -> None:
+    stored = completed(expires_at=NOW)
+    expired = decode(stored)
+    assert Script(prune(stored, expired, NOW, POLICY)).puts().result is True
+    for found in (None, *OTHERS):
+        assert Script(prune(stored, expired, NOW, POLICY)).puts(found=found).result is False
+    later = attrs.evolve(POLICY, tombstone_ttl=1)
+    assert Script(prune(stored, expired, NOW, later)).puts().result is False, "a tombstone is left"
