@@ -7,6 +7,7 @@ with the extra ``bench-peers``, and some need a ``redis-server``.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -31,20 +32,6 @@ FIRST: Final = request_id(0)
 Note = Callable[..., None]
 
 
-def rounds_of(peer: Peer, ids: Iterator[str], calls: int, loop: asyncio.Runner) -> Any:
-    """Return a round of calls, one for each of the next ids; its figure is seconds a call."""
-    if not peer.awaited:
-        return calling(lambda: peer.execute(next(ids)), calls)
-
-    async def run() -> float:
-        start = time.perf_counter()
-        for _ in range(calls):
-            await peer.execute(next(ids))
-        return (time.perf_counter() - start) / calls
-
-    return lambda: loop.run(run())
-
-
 @pytest.mark.parametrize("name", PEERS)
 def test_peer(benchmark: Any, note: Note, sizes: Sizes, name: str, folder: Path) -> None:
     with ExitStack() as stack:
@@ -53,7 +40,7 @@ def test_peer(benchmark: Any, note: Note, sizes: Sizes, name: str, folder: Path)
         try:
             them = stack.enter_context(PEERS[name](peer))
         except (ModuleNotFoundError, NoServer) as error:
-            pytest.skip(f"{name}: {error}")
+            (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{name}: {error}")
         us = stack.enter_context(OURS[them.awaited](ours))
         runner = stack.enter_context(asyncio.Runner())
         if them.close:

@@ -13,6 +13,8 @@ import signal
 import sys
 from typing import Any
 
+import attrs
+
 from kvreplay import AsyncReplay, KVReplayError, Replay, open_store
 
 
@@ -33,6 +35,11 @@ class KillingStore:
         if not self._left:
             die()
         return found
+
+    def check_and_put_each(self, changes: Any) -> list[Any]:
+        """One request's changes come one at a time, also where a store takes many."""
+        (change,) = changes
+        return [self.check_and_put(**attrs.asdict(change))]
 
 
 def die() -> None:
