@@ -487,6 +487,7 @@ def test_reconcile_records_what_the_ledger_says() -> None:
 def test_reconcile_that_finds_nothing_runs_after_a_take_over() -> None:
     script = reconciling().reconciles(NOT_APPLIED).begins()
     assert script.step.expected == claimed()
+    assert script.step.event == "taken_over"
     script.puts()
     assert isinstance(script.step, Call)
 
