@@ -47,6 +47,11 @@ from cosmic_ray.plugins import get_operator, operator_names
 ROOT = Path(__file__).parent.parent
 EXPLAINED = ROOT / "docs" / "mutation.md"
 IN_MEMORY = ("-k", "not filesystem and not lmdb")
+ON_FILES = (
+    *("tests/test_store_contract.py", "tests/test_filesystem.py", "-k"),
+    "not memory and not lmdb and not each_step and not killed and not over_ and not race"
+    " and not during and not threads and not forked and not costs and not walk",
+)
 MEMORY_LIMIT = 4 << 30  # bytes, for a mutant that collects without end
 
 
@@ -98,21 +103,8 @@ TARGETS = [
         ),
         frozenset({"sweep"}),
     ),
-    Target(
-        "kvreplay.backends.filesystem",
-        (
-            *("tests/test_store_contract.py", "tests/test_filesystem.py", "-k"),
-            "not lmdb and not memory and (sweep or expir or marker)",
-        ),
-        frozenset({"sweep", "_sweep"}),
-    ),
-    Target(
-        "kvreplay.backends.filesystem_expiry",
-        (
-            *("tests/test_store_contract.py", "tests/test_filesystem.py", "-k"),
-            "not lmdb and not memory and not killed_at",
-        ),
-    ),
+    Target("kvreplay.backends.filesystem", ON_FILES, frozenset({"sweep", "_sweep"})),
+    Target("kvreplay.backends.filesystem_expiry", ON_FILES),
 ]
 
 # Left out are operators that mostly make a TypeError, which any test would notice.
