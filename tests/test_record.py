@@ -146,6 +146,8 @@ def test_an_intact_record_of_another_shape_is_no_answer(index: int, bad: object)
     "claim",
     [
         [bytes(15), 1, "owner"],
+        [bytes(17), 1, "owner"],
+        [bytes(16), 1, "owner", None],
         ["x" * 16, 1, "owner"],
         [bytes(16), "1", "owner"],
         [bytes(16), 1, None],
@@ -170,6 +172,25 @@ def test_other_msgpack_with_a_right_checksum_is_no_record(fields: object) -> Non
     )
     with pytest.raises(CorruptRecordError):
         decode(data)
+
+
+def test_a_record_has_ten_fields() -> None:
+    fields = fields_of(COMPLETED)
+    for wrong in ([*fields[:8], fields[9]], [*fields[:9], None, fields[9]]):
+        with pytest.raises(CorruptRecordError):
+            decode(sealed(wrong))
+
+
+@pytest.mark.parametrize("crc", [b"\xce" + bytes(4), b"\xce" + b"\xff" * 4, b"\xd2"])
+def test_the_short_way_takes_no_other_checksum(crc: bytes) -> None:
+    for number in range(9):  # one of them has a checksum that is the same as a signed number
+        data = encode(attrs.evolve(COMPLETED, created_at=number))
+        now = 1_700_000_000_000
+        assert answer_in(data, KEY.scope, KEY.id, COMPLETED.params, now) == COMPLETED.response
+        bad = data[:-5] + (crc if len(crc) == 5 else crc + data[-4:])
+        assert answer_in(bad, KEY.scope, KEY.id, COMPLETED.params, now) is None
+        with pytest.raises(CorruptRecordError):
+            decode(bad)
 
 
 @pytest.mark.parametrize("tail", [[1, 2, 3], [1, "i", b"", b"", 0, "soon", None]])
