@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import zlib
 from typing import Any
 
@@ -181,16 +182,36 @@ def test_a_record_has_ten_fields() -> None:
             decode(sealed(wrong))
 
 
-@pytest.mark.parametrize("crc", [b"\xce" + bytes(4), b"\xce" + b"\xff" * 4, b"\xd2"])
-def test_the_short_way_takes_no_other_checksum(crc: bytes) -> None:
-    for number in range(9):  # one of them has a checksum that is the same as a signed number
+@pytest.mark.parametrize("code", ["d2i", "caf", "ceI"])
+def test_the_short_way_takes_no_other_spelling_of_the_checksum(code: str) -> None:
+    """The same number as an int32 or a float32, and every other number."""
+    marker, form, spelled = bytes.fromhex(code[:2]), f">{code[2]}", 0
+    for number in range(3000):  # some have a checksum that the other type can hold
         data = encode(attrs.evolve(COMPLETED, created_at=number))
-        now = 1_700_000_000_000
-        assert answer_in(data, KEY.scope, KEY.id, COMPLETED.params, now) == COMPLETED.response
-        bad = data[:-5] + (crc if len(crc) == 5 else crc + data[-4:])
-        assert answer_in(bad, KEY.scope, KEY.id, COMPLETED.params, now) is None
+        crc = zlib.crc32(data[:-5])
+        assert answered(data) == COMPLETED.response
+        try:
+            other = struct.pack(form, crc if code != "ceI" else crc ^ 1 << number % 32)
+        except struct.error:
+            continue
+        spelled += struct.unpack(form, other) == (crc,)
+        bad = data[:-5] + marker + other
+        assert answered(bad) is None
         with pytest.raises(CorruptRecordError):
             decode(bad)
+    assert spelled or code == "ceI"
+
+
+def answered(data: bytes, scope: str = KEY.scope, id_: str = KEY.id) -> bytes | None:
+    return answer_in(data, scope, id_, COMPLETED.params, 1_700_000_000_000)
+
+
+def test_the_short_way_answers_nobody_else() -> None:
+    data = encode(COMPLETED)
+    assert answered(data) == COMPLETED.response
+    for other in ("", "z"):
+        assert answered(data, scope=other) is None
+        assert answered(data, id_=other) is None
 
 
 @pytest.mark.parametrize("tail", [[1, 2, 3], [1, "i", b"", b"", 0, "soon", None]])
