@@ -29,7 +29,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
@@ -46,11 +46,17 @@ from cosmic_ray.plugins import get_operator, operator_names
 
 ROOT = Path(__file__).parent.parent
 EXPLAINED = ROOT / "docs" / "mutation.md"
+# Tests that take long, and see what the quick ones see.
+_SLOW = "costs or threads or during or forked or race or killed or each_step or atomic_over"
 IN_MEMORY = ("-k", "not filesystem and not lmdb")
+IN_LMDB = (
+    *("tests/test_store_contract.py", "tests/test_lmdb.py", "tests/test_group_commit.py", "-k"),
+    f"not filesystem and not memory and not ({_SLOW}) and (contract or sweep or bytes or linger"
+    " or illegal or remembered or longest or takes_pages)",
+)
 ON_FILES = (
-    *("tests/test_store_contract.py", "tests/test_filesystem.py", "-k"),
-    "not memory and not lmdb and not each_step and not killed and not over_ and not race"
-    " and not during and not threads and not forked and not costs and not walk",
+    *("tests/test_store_contract.py", "tests/test_filesystem.py"),
+    *("-k", f"not memory and not lmdb and not ({_SLOW} or walk)"),
 )
 MEMORY_LIMIT = 4 << 30  # bytes, for a mutant that collects without end
 
@@ -88,21 +94,8 @@ TARGETS = [
         ("tests/test_store_contract.py", "tests/test_memory.py", *IN_MEMORY),
         frozenset({"sweep", "_put", "_delete", "_drop", "_unindex"}),
     ),
-    Target(
-        "kvreplay.backends.lmdb_entries",
-        (
-            *("tests/test_store_contract.py", "tests/test_lmdb.py", "-k"),
-            "not filesystem and not memory and (contract or sweep or expire or walk or linger)",
-        ),
-    ),
-    Target(
-        "kvreplay.backends.lmdb",
-        (
-            *("tests/test_store_contract.py", "tests/test_group_commit.py", "-k"),
-            "not filesystem and not memory and sweep",
-        ),
-        frozenset({"sweep"}),
-    ),
+    Target("kvreplay.backends.lmdb_entries", IN_LMDB),
+    Target("kvreplay.backends.lmdb", IN_LMDB, frozenset({"sweep"})),
     Target("kvreplay.backends.filesystem", ON_FILES, frozenset({"sweep", "_sweep"})),
     Target("kvreplay.backends.filesystem_expiry", ON_FILES),
 ]
@@ -290,6 +283,7 @@ def _meaning(source: str) -> CodeType | None:
 
 
 def _difference(before: str, after: str) -> tuple[str, str]:
+    """Return the lines that differ, as the documentation shows them."""
     old, new = before.splitlines(), after.splitlines()
     changes = [
         each
@@ -297,12 +291,13 @@ def _difference(before: str, after: str) -> tuple[str, str]:
         if each[0] != "equal"
     ]
     return (
-        _on_one_line(" ".join(line for _, i, j, _, _ in changes for line in old[i:j])),
-        _on_one_line(" ".join(line for _, _, _, i, j in changes for line in new[i:j])),
+        _on_one_line(line for _, i, j, _, _ in changes for line in old[i:j]),
+        _on_one_line(line for _, _, _, i, j in changes for line in new[i:j]) or "nothing",
     )
 
 
-def _on_one_line(code: str) -> str:
+def _on_one_line(lines: Iterable[str]) -> str:
+    code = " ".join(re.sub("  # .*", "", line) for line in lines)
     return re.sub(r"(?<=[(\[]) | (?=[)\]])", "", " ".join(code.split()))
 
 
@@ -313,7 +308,7 @@ def explained() -> set[tuple[str, ...]]:
         EXPLAINED.read_text(encoding="utf-8"),
         re.MULTILINE,
     )
-    return {tuple(map(_on_one_line, item)) for item in items}
+    return {tuple(_on_one_line(part.splitlines()) for part in item) for item in items}
 
 
 def outcome_of(mutant: Mutant, timeout: float) -> str:
