@@ -111,9 +111,7 @@ class LMDBStore:
         address = entries.Address(primary_namespace, secondary_namespace, key)
         check_value(value)
         environment = self._opened()
-        environment.write(
-            lambda txn: entries.put(environment, txn, address, value, None), len(value)
-        )
+        environment.write(lambda txn: entries.put(environment, txn, address, value), len(value))
 
     def remove(
         self, primary_namespace: str, secondary_namespace: str, key: str, lazy: bool = False
@@ -311,7 +309,7 @@ class _Transaction:
     ) -> None:
         address = entries.Address(primary_namespace, secondary_namespace, key)
         check_value(value)
-        self._run(lambda txn: entries.put(self._environment, txn, address, value, None))
+        self._run(lambda txn: entries.put(self._environment, txn, address, value))
 
     def remove(
         self, primary_namespace: str, secondary_namespace: str, key: str, lazy: bool = False

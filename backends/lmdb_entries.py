@@ -70,16 +70,10 @@ def prefix_of(primary_namespace: str, secondary_namespace: str) -> bytes:
     return f"{primary_namespace}\0{secondary_namespace}\0".encode()
 
 
-def put(
-    environment: Environment,
-    txn: Transaction,
-    address: Address,
-    value: bytes,
-    expires_at: int | None,
-) -> None:
-    """Create or replace an entry."""
+def put(environment: Environment, txn: Transaction, address: Address, value: bytes) -> None:
+    """Create or replace an entry, which then does not expire."""
     old = txn.get(address.entry, None, environment.entries)
-    _replace(environment, txn, address, old, value, expires_at)
+    _replace(environment, txn, address, old, value, None)
 
 
 def delete(environment: Environment, txn: Transaction, address: Address) -> None:

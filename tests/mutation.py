@@ -265,6 +265,8 @@ class _Unannotated(ast.NodeTransformer):
     visit_AsyncFunctionDef = visit_FunctionDef  # noqa: N815
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
+        if node.value is None:
+            return ast.Pass()
         node.annotation = ast.Constant(None)
         return self.generic_visit(node)
 
