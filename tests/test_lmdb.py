@@ -272,6 +272,23 @@ def test_no_index_entry_lingers(store: LMDBStore) -> None:
     assert store.sweep("p", 499, 10) == SweepResult(1, 1, False)
 
 
+def test_a_stray_index_entry_removes_nothing(store: LMDBStore) -> None:
+    """Both databases change together, so it is another program's; a sweep drops just that."""
+    store.check_and_put("p", "s", "later", expected=None, value=b"v", expires_at=500)
+    store.write("p", "s", "never", b"v")
+    environment = store._opened()
+
+    def stray(txn: Any) -> None:
+        for key in ("later", "never", "absent"):
+            index = lmdb_entries.Address("p", "s", key).index((6).to_bytes(8, "big"))
+            txn.put(index, b"", db=environment.expiry)
+
+    environment.write(stray)
+    assert store.sweep("p", 5, 10) == SweepResult(3, 0, False)
+    assert sorted(store.list("p", "s")) == ["later", "never"]
+    assert store.sweep("p", 500, 10) == SweepResult(1, 1, False)
+
+
 def test_an_illegal_name_is_told_by_its_part() -> None:
     for names, says in [
         (("p q", "s", "k"), "the primary namespace has a character"),
