@@ -1290,6 +1290,26 @@ def test_sweep_is_bounded(store: FilesystemStore) -> None:
     assert store.sweep("p", 9 * MINUTE, 1) == SweepResult(0, 0, False)
 
 
+def test_a_sweep_that_breaks_off_says_whether_entries_are_gone(
+    store: FilesystemStore, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "of the disk")
+
+    put(store, "k", b"v", 5)
+    (root / "p" / "s" / "k").unlink()
+    monkeypatch.setattr(store._expiry, "tidy", fail)
+    with pytest.raises(StoreError) as error:
+        store.sweep("p", 5, 10)
+    assert not isinstance(error.value, OutcomeUnknownError), "nothing was removed"
+    put(store, "due", b"v", 5)
+    with pytest.raises(OutcomeUnknownError, match="removed 1 due") as outcome:
+        store.sweep("p", 5, 10)
+    assert isinstance(outcome.value.__cause__, OSError)
+    monkeypatch.undo()
+    assert store.sweep("p", 5, 10) == SweepResult(2, 0, False)
+
+
 def test_refreshed_entries_stay(store: FilesystemStore, root: Path) -> None:
     for key in ("later", "never", "again"):
         put(store, key, b"same", 5)
@@ -1343,6 +1363,13 @@ def test_foreign_files_in_the_index_are_left_alone(store: FilesystemStore, root:
         "../victim",
         "expiry/../../victim/x",
         "expiry/p/000000000000000/s/0000000000000000005~other~" + "0" * 32,
+        "expiry/q/000000000000000/s/0000000000000000005~k~" + "0" * 32,
+        "expiry/p/000000000000000/t/0000000000000000005~k~" + "0" * 32,
+        "expiry/p/minute/s/0000000000000000005~k~" + "0" * 32,
+        "expiry/p/000000000000000/s/below/0000000000000000005~k~" + "0" * 32,
+        "expiry/p/000000000000000/0000000000000000005~k~" + "0" * 32,
+        "expiry/p/000000000000000/s/README",
+        "README",
     ],
 )
 def test_a_forged_stamp_unlinks_nothing(store: FilesystemStore, root: Path, target: str) -> None:
