@@ -53,6 +53,8 @@ ON_FILES = (
     *("-k", f"not memory and not lmdb and not ({_SLOW} or walk)"),
 )
 MEMORY_LIMIT = 4 << 30  # bytes, for a mutant that collects without end
+# Where an fsync costs nothing, if there is such a place: no test here needs a real disk.
+TEMPORARY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 @attrs.frozen
@@ -124,7 +126,7 @@ def explained() -> set[tuple[str, ...]]:
 
 def outcome_of(mutant: Mutant, tests: tuple[str, ...], timeout: float) -> str:
     """Run the tests on a mutant: killed, survived, or timed out, which counts as killed."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
+    with tempfile.TemporaryDirectory(dir=TEMPORARY, ignore_cleanup_errors=True) as temporary:
         child = os.fork()
         if not child:
             _run_tests(mutant, tests, temporary)
