@@ -1290,11 +1290,46 @@ def test_sweep_is_bounded(store: FilesystemStore) -> None:
     assert store.sweep("p", 9 * MINUTE, 1) == SweepResult(0, 0, False)
 
 
+@pytest.mark.parametrize("call", ["link", "symlink", "rename"])
+def test_a_failed_change_leaves_no_marker(
+    store: FilesystemStore, root: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "of the disk")
+
+    put(store, "k", b"old", 9)
+    before = files(root), files(beside(root))
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(StoreError):
+        put(store, "k", b"new", 5)
+    monkeypatch.undo()
+    assert (files(root), files(beside(root))) == before
+    put(store, "k", b"new", 5)
+    assert store.sweep("p", 5, 10) == SweepResult(1, 1, False)
+
+
+def test_a_stamp_that_cannot_take_its_place_is_dropped(
+    store: FilesystemStore, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = os.rename
+
+    def fail(source: str, target: str) -> None:
+        if "/stamps/" in target:
+            raise OSError(errno.EIO, "of the disk")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", fail)
+    put(store, "k", b"v", 5)
+    assert list((beside(root) / "tmp").iterdir()) == []
+    assert store.sweep("p", 5, 10) == SweepResult(1, 1, False)
+    assert index_files(root) == set()
+
+
 def test_a_sweep_that_breaks_off_says_whether_entries_are_gone(
     store: FilesystemStore, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
-        raise OSError(errno.EIO, "of the disk")
+        raise OSError(errno.EIO, "of the disk", "a path with a key")
 
     put(store, "k", b"v", 5)
     (root / "p" / "s" / "k").unlink()
@@ -1306,6 +1341,7 @@ def test_a_sweep_that_breaks_off_says_whether_entries_are_gone(
     with pytest.raises(OutcomeUnknownError, match="removed 1 due") as outcome:
         store.sweep("p", 5, 10)
     assert isinstance(outcome.value.__cause__, OSError)
+    assert outcome.value.__cause__.filename is None
     monkeypatch.undo()
     assert store.sweep("p", 5, 10) == SweepResult(2, 0, False)
 
