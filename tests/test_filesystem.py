@@ -1290,6 +1290,23 @@ def test_sweep_is_bounded(store: FilesystemStore) -> None:
     assert store.sweep("p", 9 * MINUTE, 1) == SweepResult(0, 0, False)
 
 
+def test_a_bounded_sweep_looks_no_further_than_it_goes(
+    store: FilesystemStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in range(5):
+        put(store, f"k{n}", b"v", n * MINUTE)
+    scandir, listed = os.scandir, list[str]()
+
+    def listing(path: str) -> Any:
+        listed.append(path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", listing)
+    assert store.sweep("p", 9 * MINUTE, 1) == SweepResult(1, 1, True)
+    assert any("/000000000000000/" in path for path in listed)
+    assert not any("/000000000000002" in path for path in listed)
+
+
 @pytest.mark.parametrize("call", ["link", "symlink", "rename"])
 def test_a_failed_change_leaves_no_marker(
     store: FilesystemStore, root: Path, monkeypatch: pytest.MonkeyPatch, call: str
