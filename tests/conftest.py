@@ -130,6 +130,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=40,
         help="how many histories of calls to record and check, of each kind of store",
     )
+    parser.addoption(
+        "--requests",
+        type=int,
+        default=60,
+        help="how many requests each thread and task of the stress tests makes",
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -11,16 +11,14 @@ import json
 import math
 import os
 import random
-import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
+from crew import run_together
 from linearizability import Operation, linearization
 
 from kvreplay import open_store
@@ -54,49 +52,22 @@ def record(
     """
     folder.mkdir()
     rng = random.Random(seed)
-    with ExitStack() as stack:
-        starter, start = os.pipe()
-        stack.callback(os.close, starter)
-        starting = stack.enter_context(open(start, "wb"))
-        crew = []
-        for n in range(processes):
-            faulty = bool(faults) and n == processes - 1
-            told = {
-                "url": url,
-                "folder": str(folder),
-                "name": f"{seed}-{n}",
-                "keys": KEYS,
-                "threads": threads,
-                "operations": None if n < victims else operations,
-                "kill_at": rng.randrange(operations) if n < victims else None,
-                "faulty": faulty,
-                "broken": broken,
-            }
-            process = subprocess.Popen(
-                [*(faults if faulty else ()), sys.executable, str(SCRIPT), json.dumps(told)],
-                stdin=starter,
-                stdout=subprocess.PIPE,
-                text=True,
-                # Their coverage would be written down at their end, which some do not see.
-                env={name: value for name, value in os.environ.items() if "COVERAGE" not in name},
-            )
-            stack.callback(process.communicate)
-            stack.callback(process.kill)
-            crew.append(process)
-        for process in crew:
-            assert heard(process) == "ready"
-        starting.close()
-        for process in crew[:victims]:
-            assert heard(process) == "kill me"
-            process.kill()
-        assert [process.wait(60) for process in crew[:victims]] == [-signal.SIGKILL] * victims
-        assert [process.wait(60) for process in crew[victims:]] == [0] * (processes - victims)
+    told = [
+        {
+            "url": url,
+            "folder": str(folder),
+            "name": f"{seed}-{n}",
+            "keys": KEYS,
+            "threads": threads,
+            "operations": None if n < victims else operations,
+            "kill_at": rng.randrange(operations) if n < victims else None,
+            "faulty": bool(faults) and n == processes - 1,
+            "broken": broken,
+        }
+        for n in range(processes)
+    ]
+    assert len(run_together(SCRIPT, told, faults=faults)) == victims
     return collected(folder)
-
-
-def heard(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
 
 
 def collected(folder: Path) -> dict[str, History]:
