@@ -27,13 +27,10 @@ import msgpack
 
 from kvreplay import (
     AsyncReplay,
-    ExpiredError,
-    InDoubtError,
     InFlightError,
+    KVReplayError,
     Outcome,
-    ParamsMismatchError,
     Replay,
-    StoreUnavailableError,
     open_store,
 )
 from kvreplay.singleflight import flights
@@ -130,11 +127,9 @@ class Caller:
 
         try:
             yield note
-        except (ExpiredError, InDoubtError, ParamsMismatchError, StoreUnavailableError) as error:
-            self.say(type(error).__name__, request)
-        except InFlightError:
-            if request.how != "looked up":
-                raise
+        except KVReplayError as error:
+            if not (request.how == "looked up" and isinstance(error, InFlightError)):
+                self.say(type(error).__name__, request)
 
     def say(self, end: str, request: Request, *more: object) -> None:
         line = [end, request.namespace, request.n, request.mistaken, *more]
@@ -151,7 +146,9 @@ class Node:
         clock = LedgerClock(told["ledger"])
         self.replays: dict[type, dict[str, Any]] = {
             kind: {
-                name: kind(self.store, namespace, clock=clock, wait_timeout=60, lease=lease, **more)
+                name: kind(
+                    self.store, namespace, clock=clock, wait_timeout=200, lease=lease, **more
+                )
                 for name, namespace, lease in (
                     ("kept", "kept", 30),
                     ("claimless", "kept", None),
@@ -217,13 +214,23 @@ class Node:
             await asyncio.gather(*(self.task(n) for n in range(self.told["tasks"])))
 
     def journal(self) -> None:
-        """Write to the store directly, beside all replays, until they are done."""
+        """Change entries directly, with expiry and without, beside all replays until they are done."""
         rng = random.Random(self.told["number"])
+        held: dict[str, bytes] = {}
         with open(Path(self.told["folder"], f"{self.told['number']}-journal"), "wb", 0) as file:
             for count in itertools.count():
-                key = f"k{rng.randrange(5)}"
+                key, value = f"k{rng.randrange(5)}", b"%d" % count
+                address = ("journal", f"p{self.told['number']}", key)
                 file.write(json.dumps(["begun", key, count]).encode() + b"\n")
-                self.store.write("journal", f"p{self.told['number']}", key, b"%d" % count)
+                if rng.random() < 0.5:
+                    self.store.write(*address, value)
+                else:
+                    expected, expires_at = held.get(key), START + 10**12 + count
+                    found = self.store.check_and_put(
+                        *address, expected=expected, value=value, expires_at=expires_at
+                    )
+                    assert found == expected, "an entry changed that only this thread changes"
+                held[key] = value
                 file.write(json.dumps(["done", key, count]).encode() + b"\n")
                 if self.stopped.is_set():
                     return
