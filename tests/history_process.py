@@ -20,12 +20,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from kvreplay import (
-    KeyNotFoundError,
-    OutcomeUnknownError,
-    StoreError,
-    open_store,
-)
+from kvreplay import KeyNotFoundError, OutcomeUnknownError, StoreError, open_store
 
 NAMESPACE = ("histories", "")
 
@@ -63,9 +58,10 @@ class ReadsItsCache(Broken):
         self._seen: dict[tuple[str, ...], bytes] = {}
 
     def read(self, *address: str) -> bytes:
-        if address not in self._seen:
-            self._seen[address] = self._store.read(*address)
-        return self._seen[address]
+        found = self._seen.get(address)
+        if found is None:
+            found = self._seen[address] = self._store.read(*address)
+        return found
 
     def check_and_put(self, *address: str, expected: bytes | None, value: bytes | None) -> Any:
         found = self._store.check_and_put(*address, expected=expected, value=value)

@@ -158,6 +158,7 @@ def true_histories(draw: st.DrawFn) -> list[Operation]:
     return draw(st.permutations(history))
 
 
+@settings(deadline=None)
 @given(true_histories())
 def test_what_happened_in_steps_is_accepted(history: list[Operation]) -> None:
     order = linearization(history)
