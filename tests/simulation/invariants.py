@@ -155,6 +155,8 @@ def check_error(
         raise Violation(label, f"{type(error).__name__} says that nothing ran, and it did")
     if isinstance(error, ClaimLostError) and not actor.ran:
         raise Violation(label, "ClaimLostError says that the handler ran, and it did not")
+    if isinstance(error, InFlightError) and actor.saw == "doubt":
+        raise Violation(label, "a request is told to wait for an owner that is gone")
     if (
         isinstance(error, InDoubtError)
         and not actor.ran

@@ -178,6 +178,17 @@ PLANTED = [
         "runs again while the owner of 'r.' lives",
     ),
     Planted(
+        "an owner that is gone and is waited for",
+        lambda: patched(
+            (
+                "return now < claim.lease_expires_at if runs is None else bool(runs)",
+                "return runs is not None or now < claim.lease_expires_at",
+            )
+        ),
+        _two(may=Left(crashes=1)),
+        "told to wait for an owner that is gone|comes later InFlightError",
+    ),
+    Planted(
         "a lease that is not looked at",
         lambda: patched(
             (
