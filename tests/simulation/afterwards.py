@@ -9,14 +9,7 @@ from typing import Any
 
 import attrs
 
-from kvreplay import (
-    NOT_APPLIED,
-    Applied,
-    ExpiredError,
-    InDoubtError,
-    KVReplayError,
-    ParamsMismatchError,
-)
+from kvreplay import NOT_APPLIED, Applied, KVReplayError
 from kvreplay.record import TOKEN_SIZE, decode_response
 from kvreplay.steps import (
     BEGIN,
@@ -28,6 +21,7 @@ from kvreplay.steps import (
     Reconcile,
     Request,
     Settled,
+    Wait,
 )
 from simulation.flows import Protocol
 from simulation.invariants import Violation
@@ -51,8 +45,9 @@ def check_latecomers(
         end = _Latecomer(scenario, protocol, data, now, effect).ask(params)
         allowed = _allowed(scenario, data, now, effect)
         if end not in allowed:
-            what = f"a request for {params} that comes later {end}; it finds {describe(data)}"
-            raise Violation(label, f"{what}, so it {' or '.join(sorted(allowed))}")
+            due = " or ".join(sorted(allowed))
+            broken = f"a request for {params} that comes later {end}, and due was that it {due}"
+            raise Violation(f"{label} the store has {describe(data)}", broken)
 
 
 def _allowed(scenario: Scenario, data: bytes | None, now: int, effect: str | None) -> set[str]:
@@ -61,14 +56,18 @@ def _allowed(scenario: Scenario, data: bytes | None, now: int, effect: str | Non
         return {"runs"}
     if entry.claim is not None:
         outcome = {
-            InDoubtPolicy.RAISE: "InDoubtError",
+            InDoubtPolicy.RAISE: "ends with InDoubtError",
             InDoubtPolicy.RERUN: "runs",
             InDoubtPolicy.RECONCILE: "runs" if effect is None else f"gets {effect}",
         }[scenario.on_in_doubt]
-        return {outcome, "ParamsMismatchError"}
+        return {outcome, "ends with ParamsMismatchError"}
     if entry.response is not None and now < entry.expires_at:
-        return {f"gets {entry.response}", "ParamsMismatchError"}
-    return {"ExpiredError"} if entry.response is not None or now < entry.expires_at else {"runs"}
+        return {f"gets {entry.response}", "ends with ParamsMismatchError"}
+    return (
+        {"ends with ExpiredError"}
+        if entry.response is not None or now < entry.expires_at
+        else {"runs"}
+    )
 
 
 @attrs.define
@@ -85,15 +84,15 @@ class _Latecomer:
         flow = self.protocol.execute(request, self.scenario.policy)
         try:
             step = next(flow)
-            while not isinstance(step, Call):
+            while not isinstance(step, Call | Wait):
                 step = flow.send(self._answer(step))
         except StopIteration as returned:
             settled = returned.value
             assert isinstance(settled, Settled)
             return f"gets {decode_response(settled.response)}"
-        except (ExpiredError, InDoubtError, ParamsMismatchError, KVReplayError) as error:
-            return type(error).__name__
-        return "runs"
+        except KVReplayError as error:
+            return f"ends with {type(error).__name__}"
+        return "runs" if isinstance(step, Call) else "waits"
 
     def _answer(self, step: Any) -> Any:
         if step is READ:
@@ -104,7 +103,7 @@ class _Latecomer:
             return False if place_of(step.claim) == 0 else None
         if isinstance(step, Reconcile):
             return NOT_APPLIED if self.effect is None else Applied(self.effect), self.now
-        assert isinstance(step, CheckAndPut), step  # nobody is left to wait for
+        assert isinstance(step, CheckAndPut)
         found = self.data
         if found == step.expected:
             self.data = step.value

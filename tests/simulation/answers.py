@@ -231,6 +231,8 @@ class Answers:
         """Run the handler and store its answer in one step, or undo both."""
         who = self._who(index, actor)
         world = self._bind(world, index)
+        actor = world.actors[index]._replace(saw=self._sees(world, index, world.data))
+        world = world.with_actor(index, actor)
         for end in ("returns", "declines"):
             if end not in self.scenario.ends:
                 continue

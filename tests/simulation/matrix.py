@@ -156,6 +156,19 @@ EVERY_TIME: dict[str, Scenario] = {
         )
         for name in ("raise", "rerun", "reconcile")
     },
+    # Not under "rerun", where a second run that declines frees the key for other params too.
+    **{
+        f"{name}: other params, a handler that declines, a crash": Scenario(
+            _callers("AAB", "012"),
+            may=Left(crashes=1),
+            wait=0,
+            ends=("returns", "declines"),
+            **POLICIES[name],
+        )
+        for name in ("raise", "reconcile", "lease=None")
+    },
+    # On one machine: elsewhere an operator can be overtaken by the next claim, as settle()
+    # goes by the key, and a claim whose lease is over is as good as another.
     "raise: an operator settles a key in doubt": Scenario(
         _callers("AAA", "012", ("execute", "execute", "operator")),
         may=Left(crashes=1, ticks=1),

@@ -186,7 +186,7 @@ PLANTED = [
             )
         ),
         _two(may=Left(crashes=1)),
-        "told to wait for an owner that is gone|comes later InFlightError",
+        "told to wait for an owner that is gone|comes later waits",
     ),
     Planted(
         "a lease that is not looked at",
