@@ -1,7 +1,7 @@
 """Every schedule of up to three requests for one key, and the bugs that walking them all finds.
 
 ``INTERLEAVINGS=long pytest tests/test_interleavings.py`` walks for about half an hour instead of a
-minute: more crashes, faults and clock moves together.
+minute, in a few GB of memory: more crashes, faults and clock moves together.
 """
 
 from __future__ import annotations
