@@ -150,7 +150,7 @@ class Schedule:
     def state(self) -> Any:
         """Return what decides about the future, comparable."""
         known: dict[int, int] = {}
-        flights = list(self.table._flights.values())
+        flights = list(self.table.table.values())
         return tuple(self._seen(each, known) for each in (self.flows, self.callers, flights))
 
     def _seen(self, value: Any, known: dict[int, int]) -> Any:
@@ -248,9 +248,9 @@ def test_one_leads_and_nobody_waits_for_ever(
     ("old", "new", "seen"),
     [
         pytest.param(
-            "        with self._lock:\n            flight = self._flights.setdefault(own.key, own)\n",
-            "        flight = self._flights.get(own.key)\n"
-            "        if flight is None:\n            self._flights[own.key] = flight = own\n",
+            "        with self._lock:\n            flight = self.table.setdefault(own.key, own)\n",
+            "        flight = self.table.get(own.key)\n"
+            "        if flight is None:\n            self.table[own.key] = flight = own\n",
             "two run at once",
             id="boarding is read, then write",
         ),
@@ -279,7 +279,7 @@ def test_one_leads_and_nobody_waits_for_ever(
             id="a landing between the look and the wait",
         ),
         pytest.param(
-            "                del self._flights[flight.key]\n",
+            "                del self.table[flight.key]\n",
             "                pass\n",
             "the table does not empty",
             id="a landed flight stays",
