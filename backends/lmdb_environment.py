@@ -23,6 +23,7 @@ from kvreplay.backends.lmdb_files import (
 )
 from kvreplay.backends.lmdb_gate import Gate
 from kvreplay.backends.lmdb_queue import Bell, Change, CommitQueue, Transaction
+from kvreplay.backends.lmdb_turn import ProcessTurn
 from kvreplay.errors import (
     OutcomeUnknownError,
     StoreError,
@@ -53,7 +54,8 @@ class Environment:
         self._map_size = map_size
         self._max_readers = max_readers
         self.users = 0
-        self._queue = CommitQueue(Committer(self))
+        self._turn = ProcessTurn(path)
+        self._queue = CommitQueue(Committer(self), self._turn)
         self._block: Block | None = None  # a caller's transaction, if there is one
         self._inherited: lmdb.Environment | None = None  # by a forked child, to be closed
         self._stranded = False  # a forked child that cannot even close it
@@ -82,8 +84,10 @@ class Environment:
         if self._block is not None:
             self._block.inherited = True
             self._block = None
-        # A new one: the end of this thread's block, which leaves the old one, is then no matter.
-        self._queue = CommitQueue(Committer(self))
+        # New ones: the end of this thread's block, which leaves the old ones, is then no matter.
+        self._turn.leave_to_parent()
+        self._turn = ProcessTurn(self.path)
+        self._queue = CommitQueue(Committer(self), self._turn)
 
     # Reading and writing.
 
@@ -133,7 +137,7 @@ class Environment:
         It shares the commit with others that wait, and may be run again. It waits for the write
         lock of all processes, without a time limit.
         """
-        self.refuse_own_transaction()
+        self._refuse_to_wait()
         change = Change(operation, size)
         self._queue.submit((change,))
         if change.error is not None:
@@ -144,7 +148,7 @@ class Environment:
         self, operations: Sequence[tuple[Callable[[Transaction], T], int]]
     ) -> list[T | Exception]:
         """Do as :meth:`write` for each of several operations; return their results or errors."""
-        self.refuse_own_transaction()
+        self._refuse_to_wait()
         bell = Bell()
         changes = [Change(operation, size, bell) for operation, size in operations]
         self._queue.submit(changes)
@@ -153,7 +157,7 @@ class Environment:
     @contextlib.contextmanager
     def transaction(self) -> Iterator[Block]:
         """A write transaction around a block of the caller's, which is never run again."""
-        self.refuse_own_transaction()
+        self._refuse_to_wait()
         with self._queue.turn():
             self._make_room()
             env, txn = self._begin_write()
@@ -184,6 +188,11 @@ class Environment:
             # Also if the block itself has hidden it.
             if (failure := block.failure) is not None:
                 raise store_error(failure, self.path) from failure.__cause__ or failure
+
+    def _refuse_to_wait(self) -> None:
+        """Refuse who would wait for ever, or for nothing."""
+        self.refuse_own_transaction()
+        self._refuse_stranded()
 
     def refuse_own_transaction(self) -> None:
         """A thread that holds a transaction would wait for itself."""
@@ -289,13 +298,16 @@ class Environment:
         """Open the files again: after a fault, or a fork, which leaves the parent's handle."""
         if not self.users:
             raise StoreError("this store is closed; nothing was done")
+        self._refuse_stranded()
+        self._shut_inherited()
+        return self._open(creating=False)
+
+    def _refuse_stranded(self) -> None:
         if self._stranded:
             raise StoreError(
                 f"this process was forked while its parent was in a transaction of {self.path}: it"
                 " cannot use the store; fork when no other thread does, or spawn instead"
             )
-        self._shut_inherited()
-        return self._open(creating=False)
 
     def _check_wait(self) -> None:
         if self._block is not None and self._block.is_mine:

@@ -15,6 +15,7 @@ from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 import lmdb
 
+from kvreplay.backends.lmdb_turn import ProcessTurn
 from kvreplay.store import ForkSafeLock
 
 __all__ = ["Change", "CommitQueue", "Transaction"]
@@ -87,10 +88,14 @@ class CommitQueue:
         commit: called by a leader with a first batch and with what takes more of the queue. It
             lets everything that it was given or took land; if it raises, which only an interrupt
             makes it do, the rest goes back to the head of the queue.
+        turn: this process's turn among all, which a leader takes.
     """
 
-    def __init__(self, commit: Callable[[list[Change[Any]], Take], None]) -> None:
+    def __init__(
+        self, commit: Callable[[list[Change[Any]], Take], None], turn: ProcessTurn
+    ) -> None:
         self._commit = commit
+        self._process_turn = turn
         self._waiting: deque[Change[Any]] = deque()
         self._leaving = ForkSafeLock(brief=True)  # guards what leaves the queue
         self._turn = ForkSafeLock()  # held by the leader
@@ -113,7 +118,7 @@ class CommitQueue:
         self._waiting.append(place)
         try:
             self._await_turn(place)
-            with self._turn:
+            with self._turn, self._process_turn.taken():
                 self._withdraw((place,))
                 yield
         finally:
@@ -147,7 +152,8 @@ class CommitQueue:
             # Only the head waits here, so that the lock passes straight to the next leader.
             with self._turn:
                 if not own.landed:  # by a leader that was taking it just then
-                    self._commit(take(), take)
+                    with self._process_turn.taken():
+                        self._commit(take(), take)
         finally:
             back = [change for change in batch if not change.landed]
             if back:

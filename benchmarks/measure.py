@@ -64,7 +64,7 @@ def calling(function: Callable[[], object], calls: int) -> Callable[[], float]:
 
 
 def in_threads(threads: int, seconds: float, work: Callable[[], object]) -> float:
-    """Have all threads call ``work`` again and again for some time.
+    """Have all threads call ``work``, again and again for some time.
 
     Returns:
         The calls a second, from the moment when all are ready until the last one has returned.
@@ -80,7 +80,7 @@ def in_threads(threads: int, seconds: float, work: Callable[[], object]) -> floa
     def run() -> int:
         ready.wait()
         done = 0
-        while time.perf_counter() < start + seconds:
+        while not done or time.perf_counter() < start + seconds:
             work()
             done += 1
         return done
@@ -96,7 +96,7 @@ def in_tasks(tasks: int, seconds: float, work: Callable[[], Awaitable[object]]) 
 
     async def run(until: float) -> int:
         done = 0
-        while time.perf_counter() < until:
+        while not done or time.perf_counter() < until:
             await work()
             done += 1
         return done

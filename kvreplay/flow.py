@@ -243,13 +243,17 @@ def _admit(
             yield Wait(delay)
             found, now = yield READ
             continue
+        if policy.on_in_doubt is InDoubtPolicy.RERUN:
+            return Free(found, now, in_doubt=True)
+        seen, now = yield READ
+        if seen != found:  # its owner had ended it, and was gone when we looked
+            found = seen
+            continue
         if policy.on_in_doubt is InDoubtPolicy.RAISE:
             raise InDoubtError(
                 "a run of this key began and did not end: its effect may or may not have happened,"
                 " and nothing ran now; find out, then resolve() or release() the key"
             )
-        if policy.on_in_doubt is InDoubtPolicy.RERUN:
-            return Free(found, now, in_doubt=True)
         verdict, now = yield Reconcile(record)
         if verdict is NOT_APPLIED:
             return Free(found, now, in_doubt=True)

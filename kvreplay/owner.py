@@ -8,7 +8,6 @@ a set of the running handlers' tokens tells. Anywhere else only the claim's leas
 from __future__ import annotations
 
 import os
-import secrets
 from enum import Enum
 from functools import cache
 from typing import Final
@@ -31,7 +30,7 @@ _running: Final[set[bytes]] = set()
 
 def begin() -> bytes:
     """Return a fresh token, noted as running in this process until :func:`end`."""
-    token = secrets.token_bytes(TOKEN_SIZE)
+    token = os.urandom(TOKEN_SIZE)
     _running.add(token)
     return token
 
@@ -50,7 +49,7 @@ def this_process() -> str:
         namespace = os.stat("/proc/self/ns/pid").st_ino
         _, start = _stat(os.getpid())
     except OSError:
-        return f"{secrets.token_hex(16)}:0:{os.getpid()}:0"
+        return f"{os.urandom(16).hex()}:0:{os.getpid()}:0"
     return f"{boot_id}:{namespace}:{os.getpid()}:{start}"
 
 

@@ -120,6 +120,7 @@ class Run:
             )
             return seen, self.namespace.clock.now_ms()
         if kind is Begin:
+            self.end()  # that of an attempt whose claim another owner was faster with
             self._token = owner.begin()
             return self._token, owner.this_process()
         if isinstance(step, Probe):

@@ -123,6 +123,21 @@ def fork() -> type[Child]:
     return Child
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--histories",
+        type=int,
+        default=40,
+        help="how many histories of calls to record and check, of each kind of store",
+    )
+    parser.addoption(
+        "--requests",
+        type=int,
+        default=60,
+        help="how many requests each thread and task of the stress tests makes",
+    )
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what forks: coverage holds a lock of its own then, with which a child would hang."""
     for item in items:

@@ -446,9 +446,23 @@ def test_waiting_ends_with_the_other_owners_answer() -> None:
 def test_when_a_claim_is_in_doubt(
     runs: bool | None, lease_expires_at: int, error: type[Exception]
 ) -> None:
+    stored = claimed(lease_expires_at=lease_expires_at)
     for flow in (execute(REQUEST, POLICY), lookup(REQUEST, POLICY)):
         with pytest.raises(error):
-            Script(flow).reads(claimed(lease_expires_at=lease_expires_at)).probes(runs)
+            Script(flow).reads(stored).probes(runs).reads(stored)
+
+
+@pytest.mark.parametrize("policy", [InDoubtPolicy.RAISE, InDoubtPolicy.RECONCILE])
+def test_what_its_owner_ended_before_we_looked_for_it_is_not_in_doubt(
+    policy: InDoubtPolicy,
+) -> None:
+    script = executing(on_in_doubt=policy).reads(claimed()).probes(runs=False)
+    assert script.reads(completed()).result.replayed
+    for found in OTHERS:
+        with pytest.raises(CorruptRecordError):
+            executing(on_in_doubt=policy).reads(claimed()).probes(runs=False).reads(found)
+    script = Script(lookup(REQUEST, POLICY)).reads(claimed(lease_expires_at=NOW)).probes(runs=None)
+    assert script.reads(None).result is None
 
 
 def test_rerun_takes_the_claim_over_before_it_runs() -> None:
@@ -472,7 +486,8 @@ def test_a_lost_take_over_does_not_run() -> None:
 
 
 def reconciling() -> Script:
-    return executing(on_in_doubt=InDoubtPolicy.RECONCILE).reads(claimed()).probes(runs=False)
+    script = executing(on_in_doubt=InDoubtPolicy.RECONCILE).reads(claimed()).probes(runs=False)
+    return script.reads(claimed())
 
 
 def test_reconcile_records_what_the_ledger_says() -> None:
@@ -553,7 +568,7 @@ def test_a_transaction_waits_for_a_claim_and_never_overtakes_it() -> None:
     with pytest.raises(InFlightError):
         script.reads(claimed()).probes(runs=True)
     with pytest.raises(InDoubtError):
-        transacting().reads(claimed()).probes(runs=False)
+        transacting().reads(claimed()).probes(runs=False).reads(claimed())
 
 
 def test_a_transaction_decides_again_inside() -> None:
@@ -581,7 +596,7 @@ def test_lookup_never_runs() -> None:
     assert Script(lookup(REQUEST, POLICY)).reads(completed()).result.replayed
     rerun = attrs.evolve(POLICY, on_in_doubt=InDoubtPolicy.RERUN, wait_timeout=1000)
     with pytest.raises(InDoubtError):
-        Script(lookup(REQUEST, rerun)).reads(claimed()).probes(runs=False)
+        Script(lookup(REQUEST, rerun)).reads(claimed()).probes(runs=False).reads(claimed())
     with pytest.raises(InFlightError):
         Script(lookup(REQUEST, rerun)).reads(claimed()).probes(runs=True)
 

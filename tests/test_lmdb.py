@@ -2122,7 +2122,7 @@ say("closed")
 
 def until_it_waits(pid: int) -> None:
     """Until a process waits for a lock that another one holds."""
-    while "futex" not in Path(f"/proc/{pid}/wchan").read_text():
+    while "lock" not in Path(f"/proc/{pid}/wchan").read_text():
         pass
 
 

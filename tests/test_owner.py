@@ -8,9 +8,12 @@ import sys
 
 import pytest
 
-from kvreplay import owner
+from kvreplay import Replay, ReplayKey, owner
+from kvreplay.backends.memory import MemoryStore
 from kvreplay.owner import Liveness, liveness, this_process
 from kvreplay.record import Claim
+from kvreplay.run import Run
+from kvreplay.steps import BEGIN
 
 TOKEN = b"t" * 16
 
@@ -123,3 +126,15 @@ def test_a_child_is_another_owner_and_runs_nothing() -> None:
         os._exit(0 if ok else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     owner.end(token)
+
+
+def test_a_run_that_begins_again_leaves_no_token_behind() -> None:
+    """Another owner claimed first, and the key became free again: the same run tries once more."""
+    with MemoryStore() as store:
+        replay = Replay(store, "ns", ttl=60)
+        before = set(owner._running)
+        run = Run(replay._namespace, ReplayKey("s", "i"))
+        tokens = [run.answer(BEGIN)[0] for _ in range(2)]
+        assert owner._running - before == {tokens[1]}
+        run.end()
+        assert owner._running == before

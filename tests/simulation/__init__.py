@@ -1,0 +1,7 @@
+"""A simulator of the replay protocol: every schedule of a few requests for one key.
+
+``flows.py`` makes the flow generators of ``kvreplay/flow.py`` values that can be branched,
+``scenario.py`` says who asks for what and what may go wrong, ``world.py`` is one state of store,
+processes and ledger, ``moves.py`` and ``answers.py`` what can happen next, ``invariants.py`` what must never be seen,
+``explore.py`` walks all of it, and ``planted.py`` breaks the protocol on purpose.
+"""

@@ -1,0 +1,373 @@
+"""What the world answers to a caller's step, and what the answer leads to."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+from kvreplay import NOT_APPLIED, Applied
+from kvreplay.record import TOKEN_SIZE
+from kvreplay.steps import BEGIN, READ, Call, CheckAndPut, Probe, Reconcile, Settled, Transact, Wait
+from simulation import invariants
+from simulation.flows import ERRORS, Answer, Ended, Make, Node, Protocol, Sent, Thrown
+from simulation.scenario import TICK, Scenario, name_of
+from simulation.world import Actor, Run, World, describe, in_doubt, look_up, owner_of, view
+
+ANYTHING: Any = object()
+"""As ``expected`` of a planted bug's put: whatever is there."""
+
+REQUESTS = ("execute", "transact")
+
+Move = tuple[str, World]
+
+
+class Answers:
+    """The answers of one scenario under one protocol, and a tally of how requests ended."""
+
+    def __init__(self, scenario: Scenario, protocol: Protocol) -> None:
+        self.scenario = scenario
+        self.protocol = protocol
+        self.ends: Counter[str] = Counter()
+        self._callers = scenario.callers
+        self._roots: dict[Any, Node] = {}
+
+    def _who(self, index: int, actor: Actor) -> str:
+        return f"{name_of(index, actor.attempt)} (P{self._callers[index].process})"
+
+    def _root(self, index: int, what: Any, make: Make) -> Node:
+        node = self._roots.get((index, what))
+        if node is None:
+            node = self._roots[index, what] = Node(make)
+        return node
+
+    # The store.
+
+    def _read(self, world: World, index: int, actor: Actor) -> Iterator[Move]:
+        label = f"{self._who(index, actor)} reads {describe(world.data)}"
+        yield from self._answered(label, world, index, world.data)
+        yield from self._fails(label, world, index, "StoreUnavailableError")
+
+    def _put(self, world: World, index: int, actor: Actor, step: CheckAndPut) -> Iterator[Move]:
+        label = f"{self._who(index, actor)} {_put(step)}"
+        found = world.data
+        if step.expected is not ANYTHING and found != step.expected:
+            yield from self._answered(f"{label}, but finds {describe(found)}", world, index, found)
+        else:
+            put = self._stored(label, world, index, step)
+            yield from self._answered(label, put, index, found)
+            yield from self._fails(label, put, index, "OutcomeUnknownError", "after it happened")
+        yield from self._fails(label, world, index, "OutcomeUnknownError", "before it happened")
+        yield from self._fails(label, world, index, "StoreUnavailableError")
+
+    def _stored(self, label: str, world: World, index: int, step: CheckAndPut) -> World:
+        """Return the world after a put that took place."""
+        put = invariants.note_put(label, self.scenario, world, index, step.value)
+        put = put._replace(data=step.value, due=step.expires_at if step.value else None)
+        invariants.check_kept(label, put)
+        return put
+
+    def _answered(
+        self, label: str, world: World, index: int, found: bytes | None
+    ) -> Iterator[Move]:
+        actor = world.actors[index]._replace(saw=self._sees(world, index, found))
+        world = world.with_actor(index, actor)
+        if self.scenario.slow_clocks and world.left.ticks:
+            slow = actor._replace(phase="slow", slow=(found, world.now))
+            yield f"{label}, and is slow", world.with_actor(index, slow)
+        yield self._tell(label, world, index, Sent((found, world.now)), (found, world.now))
+
+    def _sees(self, world: World, index: int, found: bytes | None) -> str:
+        entry = view(found)
+        if entry is None:
+            return ""
+        if entry.claim is None:
+            return "answer" if entry.response is not None and world.now < entry.expires_at else ""
+        now = world._replace(data=found)
+        return "doubt" if in_doubt(self.scenario, now, self._callers[index].process) else ""
+
+    def _fails(
+        self, label: str, world: World, index: int, error: str, when: str = ""
+    ) -> Iterator[Move]:
+        if world.left.faults:
+            label = f"{label} -- {error} {when}".rstrip()
+            world = world._replace(left=world.left._replace(faults=world.left.faults - 1))
+            yield self._tell(label, world, index, Thrown(error))
+
+    def _probe(self, world: World, index: int, actor: Actor, step: Probe) -> Iterator[Move]:
+        runs = look_up(self.scenario, world, self._callers[index].process, step.claim)
+        what = {True: "lives", False: "is gone", None: "cannot be looked up"}[runs]
+        label = f"{self._who(index, actor)} looks the owner up: it {what}"
+        yield self._tell(label, world, index, Sent(runs))
+
+    def _wait(self, world: World, index: int, actor: Actor, step: Wait) -> Iterator[Move]:
+        label = f"{self._who(index, actor)} waits"
+        actor = actor._replace(waited=actor.waited + step.delay)
+        invariants.check_wait(label, self.scenario, actor)
+        world = self._bind(world.with_actor(index, actor), index)
+        yield self._tell(label, world, index, Sent(None))
+
+    def _reconcile(self, world: World, index: int, actor: Actor, step: Reconcile) -> Iterator[Move]:
+        """Ask the ledger, which from then on refuses an effect that it said it had not."""
+        effect = self._effect(world)
+        verdict = NOT_APPLIED if effect is None else Applied(effect)
+        label = f"{self._who(index, actor)} asks the ledger, which knows of {effect or 'nothing'}"
+        if effect is None:
+            world = world._replace(barred=world.barred | {step.record.claim.token})
+        yield self._tell(label, self._bind(world, index), index, Sent((verdict, world.now)))
+
+    def _effect(self, world: World) -> str | None:
+        """Return the response of the effect that no stored answer tells of yet."""
+        for run in reversed(world.runs):
+            if world.answer(run.response) is None:
+                return run.response
+        return None
+
+    def _call(self, world: World, index: int, actor: Actor, step: Call) -> Iterator[Move]:
+        who = self._who(index, actor)
+        world = self._bind(world, index)
+        actor = world.actors[index]
+        held = None if step.held is None else actor.node.held
+        ends = self.scenario.ends
+        if actor.token in world.barred:
+            yield self._ended(f"{who}: the ledger refuses", world, index, held, "Declined")
+            return
+        if "declines" in ends:
+            yield self._ended(f"{who}: the handler declines", world, index, held, "Declined")
+        if "unsure" in ends:
+            label = f"{who}: the handler loses contact, and nothing happened"
+            yield self._ended(label, world, index, held, "IndeterminateError")
+        if "interrupted" in ends:
+            label = f"{who} is interrupted, and nothing happened"
+            yield self._tell(label, world, index, Thrown("Interrupted"))
+        label = f"{who} runs the handler"
+        ran = self._effected(label, world, index)
+        if ends == ("returns",) and not world.left.ticks and not (held and actor.renewals):
+            # Nobody can see whether it has returned yet, and a crash has the same effect.
+            yield self._ended(f"{label}, which returns", ran, index, held)
+            return
+        running = ran.actors[index]._replace(phase="running", held=held)
+        yield label, ran.with_actor(index, running)
+
+    def _effected(self, label: str, world: World, index: int) -> World:
+        """Return the world with the handler's effect in the ledger."""
+        actor = world.actors[index]
+        token = actor.token if isinstance(actor.node.step, Call) else None
+        run = Run(index, actor.attempt, token, len(world.answers))
+        invariants.check_run(label, self.scenario, world, run)
+        world = world._replace(runs=(*world.runs, run))
+        return world.with_actor(index, actor._replace(ran=True))
+
+    def _running(self, world: World, index: int, actor: Actor) -> Iterator[Move]:
+        who = self._who(index, actor)
+        if actor.renewal is not None:
+            yield from self._renewing(world, index, actor, actor.renewal)
+            return  # a run goes on when no renewal is under way
+        if actor.renewals and actor.held is not None:
+            lease, held = self.scenario.lease * TICK, actor.held
+            root = self._root(
+                index, (actor.attempt, held), lambda: self.protocol.renewal(held, lease)
+            )
+            renewing = actor._replace(renewal=root, renewals=actor.renewals - 1)
+            yield from self._renewing(world.with_actor(index, renewing), index, renewing, root)
+        ends = self.scenario.ends
+        if "unsure" in ends:
+            label = f"{who}: the handler loses contact, and it happened"
+            yield self._ended(label, world, index, actor.held, "IndeterminateError")
+        if "interrupted" in ends:
+            label = f"{who} is interrupted, and it happened"
+            asking = world.with_actor(index, actor._replace(phase="asking", held=None))
+            yield self._tell(label, asking, index, Thrown("Interrupted"))
+        yield self._ended(f"{who}: the handler returns", world, index, actor.held)
+
+    def _ended(
+        self, label: str, world: World, index: int, held: bytes | None, error: str | None = None
+    ) -> Move:
+        actor = world.actors[index]
+        response = name_of(index, actor.attempt) if error is None else None
+        asking = world.with_actor(index, actor._replace(phase="asking", held=None))
+        return self._tell(label, asking, index, Ended(response, error, world.now, held))
+
+    def _renewing(self, world: World, index: int, actor: Actor, node: Node) -> Iterator[Move]:
+        """The renewer's next step, while the handler runs."""
+        who = f"the renewer of {self._who(index, actor)}"
+        step = node.step
+        if step is READ:
+            label = f"{who} reads {describe(world.data)}"
+            yield self._renewed(label, world, index, node, Sent((world.data, world.now)))
+            return
+        assert isinstance(step, CheckAndPut)
+        label = f"{who} {_put(step)}"
+        found = world.data
+        applied = world
+        if step.expected is ANYTHING or found == step.expected:
+            applied = self._stored(label, world, index, step)
+        else:
+            label = f"{label}, but finds {describe(found)}"
+        yield self._renewed(label, applied, index, node, Sent((found, world.now)))
+        if world.left.faults:
+            left = world.left._replace(faults=world.left.faults - 1)
+            for error, then, when in (
+                ("OutcomeUnknownError", applied, "after it happened"),
+                ("OutcomeUnknownError", world, "before it happened"),
+                ("StoreUnavailableError", world, ""),
+            ):
+                failed = f"{label} -- {error} {when}".rstrip()
+                yield self._renewed(failed, then._replace(left=left), index, node, Thrown(error))
+
+    def _renewed(self, label: str, world: World, index: int, node: Node, answer: Answer) -> Move:
+        actor = world.actors[index]
+        after = node.after(answer)
+        if not after.over:
+            return label, world.with_actor(index, actor._replace(renewal=after))
+        invariants.check_renewal(label, self.scenario, after)
+        kept = after.result is not False  # a failure is tried again
+        actor = actor._replace(
+            renewal=None, held=after.held, renewals=actor.renewals if kept else 0
+        )
+        return label, world.with_actor(index, actor)
+
+    def _transact(self, world: World, index: int, actor: Actor, step: Transact) -> Iterator[Move]:
+        """Run the handler and store its answer in one step, or undo both."""
+        who = self._who(index, actor)
+        world = self._bind(world, index)
+        actor = world.actors[index]._replace(saw=self._sees(world, index, world.data))
+        world = world.with_actor(index, actor)
+        for end in ("returns", "declines"):
+            if end not in self.scenario.ends:
+                continue
+            label = f"{who} runs a transaction, whose handler {end}"
+            inside, answer = self._inside(label, world, index, end)
+            if isinstance(answer, Thrown) or inside is world:
+                yield self._tell(label, world, index, answer)  # nothing to commit
+                continue
+            yield self._tell(label, inside, index, answer)
+            unknown = "OutcomeUnknownError"
+            yield from self._fails(label, inside, index, unknown, "after it happened")
+            yield from self._fails(label, world, index, unknown, "before it happened")
+            yield from self._fails(label, world, index, "StoreUnavailableError")
+
+    def _inside(self, label: str, world: World, index: int, end: str) -> tuple[World, Answer]:
+        flow = world.actors[index].node.again().flow
+        response = name_of(index, world.actors[index].attempt)
+        try:
+            inner = next(flow)
+            while True:
+                found = world.data
+                if inner is READ:
+                    inner = flow.send((found, world.now))
+                elif isinstance(inner, Call):
+                    ended = Ended(
+                        response, None if end == "returns" else "Declined", world.now, None
+                    )
+                    if end == "returns":
+                        world = self._effected(label, world, index)
+                    inner = ended.give(flow, inner)
+                else:
+                    assert isinstance(inner, CheckAndPut)
+                    if inner.expected is ANYTHING or found == inner.expected:
+                        world = self._stored(label, world, index, inner)
+                    inner = flow.send((found, world.now))
+        except StopIteration as returned:
+            return world, Sent(returned.value)
+        except Exception as error:
+            if type(error).__name__ not in ERRORS:
+                raise
+            return world, Thrown(type(error).__name__)
+
+    _ANSWERS: ClassVar[dict[type, Any]] = {
+        CheckAndPut: _put,
+        Probe: _probe,
+        Wait: _wait,
+        Reconcile: _reconcile,
+        Call: _call,
+        Transact: _transact,
+    }
+
+    # What an answer leads to.
+
+    def _tell(
+        self,
+        label: str,
+        world: World,
+        index: int,
+        answer: Answer,
+        looked: tuple[bytes | None, int] | None = None,
+    ) -> Move:
+        """Send a flow its answer, and see whether it goes on."""
+        actor = world.actors[index]
+        node = actor.node.after(answer)
+        while node.step is BEGIN:  # nobody can see it before the claim is stored
+            caller = self._callers[index]
+            token = f"{name_of(index, actor.attempt)}.{node.begun + 1}".encode().ljust(
+                TOKEN_SIZE, b"\0"
+            )
+            owner = owner_of(self.scenario, caller.process, world.incarnations[caller.process])
+            actor = actor._replace(token=token)
+            node = node.after(Sent((token, owner)))
+        invariants.check_length(label, node)
+        if not node.over:
+            return label, world.with_actor(index, actor._replace(node=node))
+        if node.error is not None:
+            end = type(node.error).__name__
+            label = f"{label}; it ends with {end}"
+            invariants.check_error(label, self.scenario, world, index, node.error)
+        elif isinstance(node.result, Settled):
+            answered = invariants.answer_of(label, node.result)
+            label = f"{label}; it is answered {answered!r}"
+            invariants.check_looked(label, world, answered, looked)
+            world = invariants.acknowledge(label, self.scenario, world, index, answered)
+            end = "replayed" if node.result.replayed else "answered"
+        else:
+            end = str(node.result)
+            label = f"{label}; it ends with {end}"
+            if self._callers[index].kind == "lookup":
+                invariants.check_lookup(label, world, index, node.result)
+        return label, self._land(label, self._end(world, index, end), index, node)
+
+    def _end(self, world: World, index: int, end: str) -> World:
+        self.ends[f"{self._callers[index].kind}: {end}"] += 1
+        return world.with_actor(index, Actor(phase="ended", attempt=0))
+
+    def _land(self, label: str, world: World, index: int, node: Node) -> World:
+        """Share a leader's end with its followers, or let them start over."""
+        leader = self._callers[index]
+        if leader.kind not in REQUESTS:
+            return world
+        for other, actor in enumerate(world.actors):
+            caller = self._callers[other]
+            if actor.phase != "following" or caller.process != leader.process:
+                continue
+            if caller.params != leader.params or not isinstance(node.error, Exception | None):
+                world = world.with_actor(other, actor._replace(phase="new"))
+            elif node.error is not None:
+                world = self._end(world, other, f"shares {type(node.error).__name__}")
+            else:
+                answered = invariants.answer_of(label, node.result)
+                world = invariants.acknowledge(label, self.scenario, world, other, answered)
+                world = self._end(world, other, "shares the answer")
+        return world
+
+    def _bind(self, world: World, index: int) -> World:
+        """Note that the key belongs to a leader's params: others in its process are stale."""
+        actor = world.actors[index]
+        leader = self._callers[index]
+        if actor.bound or leader.kind not in REQUESTS:
+            return world
+        world = world.with_actor(index, actor._replace(bound=True))
+        for other, following in enumerate(world.actors):
+            caller = self._callers[other]
+            if (
+                following.phase == "following"
+                and caller.process == leader.process
+                and caller.params != leader.params
+            ):
+                world = self._end(world, other, "refused by its own process")
+        return world
+
+
+def _put(step: CheckAndPut) -> str:
+    expected = "whatever is there" if step.expected is ANYTHING else describe(step.expected)
+    if step.value is None:
+        return f"removes {expected}"
+    return f"puts {describe(step.value)} in place of {expected}"

@@ -1,0 +1,191 @@
+"""What must never be seen, whatever the schedule."""
+
+from __future__ import annotations
+
+from kvreplay import (
+    ClaimLostError,
+    ExpiredError,
+    InDoubtError,
+    InFlightError,
+    KVReplayError,
+    ParamsMismatchError,
+)
+from kvreplay.record import decode_response
+from kvreplay.steps import InDoubtPolicy, Settled
+from simulation.flows import Declined, Interrupted, Node
+from simulation.scenario import TICK, Scenario
+from simulation.world import Actor, Run, Stored, World, in_doubt, place_of, view
+
+LONGEST = 60  # answers that a flow may need
+
+
+class Violation(Exception):
+    """An invariant was seen broken, by the move that ``label`` tells."""
+
+    def __init__(self, label: str, broken: str) -> None:
+        super().__init__(broken)
+        self.label = label
+        self.broken = broken
+
+
+# Answers.
+
+
+def answer_of(label: str, settled: object) -> str:
+    if not isinstance(settled, Settled):
+        raise Violation(label, f"a request got {settled!r} instead of an answer")
+    return decode_response(settled.response)
+
+
+def acknowledge(label: str, scenario: Scenario, world: World, index: int, response: str) -> World:
+    """A caller has its answer: it is stored, of its own params, and equal to everybody else's."""
+    stored = world.answer(response)
+    if stored is None:
+        raise Violation(label, "an answer was given that was never stored")
+    owner = next(run.caller for run in world.runs if run.response == response)
+    if scenario.callers[owner].params != scenario.callers[index].params:
+        raise Violation(label, "a request got the answer to other params")
+    for other in world.acknowledged:
+        if other == response:
+            continue
+        first, second = sorted((stored, world.answer(other)), key=world.answers.index)
+        if second.at < _over(scenario, first.expires_at):
+            raise Violation(label, f"two answers in one lifetime: {other!r} and {response!r}")
+    world = world._replace(acknowledged=world.acknowledged | {response})
+    check_kept(label, world)
+    return world
+
+
+def check_looked(
+    label: str, world: World, response: str, looked: tuple[bytes | None, int] | None
+) -> None:
+    """Nobody is answered from a record that has expired."""
+    if looked is None:
+        return
+    found, now = looked
+    entry = view(found)
+    if entry is not None and entry.response == response and now >= entry.expires_at:
+        raise Violation(label, "an answer was given from an expired record")
+
+
+def check_kept(label: str, world: World) -> None:
+    """Nothing that was acknowledged is lost while it lives."""
+    for response in world.acknowledged:
+        stored = world.answer(response)
+        if world.now < stored.expires_at:
+            entry = view(world.data)
+            if entry is None or entry.response != response:
+                raise Violation(label, f"the acknowledged answer {response!r} is lost")
+
+
+# Runs of the handler.
+
+
+def check_run(label: str, scenario: Scenario, world: World, run: Run) -> None:
+    """The handler runs once, unless the policy allows more; never twice while its owner lives."""
+    for other in world.runs:
+        if any(
+            index >= other.born and _over(scenario, stored.expires_at) <= world.now
+            for index, stored in enumerate(world.answers)
+        ):
+            continue  # of an earlier lifetime
+        if run.token in world.lapsed or other.token in world.lapsed:
+            continue  # a living owner elsewhere is past its lease, and the policy is to rerun
+        _check_pair(label, scenario, world, run, other)
+
+
+def _check_pair(label: str, scenario: Scenario, world: World, run: Run, other: Run) -> None:
+    mine, theirs = scenario.callers[run.caller], scenario.callers[other.caller]
+    alive, answered = world.is_alive(other), world.answer(other.response) is not None
+    if scenario.lease is None and mine.kind == "execute":
+        # Without a claim, a process is what one run at a time is promised in.
+        if alive and theirs.process == mine.process:
+            raise Violation(label, "the handler runs twice at a time in one process")
+        if world.actors[run.caller].saw == "answer":
+            raise Violation(label, "the handler runs although its caller saw an answer")
+        return
+    if scenario.lease is None and theirs.kind == "execute" and not answered:
+        return  # a run without a claim, which loses against this transaction
+    who = f"{other.response!r}"
+    if theirs.params != mine.params:
+        raise Violation(label, f"the handler runs for other params than the run of {who} had")
+    if alive:
+        raise Violation(label, f"the handler runs again while the owner of {who} lives")
+    if answered:
+        raise Violation(label, f"the handler runs again although {who} is the answer")
+    if scenario.on_in_doubt is not InDoubtPolicy.RERUN:
+        raise Violation(label, "the handler runs again, and the policy does not allow it")
+
+
+def note_put(
+    label: str, scenario: Scenario, world: World, index: int, value: bytes | None
+) -> World:
+    """Keep in mind what a put that takes place means for the invariants."""
+    new, old = view(value), view(world.data)
+    if new is not None and new.response is not None:
+        if world.answer(new.response) is not None:
+            raise Violation(label, f"the answer {new.response!r} is stored a second time")
+        stored = Stored(new.response, new.expires_at, world.now)
+        world = world._replace(answers=(*world.answers, stored))
+    claim = None if old is None else old.claim
+    if claim is None or claim.token == world.actors[index].token:
+        return world
+    elsewhere = place_of(claim) != scenario.places[scenario.callers[index].process]
+    if (
+        elsewhere
+        and scenario.on_in_doubt is InDoubtPolicy.RERUN
+        and claim.lease_expires_at <= world.now
+        and world.holder(claim.token) is not None
+    ):
+        world = world._replace(lapsed=world.lapsed | {claim.token})
+    return world
+
+
+# Ends.
+
+
+def check_error(
+    label: str, scenario: Scenario, world: World, index: int, error: BaseException
+) -> None:
+    """An error is one that this can end with, and says the truth about what ran."""
+    actor = world.actors[index]
+    if not isinstance(error, KVReplayError | Declined | Interrupted):
+        raise Violation(label, f"a request ended with {error!r}")
+    if actor.ran and isinstance(error, ParamsMismatchError | ExpiredError | InFlightError):
+        raise Violation(label, f"{type(error).__name__} says that nothing ran, and it did")
+    if isinstance(error, ClaimLostError) and not actor.ran:
+        raise Violation(label, "ClaimLostError says that the handler ran, and it did not")
+    if isinstance(error, InFlightError) and actor.saw == "doubt":
+        raise Violation(label, "a request is told to wait for an owner that is gone")
+    if (
+        isinstance(error, InDoubtError)
+        and not actor.ran
+        and actor.saw != "doubt"
+        and not in_doubt(scenario, world, scenario.callers[index].process)
+    ):
+        raise Violation(label, "a request found a key in doubt that was not")
+
+
+def check_lookup(label: str, world: World, index: int, result: object) -> None:
+    if result is None and world.actors[index].saw == "doubt":
+        raise Violation(label, "a lookup knew nothing of a key in doubt")
+
+
+def check_renewal(label: str, scenario: Scenario, node: Node) -> None:
+    if node.error is not None and not isinstance(node.error, KVReplayError):
+        raise Violation(label, f"a renewal ended with {node.error!r}")
+
+
+def check_wait(label: str, scenario: Scenario, actor: Actor) -> None:
+    if actor.waited > scenario.wait:
+        raise Violation(label, "a request waits longer than its wait_timeout")
+
+
+def check_length(label: str, node: Node) -> None:
+    if len(node) > LONGEST:
+        raise Violation(label, "a request does not come to an end")
+
+
+def _over(scenario: Scenario, expires_at: int) -> int:
+    """Return when the lifetime of an answer is over, its tombstone's included."""
+    return expires_at + scenario.tombstone * TICK

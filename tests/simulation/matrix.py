@@ -1,0 +1,260 @@
+"""The scenarios that are walked: what comes together in each, under every in-doubt policy.
+
+``EVERY_TIME`` is for each run of the tests. ``AT_LENGTH`` asks for more of everything at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kvreplay.steps import InDoubtPolicy
+from simulation.scenario import Caller, Left, Scenario
+
+POLICIES: dict[str, dict[str, Any]] = {
+    **{policy.value: {"on_in_doubt": policy} for policy in InDoubtPolicy},
+    "lease=None": {"lease": None},
+}
+
+
+def _callers(params: str, processes: str, kinds: tuple[str, ...] = ()) -> tuple[Caller, ...]:
+    """``("AAB", "001")``: two with the same params in one process, one with others in another."""
+    kinds = kinds or ("execute",) * len(params)
+    return tuple(map(Caller, params, map(int, processes), kinds))  # type: ignore[arg-type]
+
+
+def _under_every_policy(
+    title: str, callers: tuple[Caller, ...], **settings: Any
+) -> dict[str, Scenario]:
+    return {
+        f"{name}: {title}": Scenario(callers, **{**settings, **policy})
+        for name, policy in POLICIES.items()
+    }
+
+
+_ELSEWHERE: Any = {"places": (0, 1, 2)}
+_ALL_ENDS: Any = {"ends": ("returns", "declines", "unsure", "interrupted")}
+
+EVERY_TIME: dict[str, Scenario] = {
+    **_under_every_policy("three processes, a crash", _callers("AAA", "012"), may=Left(crashes=1)),
+    **_under_every_policy(
+        "three processes, other params, a crash, expiry",
+        _callers("AAB", "012"),
+        may=Left(crashes=1, ticks=1, sweeps=1),
+        wait=0,
+    ),
+    **_under_every_policy(
+        "one process, other params, a crash, expiry",
+        _callers("AAB", "000"),
+        may=Left(crashes=1, ticks=2, sweeps=1),
+    ),
+    **_under_every_policy(
+        "two in one process, one in another, a crash, expiry",
+        _callers("AAA", "001"),
+        may=Left(crashes=1, ticks=1, sweeps=1),
+        wait=0,
+    ),
+    **_under_every_policy(
+        "two in one process, other params in another, a crash, expiry",
+        _callers("AAB", "001"),
+        may=Left(crashes=1, ticks=2, sweeps=1),
+    ),
+    **_under_every_policy(
+        "three machines, a lease over",
+        _callers("AAA", "012"),
+        may=Left(ticks=1),
+        ttl=2,
+        wait=0,
+        **_ELSEWHERE,
+    ),
+    **_under_every_policy(
+        "two machines, a crash, leases over, expiry",
+        _callers("AA", "01"),
+        may=Left(crashes=1, ticks=2, sweeps=1),
+        **_ELSEWHERE,
+    ),
+    **_under_every_policy(
+        "two processes, every end of a handler, a crash",
+        _callers("AA", "01"),
+        may=Left(crashes=1, ticks=1),
+        **_ALL_ENDS,
+    ),
+    **_under_every_policy(
+        "two machines, every end of a handler, leases over",
+        _callers("AA", "01"),
+        may=Left(ticks=1),
+        **_ALL_ENDS,
+        **_ELSEWHERE,
+    ),
+    **_under_every_policy(
+        "two processes, a fault of the store, a crash, expiry",
+        _callers("AA", "01"),
+        may=Left(crashes=1, ticks=1, faults=1),
+    ),
+    **_under_every_policy(
+        "one process, a fault of the store, a crash",
+        _callers("AAB", "000"),
+        may=Left(crashes=1, faults=1),
+    ),
+    **_under_every_policy(
+        "two processes, slow clocks, expiry",
+        _callers("AA", "01"),
+        may=Left(ticks=2, sweeps=1),
+        slow_clocks=True,
+    ),
+    **_under_every_policy(
+        "two machines, slow clocks, a crash, leases over",
+        _callers("AA", "01"),
+        may=Left(crashes=1, ticks=1),
+        slow_clocks=True,
+        ttl=2,
+        wait=0,
+        **_ELSEWHERE,
+    ),
+    **_under_every_policy(
+        "two processes, tombstones, a sweep and a walk",
+        _callers("AAA", "012", ("execute", "execute", "walk")),
+        may=Left(ticks=2, sweeps=1),
+        tombstone=1,
+        wait=0,
+    ),
+    **_under_every_policy(
+        "lookups of a key that is run",
+        _callers("AAB", "010", ("execute", "lookup", "lookup")),
+        may=Left(crashes=1, ticks=1),
+    ),
+    **_under_every_policy(
+        "transactions, a crash, expiry, a fault of the store",
+        _callers("AAB", "012", ("transact", "transact", "transact")),
+        may=Left(crashes=1, ticks=1, sweeps=1, faults=1),
+    ),
+    **_under_every_policy(
+        "a transaction and a run with a claim, a crash",
+        _callers("AA", "01", ("transact", "execute")),
+        may=Left(crashes=1, ticks=1),
+        ends=("returns", "declines"),
+    ),
+    **{
+        f"{name}: two machines, a renewal, leases over": Scenario(
+            _callers("AA", "01"),
+            may=Left(ticks=2),
+            renewals=1,
+            ttl=2,
+            wait=0,
+            **POLICIES[name],
+            **_ELSEWHERE,
+        )
+        for name in ("raise", "rerun", "reconcile")
+    },
+    **{
+        f"{name}: two machines, a renewal, a fault of the store": Scenario(
+            _callers("AA", "01"),
+            may=Left(ticks=1, faults=1),
+            renewals=1,
+            wait=0,
+            **POLICIES[name],
+            **_ELSEWHERE,
+        )
+        for name in ("raise", "rerun", "reconcile")
+    },
+    # Not under "rerun", where a second run that declines frees the key for other params too.
+    **{
+        f"{name}: other params, a handler that declines, a crash": Scenario(
+            _callers("AAB", "012"),
+            may=Left(crashes=1),
+            wait=0,
+            ends=("returns", "declines"),
+            **POLICIES[name],
+        )
+        for name in ("raise", "reconcile", "lease=None")
+    },
+    # On one machine: elsewhere an operator can be overtaken by the next claim, as settle()
+    # goes by the key, and a claim whose lease is over is as good as another.
+    "raise: an operator settles a key in doubt": Scenario(
+        _callers("AAA", "012", ("execute", "execute", "operator")),
+        may=Left(crashes=1, ticks=1),
+        **_ALL_ENDS,
+    ),
+}
+
+AT_LENGTH: dict[str, Scenario] = {
+    **_under_every_policy(
+        "three processes, two crashes", _callers("AAA", "012"), may=Left(crashes=2), wait=0
+    ),
+    **_under_every_policy(
+        "three processes, a crash, expiry",
+        _callers("AAA", "012"),
+        may=Left(crashes=1, ticks=1, sweeps=1),
+    ),
+    **_under_every_policy(
+        "three processes, other params, two crashes, expiry",
+        _callers("AAB", "012"),
+        may=Left(crashes=2, ticks=1, sweeps=1),
+        wait=0,
+    ),
+    **_under_every_policy(
+        "one process, other params, two crashes, expiry",
+        _callers("AAB", "000"),
+        may=Left(crashes=2, ticks=3, sweeps=2),
+    ),
+    **_under_every_policy(
+        "two in one process, one in another, two crashes, expiry",
+        _callers("AAA", "001"),
+        may=Left(crashes=2, ticks=1, sweeps=1),
+    ),
+    **_under_every_policy(
+        "three machines, a crash, leases over",
+        _callers("AAA", "012"),
+        may=Left(crashes=1, ticks=1),
+        ttl=2,
+        wait=0,
+        **_ELSEWHERE,
+    ),
+    **_under_every_policy(
+        "two machines of three processes, other params, a crash, leases over, expiry",
+        _callers("AAB", "012"),
+        may=Left(crashes=1, ticks=2, sweeps=1),
+        places=(0, 1, 1),
+    ),
+    **_under_every_policy(
+        "three processes, every end of a handler",
+        _callers("AAA", "012"),
+        **_ALL_ENDS,
+    ),
+    **_under_every_policy(
+        "three processes, a fault of the store, a crash",
+        _callers("AAA", "012"),
+        may=Left(crashes=1, faults=1),
+        wait=0,
+    ),
+    **_under_every_policy(
+        "two processes, two faults of the store, two crashes, expiry",
+        _callers("AA", "01"),
+        may=Left(crashes=2, ticks=1, faults=2),
+        wait=0,
+    ),
+    **_under_every_policy(
+        "two machines, slow clocks, a crash, leases over, expiry",
+        _callers("AA", "01"),
+        may=Left(crashes=1, ticks=2, sweeps=1),
+        slow_clocks=True,
+        wait=0,
+        **_ELSEWHERE,
+    ),
+    **_under_every_policy(
+        "transactions and a run with a claim, a crash, expiry, a fault of the store",
+        _callers("AAA", "012", ("transact", "transact", "execute")),
+        may=Left(crashes=1, ticks=1, faults=1),
+        wait=0,
+    ),
+    **{
+        f"{name}: two machines, two renewals, a crash, a fault of the store": Scenario(
+            _callers("AA", "01"),
+            may=Left(crashes=1, ticks=2, faults=1),
+            renewals=2,
+            wait=0,
+            **POLICIES[name],
+            **_ELSEWHERE,
+        )
+        for name in ("raise", "rerun", "reconcile")
+    },
+}

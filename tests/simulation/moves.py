@@ -1,0 +1,191 @@
+"""What can happen next in a world: a caller's next step, a crash, the clock, a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from kvreplay.record import encode_response
+from kvreplay.steps import READ, Probe
+from simulation import invariants
+from simulation.afterwards import check_latecomers
+from simulation.answers import REQUESTS, Answers, Move
+from simulation.flows import REAL, Protocol, Sent, without_held
+from simulation.invariants import Violation
+from simulation.scenario import KEY, TICK, Scenario, name_of
+from simulation.world import FLYING, Actor, World, clock, describe, in_doubt, owner_of, view
+
+
+class Moves(Answers):
+    """The moves of one scenario under one protocol."""
+
+    def __init__(self, scenario: Scenario, protocol: Protocol = REAL) -> None:
+        super().__init__(scenario, protocol)
+        self._latecomers: set[tuple[bytes | None, int, str | None]] = set()
+
+    def of(self, world: World) -> Iterator[Move]:
+        """Yield every move with what it leads to; raise a Violation where one is seen."""
+        stuck = True
+        for index, actor in enumerate(world.actors):
+            for move in self._moves_of(world, index, actor):
+                stuck = False
+                yield move
+        waiting = [i for i, actor in enumerate(world.actors) if not self._is_done(i, actor)]
+        if not waiting:
+            self._check_latecomers(world)
+            return
+        if stuck and all(world.actors[index].phase != "slow" for index in waiting):
+            raise Violation("(nobody can do anything any more)", "somebody waits for ever")
+        yield from self._crashes(world)
+        yield from self._time(world)
+
+    def _check_latecomers(self, world: World) -> None:
+        seen = world.data, world.now, self._effect(world)
+        if seen not in self._latecomers:
+            self._latecomers.add(seen)
+            check_latecomers("(after everything)", self.scenario, self.protocol, *seen)
+
+    def _is_done(self, index: int, actor: Actor) -> bool:
+        """An operator whom nobody needs is done too."""
+        if actor.phase == "new":
+            return self._callers[index].kind == "operator"
+        return actor.phase == "ended"
+
+    # What goes wrong, and time.
+
+    def _crashes(self, world: World) -> Iterator[Move]:
+        """Kill a process at whatever its callers are doing; they ask again after its restart."""
+        if not world.left.crashes:
+            return
+        probed = self._probed(world)
+        for process in sorted({caller.process for caller in self._callers}):
+            mine = owner_of(self.scenario, process, world.incarnations[process])
+            busy = [
+                index
+                for index, actor in enumerate(world.actors)
+                if self._callers[index].process == process and actor.phase not in ("new", "ended")
+            ]
+            if not busy and mine not in probed:
+                continue  # nothing would be different
+            actors = list(world.actors)
+            for index in busy:
+                attempt = actors[index].attempt + 1
+                actors[index] = Actor(attempt=attempt, renewals=self.scenario.renewals)
+            incarnations = list(world.incarnations)
+            incarnations[process] += 1
+            yield (
+                f"P{process} crashes and is restarted",
+                world._replace(
+                    actors=tuple(actors),
+                    incarnations=tuple(incarnations),
+                    left=world.left._replace(crashes=world.left.crashes - 1),
+                ),
+            )
+
+    def _probed(self, world: World) -> set[str]:
+        """Return the owners of whom somebody may still want to know whether they live."""
+        claims = [entry.claim if (entry := view(world.data)) else None]
+        for actor in world.actors:
+            if actor.phase == "slow" and (entry := view(actor.slow[0])):
+                claims.append(entry.claim)
+            elif actor.phase == "asking" and isinstance(actor.node.step, Probe):
+                claims.append(actor.node.step.claim)
+        return {claim.owner for claim in claims if claim is not None}
+
+    def _time(self, world: World) -> Iterator[Move]:
+        if world.left.ticks:
+            left = world.left._replace(ticks=world.left.ticks - 1)
+            now = world.now + TICK
+            yield f"the clock moves to {clock(now)}", world._replace(now=now, left=left)
+        if world.left.sweeps and world.due is not None and world.due <= world.now:
+            label = f"a sweep removes {describe(world.data)}"
+            left = world.left._replace(sweeps=world.left.sweeps - 1)
+            swept = world._replace(data=None, due=None, left=left)
+            invariants.check_kept(label, swept)
+            yield label, swept
+
+    # One caller.
+
+    def _moves_of(self, world: World, index: int, actor: Actor) -> Iterator[Move]:
+        if actor.phase == "asking":
+            step = actor.node.step
+            if step is READ:
+                yield from self._read(world, index, actor)
+            else:
+                yield from self._ANSWERS[type(step)](self, world, index, actor, step)
+        elif actor.phase == "running":
+            yield from self._running(world, index, actor)
+        elif actor.phase == "new":
+            yield from self._start(world, index, actor)
+        elif actor.phase == "slow":
+            found, since = actor.slow
+            if world.now > since:
+                asking = world.with_actor(index, actor._replace(phase="asking", slow=None))
+                label = f"{self._who(index, actor)} looks at the clock: {clock(world.now)}"
+                yield self._tell(label, asking, index, Sent((found, world.now)), (found, world.now))
+
+    def _start(self, world: World, index: int, actor: Actor) -> Iterator[Move]:
+        caller = self._callers[index]
+        who = self._who(index, actor)
+        if caller.kind == "operator":
+            yield from self._operate(world, index, actor)
+            return
+        leader = self._leader(world, caller.process)
+        if caller.kind in REQUESTS and leader is not None:
+            if self._callers[leader].params == caller.params or not world.actors[leader].bound:
+                label = f"{who} waits for {name_of(leader)}, which this process is running"
+                yield label, world.with_actor(index, actor._replace(phase="following"))
+                return
+        elif caller.kind == "walk" or leader is None or not world.actors[leader].bound:
+            root = self._root(index, actor.attempt, without_held(lambda: self._flow_of(index)))
+            begun = world.with_actor(index, actor._replace(phase="asking", node=root))
+            if caller.kind in REQUESTS and self._has_others(world, index):
+                yield f"{who} takes the lead in its process", begun
+            else:
+                yield from self._read(begun, index, begun.actors[index])
+            return
+        label = f"{who} is refused at once: this process is running the key"
+        yield label, self._end(world, index, "refused by its own process")
+
+    def _has_others(self, world: World, index: int) -> bool:
+        process = self._callers[index].process
+        return any(
+            other != index and caller.process == process and world.actors[other].phase != "ended"
+            for other, caller in enumerate(self._callers)
+        )
+
+    def _operate(self, world: World, index: int, actor: Actor) -> Iterator[Move]:
+        """An operator asks the ledger about a key in doubt, and settles it."""
+        if not in_doubt(self.scenario, world, self._callers[index].process):
+            return
+        claim = view(world.data).claim
+        effect = self._effect(world)
+        response = None if effect is None else encode_response(effect, "")
+        if effect is None:
+            world = world._replace(barred=world.barred | {claim.token})
+        ttl = self.scenario.ttl * TICK
+        root = self._root(
+            index,
+            (actor.attempt, effect),
+            without_held(lambda: self.protocol.settle(KEY, response, ttl, self.scenario.policy)),
+        )
+        label = f"{self._who(index, actor)} asks the ledger, which knows of {effect or 'nothing'}"
+        yield label, world.with_actor(index, actor._replace(phase="asking", node=root))
+
+    def _flow_of(self, index: int) -> Any:
+        caller = self._callers[index]
+        request, policy = self.scenario.request(caller), self.scenario.policy
+        if caller.kind == "execute":
+            return self.protocol.execute(request, policy)
+        if caller.kind == "transact":
+            return self.protocol.execute_in_transaction(request, policy)
+        if caller.kind == "lookup":
+            return self.protocol.lookup(request, policy)
+        return self.protocol.walk(policy)
+
+    def _leader(self, world: World, process: int) -> int | None:
+        for index, actor in enumerate(world.actors):
+            caller = self._callers[index]
+            if caller.process == process and caller.kind in REQUESTS and actor.phase in FLYING:
+                return index
+        return None

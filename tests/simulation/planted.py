@@ -1,0 +1,421 @@
+"""Bugs planted in the protocol, each of them a way in which such libraries have been broken.
+
+``patched`` is ``flow.py`` with some of its text replaced; ``rewritten`` lets the real flows run and
+changes the steps that they yield.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import attrs
+
+from kvreplay import flow as real_flow
+from kvreplay.steps import CheckAndPut, Flow, InDoubtPolicy
+from simulation.answers import ANYTHING
+from simulation.flows import REAL, Protocol
+from simulation.scenario import Caller, Left, Scenario
+from simulation.world import view
+
+
+def patched(*changes: tuple[str, str]) -> Protocol:
+    """Return the flows of a copy of ``flow.py`` in which each text, there once, is another."""
+    source = inspect.getsource(real_flow)
+    for old, new in changes:
+        if source.count(old) != 1:
+            raise LookupError(f"flow.py has {source.count(old)} of these, not one: {old!r}")
+        source = source.replace(old, new)
+    module = ModuleType("planted_flow")
+    sys.modules[module.__name__] = module  # attrs and enum look their module up
+    exec(compile(source, "planted_flow.py", "exec"), module.__dict__)
+    return Protocol.of(module)
+
+
+def rewritten(change: Callable[[Flow[Any]], Flow[Any]], protocol: Protocol = REAL) -> Protocol:
+    """Return the flows with ``change`` around each."""
+
+    def around(make: Callable[..., Flow[Any]]) -> Callable[..., Flow[Any]]:
+        return lambda *args: change(make(*args))
+
+    return Protocol(*map(around, protocol))
+
+
+def unconditional(chosen: Callable[[CheckAndPut], bool]) -> Protocol:
+    """Return the flows whose chosen puts do not compare, and believe that they did."""
+
+    def change(flow: Flow[Any]) -> Flow[Any]:
+        step = next(flow)
+        while True:
+            asked = step
+            if isinstance(step, CheckAndPut) and chosen(step):
+                asked = attrs.evolve(step, expected=ANYTHING)
+            try:
+                answer = yield asked
+            except BaseException as error:
+                step, sent = None, error
+            else:
+                sent = (step.expected, answer[1]) if asked is not step else answer
+            try:
+                step = flow.throw(sent) if step is None else flow.send(sent)
+            except StopIteration as returned:
+                return returned.value
+
+    return rewritten(change)
+
+
+def _two(**settings: Any) -> Scenario:
+    """Two requests with the same params, in two processes of one machine."""
+    return Scenario((Caller("A", 0), Caller("A", 1)), **settings)
+
+
+def _three(**settings: Any) -> Scenario:
+    return Scenario((Caller("A", 0), Caller("A", 1), Caller("A", 2)), wait=0, **settings)
+
+
+@attrs.frozen
+class Planted:
+    """A bug, a scenario in which it shows, and what is then seen broken."""
+
+    name: str
+    plant: Callable[[], Protocol]
+    scenario: Scenario
+    broken: str
+
+
+_RERUN: Any = {"on_in_doubt": InDoubtPolicy.RERUN}
+_RECONCILE: Any = {"on_in_doubt": InDoubtPolicy.RECONCILE}
+_ELSEWHERE: Any = {"places": (0, 1, 2)}
+
+
+def _is_prune(step: CheckAndPut) -> bool:
+    entry = view(step.expected)
+    return step.event is None and entry is not None and entry.claim is None
+
+
+def _event(event: str) -> Callable[[CheckAndPut], bool]:
+    return lambda step: step.event == event
+
+
+PLANTED = [
+    Planted(
+        "a completion that does not compare",
+        lambda: unconditional(_event("completed")),
+        _two(may=Left(ticks=1), ttl=2, **_RERUN, **_ELSEWHERE),
+        "the acknowledged answer 'r.' is lost",
+    ),
+    Planted(
+        "a prune that does not compare",
+        lambda: unconditional(_is_prune),
+        _three(may=Left(ticks=1, sweeps=1)),
+        "the acknowledged answer 'r.' is lost",
+    ),
+    Planted(
+        "a claim after the handler",
+        lambda: patched(
+            (
+                """    found, now = yield CheckAndPut(entry.found, held.data, event=event)
+    if found != entry.found:
+        return Free(found, now)
+    ended, now = yield Call(held)
+""",
+                """    ended, now = yield Call(held)
+    found, _ = yield CheckAndPut(entry.found, held.data, event=event)
+    if found != entry.found:
+        return Free(found, now)
+""",
+            )
+        ),
+        _two(),
+        "runs again while the owner of 'r.' lives",
+    ),
+    Planted(
+        "a take-over that does not compare",
+        lambda: unconditional(_event("taken_over")),
+        _three(may=Left(crashes=1), **_RERUN),
+        "the acknowledged answer 'r.' is lost",
+    ),
+    Planted(
+        "a release that does not compare",
+        lambda: unconditional(_event("released")),
+        _three(may=Left(ticks=1), ends=("returns", "declines"), **_RERUN, **_ELSEWHERE),
+        "the acknowledged answer 'r.' is lost",
+    ),
+    Planted(
+        "an operator's release that does not compare",
+        lambda: REAL._replace(settle=unconditional(_event("released")).settle),
+        Scenario(
+            (Caller("A", 0), Caller("A", 1), Caller("A", 2, "operator")),
+            may=Left(crashes=1),
+            **_RERUN,
+        ),
+        "the acknowledged answer 'r.' is lost",
+    ),
+    Planted(
+        "a ledger's answer that does not compare",
+        lambda: unconditional(_event("completed")),
+        _three(may=Left(crashes=1), **_RECONCILE),
+        "'r.' is stored a second time",
+    ),
+    Planted(
+        "a renewal that does not compare",
+        lambda: REAL._replace(renew=unconditional(lambda step: True).renew),
+        _two(may=Left(ticks=1), ttl=2, renewals=1, **_RERUN, **_ELSEWHERE),
+        "the acknowledged answer 'r.' is lost",
+    ),
+    Planted(
+        "liveness by the lease alone",
+        lambda: patched(
+            (
+                "return now < claim.lease_expires_at if runs is None else bool(runs)",
+                "return now < claim.lease_expires_at",
+            )
+        ),
+        _two(may=Left(ticks=1), **_RERUN),
+        "runs again while the owner of 'r.' lives",
+    ),
+    Planted(
+        "an owner that is gone and is waited for",
+        lambda: patched(
+            (
+                "return now < claim.lease_expires_at if runs is None else bool(runs)",
+                "return runs is not None or now < claim.lease_expires_at",
+            )
+        ),
+        _two(may=Left(crashes=1)),
+        "told to wait for an owner that is gone|comes later waits",
+    ),
+    Planted(
+        "a lease that is not looked at",
+        lambda: patched(
+            (
+                "return now < claim.lease_expires_at if runs is None else bool(runs)",
+                "return bool(runs)",
+            )
+        ),
+        _two(**_RERUN, **_ELSEWHERE),
+        "runs again while the owner of 'r.' lives",
+    ),
+    Planted(
+        "params that are not compared with a claim's",
+        lambda: patched(
+            (
+                "Decision.CLAIMED if record.params == params else Decision.MISMATCH",
+                "Decision.CLAIMED",
+            )
+        ),
+        Scenario((Caller("A", 0), Caller("B", 1)), may=Left(crashes=1), **_RERUN),
+        "runs for other params than the run of 'r.' had",
+    ),
+    Planted(
+        "params that are not compared with an answer's",
+        lambda: patched(
+            (
+                "Decision.REPLAY if record.params == params else Decision.MISMATCH",
+                "Decision.REPLAY",
+            )
+        ),
+        Scenario((Caller("A", 0), Caller("B", 1))),
+        "got the answer to other params",
+    ),
+    Planted(
+        "an answer from an expired record",
+        lambda: patched(
+            (
+                "    if now >= record.expires_at:\n        return Decision.FREE",
+                "    if now > record.expires_at:\n        return Decision.FREE",
+            )
+        ),
+        _two(may=Left(ticks=1)),
+        "from an expired record",
+    ),
+    Planted(
+        "a late completion that is believed",
+        lambda: patched(
+            (
+                "        if found == held.data:\n            return Settled(packed, replayed=False)",
+                "        return Settled(packed, replayed=False)",
+            )
+        ),
+        _two(may=Left(ticks=1), **_RERUN, **_ELSEWHERE),
+        "never stored",
+    ),
+    Planted(
+        "a late completion that follows another's claim",
+        lambda: patched(("if not _is_claim_of(found, token):", "if found is None:")),
+        _two(may=Left(ticks=1), ttl=2, **_RERUN, **_ELSEWHERE),
+        "the acknowledged answer 'r.' is lost",
+    ),
+    Planted(
+        "a key in doubt that is silently run again",
+        lambda: patched(("if policy.on_in_doubt is InDoubtPolicy.RERUN:", "if True:")),
+        _two(may=Left(crashes=1)),
+        "the policy does not allow it",
+    ),
+    Planted(
+        "a claim released by a handler that does not know its end",
+        lambda: patched(("if not isinstance(ended.error, _END_UNKNOWN):", "if True:")),
+        _two(ends=("returns", "unsure")),
+        "the policy does not allow it",
+    ),
+    Planted(
+        "a claim released by an interrupt",
+        lambda: patched(
+            (
+                "    ended, now = yield Call(held)\n",
+                """    try:
+        ended, now = yield Call(held)
+    except GeneratorExit:
+        raise
+    except BaseException as error:
+        yield from _release(held, error)
+        raise
+""",
+            )
+        ),
+        _two(ends=("returns", "interrupted")),
+        "the policy does not allow it",
+    ),
+    Planted(
+        "a claim that a sweep removes",
+        lambda: patched(
+            (
+                "CheckAndPut(entry.found, held.data, event=event)",
+                "CheckAndPut(entry.found, held.data, claim.lease_expires_at, event)",
+            )
+        ),
+        _two(may=Left(ticks=1, sweeps=1)),
+        "runs again while the owner of 'r.' lives",
+    ),
+    Planted(
+        "a tombstone that a sweep removes",
+        lambda: patched(
+            (
+                "CheckAndPut(expected, data, expires_at + policy.tombstone_ttl,",
+                "CheckAndPut(expected, data, expires_at,",
+            )
+        ),
+        _two(may=Left(ticks=1, sweeps=1), tombstone=1),
+        "runs again although 'r.' is the answer",
+    ),
+    Planted(
+        "an expired answer pruned without leaving its tombstone",
+        lambda: patched(("until += policy.tombstone_ttl", "pass")),
+        _three(may=Left(ticks=1), tombstone=1),
+        "runs again although 'r.' is the answer",
+    ),
+    Planted(
+        "a tombstone that binds nobody",
+        lambda: patched(
+            (
+                "    if record.state is State.TOMBSTONE:\n        return Decision.EXPIRED",
+                "    if record.state is State.TOMBSTONE:\n        return Decision.FREE",
+            )
+        ),
+        _three(may=Left(ticks=1), tombstone=1),
+        "a request for . that comes later runs",
+    ),
+    Planted(
+        "a failed completion that is believed",
+        lambda: patched(
+            (
+                """        except StoreError as error:
+            raise InDoubtError(
+                "the handler ran, but the store may not have saved its response: the key""",
+                """        except StoreError as error:
+            return Settled(packed, replayed=False)
+            raise InDoubtError(
+                "the handler ran, but the store may not have saved its response: the key""",
+            )
+        ),
+        _two(may=Left(faults=1)),
+        "never stored",
+    ),
+    Planted(
+        "a failed completion that releases the claim",
+        lambda: patched(
+            (
+                """        except StoreError as error:
+            raise InDoubtError(
+                "the handler ran, but the store may not have saved its response: the key""",
+                """        except StoreError as error:
+            yield CheckAndPut(held.data, None)
+            raise InDoubtError(
+                "the handler ran, but the store may not have saved its response: the key""",
+            )
+        ),
+        _two(may=Left(faults=1)),
+        "the policy does not allow it",
+    ),
+    Planted(
+        "doubt about a key that was answered meanwhile",
+        lambda: patched(("if seen != found:  # its owner", "if False:  # its owner")),
+        _two(may=Left(crashes=1)),
+        "in doubt that was not",
+    ),
+    Planted(
+        "a lookup that takes a key in doubt for free",
+        lambda: patched(("wait_timeout=0, on_in_doubt=InDoubtPolicy.RAISE)", "wait_timeout=0)")),
+        Scenario((Caller("A", 0), Caller("A", 1, "lookup")), may=Left(crashes=1), **_RERUN),
+        "a lookup knew nothing of a key in doubt",
+    ),
+    Planted(
+        "patience without an end",
+        lambda: patched(("        self._left -= delay\n", "")),
+        _two(),
+        "waits longer than its wait_timeout",
+    ),
+    Planted(
+        "a loop that looks again and never decides",
+        lambda: patched(
+            (
+                "            delay = patience.take()\n",
+                """            found, now = yield READ
+            continue
+            delay = patience.take()
+""",
+            )
+        ),
+        _two(),
+        "goes round in circles|does not come to an end",
+    ),
+    Planted(
+        "a transaction that does not look again",
+        lambda: patched(
+            (
+                """    if found != entry.found:
+        return Free(found, now)
+    _check_size(""",
+                "    _check_size(",
+            )
+        ),
+        Scenario((Caller("A", 0, "transact"), Caller("A", 1, "transact"))),
+        "runs again although 'r.' is the answer",
+    ),
+    Planted(
+        "without a claim, a loser who answers for itself",
+        lambda: patched(
+            (
+                "        if found == expected:\n            return Settled(",
+                "        if True:\n            return Settled(",
+            )
+        ),
+        _two(lease=None),
+        "never stored",
+    ),
+    Planted(
+        "without a claim, an answer that does not compare",
+        lambda: unconditional(_event("completed")),
+        _two(lease=None),
+        "the acknowledged answer 'r.' is lost",
+    ),
+    Planted(
+        "without a claim, although a lease is set",
+        lambda: patched(("if policy.lease is None else _run_claimed", "if True else _run_claimed")),
+        _two(),
+        "runs again while the owner of 'r.' lives",
+    ),
+]

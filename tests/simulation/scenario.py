@@ -1,0 +1,93 @@
+"""Who asks for what, under which policy, and what may go wrong, how often."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import attrs
+
+from kvreplay import ReplayKey
+from kvreplay.canonical import canonical
+from kvreplay.steps import InDoubtPolicy, Policy, Request
+
+TICK = 1000  # milliseconds: what the clock moves by
+START = 1_000_000
+KEY = ReplayKey("lsp", "session")
+PARAMS = {letter: canonical({"params": letter}) for letter in "AB"}
+
+Kind = Literal["execute", "transact", "lookup", "operator", "walk"]
+End = Literal["returns", "declines", "unsure", "interrupted"]
+
+
+class Caller(NamedTuple):
+    """One request, or an operator who settles a key in doubt, or one visit of a sweeping walk."""
+
+    params: str
+    process: int = 0
+    kind: Kind = "execute"
+
+
+class Left(NamedTuple):
+    """How often each thing may still happen."""
+
+    crashes: int = 0
+    ticks: int = 0
+    sweeps: int = 0
+    faults: int = 0
+
+
+NOTHING = Left()
+
+
+@attrs.frozen
+class Scenario:
+    """Times are ticks. ``places``: where each process is; only there it can be looked up."""
+
+    callers: tuple[Caller, ...]
+    may: Left = NOTHING
+    places: tuple[int, ...] = (0, 0, 0)
+    on_in_doubt: InDoubtPolicy = InDoubtPolicy.RAISE
+    lease: int | None = 1
+    ttl: int = 1
+    tombstone: int = 0
+    wait: int = 2  # milliseconds: looks again once
+    renewals: int = 0
+    ends: tuple[End, ...] = ("returns",)
+    slow_clocks: bool = False
+    """Whether the clock may move between what a store does and the time that is told with it."""
+
+    @property
+    def policy(self) -> Policy:
+        return Policy(
+            lease=None if self.lease is None else self.lease * TICK,
+            tombstone_ttl=self.tombstone * TICK,
+            wait_timeout=self.wait,
+            on_in_doubt=self.on_in_doubt,
+            max_record_bytes=10_000,
+        )
+
+    def request(self, caller: Caller) -> Request:
+        return Request(KEY, PARAMS[caller.params], self.ttl * TICK)
+
+    def __str__(self) -> str:
+        callers = ", ".join(
+            f"{name_of(index)}: {each.kind} {each.params} in P{each.process}"
+            for index, each in enumerate(self.callers)
+        )
+        processes = sorted({each.process for each in self.callers})
+        places = "".join(str(self.places[process]) for process in processes)
+        settings = [f"{callers}", f"places {places}", f"in doubt: {self.on_in_doubt.value}"]
+        settings.append(f"lease {self.lease}, ttl {self.ttl}, tombstone {self.tombstone}")
+        settings.extend(f"{n} {what}" for what, n in self.may._asdict().items() if n)
+        if self.renewals:
+            settings.append(f"{self.renewals} renewals")
+        if self.ends != ("returns",):
+            settings.append(f"the handler {' or '.join(self.ends)}")
+        if self.slow_clocks:
+            settings.append("slow clocks")
+        return "; ".join(settings)
+
+
+def name_of(index: int, attempt: int = 1) -> str:
+    """A caller's name; each attempt after a crash adds a stroke."""
+    return f"r{index + 1}" + "'" * (attempt - 1)

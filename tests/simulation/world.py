@@ -1,0 +1,175 @@
+"""One state of the world, a value: the store's entry, the callers, the processes, the ledger."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, Literal, NamedTuple
+
+from kvreplay.record import Claim, State, decode
+from simulation.flows import Node
+from simulation.scenario import START, TICK, Left, Scenario, name_of
+
+Phase = Literal["new", "asking", "slow", "running", "following", "ended"]
+Saw = Literal["", "answer", "doubt"]
+
+FLYING = ("asking", "slow", "running")
+
+
+class Actor(NamedTuple):
+    """One caller's attempt. A new one begins after each crash."""
+
+    phase: Phase = "new"
+    attempt: int = 1
+    node: Node | None = None
+    token: bytes | None = None
+    held: bytes | None = None
+    """The claim as it is stored now, while the handler runs."""
+    renewal: Node | None = None
+    renewals: int = 0
+    bound: bool = False
+    """The key is known to belong to this leader's params."""
+    ran: bool = False
+    waited: int = 0
+    saw: Saw = ""
+    """What the entry truly was when the store was last asked: a live answer, or in doubt."""
+    slow: tuple[bytes | None, int] | None = None
+    """What the store said and when, with the time not looked at yet."""
+
+
+class Run(NamedTuple):
+    """An effect of the handler: a line of the ledger that it acts on."""
+
+    caller: int
+    attempt: int
+    token: bytes | None
+    born: int
+    """How many answers had been stored before."""
+
+    @property
+    def response(self) -> str:
+        return name_of(self.caller, self.attempt)
+
+
+class Stored(NamedTuple):
+    """An answer that was stored once."""
+
+    response: str
+    expires_at: int
+    at: int
+
+
+class World(NamedTuple):
+    now: int
+    data: bytes | None
+    due: int | None
+    """When a sweep may drop the entry."""
+    actors: tuple[Actor, ...]
+    incarnations: tuple[int, ...]
+    runs: tuple[Run, ...]
+    answers: tuple[Stored, ...]
+    acknowledged: frozenset[str]
+    barred: frozenset[bytes]
+    """Tokens that the ledger refuses since it said NOT_APPLIED about them."""
+    lapsed: frozenset[bytes]
+    """Tokens of living owners elsewhere whose lease was over when a policy let them be replaced."""
+    left: Left
+
+    @classmethod
+    def first(cls, scenario: Scenario) -> World:
+        nothing: frozenset[Any] = frozenset()
+        return cls(
+            now=START,
+            data=None,
+            due=None,
+            actors=tuple(Actor(renewals=scenario.renewals) for _ in scenario.callers),
+            incarnations=(1,) * len(scenario.places),
+            runs=(),
+            answers=(),
+            acknowledged=nothing,
+            barred=nothing,
+            lapsed=nothing,
+            left=scenario.may,
+        )
+
+    def with_actor(self, index: int, actor: Actor) -> World:
+        return self._replace(actors=(*self.actors[:index], actor, *self.actors[index + 1 :]))
+
+    def is_alive(self, run: Run) -> bool:
+        """Whether the run's flow goes on."""
+        actor = self.actors[run.caller]
+        return actor.attempt == run.attempt and actor.phase in FLYING
+
+    def answer(self, response: str) -> Stored | None:
+        return next((each for each in self.answers if each.response == response), None)
+
+    def holder(self, token: bytes) -> int | None:
+        """Return the caller whose living flow has begun with this token."""
+        for index, actor in enumerate(self.actors):
+            if actor.phase in FLYING and actor.token == token:
+                return index
+        return None
+
+
+class View(NamedTuple):
+    """A stored record as the invariants look at it."""
+
+    state: State
+    response: str | None
+    expires_at: int | None
+    claim: Claim | None
+
+
+@cache
+def view(data: bytes | None) -> View | None:
+    if data is None:
+        return None
+    record = decode(data)
+    return View(record.state, record.load_response(), record.expires_at, record.claim)
+
+
+def owner_of(scenario: Scenario, process: int, incarnation: int) -> str:
+    return f"{scenario.places[process]}:{process}:{incarnation}"
+
+
+def place_of(claim: Claim) -> int:
+    return int(claim.owner.split(":")[0])
+
+
+def look_up(scenario: Scenario, world: World, process: int, claim: Claim) -> bool | None:
+    """What ``kvreplay.owner`` tells a process about a claim's owner."""
+    place, owner, incarnation = map(int, claim.owner.split(":"))
+    if place != scenario.places[process]:
+        return None
+    if incarnation != world.incarnations[owner]:
+        return False
+    if owner != process:
+        return True
+    holder = world.holder(claim.token)
+    return holder is not None and scenario.callers[holder].process == process
+
+
+def in_doubt(scenario: Scenario, world: World, process: int) -> bool:
+    """Whether the entry is a claim that this process may take for abandoned."""
+    entry = view(world.data)
+    if entry is None or entry.claim is None:
+        return False
+    runs = look_up(scenario, world, process, entry.claim)
+    return entry.claim.lease_expires_at <= world.now if runs is None else not runs
+
+
+@cache
+def describe(data: bytes | None) -> str:
+    entry = view(data)
+    if entry is None:
+        return "nothing"
+    if entry.claim is not None:
+        owner = entry.claim.token.rstrip(b"\0").decode().split(".")[0]
+        return f"the claim of {owner} (lease until {clock(entry.claim.lease_expires_at)})"
+    assert entry.expires_at is not None
+    if entry.state is State.TOMBSTONE:
+        return f"a tombstone (until {clock(entry.expires_at)})"
+    return f"the answer {entry.response!r} (until {clock(entry.expires_at)})"
+
+
+def clock(now: int) -> str:
+    return f"t{(now - START) // TICK}"
