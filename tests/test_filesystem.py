@@ -1302,9 +1302,12 @@ def test_a_bounded_sweep_looks_no_further_than_it_goes(
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", listing)
-    assert store.sweep("p", 9 * MINUTE, 1) == SweepResult(1, 1, True)
+    assert store.sweep("p", 1, 10) == SweepResult(1, 1, False)
     assert any("/000000000000000/" in path for path in listed)
-    assert not any("/000000000000002" in path for path in listed)
+    assert not any("/000000000000001" in path for path in listed)
+    assert store.sweep("p", 9 * MINUTE, 1) == SweepResult(1, 1, True)
+    assert any("/000000000000001/" in path for path in listed)
+    assert not any("/000000000000003" in path for path in listed)
 
 
 @pytest.mark.parametrize("call", ["link", "symlink", "rename"])
@@ -1406,8 +1409,10 @@ def test_foreign_files_in_the_index_are_left_alone(store: FilesystemStore, root:
     bucket = beside(root) / "expiry" / "p" / "000000000000000"
     for path in (bucket / "s" / "README", bucket / "note", bucket.parent / "note"):
         path.write_bytes(b"mine")
+    (bucket.parent / "0").mkdir()
     assert store.sweep("p", 5, 10) == SweepResult(1, 1, False)
     assert (bucket / "s" / "README").exists()
+    assert (bucket.parent / "0").exists()
 
 
 @pytest.mark.parametrize(
@@ -1422,6 +1427,8 @@ def test_foreign_files_in_the_index_are_left_alone(store: FilesystemStore, root:
         "expiry/p/000000000000000/s/below/0000000000000000005~k~" + "0" * 32,
         "expiry/p/000000000000000/0000000000000000005~k~" + "0" * 32,
         "expiry/p/000000000000000/s/README",
+        "decoy/p/000000000000000/s/0000000000000000005~k~" + "0" * 32,
+        "stray/p/000000000000000/s/0000000000000000005~k~" + "0" * 32,
         "README",
     ],
 )
@@ -1433,6 +1440,7 @@ def test_a_forged_stamp_unlinks_nothing(store: FilesystemStore, root: Path, targ
     stamp = beside(root) / "stamps" / "p" / "s" / "k"
     stamp.unlink()
     stamp.symlink_to(target)
+    assert store._expiry.current(Entry("p", "s", "k")) is None
     store.write("p", "s", "k", b"w")
     assert victim.read_bytes() == b"mine"
     stamp.write_bytes(b"not even a link")
