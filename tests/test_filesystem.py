@@ -25,6 +25,7 @@ import pytest
 from kvreplay.backends import filesystem_layout
 from kvreplay.backends.durable_files import make_directories, replace_file
 from kvreplay.backends.filesystem import FilesystemStore
+from kvreplay.backends.filesystem_expiry import DueMarker, Mark
 from kvreplay.backends.filesystem_layout import Entry, flocked, lock_file
 from kvreplay.errors import (
     ConfigError,
@@ -1421,6 +1422,7 @@ def test_foreign_files_in_the_index_are_left_alone(store: FilesystemStore, root:
         "../victim",
         "expiry/../../victim/x",
         "expiry/p/000000000000000/s/0000000000000000005~other~" + "0" * 32,
+        "expiry/o/000000000000000/s/0000000000000000005~k~" + "0" * 32,
         "expiry/q/000000000000000/s/0000000000000000005~k~" + "0" * 32,
         "expiry/p/000000000000000/t/0000000000000000005~k~" + "0" * 32,
         "expiry/p/minute/s/0000000000000000005~k~" + "0" * 32,
@@ -1457,6 +1459,11 @@ def test_longest_names_can_expire(store: FilesystemStore) -> None:
     )
     assert store.sweep(name, latest - 1, 1) == SweepResult(0, 0, False)
     assert store.sweep(name, latest, 1) == SweepResult(1, 1, False)
+
+
+def test_markers_show_no_key() -> None:
+    marker = DueMarker("/expiry/secret", Entry("p", "s", "secret"))
+    assert "secret" not in repr(marker) + repr(Mark("/expiry/secret", "/tmp/secret"))
 
 
 # The shared steps.
