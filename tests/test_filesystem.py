@@ -1422,6 +1422,7 @@ def test_foreign_files_in_the_index_are_left_alone(store: FilesystemStore, root:
         "../victim",
         "expiry/../../victim/x",
         "expiry/p/000000000000000/s/0000000000000000005~other~" + "0" * 32,
+        "expiry/p/000000000000000/s/0000000000000000005~k~" + "0" * 32 + "/below",
         "expiry/o/000000000000000/s/0000000000000000005~k~" + "0" * 32,
         "expiry/q/000000000000000/s/0000000000000000005~k~" + "0" * 32,
         "expiry/p/000000000000000/t/0000000000000000005~k~" + "0" * 32,
@@ -1459,6 +1460,17 @@ def test_longest_names_can_expire(store: FilesystemStore) -> None:
     )
     assert store.sweep(name, latest - 1, 1) == SweepResult(0, 0, False)
     assert store.sweep(name, latest, 1) == SweepResult(1, 1, False)
+
+
+def test_an_expiry_is_filed_under_its_minute(store: FilesystemStore, root: Path) -> None:
+    for at, minute in ((0, 0), (59_999, 0), (60_000, 1), (119_999, 1)):
+        put(store, "k", b"v", at)
+        (marker,) = (beside(root) / "expiry" / "p" / f"{minute:015d}" / "s").iterdir()
+        assert marker.name.startswith(f"{at:019d}~k~")
+
+
+def test_a_marker_that_is_gone_already_is_no_trouble(store: FilesystemStore, root: Path) -> None:
+    store._expiry.tidy([str(root / "gone")], [str(root / "gone too")])
 
 
 def test_markers_show_no_key() -> None:
