@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import traceback
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +12,9 @@ import pytest
 from kvreplay.backends.filesystem import FilesystemStore
 from kvreplay.backends.lmdb import LMDBStore
 from kvreplay.backends.memory import MemoryStore
+from kvreplay.testing.forking import Child
+
+collect_ignore = ["third_party"]  # a stranger's distribution, whose tests run where it is installed
 
 ENGINES = ("memory", "filesystem", "lmdb")
 
@@ -92,29 +91,6 @@ def transactional_engine(
 @pytest.fixture
 def transactional(transactional_engine: Engine) -> Any:
     return transactional_engine.open()
-
-
-class Child:
-    """A forked child that runs an action, to be joined once."""
-
-    def __init__(self, action: Callable[[], object]) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads
-            self.pid = os.fork()
-        if self.pid == 0:
-            code = 1
-            try:
-                signal.alarm(60)
-                action()
-                code = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(code)
-
-    def join(self) -> None:
-        _, status = os.waitpid(self.pid, 0)
-        assert os.waitstatus_to_exitcode(status) == 0, "the forked child failed"
 
 
 @pytest.fixture

@@ -1,0 +1,61 @@
+"""What a store claims: the capabilities whose methods it has. Tests of others are left out."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Final
+
+from kvreplay.store import (
+    AtomicKVStore,
+    ExpiringKVStore,
+    MigratableKVStore,
+    TransactionalKVStore,
+)
+
+__all__ = ["class_opened_by", "leave_out", "unclaimed"]
+
+CAPABILITIES: Final[Mapping[str, tuple[type, str]]] = {
+    # the fixture of the tests that need it: (the capability, what it adds to the one before)
+    "walkable": (MigratableKVStore, "list_all_keys"),
+    "atomic": (AtomicKVStore, "check_and_put"),
+    "expiring": (ExpiringKVStore, "sweep"),
+    "transactional": (TransactionalKVStore, "transaction"),
+}
+
+
+def unclaimed(store: object) -> dict[str, str]:
+    """The fixtures of capabilities that a store, or its class, does not claim, and why."""
+    name = store.__name__ if isinstance(store, type) else type(store).__name__
+    reasons: dict[str, str] = {}
+    missing = None
+    for fixture, (capability, method) in CAPABILITIES.items():
+        if missing is None and not hasattr(store, method):
+            missing = method
+        if missing is not None:
+            reasons[fixture] = f"{name} is no {capability.__name__}: it has no {missing}()"
+    return reasons
+
+
+def class_opened_by(opens: Callable[..., Any]) -> type | None:
+    """The class of the stores that it opens, if it is the class or says so in its annotation."""
+    returned: object = opens
+    if not isinstance(opens, type):
+        try:
+            returned = typing.get_type_hints(opens).get("return")
+        except NameError:  # a name that is imported for type checkers only
+            return None
+    # A class that looks its attributes up elsewhere tells nothing before it is opened.
+    known = isinstance(returned, type) and returned is not Any
+    return returned if known and not hasattr(returned, "__getattr__") else None  # type: ignore[return-value]
+
+
+def leave_out(tests: type, fixtures: Collection[str]) -> None:
+    """Hide the tests of a class that use any of these fixtures from pytest."""
+    for name in dir(tests):
+        test = getattr(tests, name)
+        if name.startswith("test_") and test is not None:
+            used = inspect.signature(test).parameters.keys()
+            if not used.isdisjoint(fixtures):
+                setattr(tests, name, None)
