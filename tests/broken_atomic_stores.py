@@ -94,7 +94,7 @@ class HidesWhatIsDue(MemoryStore):
         return found
 
 
-@caught_by("test_a_refreshed_entry_stays")
+@caught_by("test_a_refreshed_entry_stays", "test_histories_agree_with_a_dictionary")
 class SweepsByTheFirstExpiry(MemoryStore):
     """Its index keeps what an entry was given first, and nobody asks the entry."""
 

@@ -153,7 +153,7 @@ class ExpiryTests:
     ) -> None:
         """Counted in calls of functions, which no other load on the machine disturbs."""
         costs = []
-        for live in (10, 200):
+        for live in (5, 80):
             for n in range(live):
                 put(expiring, f"live-{live}-{n}", b"v", 10**13 + n)
                 expiring.write("p", "s", f"never-{live}-{n}", b"v")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import hypothesis.strategies as st
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     invariant,
@@ -163,6 +163,8 @@ def check_against_a_dictionary(
             max_examples=20,
             stateful_step_count=25,
             deadline=None,
+            # Explaining a failure takes thousands of stores more.
+            phases=[phase for phase in Phase if phase is not Phase.explain],
             suppress_health_check=list(HealthCheck),
         ),
     )

@@ -33,11 +33,11 @@ class WalkingTests:
     def test_a_walk_and_the_lists_agree(
         self, walkable: MigratableKVStore, reopen: Callable[[], Any]
     ) -> None:
-        for n in range(300):
+        for n in range(150):
             walkable.write(f"p{n % 3}", "s" * (n % 2), f"k{n}", b"v")
         again = reopen()
         walked = set(again.list_all_keys())
-        assert len(walked) == 300
+        assert len(walked) == 150
         for p in ("p0", "p1", "p2"):
             for s in ("", "s"):
                 listed = {(p, s, k) for k in again.list(p, s)}
