@@ -171,7 +171,9 @@ class StoreContract(
             assert different.identity != store.identity
 
     def test_histories_agree_with_a_dictionary(self, tmp_path: Path) -> None:
-        pytest.importorskip("hypothesis", reason="needs Hypothesis: pip install kvreplay[testing]")
+        pytest.importorskip(
+            "hypothesis", reason="needs Hypothesis: pip install 'kvreplay[testing]'"
+        )
         from kvreplay.testing.model import check_against_a_dictionary
 
         paths: list[Path] = []

@@ -21,14 +21,14 @@ from kvreplay.testing.entries import Address, content
 __all__ = ["check_against_a_dictionary"]
 
 # Few of each, so that they meet.
-NAMESPACES = [("", ""), ("p", ""), ("p", "s"), ("q", "s")]
+NAMESPACES = [("", ""), ("p", ""), ("p", "s")]
 _namespaces = st.sampled_from(NAMESPACES)
-_keys = st.sampled_from(["a", "b", "A"])
+_keys = st.sampled_from(["a", "b"])
 _addresses: st.SearchStrategy[Address] = st.builds(
     lambda namespace, key: (*namespace, key), _namespaces, _keys
 )
-_values = st.sampled_from([b"", b"1", b"2", bytes(300)])
-_times = st.none() | st.integers(0, 6)
+_values = st.sampled_from([b"", b"1", bytes(300)])
+_times = st.none() | st.integers(0, 3)
 _operations = st.lists(
     st.tuples(
         st.sampled_from(["write", "remove", "put"]),
@@ -109,9 +109,7 @@ def check_against_a_dictionary(
             _put(self.store, self.entries, address, expected, value, expires_at)
 
         @precondition(lambda self: hasattr(self.store, "sweep"))
-        @rule(
-            primary=st.sampled_from(["", "p", "q"]), now=st.integers(0, 6), limit=st.integers(1, 4)
-        )
+        @rule(primary=st.sampled_from(["", "p"]), now=st.integers(0, 3), limit=st.integers(1, 4))
         def sweep(self, primary: str, now: int, limit: int) -> None:
             due = {
                 address
@@ -160,7 +158,7 @@ def check_against_a_dictionary(
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=20,
+            max_examples=50,
             stateful_step_count=25,
             deadline=None,
             # Explaining a failure takes thousands of stores more.
