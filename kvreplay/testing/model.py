@@ -158,7 +158,7 @@ def check_against_a_dictionary(
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=50,
+            max_examples=max(settings().max_examples // 2, 1),  # 50, unless a profile says more
             stateful_step_count=25,
             deadline=None,
             # Explaining a failure takes thousands of stores more.
