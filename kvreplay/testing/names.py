@@ -67,6 +67,18 @@ class NameTests:
         store.remove(name, name, name)
         assert store.list(name, name) == []
 
+    @pytest.mark.parametrize("name", LEGAL)
+    def test_legal_names_that_expire(self, expiring: ExpiringKVStore, name: str) -> None:
+        addresses = [(name, name, name), (name, "", name)]
+        for address in addresses:
+            found = expiring.check_and_put(*address, expected=None, value=b"1", expires_at=5)
+            assert found is None
+            found = expiring.check_and_put(*address, expected=b"1", value=b"2", expires_at=5)
+            assert found == b"1"
+        assert content(expiring) == dict.fromkeys(addresses, b"2")
+        assert expiring.sweep(name, 5, 10).removed == 2
+        assert content(expiring) == {}
+
     def test_illegal_names_touch_nothing(self, store: KVStoreSync) -> None:
         store.write("p", "s", "k", b"1")
         _refuse_illegal_names(store)

@@ -48,7 +48,9 @@ class TransactionTests:
             raise ZeroDivisionError
         assert content(reopen()) == {("p", "s", "comes"): b"1"}
 
-    @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt, StoreError])
+    @pytest.mark.parametrize(
+        "error", [ZeroDivisionError, KeyboardInterrupt, SystemExit, StoreError]
+    )
     def test_a_transaction_that_raises_changes_nothing(
         self, transactional: TransactionalKVStore, error: type[BaseException]
     ) -> None:
