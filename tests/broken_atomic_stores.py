@@ -213,9 +213,7 @@ class MovesTheExpiryOfARefusedChange(MemoryStore):
 # Transactions.
 
 
-@caught_by(
-    "test_a_transaction_that_raises_changes_nothing", "test_histories_agree_with_a_dictionary"
-)
+@caught_by("test_a_transaction_that_raises_changes_nothing")
 class CommitsWhatRaised(MemoryStore):
     @contextmanager
     def transaction(self) -> Iterator[Any]:

@@ -155,7 +155,12 @@ def test_a_failure_shows_what_was_found(pytester: pytest.Pytester) -> None:
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-W", "error", "-p", "no:cacheprovider"),
-            *("-o", f"pythonpath={HERE}", "test_it.py::TestIt::test_check_and_put[None]"),
+            *(
+                "-o",
+                f"pythonpath={HERE}",
+                "--basetemp=run",
+                "test_it.py::TestIt::test_check_and_put[None]",
+            ),
         ],
         capture_output=True,
         text=True,

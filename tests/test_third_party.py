@@ -52,7 +52,7 @@ def test_it_is_found_by_its_entry_point(tmp_path: Path, environment: dict[str, s
 def test_it_passes_the_contract(tmp_path: Path, environment: dict[str, str]) -> None:
     for name in ("pyproject.toml", "test_tablestore.py"):
         shutil.copy(SOURCES / name, tmp_path)
-    command = [sys.executable, "-m", "pytest", "-q"]
+    command = [sys.executable, "-m", "pytest", "-q", f"--basetemp={tmp_path / 'run'}"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     last = done.stdout.splitlines()[-1]
