@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -11,7 +10,7 @@ import pytest
 
 from kvreplay.store import ExpiringKVStore, SweepResult
 from kvreplay.testing.entries import content, put
-from kvreplay.testing.threads import Running, at_once
+from kvreplay.testing.threads import at_once, watched_by
 
 __all__ = ["ExpiryTests"]
 
@@ -192,25 +191,16 @@ class ExpiryTests:
         stays = {f"stays-{n}" for n in range(5)}
         for key in stays:
             put(expiring, key, b"v", 500)
-        done = threading.Event()
 
-        def watch() -> int:
-            turns = 0
-            while not done.is_set():
-                for keys in (expiring.list("p", "s"), [k for _, _, k in expiring.list_all_keys()]):
-                    assert len(keys) == len(set(keys))
-                    assert stays <= set(keys) <= stays | {"goes"}
-                turns += 1
-            return turns
+        def look() -> None:
+            for keys in (expiring.list("p", "s"), [k for _, _, k in expiring.list_all_keys()]):
+                assert len(keys) == len(set(keys))
+                assert stays <= set(keys) <= stays | {"goes"}
 
-        watchers = [Running(watch) for _ in range(2)]
-        try:
+        with watched_by(look, look):
             for _ in range(30):
                 put(expiring, "goes", b"v", 5)
                 assert expiring.sweep("p", 5, 10).removed == 1
-        finally:
-            done.set()
-        assert all(watcher.result() > 0 for watcher in watchers)
 
     def test_threads_that_sweep_at_once(self, expiring: ExpiringKVStore) -> None:
         """Each due entry is removed, and counted, once."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 from kvreplay.errors import KeyNotFoundError, StoreError
 from kvreplay.store import KVStoreSync
 from kvreplay.testing.entries import LONGEST, content
-from kvreplay.testing.threads import Running, at_once
+from kvreplay.testing.threads import at_once, watched_by
 
 __all__ = ["PlainTests"]
 
@@ -161,24 +160,15 @@ class PlainTests:
         stays = {f"stays-{n}" for n in range(5)}
         for key in stays:
             store.write("p", "s", key, values[0])
-        done = threading.Event()
 
-        def watch() -> int:
-            turns = 0
-            while not done.is_set():
-                assert store.read("p", "s", "stays-0") in values
-                keys = store.list("p", "s")
-                assert len(keys) == len(set(keys))
-                assert stays <= set(keys) <= stays | {"comes"}
-                turns += 1
-            return turns
+        def look() -> None:
+            assert store.read("p", "s", "stays-0") in values
+            keys = store.list("p", "s")
+            assert len(keys) == len(set(keys))
+            assert stays <= set(keys) <= stays | {"comes"}
 
-        watchers = [Running(watch) for _ in range(2)]
-        try:
+        with watched_by(look, look):
             for n in range(60):
                 store.write("p", "s", "stays-0", values[n % 2])
                 store.write("p", "s", "comes", values[n % 2])
                 store.remove("p", "s", "comes")
-        finally:
-            done.set()
-        assert all(watcher.result() > 0 for watcher in watchers)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 import pytest
 
-__all__ = ["PATIENCE", "Running", "at_once", "elsewhere"]
+__all__ = ["PATIENCE", "Running", "at_once", "elsewhere", "watched_by"]
 
 T = TypeVar("T")
 
@@ -64,10 +65,40 @@ def at_once(*actions: Callable[[], T]) -> list[T]:
 
         return act
 
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)  # between any two steps another thread may come
-    try:
+    with _switching_often():
         running = [Running(with_the_others(action)) for action in actions]
         return [each.result() for each in running]
+
+
+@contextmanager
+def watched_by(*looks: Callable[[], object]) -> Iterator[None]:
+    """While a block runs, threads look again and again; what they raise is raised at its end."""
+    done = threading.Event()
+
+    def again_and_again(look: Callable[[], object]) -> Callable[[], None]:
+        def watch() -> None:
+            while not done.is_set():
+                look()
+            look()
+
+        return watch
+
+    with _switching_often():
+        watchers = [Running(again_and_again(look)) for look in looks]
+        try:
+            yield
+        finally:
+            done.set()
+        for watcher in watchers:
+            watcher.result()
+
+
+@contextmanager
+def _switching_often() -> Iterator[None]:
+    """Let another thread come between any two steps."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        yield
     finally:
         sys.setswitchinterval(interval)

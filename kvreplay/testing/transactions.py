@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 from kvreplay.errors import KeyNotFoundError, StoreError
 from kvreplay.store import TransactionalKVStore
 from kvreplay.testing.entries import content, count_up, put
-from kvreplay.testing.threads import Running, at_once, elsewhere
+from kvreplay.testing.threads import Running, at_once, elsewhere, watched_by
 
 __all__ = ["TransactionTests"]
 
@@ -179,26 +178,16 @@ class TransactionTests:
         """What is read second is never older than what was read first."""
         for key in ("a", "b"):
             transactional.write("p", "s", key, b"0")
-        done = threading.Event()
 
-        def watch(first: str, second: str) -> int:
-            turns = 0
-            while not done.is_set():
-                one = int(transactional.read("p", "s", first))
-                other = int(transactional.read("p", "s", second))
-                assert one <= other
-                turns += 1
-            return turns
+        def look(first: str, second: str) -> None:
+            one = int(transactional.read("p", "s", first))
+            assert one <= int(transactional.read("p", "s", second))
 
-        watchers = [Running(lambda: watch("a", "b")), Running(lambda: watch("b", "a"))]
-        try:
+        with watched_by(lambda: look("a", "b"), lambda: look("b", "a")):
             for n in range(1, 200):
                 with transactional.transaction() as txn:
                     txn.write("p", "s", "a", str(n).encode())
                     txn.write("p", "s", "b", str(n).encode())
-        finally:
-            done.set()
-        assert all(watcher.result() > 0 for watcher in watchers)
 
     def test_a_writer_waits_for_the_transaction(self, transactional: TransactionalKVStore) -> None:
         transactional.write("p", "s", "n", b"0")

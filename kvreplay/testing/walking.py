@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Any
 
 from kvreplay.store import MigratableKVStore
 from kvreplay.testing.entries import LONGEST, content
-from kvreplay.testing.threads import Running, elsewhere
+from kvreplay.testing.threads import elsewhere, watched_by
 
 __all__ = ["WalkingTests"]
 
@@ -64,27 +63,18 @@ class WalkingTests:
         passes = {("p", "s", "passes"), ("q", "s", "passes")}
         for address in stays:
             walkable.write(*address, b"v")
-        done = threading.Event()
 
-        def watch() -> int:
-            turns = 0
-            while not done.is_set():
-                walked = list(walkable.list_all_keys())
-                assert len(walked) == len(set(walked))
-                assert stays <= set(walked) <= stays | passes
-                turns += 1
-            return turns
+        def look() -> None:
+            walked = list(walkable.list_all_keys())
+            assert len(walked) == len(set(walked))
+            assert stays <= set(walked) <= stays | passes
 
-        watchers = [Running(watch) for _ in range(2)]
-        try:
+        with watched_by(look, look):
             for _ in range(50):
                 for address in passes:
                     walkable.write(*address, b"v")
                 for address in passes:
                     walkable.remove(*address)
-        finally:
-            done.set()
-        assert all(watcher.result() > 0 for watcher in watchers)
 
     def test_a_walk_that_is_left_blocks_nobody(self, walkable: MigratableKVStore) -> None:
         for n in range(5):
