@@ -47,15 +47,16 @@ def class_opened_by(opens: Callable[..., Any]) -> type | None:
         except NameError:  # a name that is imported for type checkers only
             return None
     # A class that looks its attributes up elsewhere tells nothing before it is opened.
-    known = isinstance(returned, type) and returned is not Any
-    return returned if known and not hasattr(returned, "__getattr__") else None  # type: ignore[return-value]
+    if returned is Any or not isinstance(returned, type) or hasattr(returned, "__getattr__"):
+        return None
+    return returned
 
 
 def leave_out(tests: type, fixtures: Collection[str]) -> None:
     """Hide the tests of a class that use any of these fixtures from pytest."""
     for name in dir(tests):
         test = getattr(tests, name)
-        if name.startswith("test_") and test is not None:
+        if name.startswith("test_") and callable(test):
             used = inspect.signature(test).parameters.keys()
             if not used.isdisjoint(fixtures):
                 setattr(tests, name, None)
