@@ -5,15 +5,16 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import attrs
 from broken_stores import caught_by, others_are_at_it
 
 from kvreplay.backends.memory import MemoryStore
-from kvreplay.errors import KeyNotFoundError
-from kvreplay.store import SweepResult
+from kvreplay.errors import KeyNotFoundError, StoreError
+from kvreplay.store import Change, SweepResult
 
 # Check-and-put.
 
@@ -208,6 +209,40 @@ class MovesTheExpiryOfARefusedChange(MemoryStore):
         if found is not None and found != expected:
             super().check_and_put(*address, expected=found, value=found, expires_at=expires_at)
         return found
+
+
+# Many changes at once.
+
+
+class TakesMany(MemoryStore):
+    """Sound: one after the other."""
+
+    def check_and_put_each(self, changes: Sequence[Change]) -> Sequence[bytes | Exception | None]:
+        return [self.outcome_of(change) for change in changes]
+
+    def outcome_of(self, change: Change) -> bytes | Exception | None:
+        try:
+            return self.check_and_put(**attrs.asdict(change))
+        except StoreError as error:
+            return error
+
+
+@caught_by("test_a_bad_change_harms_no_other")
+class FailsAsAWhole(TakesMany):
+    def check_and_put_each(self, changes: Sequence[Change]) -> Sequence[bytes | Exception | None]:
+        return [self.check_and_put(**attrs.asdict(change)) for change in changes]
+
+
+@caught_by("test_each_of_many_changes_has_its_own_outcome")
+class AnswersBackwards(TakesMany):
+    def check_and_put_each(self, changes: Sequence[Change]) -> Sequence[bytes | Exception | None]:
+        return super().check_and_put_each(changes)[::-1]
+
+
+@caught_by("test_each_of_many_changes_sees_those_before_it")
+class ChangesBackwards(TakesMany):
+    def check_and_put_each(self, changes: Sequence[Change]) -> Sequence[bytes | Exception | None]:
+        return super().check_and_put_each(changes[::-1])[::-1]
 
 
 # Transactions.

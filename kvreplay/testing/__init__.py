@@ -16,6 +16,7 @@ pytest.register_assert_rewrite(
         f"kvreplay.testing.{module}"
         for module in (
             *(
+                "batches",
                 "check_and_put",
                 "closing",
                 "contract",

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from kvreplay.store import (
     AtomicKVStore,
+    BatchingKVStore,
     ExpiringKVStore,
     MigratableKVStore,
     TransactionalKVStore,
@@ -16,12 +17,16 @@ from kvreplay.store import (
 
 __all__ = ["class_opened_by", "leave_out", "unclaimed"]
 
-CAPABILITIES: Final[Mapping[str, tuple[type, str]]] = {
-    # the fixture of the tests that need it: (the capability, what it adds to the one before)
-    "walkable": (MigratableKVStore, "list_all_keys"),
-    "atomic": (AtomicKVStore, "check_and_put"),
-    "expiring": (ExpiringKVStore, "sweep"),
-    "transactional": (TransactionalKVStore, "transaction"),
+CAPABILITIES: Final[Mapping[str, tuple[type, tuple[str, ...]]]] = {
+    # the fixture of the tests that need it: (the capability, what it has beyond the four calls)
+    "walkable": (MigratableKVStore, ("list_all_keys",)),
+    "atomic": (AtomicKVStore, ("list_all_keys", "check_and_put")),
+    "batching": (BatchingKVStore, ("list_all_keys", "check_and_put", "check_and_put_each")),
+    "expiring": (ExpiringKVStore, ("list_all_keys", "check_and_put", "sweep")),
+    "transactional": (
+        TransactionalKVStore,
+        ("list_all_keys", "check_and_put", "sweep", "transaction"),
+    ),
 }
 
 
@@ -29,10 +34,8 @@ def unclaimed(store: object) -> dict[str, str]:
     """The fixtures of capabilities that a store, or its class, does not claim, and why."""
     name = store.__name__ if isinstance(store, type) else type(store).__name__
     reasons: dict[str, str] = {}
-    missing = None
-    for fixture, (capability, method) in CAPABILITIES.items():
-        if missing is None and not hasattr(store, method):
-            missing = method
+    for fixture, (capability, methods) in CAPABILITIES.items():
+        missing = next((method for method in methods if not hasattr(store, method)), None)
         if missing is not None:
             reasons[fixture] = f"{name} is no {capability.__name__}: it has no {missing}()"
     return reasons

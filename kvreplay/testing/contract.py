@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import pytest
 
 from kvreplay.store import KVStoreSync
+from kvreplay.testing.batches import BatchTests
 from kvreplay.testing.check_and_put import CheckAndPutTests
 from kvreplay.testing.claims import class_opened_by, leave_out, unclaimed
 from kvreplay.testing.closing import ClosingTests
@@ -31,6 +32,7 @@ class StoreContract(
     ClosingTests,
     WalkingTests,
     CheckAndPutTests,
+    BatchTests,
     ExpiryTests,
     TransactionTests,
     ProcessTests,
@@ -103,6 +105,10 @@ class StoreContract(
     @pytest.fixture
     def atomic(self, store: Any) -> Any:
         return _claiming(store, "atomic")
+
+    @pytest.fixture
+    def batching(self, store: Any) -> Any:
+        return _claiming(store, "batching")
 
     @pytest.fixture
     def expiring(self, store: Any) -> Any:
