@@ -18,6 +18,7 @@ from kvreplay.backends.lmdb import LMDBStore
 from kvreplay.backends.memory import MemoryStore
 
 ENGINES = ("memory", "filesystem", "lmdb")
+TORTURE = Path(__file__).with_name("torture")
 
 
 @attrs.define
@@ -113,14 +114,31 @@ class Child:
                 os._exit(code)
 
     def join(self) -> None:
+        assert self.wait() == 0, "the forked child failed"
+
+    def kill(self) -> bool:
+        """Kill it; say whether it was still running."""
+        os.kill(self.pid, signal.SIGKILL)
+        code = self.wait()
+        assert code in (0, -signal.SIGKILL), "the forked child failed before it was killed"
+        return code != 0
+
+    def wait(self) -> int:
+        """Return its exit code, or the negative of the signal that ended it."""
         _, status = os.waitpid(self.pid, 0)
-        assert os.waitstatus_to_exitcode(status) == 0, "the forked child failed"
+        return os.waitstatus_to_exitcode(status)
 
 
 @pytest.fixture
 def fork() -> type[Child]:
     """``fork(action)`` runs an action in a forked child; ``.join()`` says that it went well."""
     return Child
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave the torture suite to those who ask for it by its path."""
+    asked = any("torture" in argument for argument in config.args)
+    return True if collection_path == TORTURE and not asked else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
