@@ -128,6 +128,11 @@ class Child:
         _, status = os.waitpid(self.pid, 0)
         return os.waitstatus_to_exitcode(status)
 
+    def wait_for_stop(self) -> int | None:
+        """Wait until it has stopped itself, or has ended: then return what ``wait`` would."""
+        _, status = os.waitpid(self.pid, os.WUNTRACED)
+        return None if os.WIFSTOPPED(status) else os.waitstatus_to_exitcode(status)
+
 
 @pytest.fixture
 def fork() -> type[Child]:
