@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
+import resource
+import secrets
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,13 +17,26 @@ import attrs
 import pytest
 
 import kvreplay
-from kvreplay import ExpiredError, InDoubtError, KeyNotFoundError, KVReplayError, Replay, StoreError
+from kvreplay import (
+    ExpiredError,
+    InDoubtError,
+    KeyNotFoundError,
+    KVReplayError,
+    Replay,
+    ReplayKey,
+    ReplayRecord,
+    StoreError,
+    owner,
+)
+from kvreplay.canonical import canonical
+from kvreplay.record import Claim, encode
 from torture.audit import State, sound
-from torture.faults import Slate, Struck, struck
+from torture.faults import ACT, Slate, Struck, struck
 from torture.needs import needs_strace
 from torture.strike import die
 
 PARAMS = {"amount_msat": 250_000}
+RESPONSE = "answer" * 60  # so that its record is larger than a claim
 EVERY_CALL = ""
 FAULTS = {  # what is injected, and into which calls
     "EIO": ("error=EIO", EVERY_CALL),
@@ -28,6 +44,9 @@ FAULTS = {  # what is injected, and into which calls
     "ENOSPC": ("error=ENOSPC", "openat|mkdir|p?write.*|f(data)?sync|link|symlink|rename"),
     "EMFILE": ("error=EMFILE", "openat"),
     "SIGKILL": ("signal=SIGKILL", EVERY_CALL),
+    # What was not written may not be said to be. LMDB takes any short write for a failure, the files go
+    # on where it ended: those need one that is true, which test_each_write_is_cut_short makes.
+    "a short write": ("retval=16", "pwrite64|writev"),
 }
 
 # What a caller may be told, and what must then be true: how often the handler ran, and what the key
@@ -44,6 +63,7 @@ class Scenario:
     truths: Truths
     before: State | None = None  # what the key is beforehand; None: free
     expired: bool = False
+    alive: bool = False  # the owner of the claim, whose lease is over
     method: str = "execute"
     settings: dict[str, Any] = attrs.field(factory=dict)
 
@@ -114,6 +134,11 @@ SCENARIOS = {
         },
         before=IN_DOUBT,
     ),
+    "in flight": Scenario(
+        {"InFlightError": {(0, IN_DOUBT)}, UNCHANGED: {(0, IN_DOUBT)}, "SIGKILL": {(0, IN_DOUBT)}},
+        before=IN_DOUBT,
+        alive=True,
+    ),
     "opening": Scenario(
         {"answer": {(0, ANSWERED)}, UNCHANGED: {(0, ANSWERED)}, "SIGKILL": {(0, ANSWERED)}},
         before=ANSWERED,
@@ -134,24 +159,57 @@ class Strikes:
         key = (f"lsp-{next(self._numbers)}", "session")
         self._prepare(key)
         result = struck(self._fork, self._log, lambda slate: self._acts(key, slate), call, fault, n)
-        told = "SIGKILL" if result.code == -SIGKILL else result.said
         assert result.code in (None, -SIGKILL), f"{call} {n}: it ended with {result.code}"
         assert result.code is None or fault == "signal=SIGKILL"
+        told = "SIGKILL" if result.code else result.said
+        self._hold(told, result.effects, key, f"{call} {n}: {told}")
+        assert result.code is not None or result.afterwards == "fine"
+        return result
+
+    def limit(self, size: int) -> str:
+        """Let the scenario happen while no file can be written beyond this size."""
+        key = (f"lsp-{next(self._numbers)}", "session")
+        slate = Slate()
+
+        def run() -> None:
+            act, afterwards = self._acts(key, slate)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+            slate.say(act(), at=ACT)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+            assert afterwards() == "fine"
+
+        self._fork(run).join()
+        told: str = slate.said(at=ACT)
+        self._hold(told, slate.effects, key, f"{size}: {told}")
+        return told
+
+    def _hold(self, told: str, effects: int, key: tuple[str, str], where: str) -> None:
+        """Hold what was said against the store."""
         truths = self._scenario.truths
         if told not in truths and issubclass(getattr(kvreplay, told, Exception), StoreError):
             told = UNCHANGED
-        assert told in truths, f"{call} {n}: {result.said}"
-        truth = (result.effects, self._state(key))
-        assert truth in truths[told], f"{call} {n}: {result.said}, and {truth}"
-        assert result.code is not None or result.afterwards == "fine"
-        return result
+        assert told in truths, where
+        truth = (effects, self._state(key))
+        assert truth in truths[told], f"{where}, and {truth}"
 
     def _prepare(self, key: tuple[str, str]) -> None:
         with self._engine.open() as store:
             replay = Replay(store, "ns", ttl=0 if self._scenario.expired else 3600)
             if self._scenario.before is ANSWERED:
-                replay.execute(key, PARAMS, lambda: "answer")
-        if self._scenario.before is IN_DOUBT:
+                replay.execute(key, PARAMS, lambda: RESPONSE)
+            if self._scenario.alive:
+                claim = Claim(secrets.token_bytes(16), 0, owner.this_process())
+                record = ReplayRecord(
+                    kvreplay.State.IN_PROGRESS,
+                    ReplayKey(*key),
+                    canonical(PARAMS),
+                    None,
+                    0,
+                    None,
+                    claim,
+                )
+                store.write("ns", *key, encode(record))
+        if self._scenario.before is IN_DOUBT and not self._scenario.alive:
             assert self._fork(lambda: self._die_in_the_handler(key)).wait() == -SIGKILL
 
     def _die_in_the_handler(self, key: tuple[str, str]) -> None:
@@ -171,7 +229,7 @@ class Strikes:
             slate.effect()
             for txn in transaction:
                 txn.write("ledger", "", key[0], b"effect")
-            return "answer"
+            return RESPONSE
 
         def act() -> str:
             try:
@@ -187,7 +245,7 @@ class Strikes:
             except Exception as error:  # which no caller should see
                 return repr(error)
             assert outcome is not None
-            assert outcome.response == "answer"
+            assert outcome.response == RESPONSE
             return "answer"
 
         def afterwards() -> Any:
@@ -198,7 +256,7 @@ class Strikes:
         return act, afterwards
 
     def _state(self, key: tuple[str, str]) -> State:
-        """What a fresh process finds; and it can go on from there."""
+        """What a process finds that opens the store anew; and it can go on from there."""
         with self._engine.open() as store:
             replay = Replay(store, "ns", ttl=3600, wait_timeout=0)
             try:
@@ -206,8 +264,9 @@ class Strikes:
             except InDoubtError:
                 state = IN_DOUBT
                 assert replay.release(key)
-            except ExpiredError:
+            except ExpiredError:  # and thereby pruned
                 state = ANSWERED
+            replay.sweep()
             if self._scenario.in_transaction:
                 try:
                     store.read("ledger", "", key[0])
@@ -235,6 +294,8 @@ def test_each_system_call_fails(
     needs_strace()
     if scenario.in_transaction and not quick.transactional:
         return
+    if fault == "a short write" and quick.name != "lmdb":
+        return
     quick.open().close()
     strikes = Strikes(quick, scenario, fork, tmp_path / "log")
     calls = strikes.strike().calls
@@ -248,3 +309,44 @@ def test_each_system_call_fails(
             tally(f"system calls that failed with {fault}", quick.name)
         assert n > calls[call] // 2, f"{call} was called less often than before"
     sound(quick)
+
+
+@pytest.mark.parametrize(
+    ("name", "outcomes"),
+    [
+        ("first request", {"before", "InDoubtError", "answer"}),
+        ("without a lease", {"InDoubtError", "answer"}),
+    ],
+)
+def test_each_write_is_cut_short(
+    quick: Any, name: str, outcomes: set[str], fork: Any, tally: Any, times: int
+) -> None:
+    """Truly so: the kernel writes up to the limit, and no byte beyond it."""
+    folder = quick.path.parent
+    strikes = Strikes(quick, SCENARIOS[name], fork, Path("unused"))
+    step = max(1, (600 if quick.name == "lmdb" else 10) // times)
+    said: list[str] = []
+    for size in itertools.count(0, step):
+        quick.path = folder / f"store-{size}"
+        quick.open().close()
+        told = strikes.limit(size)
+        said.append("before" if told in ("StoreError", "StoreFullError") else told)
+        if said[-3:] == ["answer"] * 3:
+            break
+        tally("writes that were cut short", quick.name)
+        sound(quick)
+    assert set(said) == outcomes
+
+
+def test_a_write_that_goes_on_where_it_was_cut_short(quick: Any, fork: Any) -> None:
+    def act() -> None:
+        write = os.write
+        os.write = lambda fd, data: write(fd, data[:1])
+        with quick.open() as store:
+            Replay(store, "ns", ttl=60).execute(("lsp", "session"), PARAMS, lambda: "answer")
+
+    fork(act).join()
+    with quick.open() as store:
+        outcome = Replay(store, "ns", ttl=60).lookup(("lsp", "session"), PARAMS)
+        assert outcome is not None
+        assert outcome.response == "answer"
