@@ -208,7 +208,7 @@ def answer_in(data: bytes, key: ReplayKey, params: bytes, now: int) -> bytes | N
     if data[:3] != _COMPLETED or data[-_CRC_SIZE:] != _UINT32 + zlib.crc32(body).to_bytes(4, "big"):
         return None
     try:
-        _, _, scope, id_, own, response, _, expires_at, claim, _ = msgpack.unpackb(data)
+        _, _, scope, id_, own, response, created_at, expires_at, claim, _ = msgpack.unpackb(data)
         if (
             own == params
             and now < expires_at
@@ -216,6 +216,7 @@ def answer_in(data: bytes, key: ReplayKey, params: bytes, now: int) -> bytes | N
             and id_ == key.id
             and claim is None
             and type(response) is bytes
+            and type(created_at) is type(expires_at) is int
         ):
             return response
     except (TypeError, ValueError):
