@@ -38,6 +38,8 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._accounts: dict[str, Account] = defaultdict(Account)
+        self._read = 0  # bytes, that the accounts tell
 
     def note(self, kind: str, key: str, value: str = "") -> None:
         line = json.dumps([kind, key, value]) + "\n"
@@ -48,11 +50,14 @@ class Ledger:
             os.close(fd)
 
     def accounts(self) -> dict[str, Account]:
-        accounts: dict[str, Account] = defaultdict(Account)
-        text = self.path.read_text(encoding="ascii") if self.path.exists() else ""
+        """What was noted so far, for each key."""
+        with self.path.open("ab+") as file:
+            file.seek(self._read)
+            text = file.read()
+            self._read += len(text)
         for line in text.splitlines():
             kind, key, value = json.loads(line)
-            account = accounts[key]
+            account = self._accounts[key]
             if kind == "effect":
                 account.effects.append(value)
             elif kind == "answer":
@@ -63,4 +68,4 @@ class Ledger:
                 account.failures.append(value)
             else:
                 account.bugs.append(value)
-        return accounts
+        return self._accounts

@@ -17,7 +17,7 @@ from conftest import Engine
 
 from kvreplay import StoreError
 from kvreplay.backends import lmdb_files
-from torture.audit import State, audit, sound
+from torture.audit import State, audit, every_record, sound
 from torture.disks import Ext4
 from torture.ledger import Ledger
 from torture.needs import needs_disks
@@ -80,6 +80,8 @@ class Cuts:
             for mode, keys in of_mode.items():
                 promised = MODES[mode].promised
                 seen += audit(store, self._ledger, keys, fails=True, **promised, **options)
+            if options.get("forgets"):
+                every_record(store)  # nothing is torn
         return seen
 
     def sound(self) -> None:
