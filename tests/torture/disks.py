@@ -6,6 +6,7 @@ import fcntl
 import os
 import struct
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,16 @@ class Ext4:
             yield
         finally:
             run("umount", self.path)
+            self._wait_for_release()
+
+    def _wait_for_release(self) -> None:
+        """Wait for mount namespaces that others made meanwhile, and that hold what was mounted.
+
+        As long as one does, mounting the image again would only show the old file system.
+        """
+        give_up = time.monotonic() + 60
+        while run("losetup", "-j", self._image):
+            assert time.monotonic() < give_up, "another mount namespace holds the disk"
 
     def cut_power(self) -> None:
         """Let nothing more reach the disk, not even what its journal has in memory."""
@@ -52,6 +63,7 @@ def tmpfs(folder: Path, options: str) -> Iterator[Path]:
         run("umount", folder)
 
 
-def run(*command: str | Path) -> None:
+def run(*command: str | Path) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert not done.returncode, f"{command}: {done.stderr}"
+    return done.stdout

@@ -19,7 +19,7 @@ def needs_root() -> None:
 def needs_disks() -> None:
     """Of the test's own: small ones, and such whose power can be cut."""
     needs_root()
-    for tool in ("mkfs.ext4", "mount", "umount"):
+    for tool in ("mkfs.ext4", "mount", "umount", "losetup"):
         if shutil.which(tool) is None:
             missing(f"needs {tool}")
     if not os.path.exists("/dev/loop-control"):
