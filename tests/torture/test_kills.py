@@ -29,9 +29,6 @@ def test_killed_at_random_instants(
     durable: Any, mode: str, ledger: Ledger, fork: Any, tally: Any, times: int
 ) -> None:
     """Two processes of several threads ask for the same keys; the one dies, then the other."""
-    if MODES[mode].transaction and not durable.transactional:
-        assert not hasattr(durable.open(), "transaction")  # nothing to kill
-        return
     durable.open().close()
     modes = sum(durable.transactional or not each.transaction for each in MODES.values())
     rounds = times * KILLS // (2 * modes)
@@ -134,8 +131,6 @@ def test_killed_at_each_step(
     durable: Any, face: str, scenario: Scenario, ledger: Ledger, fork: Any, tally: Any
 ) -> None:
     mode = MODES[face + scenario.mode]
-    if mode.transaction and not durable.transactional:
-        return
     durable.open().close()
     seen: Counter[State] = Counter()
     for moment in itertools.count():
