@@ -96,13 +96,14 @@ def hold(data: bytes, key: ReplayKey, params: bytes, now: int) -> None:
 
 
 @given(st.binary(max_size=300), KEYS)
-def test_random_bytes(data: bytes, key: ReplayKey) -> None:
+def test_random_bytes(tally: Any, data: bytes, key: ReplayKey) -> None:
     for candidate in (data, seal(data), b"\x9a\x01\x02" + data, seal(b"\x9a\x01\x02" + data)):
         hold(candidate, key, b"", 0)
+        tally("inputs to decode", "random")
 
 
 @given(mutations(), st.data())
-def test_mutated_records(mutated: bytes, data: st.DataObject) -> None:
+def test_mutated_records(tally: Any, mutated: bytes, data: st.DataObject) -> None:
     """Also for whom the mutation is the answer's own key, params and time."""
     try:
         fields: Any = msgpack.unpackb(mutated)
@@ -110,13 +111,15 @@ def test_mutated_records(mutated: bytes, data: st.DataObject) -> None:
     except Exception:  # it is not even a list, or names no key: any will do
         key, params = ReplayKey("lsp", "session"), b""
     hold(mutated, key, params, data.draw(st.just(0) | TIMES))
+    tally("inputs to decode", "mutated")
 
 
 @given(records(), TIMES, st.booleans())
-def test_records_come_back(record: ReplayRecord, now: int, others: bool) -> None:
+def test_records_come_back(tally: Any, record: ReplayRecord, now: int, others: bool) -> None:
     data = encode(record)
     assert decode(data, record.key) == record
     hold(data, record.key, b"others" if others else record.params, now)
+    tally("inputs to decode", "intact")
 
 
 ANYTHING = st.recursive(
@@ -138,7 +141,8 @@ ANYTHING = st.recursive(
 
 @settings(max_examples=settings.default.max_examples // 10)  # large ones, and slow to draw
 @given(ANYTHING)
-def test_params_are_encoded_or_refused(params: Any) -> None:
+def test_params_are_encoded_or_refused(tally: Any, params: Any) -> None:
+    tally("params to encode", "any object")
     try:
         packed = canonical(params)
     except InvalidParamsError:
