@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torture.node import MODES, Node
 
 
 def main(told: dict[str, Any]) -> None:
+    signal.alarm(100)  # whatever hangs
     try:
         store = open_store(told["url"])
     except StoreUnavailableError as error:
