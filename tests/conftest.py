@@ -142,8 +142,9 @@ def fork() -> type[Child]:
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leave the torture suite to those who ask for it by its path."""
-    asked = any("torture" in argument for argument in config.args)
-    return True if collection_path == TORTURE and not asked else None
+    asked = [Path(argument.partition("::")[0]).absolute() for argument in config.args]
+    unasked = not any(path.is_relative_to(TORTURE) for path in asked)
+    return True if collection_path == TORTURE and unasked else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
