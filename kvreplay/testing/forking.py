@@ -39,10 +39,14 @@ class Child:
 
     def join(self) -> None:
         """Wait for its end, and say that it went well."""
-        _, status = os.waitpid(self.pid, 0)
-        code = os.waitstatus_to_exitcode(status)
+        code = self.wait()
         assert code != -signal.SIGALRM, "the forked child has not come back: a deadlock"
         assert code == 0, "the forked child failed, as standard error shows"
+
+    def wait(self) -> int:
+        """Return its exit code, or the negative of the signal that ended it."""
+        _, status = os.waitpid(self.pid, 0)
+        return os.waitstatus_to_exitcode(status)
 
 
 Fork = Callable[[Callable[[], object]], Child]
