@@ -226,10 +226,14 @@ def flocked(path: str, *, wait: bool = True, shared: bool = False) -> Iterator[N
         try:
             yield
         finally:
-            fcntl.flock(fd, fcntl.LOCK_UN)  # closing alone would not, if a child has a copy
+            # A failure must not deny what was done under the lock; closing releases it, too.
+            with contextlib.suppress(OSError):
+                fcntl.flock(fd, fcntl.LOCK_UN)  # closing alone would not, if a child has a copy
     finally:
         _held_locks.discard(fd)
-        os.close(fd)
+        # Likewise; and Linux gives the descriptor back whatever it reports.
+        with contextlib.suppress(OSError):
+            os.close(fd)
 
 
 def _open_lock(path: str, access: int = os.O_RDWR) -> int:

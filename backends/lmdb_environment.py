@@ -60,7 +60,11 @@ class Environment:
         self._inherited: lmdb.Environment | None = None  # by a forked child, to be closed
         self._stranded = False  # a forked child that cannot even close it
         self.gate = Gate(self._open(creating=True), self._reopen, self._check_wait)
-        self.identity = identity_of(path)
+        try:
+            self.identity = identity_of(path)
+        except BaseException:
+            self.close()  # LMDB would refuse every later opening in this process
+            raise
 
     def close(self) -> None:
         """Close the files once no transaction is active; a new user's call opens them again."""

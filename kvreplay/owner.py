@@ -79,6 +79,8 @@ def _look_up(pid: int, start: str) -> Liveness:
         state, started = _stat(pid)
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return Liveness.UNKNOWN  # ended just now, or hidden from this user
+    except OSError:
+        return Liveness.RUNNING  # no file can be opened at this moment; but it was there
     # A zombie only waits to be reaped, and another start time is another process.
     return Liveness.RUNNING if started == start and state not in "ZX" else Liveness.GONE
 

@@ -211,7 +211,9 @@ def answer_in(data: bytes, scope: str, id_: str, params: bytes, now: int) -> byt
     ``None`` leaves the say to :func:`decode`, which tells every other case apart.
     """
     try:
-        version, state, own_scope, own_id, own, response, _, until, claim, crc = _unpackb(data)
+        version, state, own_scope, own_id, own, response, created, until, claim, crc = _unpackb(
+            data
+        )
         if (
             own == params
             and now < until
@@ -223,6 +225,7 @@ def answer_in(data: bytes, scope: str, id_: str, params: bytes, now: int) -> byt
             and own_id == id_
             and claim is None
             and type(response) is bytes
+            and type(created) is type(until) is int
         ):
             return response
     except (TypeError, ValueError):

@@ -12,6 +12,7 @@ What every store promises:
   otherwise.
 * Two calls on one key take effect in some order that both callers agree on, over
   all threads, and over all processes where the engine can be shared.
+* A forked child may go on with the store object that it inherits, and so may its parent.
 * It is a context manager; ``close()`` may be called twice, and a closed store answers
   every other call with :class:`~kvreplay.StoreError`.
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import traceback
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,12 @@ import pytest
 from kvreplay.backends.filesystem import FilesystemStore
 from kvreplay.backends.lmdb import LMDBStore
 from kvreplay.backends.memory import MemoryStore
+from kvreplay.testing import forking
+
+collect_ignore = ["third_party"]  # a stranger's distribution, whose tests run where it is installed
 
 ENGINES = ("memory", "filesystem", "lmdb")
+TORTURE = Path(__file__).with_name("torture")
 
 
 @attrs.define
@@ -94,27 +96,20 @@ def transactional(transactional_engine: Engine) -> Any:
     return transactional_engine.open()
 
 
-class Child:
-    """A forked child that runs an action, to be joined once."""
+class Child(forking.Child):
+    """A forked child that may be struck meanwhile."""
 
-    def __init__(self, action: Callable[[], object]) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads
-            self.pid = os.fork()
-        if self.pid == 0:
-            code = 1
-            try:
-                signal.alarm(60)
-                action()
-                code = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(code)
+    def kill(self) -> bool:
+        """Kill it; say whether it was still running."""
+        os.kill(self.pid, signal.SIGKILL)
+        code = self.wait()
+        assert code in (0, -signal.SIGKILL), "the forked child failed before it was killed"
+        return code != 0
 
-    def join(self) -> None:
-        _, status = os.waitpid(self.pid, 0)
-        assert os.waitstatus_to_exitcode(status) == 0, "the forked child failed"
+    def wait_for_stop(self) -> int | None:
+        """Wait until it has stopped itself, or has ended: then return what ``wait`` would."""
+        _, status = os.waitpid(self.pid, os.WUNTRACED)
+        return None if os.WIFSTOPPED(status) else os.waitstatus_to_exitcode(status)
 
 
 @pytest.fixture
@@ -136,6 +131,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=60,
         help="how many requests each thread and task of the stress tests makes",
     )
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave the torture suite to those who ask for it by its path."""
+    asked = [Path(argument.partition("::")[0]).absolute() for argument in config.args]
+    unasked = not any(path.is_relative_to(TORTURE) for path in asked)
+    return True if collection_path == TORTURE and unasked else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

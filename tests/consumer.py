@@ -21,6 +21,7 @@ from kvreplay import (
 from kvreplay.backends.filesystem import FilesystemStore
 from kvreplay.backends.lmdb import LMDBStore
 from kvreplay.backends.memory import MemoryStore
+from kvreplay.testing import StoreContract
 
 
 def reconcile(record: ReplayRecord) -> Applied | NotApplied:
@@ -62,3 +63,14 @@ async def awaited(path: Path) -> None:
         await replay.execute(("a", "b"), [1], handler, ttl=5)
         async with replay.sweeping(every=60):
             pass
+
+
+class TestTheClass(StoreContract):
+    open = LMDBStore
+
+
+class TestTheMethod(StoreContract):
+    durable = False
+
+    def open(self, path: Path) -> MemoryStore:
+        return MemoryStore()

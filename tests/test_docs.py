@@ -1,19 +1,23 @@
-"""The README's words are run: its example, its config, its commands' names."""
+"""The words of the README and of the docs are run: examples, config, commands' names."""
 
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from kvreplay import Replay, load_config
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+pytest_plugins = ["pytester"]
+
+ROOT = Path(__file__).parent.parent
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+def blocks(language: str, file: str = "README.md") -> list[str]:
+    text = (ROOT / file).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
 def test_the_example_does_what_it_says(
@@ -41,3 +45,33 @@ def test_the_configuration_is_valid(tmp_path: Path) -> None:
 
 def test_the_example_has_twenty_lines() -> None:
     assert len([line for line in blocks("python")[0].splitlines() if line.strip()]) <= 20
+
+
+MYSTORE = """
+from kvreplay.backends.filesystem import FilesystemStore
+
+class MyStore(FilesystemStore):
+    def __init__(self, path, create=False):
+        if create:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        super().__init__(path)
+"""
+
+
+@pytest.mark.parametrize(("number", "processes"), [(0, True), (1, False)])
+def test_the_examples_for_a_backends_author(
+    pytester: pytest.Pytester, number: int, processes: bool
+) -> None:
+    pytester.makepyfile(mystore=MYSTORE, test_mystore=blocks("python", "docs/testing.md")[number])
+    chosen = "test_round_trip or test_check_and_put or test_processes_see or transaction"
+    result = pytester.runpytest_inprocess("-k", chosen, "test_mystore.py")
+    result.assert_outcomes(
+        passed=6 if processes else 5, deselected=result.parseoutcomes()["deselected"]
+    )
+
+
+def test_the_sample_is_registered_as_the_docs_say() -> None:
+    sample = (ROOT / "tests" / "third_party" / "pyproject.toml").read_text(encoding="utf-8")
+    (documented,) = blocks("toml", "docs/testing.md")
+    declared = tomllib.loads(sample)["project"]["entry-points"]
+    assert tomllib.loads(documented)["project"]["entry-points"] == declared

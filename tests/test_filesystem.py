@@ -1221,6 +1221,36 @@ def test_a_copy_of_a_lock_does_not_keep_it(root: Path) -> None:
     os.close(copies[0])
 
 
+@pytest.mark.parametrize("module", [fcntl, os])
+def test_a_lock_whose_release_fails_does_not_deny_the_change(
+    store: FilesystemStore, root: Path, monkeypatch: pytest.MonkeyPatch, module: Any
+) -> None:
+    """*No entry was changed* would be untrue; and no later call is locked out."""
+    release = {fcntl: "flock", os: "close"}[module]
+    original = getattr(module, release)
+    lock = lock_file(str(beside(root)), Entry("p", "s", "k").stripe)
+    failed = []
+
+    def fail(fd: int, *operation: int) -> None:
+        if module is os:
+            ours = os.readlink(f"/proc/self/fd/{fd}") == lock
+            original(fd)  # Linux gives the descriptor back whatever it reports
+        else:
+            ours = operation == (fcntl.LOCK_UN,)
+            None if ours else original(fd, *operation)
+        if ours:
+            failed.append(fd)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, release, fail)
+        store.write("p", "s", "k", b"1")
+    assert len(failed) == 1
+    with flocked(lock, wait=False):
+        pass
+    assert store.read("p", "s", "k") == b"1"
+
+
 @pytest.mark.parametrize("durability", ["full", "process"])
 def test_a_read_waits_until_what_it_returns_is_durable(
     root: Path, durability: Any, monkeypatch: pytest.MonkeyPatch

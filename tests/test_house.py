@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 import zipfile
@@ -59,7 +60,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config_file": {"config", "errors", "location", "record", "steps", "store", "units"},
 }
 # What stands above the core, and may use all of it.
-ABOVE = {"__init__", "__main__", "cli", "testing"}
+ABOVE = {"__init__", "__main__", "cli"}
+# The kit knows the contract and no engine; only its model knows Hypothesis.
+KIT = {"kvreplay.errors", "kvreplay.store", *sys.stdlib_module_names, "pytest"}
 DRIVERS = {"lmdb": "lmdb"}
 
 
@@ -110,12 +113,30 @@ def test_a_backend_imports_the_contract_and_its_driver(path: Path) -> None:
         assert name.split(".")[0] in {*sys.stdlib_module_names, "attrs", *driver}, name
 
 
+@pytest.mark.parametrize(
+    "path", sorted((PACKAGE / "testing").glob("*.py")), ids=lambda path: path.stem
+)
+def test_the_kit_imports_the_contract_and_pytest(path: Path) -> None:
+    parts = {f"kvreplay.testing.{part.stem}" for part in path.parent.glob("*.py")}
+    hypothesis = {"hypothesis"} if path.stem == "model" else set()
+    for name in imports_of(path) - parts:
+        assert name in KIT or name.split(".")[0] in KIT | hypothesis, name
+
+
+def test_every_module_of_the_kit_shows_what_its_assertions_compared() -> None:
+    for path in (PACKAGE / "testing").glob("*.py"):
+        if any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(path.read_text()))):
+            module = importlib.import_module(f"kvreplay.testing.{path.stem}")
+            assert type(module.__loader__).__name__ == "AssertionRewritingHook", path.stem
+
+
 def test_importing_kvreplay_imports_no_driver_and_no_backend() -> None:
     script = (
         "import kvreplay, sys;"
         "print([name for name in sys.modules"
-        " if name.split('.')[0] in ('lmdb', 'bolt11', 'asyncio')"
-        " or name.startswith(('kvreplay.backends', 'kvreplay.demo', 'kvreplay.cli'))])"
+        " if name.split('.')[0] in ('lmdb', 'bolt11', 'asyncio', 'pytest', 'hypothesis')"
+        " or name.startswith("
+        "('kvreplay.backends', 'kvreplay.demo', 'kvreplay.cli', 'kvreplay.testing'))])"
     )
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
@@ -141,6 +162,9 @@ def test_the_wheel_holds_the_backends(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    for name in ("store.py", "py.typed", "backends/lmdb.py", "backends/memory.py", "demo/node.py"):
+    for name in (
+        *("store.py", "py.typed", "backends/lmdb.py", "backends/memory.py", "demo/node.py"),
+        *("testing/__init__.py", "testing/contract.py", "testing/model.py"),
+    ):
         assert f"kvreplay/{name}" in names
     assert not [name for name in names if name.startswith(("tests", "backends", "benchmarks"))]

@@ -969,6 +969,23 @@ def test_a_failed_opening_leaves_nothing_open(root: Path) -> None:
     assert lmdb_sharing._open == {}
 
 
+def test_files_that_vanish_while_they_are_opened_are_not_left_open(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LMDB would refuse every later opening in this process."""
+
+    def vanished(path: Path) -> None:
+        raise StoreError("cannot be looked at")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lmdb_environment, "identity_of", vanished)
+        with pytest.raises(StoreError, match="looked at") as kept:
+            LMDBStore(root)
+    assert kept.value
+    with LMDBStore(root) as store:
+        store.write("p", "s", "k", b"v")
+
+
 def test_opened_while_the_last_one_closes(root: Path) -> None:
     """Closing waits for another thread's transaction; who opens meanwhile gets a usable store."""
     first = LMDBStore(root)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -138,3 +139,17 @@ def test_a_run_that_begins_again_leaves_no_token_behind() -> None:
         assert owner._running - before == {tokens[1]}
         run.end()
         assert owner._running == before
+
+
+def test_a_process_that_cannot_be_looked_at_now_is_taken_for_alive(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It exists; whoever took it for gone could run its handler a second time."""
+
+    def no_more_files(pid: int) -> tuple[str, str]:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    parent = f"{this_process().partition(f':{os.getpid()}:')[0]}:{os.getppid()}:1"
+    assert liveness(claim(parent)) is Liveness.GONE  # that one started at another time
+    monkeypatch.setattr(owner, "_stat", no_more_files)
+    assert liveness(claim(parent)) is Liveness.RUNNING

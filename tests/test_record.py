@@ -223,6 +223,16 @@ def test_the_short_way_leaves_intact_nonsense_to_decode(tail: list[Any]) -> None
         decode(nonsense)
 
 
+@pytest.mark.parametrize(("index", "bad"), [(6, None), (6, 0.5), (7, 1e15), (7, 2.0**70)])
+def test_the_short_way_takes_no_record_of_another_shape(index: int, bad: object) -> None:
+    fields = fields_of(COMPLETED)
+    assert answer_in(sealed(fields), KEY, COMPLETED.params, 0) == COMPLETED.response
+    fields[index] = bad
+    with pytest.raises(CorruptRecordError):
+        decode(sealed(fields), KEY)
+    assert answer_in(sealed(fields), KEY, COMPLETED.params, 0) is None
+
+
 @given(st.binary(max_size=200))
 def test_random_bytes_are_never_anything_but_a_record_error(data: bytes) -> None:
     for candidate in (data, data + b"\xce" + zlib.crc32(data).to_bytes(4, "big")):

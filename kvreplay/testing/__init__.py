@@ -1,0 +1,36 @@
+"""The store contract as tests: any backend, ours or a stranger's, runs them.
+
+::
+
+    class TestMyStore(StoreContract):
+        open = MyStore
+
+It needs pytest, and Hypothesis for one of its tests: ``pip install 'kvreplay[testing]'``.
+"""
+
+import pytest
+
+# Before they are imported: a failing assertion in them then shows what it compared.
+pytest.register_assert_rewrite(
+    *(
+        f"kvreplay.testing.{module}"
+        for module in (
+            *(
+                "batches",
+                "check_and_put",
+                "closing",
+                "contract",
+                "entries",
+                "expiry",
+                "forking",
+                "model",
+                "names",
+            ),
+            *("plain", "processes", "threads", "transactions", "walking"),
+        )
+    )
+)
+
+from kvreplay.testing.contract import StoreContract  # noqa: E402
+
+__all__ = ["StoreContract"]

@@ -1,0 +1,65 @@
+"""What a store claims: the capabilities whose methods it has. Tests of others are left out."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Final
+
+from kvreplay.store import (
+    AtomicKVStore,
+    BatchingKVStore,
+    ExpiringKVStore,
+    MigratableKVStore,
+    TransactionalKVStore,
+)
+
+__all__ = ["class_opened_by", "leave_out", "unclaimed"]
+
+CAPABILITIES: Final[Mapping[str, tuple[type, tuple[str, ...]]]] = {
+    # the fixture of the tests that need it: (the capability, what it has beyond the four calls)
+    "walkable": (MigratableKVStore, ("list_all_keys",)),
+    "atomic": (AtomicKVStore, ("list_all_keys", "check_and_put")),
+    "batching": (BatchingKVStore, ("list_all_keys", "check_and_put", "check_and_put_each")),
+    "expiring": (ExpiringKVStore, ("list_all_keys", "check_and_put", "sweep")),
+    "transactional": (
+        TransactionalKVStore,
+        ("list_all_keys", "check_and_put", "sweep", "transaction"),
+    ),
+}
+
+
+def unclaimed(store: object) -> dict[str, str]:
+    """The fixtures of capabilities that a store, or its class, does not claim, and why."""
+    name = store.__name__ if isinstance(store, type) else type(store).__name__
+    reasons: dict[str, str] = {}
+    for fixture, (capability, methods) in CAPABILITIES.items():
+        missing = next((method for method in methods if not hasattr(store, method)), None)
+        if missing is not None:
+            reasons[fixture] = f"{name} is no {capability.__name__}: it has no {missing}()"
+    return reasons
+
+
+def class_opened_by(opens: Callable[..., Any]) -> type | None:
+    """The class of the stores that it opens, if it is the class or says so in its annotation."""
+    returned: object = opens
+    if not isinstance(opens, type):
+        try:
+            returned = typing.get_type_hints(opens).get("return")
+        except NameError:  # a name that is imported for type checkers only
+            return None
+    # A class that looks its attributes up elsewhere tells nothing before it is opened.
+    if returned is Any or not isinstance(returned, type) or hasattr(returned, "__getattr__"):
+        return None
+    return returned
+
+
+def leave_out(tests: type, fixtures: Collection[str]) -> None:
+    """Hide the tests of a class that use any of these fixtures from pytest."""
+    for name in dir(tests):
+        test = getattr(tests, name)
+        if name.startswith("test_") and callable(test):
+            used = inspect.signature(test).parameters.keys()
+            if not used.isdisjoint(fixtures):
+                setattr(tests, name, None)

@@ -1,0 +1,201 @@
+"""The class that a backend's test inherits: how its store is opened, and every test."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from kvreplay.store import KVStoreSync
+from kvreplay.testing.batches import BatchTests
+from kvreplay.testing.check_and_put import CheckAndPutTests
+from kvreplay.testing.claims import class_opened_by, leave_out, unclaimed
+from kvreplay.testing.closing import ClosingTests
+from kvreplay.testing.expiry import ExpiryTests
+from kvreplay.testing.forking import Child, ForkingTests
+from kvreplay.testing.names import NameTests
+from kvreplay.testing.plain import PlainTests
+from kvreplay.testing.processes import Process, ProcessTests
+from kvreplay.testing.threads import elsewhere
+from kvreplay.testing.transactions import TransactionTests
+from kvreplay.testing.walking import WalkingTests
+
+__all__ = ["StoreContract"]
+
+
+class StoreContract(
+    PlainTests,
+    NameTests,
+    ClosingTests,
+    WalkingTests,
+    CheckAndPutTests,
+    BatchTests,
+    ExpiryTests,
+    TransactionTests,
+    ProcessTests,
+    ForkingTests,
+):
+    """The whole store contract over one backend.
+
+    A subclass, named ``Test…``, says how its store is opened. What a store claims is which
+    methods it has, and the tests of a capability that it lacks are left out; or skipped with that
+    reason, where it is not known before it is opened.
+    """
+
+    open: ClassVar[Callable[..., Any]]
+    """The store's class, or a method annotated with it. ``open(path)`` opens a store at a path in
+    a folder of this test's; at first there is nothing, and later calls find the entries, if the
+    store is ``durable``.
+
+    Other processes open the store by it, so it stands at the top of an importable module.
+    """
+
+    durable: ClassVar[bool] = True
+    """Whether entries outlive the store object and its process."""
+
+    multi_process: ClassVar[bool] = True
+    """Whether a durable store may be open several times at once, in one process or many."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        absent: set[str] = set()
+        if hasattr(cls, "open") and (opened := class_opened_by(cls.open)):
+            absent.update(unclaimed(opened))
+        if not cls.durable:
+            absent.update(("reopen", "spawn"))
+        if not (cls.durable and cls.multi_process):
+            absent.update(("another", "beside"))
+        leave_out(cls, absent)
+
+    @pytest.fixture
+    def path(self, tmp_path: Path) -> Path:
+        return tmp_path / "store"
+
+    @pytest.fixture
+    def opened(self) -> Iterator[list[Any]]:
+        """The stores that a test has opened, which are closed after it."""
+        stores: list[Any] = []
+        yield stores
+        for store in stores:
+            elsewhere(store.close)
+
+    @pytest.fixture
+    def open_again(self, path: Path, opened: list[Any]) -> Callable[[], Any]:
+        """Open this test's store: once, or while it is open if it may be shared."""
+
+        def open_again() -> Any:
+            opened.append(self.open(path))
+            return opened[-1]
+
+        return open_again
+
+    @pytest.fixture
+    def store(self, open_again: Callable[[], Any]) -> Any:
+        store = open_again()
+        assert isinstance(store, KVStoreSync)
+        return store
+
+    @pytest.fixture
+    def walkable(self, store: Any) -> Any:
+        return _claiming(store, "walkable")
+
+    @pytest.fixture
+    def atomic(self, store: Any) -> Any:
+        return _claiming(store, "atomic")
+
+    @pytest.fixture
+    def batching(self, store: Any) -> Any:
+        return _claiming(store, "batching")
+
+    @pytest.fixture
+    def expiring(self, store: Any) -> Any:
+        return _claiming(store, "expiring")
+
+    @pytest.fixture
+    def transactional(self, store: Any) -> Any:
+        return _claiming(store, "transactional")
+
+    @pytest.fixture
+    def reopen(self, opened: list[Any], open_again: Callable[[], Any]) -> Callable[[], Any]:
+        """``reopen()`` closes whatever is open, and opens the store again."""
+
+        def reopen() -> Any:
+            for store in opened:
+                elsewhere(store.close)
+            return open_again()
+
+        return reopen
+
+    @pytest.fixture
+    def shared(self) -> bool:
+        """Whether a forked child's entries are its parent's."""
+        return self.durable and self.multi_process
+
+    @pytest.fixture
+    def another(self, open_again: Callable[[], Any]) -> Callable[[], Any]:
+        """``another()`` opens the store once more while it is open."""
+        return open_again
+
+    @pytest.fixture
+    def spawn(self, path: Path) -> Iterator[Callable[[Callable[[Any], Any]], Process]]:
+        """``spawn(action)`` starts a process that opens the store, which is closed here."""
+        processes: list[Process] = []
+
+        def spawn(action: Callable[[Any], Any]) -> Process:
+            processes.append(Process(self.open, path, action))
+            return processes[-1]
+
+        yield spawn
+        for process in processes:
+            process.kill()
+
+    @pytest.fixture
+    def beside(
+        self, spawn: Callable[[Callable[[Any], Any]], Process]
+    ) -> Callable[[Callable[[Any], Any]], Process]:
+        """``beside(action)`` starts a process that opens the store, which is open here too."""
+        return spawn
+
+    @pytest.fixture
+    def fork(self) -> type[Child]:
+        """``fork(action)`` runs an action in a forked child; ``.join()`` says that it went well."""
+        if not hasattr(os, "fork"):
+            pytest.skip("this system has no fork")
+        return Child
+
+    def test_the_identity_is_that_of_the_entries(
+        self, store: Any, another: Callable[[], Any], tmp_path: Path
+    ) -> None:
+        if not hasattr(store, "identity"):
+            pytest.skip(f"{type(store).__name__} has no identity, which is optional")
+        assert another().identity == store.identity
+        assert hash(another().identity) == hash(store.identity)
+        with self.open(tmp_path / "different") as different:
+            assert different.identity != store.identity
+
+    def test_histories_agree_with_a_dictionary(self, tmp_path: Path) -> None:
+        pytest.importorskip(
+            "hypothesis", reason="needs Hypothesis: pip install 'kvreplay[testing]'"
+        )
+        from kvreplay.testing.model import check_against_a_dictionary
+
+        paths: list[Path] = []
+
+        def open_fresh() -> Any:
+            paths.append(tmp_path / f"store{len(paths)}")
+            return self.open(paths[-1])
+
+        def reopen(store: Any) -> Any:
+            store.close()
+            return self.open(paths[-1])
+
+        check_against_a_dictionary(open_fresh, reopen if self.durable else None)
+
+
+def _claiming(store: Any, fixture: str) -> Any:
+    if reason := unclaimed(store).get(fixture):
+        pytest.skip(reason)
+    return store

@@ -1,0 +1,57 @@
+"""What our engines promise beyond the store contract: what each is, and what its errors say."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from kvreplay.errors import StoreError
+from kvreplay.store import ExpiringKVStore, SweepResult, TransactionalKVStore
+from kvreplay.testing.entries import every_call, put
+
+
+def test_a_capability_is_there_or_absent(engine: Any, store: Any) -> None:
+    assert isinstance(store, ExpiringKVStore)
+    assert isinstance(store, TransactionalKVStore) is engine.transactional
+
+
+def test_reads_are_local(store: Any) -> None:
+    assert store.reads_are_local is True
+
+
+def test_a_sweep_at_its_limit_knows_that_nothing_is_left(store: Any) -> None:
+    put(store, "due", b"v", 5)
+    put(store, "live", b"v", 500)
+    assert store.sweep("p", 5, 1) == SweepResult(1, 1, False)
+
+
+def test_a_closed_store_says_so(store: Any) -> None:
+    store.write("p", "s", "k", b"v")
+    store.close()
+    for call in [*every_call(store), lambda: store.list_all_keys()]:
+        with pytest.raises(StoreError, match="closed"):
+            call()
+    assert "closed" in repr(store)
+
+
+def calls_in(txn: Any) -> list[Any]:
+    return [
+        lambda: txn.read("p", "s", "k"),
+        lambda: txn.write("p", "s", "k", b"w"),
+        lambda: txn.check_and_put("p", "s", "k", expected=b"v", value=b"w"),
+    ]
+
+
+def test_a_refusal_about_transactions_says_why(transactional: Any) -> None:
+    with transactional.transaction() as txn:
+        with pytest.raises(StoreError, match="holds a transaction"):
+            transactional.write("p", "s", "k", b"v")
+        with ThreadPoolExecutor(1) as pool:
+            for call in calls_in(txn):
+                with pytest.raises(StoreError, match="thread"):
+                    pool.submit(call).result(30)
+    for call in calls_in(txn):
+        with pytest.raises(StoreError, match="ended"):
+            call()

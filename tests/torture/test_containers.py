@@ -1,0 +1,143 @@
+"""Two PID namespaces, such as containers have, on one path: equal process ids, and foreign owners."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from replaying import FakeClock
+
+from kvreplay import InDoubtError, InFlightError, Replay
+from kvreplay.record import decode
+from torture.audit import State, audit, sound
+from torture.ledger import PARAMS, SCOPE, Ledger
+from torture.needs import UNSHARE, needs_pid_namespaces
+
+TESTS = Path(__file__).parent.parent
+BEHIND_A_SHELL = ("sh", "-c", '"$@"; exit $?', "sh")  # so that it is the second process there
+
+
+class Container:
+    """A process of ``container.py`` in a PID namespace of its own."""
+
+    def __init__(self, engine: Any, ledger: Ledger, *before: str, **told: Any) -> None:
+        told = {
+            "url": f"{engine.name}:{engine.path}",
+            "ledger": str(ledger.path),
+            "mode": "sync",
+            "settings": {},
+            "keys": [],
+            "threads": 3,
+            **told,
+        }
+        program = [sys.executable, "-m", "torture.container", json.dumps(told)]
+        self.process = subprocess.Popen(
+            [*UNSHARE, *before, *program],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(TESTS)},
+        )
+
+    def says(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def let_go(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture
+def start(durable: Any, ledger: Ledger) -> Iterator[Any]:
+    needs_pid_namespaces()
+    containers: list[Container] = []
+
+    def start(*before: str, **told: Any) -> Container:
+        containers.append(Container(durable, ledger, *before, **told))
+        return containers[-1]
+
+    yield start
+    for container in containers:
+        container.end()
+
+
+@pytest.mark.parametrize("mode", ["sync", "async", "sync-without-lease"])
+def test_two_containers_race(
+    durable: Any, start: Any, mode: str, ledger: Ledger, tally: Any, times: int
+) -> None:
+    """Each key runs once over both of them, also if their process ids are equal."""
+    keys = [f"key-{n}" for n in range(100 * times)]
+    durable.open().close()
+    one = start(mode=mode, keys=keys)
+    # LMDB tells its processes apart by their ids alone.
+    other = start(*(BEHIND_A_SHELL if durable.name == "lmdb" else ()), mode=mode, keys=keys)
+    assert one.says() == "ready 1"
+    assert other.says() == ("ready 2" if durable.name == "lmdb" else "ready 1")
+    for container in (one, other):
+        container.let_go()
+    assert one.says() == other.says() == "done"
+    with durable.open() as store:
+        claims = mode != "sync-without-lease"
+        found = audit(store, ledger, keys, claims=claims)
+    assert found == Counter({State.ANSWERED: len(keys)})
+    assert all(len(each.answers) == 6 for each in ledger.accounts().values())
+    tally("keys raced for by two PID namespaces", durable.name, len(keys))
+    sound(durable)
+
+
+def test_a_claim_of_another_container_is_decided_by_its_lease(
+    durable: Any, start: Any, ledger: Ledger
+) -> None:
+    """Whether its owner is alive or dead, and whatever process has the same id here."""
+    durable.open().close()
+    holder = start(held="held")
+    assert holder.says() == "ready 1"
+    holder.let_go()
+    assert holder.says() == "running"
+    if durable.name == "filesystem":
+        other = start(keys=["held"], threads=1, settings={"wait_timeout": 0})
+        assert other.says() == "ready 1"
+        other.let_go()
+        assert other.says() == "done"
+        (failure,) = ledger.accounts()["held"].failures
+        assert "InFlightError" in failure
+    with durable.open() as store:
+        claim = decode(store.read("ns", SCOPE, "held")).claim
+        assert claim is not None
+        clock = FakeClock()
+        replay = Replay(store, "ns", ttl=60, wait_timeout=0, clock=clock)
+        for alive in (True, False):
+            clock.now = claim.lease_expires_at - 1
+            with pytest.raises(InFlightError):
+                replay.execute((SCOPE, "held"), PARAMS, never)
+            clock.now = claim.lease_expires_at
+            with pytest.raises(InDoubtError):
+                replay.execute((SCOPE, "held"), PARAMS, never)
+            if alive:
+                holder.end()
+
+
+def test_lmdb_refuses_an_equal_process_id(start: Any, durable: Any) -> None:
+    """And says why; the files are shared by those whose ids differ."""
+    durable.open().close()
+    one = start()
+    assert one.says() == "ready 1"
+    said = start().says()
+    assert said == "ready 1" if durable.name == "filesystem" else "PID namespace" in said
+
+
+def never() -> None:
+    raise AssertionError("it ran a second time")
