@@ -39,9 +39,7 @@ from mutants import Mutant, mutants_of, on_one_line, source_of
 ROOT = Path(__file__).parent.parent
 EXPLAINED = ROOT / "docs" / "mutation.md"
 # Tests that take long, and see what the quick ones see.
-_SLOW = (
-    "costs or threads or and_lists_during or forked or race or killed or each_step or atomic_over"
-)
+_SLOW = "costs or threads or and_lists_during or forked or race or killed or each_step or atomic_over or model"
 IN_MEMORY = ("-k", "not filesystem and not lmdb")
 IN_LMDB = (
     *("tests/test_store_contract.py", "tests/test_lmdb.py", "tests/test_group_commit.py", "-k"),
