@@ -94,7 +94,12 @@ SUBPROCESS: Final = {
     "check": True,
     "stdout": subprocess.PIPE,
     "env": {
-        **os.environ,
+        **{
+            name: value
+            for name, value in os.environ.items()
+            # A node's modules are compiled once, when they are installed or first imported.
+            if name != "PYTHONDONTWRITEBYTECODE"
+        },
         "PYTHONPATH": os.pathsep.join(
             str(each) for each in (Path(__file__).parents[1], Path(kvreplay.__file__).parents[1])
         ),

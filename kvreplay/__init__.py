@@ -3,8 +3,6 @@
 from typing import TYPE_CHECKING
 
 from kvreplay.clock import Clock, SystemClock
-from kvreplay.config import OpenStore, open_store
-from kvreplay.config_file import Config, ReplaySettings, load_config
 from kvreplay.errors import (
     ClaimLostError,
     ConfigError,
@@ -31,7 +29,6 @@ from kvreplay.errors import (
     UnsupportedRecordVersionError,
 )
 from kvreplay.events import ReplayEvent
-from kvreplay.in_process import InProcessAtomicStore
 from kvreplay.keys import ReplayKey
 from kvreplay.namespace import Outcome
 from kvreplay.record import ReplayRecord, State
@@ -51,6 +48,21 @@ from kvreplay.store import (
 
 if TYPE_CHECKING:
     from kvreplay.aio import AsyncReplay
+    from kvreplay.config import OpenStore, open_store
+    from kvreplay.config_file import Config, ReplaySettings, load_config
+    from kvreplay.in_process import InProcessAtomicStore
+
+# What is loaded when it is asked for: a blocking node does without asyncio, and one that makes its
+# store itself without all that reads a configuration.
+_LATE = {
+    "AsyncReplay": "aio",
+    "Config": "config_file",
+    "InProcessAtomicStore": "in_process",
+    "OpenStore": "config",
+    "ReplaySettings": "config_file",
+    "load_config": "config_file",
+    "open_store": "config",
+}
 
 __all__ = [
     "NOT_APPLIED",
@@ -107,12 +119,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Load ``AsyncReplay`` when it is asked for: a blocking node does without asyncio."""
-    if name != "AsyncReplay":
+    if name not in _LATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from kvreplay.aio import AsyncReplay
+    from importlib import import_module
 
-    return globals().setdefault(name, AsyncReplay)
+    value: object = getattr(import_module(f"{__name__}.{_LATE[name]}"), name)
+    return globals().setdefault(name, value)
 
 
 def __dir__() -> list[str]:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Final, Self
+from typing import Self
 
+from kvreplay.events import logger
 from kvreplay.store import SweepResult
 from kvreplay.sweep import interval_of
 
 __all__ = ["AsyncSweeper"]
-
-_log: Final = logging.getLogger("kvreplay")
 
 
 class AsyncSweeper:
@@ -47,7 +45,7 @@ class AsyncSweeper:
                 while not self._stop.is_set() and (await self._sweep(self._limit)).more:
                     pass
             except Exception as error:  # a sweeper that ends unseen lets the store grow for ever
-                _log.warning("a sweep failed, and is tried again in the next round: %r", error)
+                logger().warning("a sweep failed, and is tried again in the next round: %r", error)
             try:
                 await asyncio.wait_for(self._stop.wait(), self._every)
             except TimeoutError:

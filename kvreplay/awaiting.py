@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, nullcontext
-from typing import Any, Final, TypeVar, cast
+from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 from kvreplay import flow
 from kvreplay.blocking import transact
+from kvreplay.events import logger
 from kvreplay.namespace import ReplayNamespace, missing_methods
 from kvreplay.renewal import RENEWALS_PER_LEASE
 from kvreplay.run import Run
@@ -42,8 +42,6 @@ from kvreplay.store import BatchingKVStore
 __all__ = ["AsyncDriver", "in_thread"]
 
 T = TypeVar("T")
-
-_log: Final = logging.getLogger("kvreplay")
 
 
 class AsyncDriver:
@@ -132,7 +130,7 @@ class AsyncDriver:
                 try:
                     kept = await self.drive(flow.renew(held, run.key, lease), own)
                 except Exception as error:  # the run goes on, whatever a renewal meets
-                    _log.warning("a lease could not be renewed, and is tried again: %r", error)
+                    logger().warning("a lease could not be renewed, and is tried again: %r", error)
             else:
                 return
 

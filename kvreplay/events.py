@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import attrs
 
 from kvreplay.store import SweepResult
 
-__all__ = ["EventKind", "ReplayEvent"]
+if TYPE_CHECKING:
+    from logging import Logger
+
+__all__ = ["EventKind", "ReplayEvent", "logger"]
 
 EventKind = Literal[
     "started",
@@ -39,3 +42,10 @@ class ReplayEvent:
     key: str | None
     at: int
     swept: SweepResult | None = None
+
+
+def logger() -> Logger:
+    """Return the library's logger, whose module is loaded when there is something to say."""
+    import logging
+
+    return logging.getLogger("kvreplay")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import re
 from functools import lru_cache
 from typing import Final
@@ -57,6 +55,8 @@ class ReplayKey:
 
     def digest(self) -> str:
         """Return 16 hex digits that stand for the key in logs and events, one way only."""
+        import hashlib  # late, since few need it
+
         scope = self.scope.encode()
         text = len(scope).to_bytes(8, "big") + scope + self.id.encode()
         return hashlib.sha256(text).hexdigest()[:16]
@@ -72,6 +72,9 @@ def name(text: str) -> str:
     """
     if _is_name(text) or not text:
         return text
+    import base64  # late, since few names need it
+    import hashlib
+
     digest = hashlib.sha256(text.encode()).digest()
     return _HASHED + base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
 

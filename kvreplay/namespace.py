@@ -7,7 +7,6 @@ the events.
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Final
 
@@ -26,7 +25,7 @@ from kvreplay.errors import (
     KeyNotFoundError,
     ParamsMismatchError,
 )
-from kvreplay.events import EventKind, ReplayEvent
+from kvreplay.events import EventKind, ReplayEvent, logger
 from kvreplay.keys import ReplayKey, name, scope_name
 from kvreplay.record import ReplayRecord, answer_in, decode_response
 from kvreplay.singleflight import Flight, flights, fresh
@@ -48,7 +47,6 @@ Key = ReplayKey | tuple[str, str]
 
 Reconcile = Callable[[ReplayRecord], Any]
 
-_log: Final = logging.getLogger("kvreplay")
 
 # What an error says about the key, for those that are decisions.
 _EVENT_OF: Final[Mapping[type[BaseException], EventKind]] = {
@@ -195,7 +193,7 @@ class ReplayNamespace:
         try:
             self._on_event(ReplayEvent(kind, self.name, digest, self.clock.now_ms(), swept))
         except Exception:  # the observer's own, whatever it is
-            _log.exception("on_event raised on %r; the request goes on", kind)
+            logger().exception("on_event raised on %r; the request goes on", kind)
 
     def emit_error(self, error: BaseException, key: ReplayKey) -> None:
         """Tell the observer about an error that is a decision."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
@@ -14,6 +13,7 @@ from typing import Final
 import attrs
 
 from kvreplay.blocking import drive
+from kvreplay.events import logger
 from kvreplay.flow import renew
 from kvreplay.namespace import ReplayNamespace
 from kvreplay.run import Run
@@ -23,8 +23,6 @@ __all__ = ["RENEWALS_PER_LEASE", "Renewer"]
 
 RENEWALS_PER_LEASE: Final = 3
 """So that two may fail before the lease is over."""
-
-_log: Final = logging.getLogger("kvreplay")
 
 
 @attrs.define(eq=False)
@@ -81,7 +79,7 @@ class Renewer:
                 kept = drive(renew(holding.held, own.key, self._lease), own)
             except Exception as error:  # the run goes on, whatever a renewal meets
                 kept = True
-                _log.warning("a lease could not be renewed, and is tried again: %r", error)
+                logger().warning("a lease could not be renewed, and is tried again: %r", error)
             with self._changed:
                 holding.renewing = False
                 holding.due = time.monotonic() + self._interval

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import Final, Self
+from typing import Self
 
 from kvreplay.errors import ConfigError
+from kvreplay.events import logger
 from kvreplay.store import SweepResult
 
 __all__ = ["Sweeper", "interval_of"]
-
-_log: Final = logging.getLogger("kvreplay")
 
 
 class Sweeper:
@@ -45,7 +43,7 @@ class Sweeper:
                 while not self._stop.is_set() and self._sweep(self._limit).more:
                     pass
             except Exception as error:  # a sweeper that ends unseen lets the store grow for ever
-                _log.warning("a sweep failed, and is tried again in the next round: %r", error)
+                logger().warning("a sweep failed, and is tried again in the next round: %r", error)
             if self._stop.wait(self._every):
                 return
 

@@ -37,13 +37,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "run": {"errors", "keys", "namespace", "owner", "singleflight", "steps", "store"},
     "blocking": {"errors", "run", "singleflight", "steps", "store"},
-    "renewal": {"blocking", "flow", "namespace", "run", "steps"},
+    "renewal": {"blocking", "events", "flow", "namespace", "run", "steps"},
     "walk": {"blocking", "errors", "flow", "keys", "namespace", "record", "run", "store"},
-    "sweep": {"errors", "store"},
-    "aio_sweep": {"store", "sweep"},
+    "sweep": {"errors", "events", "store"},
+    "aio_sweep": {"events", "store", "sweep"},
     "shuttle": {"singleflight", "store"},
     "awaiting": {
-        *("blocking", "flow", "namespace", "renewal", "run", "shuttle", "singleflight"),
+        *("blocking", "events", "flow", "namespace", "renewal", "run", "shuttle", "singleflight"),
         *("steps", "store"),
     },
     "replay": {
