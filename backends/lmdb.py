@@ -18,6 +18,7 @@ from typing import ClassVar, Final, Self
 from kvreplay.backends import lmdb_entries as entries
 from kvreplay.backends import lmdb_sharing
 from kvreplay.backends.lmdb_environment import Block, Environment, Transaction
+from kvreplay.backends.lmdb_queue import ALONE
 from kvreplay.errors import ConfigError, KeyNotFoundError, OutcomeUnknownError, StoreError
 from kvreplay.store import (
     Change,
@@ -195,7 +196,7 @@ class LMDBStore:
 
         while total.more and total.visited < limit:
             try:
-                swept = environment.write(sweep)
+                swept = environment.write(sweep, ALONE)
             except StoreError as error:
                 if not total.visited:
                     raise

@@ -18,7 +18,7 @@ import lmdb
 from kvreplay.backends.lmdb_turn import ProcessTurn
 from kvreplay.store import ForkSafeLock
 
-__all__ = ["Change", "CommitQueue", "Transaction"]
+__all__ = ["ALONE", "Bell", "Change", "CommitQueue", "Take", "Transaction"]
 
 Transaction: TypeAlias = "lmdb.Transaction[bytes]"
 T = TypeVar("T")
@@ -26,6 +26,9 @@ Take = Callable[[], "list[Change[Any]]"]
 
 _MAX_CHANGES: Final = 1000  # a batch
 _MAX_BYTES: Final = 16 * 1024 * 1024  # of values, unless a single one is larger
+ALONE: Final = _MAX_BYTES
+"""The size of a change that takes long, and shares no commit: nobody else waits for it in theirs."""
+
 _LOOK_AGAIN: Final = 1.0  # seconds, until one who waits looks whether an interrupt lost its turn
 
 

@@ -134,7 +134,7 @@ def test_the_batch_is_in_the_order_of_arrival(store: LMDBStore) -> None:
     assert store.read("p", "s", "k") == b"e"
 
 
-def test_a_sweep_in_a_batch_sees_a_refresh_before_it(store: LMDBStore) -> None:
+def test_a_sweep_sees_a_refresh_before_it(store: LMDBStore) -> None:
     store.check_and_put("p", "s", "k", expected=None, value=b"old", expires_at=5)
     store.check_and_put("p", "s", "due", expected=None, value=b"old", expires_at=5)
     refresh, sweep = together(
@@ -145,6 +145,20 @@ def test_a_sweep_in_a_batch_sees_a_refresh_before_it(store: LMDBStore) -> None:
     assert refresh.result() == b"old"
     assert (sweep.result().visited, sweep.result().removed) == (1, 1)
     assert (found(store, "k"), found(store, "due")) == (b"new", None)
+
+
+def test_a_writer_does_not_wait_for_the_sweep_behind_it(store: LMDBStore) -> None:
+    store.check_and_put("p", "s", "due", expected=None, value=b"v", expires_at=5)
+    before = commits(store)
+    together(
+        store,
+        put(store, "first", None, b"v"),
+        put(store, "second", None, b"v"),
+        lambda: store.sweep("p", 50, 10),
+        put(store, "third", None, b"v"),
+    )
+    assert commits(store) == before + 3  # the first two, the sweep, the third
+    assert sorted(store.list("p", "s")) == ["first", "second", "third"]
 
 
 def test_a_large_sweep_lets_writers_in_between(
