@@ -27,7 +27,7 @@ Take = Callable[[], "list[Change[Any]]"]
 _MAX_CHANGES: Final = 1000  # a batch
 _MAX_BYTES: Final = 16 * 1024 * 1024  # of values, unless a single one is larger
 ALONE: Final = _MAX_BYTES
-"""The size of a change that takes long, and shares no commit: nobody else waits for it in theirs."""
+"""The size of a change that takes long, and shares no commit: nobody waits for it in theirs."""
 
 _LOOK_AGAIN: Final = 1.0  # seconds, until one who waits looks whether an interrupt lost its turn
 
@@ -42,9 +42,11 @@ class Bell:
         self._lock.acquire()
 
     def wait(self) -> None:
+        """Wait until it rings, or for a while."""
         self._lock.acquire(timeout=_LOOK_AGAIN)
 
     def ring(self) -> None:
+        """Wake who waits, or the next one to wait."""
         try:
             self._lock.release()
         except RuntimeError:
