@@ -24,7 +24,7 @@ class Committer:
         self._environment = environment
 
     def __call__(self, batch: list[Change[Any]], take: Take) -> None:
-        """Let the changes land, together with those that arrive until a transaction has begun.
+        """Let everything land that has arrived when a transaction has begun.
 
         What fails before it is written is run again, each change alone, so that none fails for
         another one's sake.
@@ -32,6 +32,8 @@ class Committer:
         failure = self._try(batch, take)
         if failure is None:
             return
+        if not batch:  # no transaction has even begun
+            take(batch)
         if isinstance(failure, OutcomeUnknownError):
             for change in batch:
                 change.fail(_caused(OutcomeUnknownError(*failure.args), failure.__cause__))
@@ -68,7 +70,7 @@ class Committer:
         done: list[tuple[Change[Any], Any]] = []
         try:
             if take is not None:
-                batch += take()
+                take(batch)
             for change in batch:
                 assert change.operation is not None  # a place for a transaction is not taken
                 done.append((change, change.operation(txn)))

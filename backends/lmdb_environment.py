@@ -89,7 +89,7 @@ class Environment:
             self._block.inherited = True
             self._block = None
         # New ones: the end of this thread's block, which leaves the old ones, is then no matter.
-        self._turn.leave_to_parent()
+        self._turn.close()
         self._turn = ProcessTurn(self.path)
         self._queue = CommitQueue(Committer(self), self._turn)
 

@@ -22,7 +22,7 @@ __all__ = ["ALONE", "Bell", "Change", "CommitQueue", "Take", "Transaction"]
 
 Transaction: TypeAlias = "lmdb.Transaction[bytes]"
 T = TypeVar("T")
-Take = Callable[[], "list[Change[Any]]"]
+Take = Callable[["list[Change[Any]]"], None]
 
 _MAX_CHANGES: Final = 1000  # a batch
 _MAX_BYTES: Final = 16 * 1024 * 1024  # of values, unless a single one is larger
@@ -90,9 +90,9 @@ class CommitQueue:
     """The changes of one environment that wait, in the order of their arrival.
 
     Args:
-        commit: called by a leader with a first batch and with what takes more of the queue. It
-            lets everything that it was given or took land; if it raises, which only an interrupt
-            makes it do, the rest goes back to the head of the queue.
+        commit: called by a leader with an empty batch, and with what adds to it from the queue.
+            It lets everything that it took land; if it raises, which only an interrupt makes it
+            do, the rest goes back to the head of the queue.
         turn: this process's turn among all, which a leader takes.
     """
 
@@ -123,7 +123,7 @@ class CommitQueue:
         self._waiting.append(place)
         try:
             self._await_turn(place)
-            with self._turn, self._process_turn.taken():
+            with self._turn, self._process_turn:
                 self._withdraw((place,))
                 yield
         finally:
@@ -147,41 +147,33 @@ class CommitQueue:
     def _lead(self, own: Change[Any]) -> None:
         """Commit for the head of the queue and those behind it, and hand over."""
         batch: list[Change[Any]] = []
-
-        def take() -> list[Change[Any]]:
-            taken = self._take(batch)
-            batch.extend(taken)
-            return taken
-
         try:
             # Only the head waits here, so that the lock passes straight to the next leader.
             with self._turn:
                 if not own.landed:  # by a leader that was taking it just then
-                    with self._process_turn.taken():
-                        self._commit(take(), take)
+                    with self._process_turn:
+                        self._commit(batch, self._take)
         finally:
-            back = [change for change in batch if not change.landed]
-            if back:
-                with self._leaving:
-                    self._waiting.extendleft(reversed(back))
+            self._put_back([change for change in batch if not change.landed])
             self._call_next()
-            for bell in {change.bell for change in batch}:
-                if bell is not own.bell:
+            if len(batch) > 1:
+                for bell in {change.bell for change in batch} - {own.bell}:
                     bell.ring()
 
-    def _take(self, batch: list[Change[Any]]) -> list[Change[Any]]:
-        """Take what fits into the batch, up to a thread that wants a transaction of its own."""
-        taken: list[Change[Any]] = []
-        room = _MAX_CHANGES - len(batch)
-        size = sum(change.size for change in batch)
+    def _take(self, batch: list[Change[Any]]) -> None:
+        """Add what fits into the batch, up to a thread that wants a transaction of its own."""
+        size = sum([change.size for change in batch])
         with self._leaving:
-            while (head := self._head()) is not None and head.operation is not None and room > 0:
+            while (head := self._head()) is not None and head.operation is not None:
                 size += head.size
-                if size > _MAX_BYTES and (batch or taken):
+                if batch and (size > _MAX_BYTES or len(batch) >= _MAX_CHANGES):
                     break
-                room -= 1
-                taken.append(self._waiting.popleft())
-        return taken
+                batch.append(self._waiting.popleft())
+
+    def _put_back(self, changes: list[Change[Any]]) -> None:
+        if changes:
+            with self._leaving:
+                self._waiting.extendleft(reversed(changes))
 
     def _withdraw(self, changes: Sequence[Change[Any]]) -> None:
         with self._leaving:

@@ -8,11 +8,10 @@ kernel's, which forgets a dead waiter and wakes all others.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
 
 from kvreplay.errors import StoreUnavailableError
 
@@ -20,40 +19,47 @@ __all__ = ["ProcessTurn"]
 
 
 class ProcessTurn:
-    """A lock on the directory of a store; one thread of this process at a time asks for it."""
+    """A lock on the directory of a store; one thread of this process at a time asks for it.
+
+    Entering it waits for the turn, without a time limit, and may raise StoreUnavailableError.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._directory: int | None = None
 
-    @contextlib.contextmanager
-    def taken(self) -> Iterator[None]:
-        """Wait for the turn, without a time limit, and hold it for a block.
-
-        Raises:
-            StoreUnavailableError: there is no directory to lock, or no lock to be had.
-        """
+    def __enter__(self) -> None:
         try:
-            try:
-                self._directory = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-                fcntl.flock(self._directory, fcntl.LOCK_EX)
-            except OSError as error:
-                raise StoreUnavailableError(
-                    f"the directory {self._path} cannot be locked: nothing was changed"
-                    f" ({os.strerror(error.errno or 0)})"
-                ) from error
-            yield
-        finally:
-            directory, self._directory = self._directory, None
-            if directory is not None:  # or this is a child that was forked in the block
-                # A failure must not deny what was done; the end of the descriptor is one, too.
-                with contextlib.suppress(OSError):
-                    fcntl.flock(directory, fcntl.LOCK_UN)  # also of a copy that a child has
-                with contextlib.suppress(OSError):
-                    os.close(directory)
+            self._directory = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            fcntl.flock(self._directory, fcntl.LOCK_EX)
+        except OSError as error:
+            self.close()
+            raise StoreUnavailableError(
+                f"the directory {self._path} cannot be locked: nothing was changed"
+                f" ({os.strerror(error.errno or 0)})"
+            ) from error
+        except BaseException:  # an interrupt, perhaps right after it got the lock
+            self.close()
+            raise
 
-    def leave_to_parent(self) -> None:
-        """In a forked child: give up its copy of what is its parent's turn."""
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._directory is not None:  # or this is a child that was forked meanwhile
+            try:
+                fcntl.flock(self._directory, fcntl.LOCK_UN)  # also of a copy that a child has
+            except OSError:
+                pass  # it must not deny what was done, and closing ends the lock, too
+            self.close()
+
+    def close(self) -> None:
+        """Give up the descriptor, and with it the turn, unless somebody has a copy."""
         directory, self._directory = self._directory, None
         if directory is not None:
-            os.close(directory)
+            try:
+                os.close(directory)
+            except OSError:
+                pass  # Linux gives it back whatever it reports

@@ -276,7 +276,7 @@ def _run_claimed(entry: Free, request: Request, policy: Policy) -> Flow[Settled 
     assert policy.lease is not None  # or there is no claim
     token, owner = yield BEGIN
     claim = Claim(token, entry.now + policy.lease, owner)
-    held = Held(attrs.evolve(_record_of(request, entry.now), claim=claim))
+    held = Held(_record_of(request, entry.now, claim))
     _check_size(held.data, policy)
     event: EventKind | None = "taken_over" if entry.in_doubt else None
     found, now = yield CheckAndPut(entry.found, held.data, event=event)
@@ -383,8 +383,8 @@ _NO_TRACE: Final = "the handler ran, nothing was stored, and a retry runs it aga
 _UNDONE: Final = "the handler's writes were undone, and nothing happened"
 
 
-def _record_of(request: Request, now: int) -> ReplayRecord:
-    return ReplayRecord(State.IN_PROGRESS, request.key, request.params, None, now, None, None)
+def _record_of(request: Request, now: int, claim: Claim | None = None) -> ReplayRecord:
+    return ReplayRecord(State.IN_PROGRESS, request.key, request.params, None, now, None, claim)
 
 
 def _check_size(data: bytes, policy: Policy) -> None:
@@ -407,8 +407,9 @@ def _complete(
     """Make the step that records an answer; the store may drop it once its tombstone is over."""
     expires_at = now + ttl
     data = encode(
-        attrs.evolve(
-            record, state=State.COMPLETED, response=response, expires_at=expires_at, claim=None
+        ReplayRecord(
+            *(State.COMPLETED, record.key, record.params, response),
+            *(record.created_at, expires_at, None),
         )
     )
     if len(data) > policy.max_record_bytes:

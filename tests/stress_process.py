@@ -219,7 +219,7 @@ class Node:
         held: dict[str, bytes] = {}
         with open(Path(self.told["folder"], f"{self.told['number']}-journal"), "wb", 0) as file:
             for count in itertools.count():
-                key, value = f"k{rng.randrange(5)}", b"%d" % count
+                key, value = f"k{rng.randrange(30)}", b"%d" % count
                 address = ("journal", f"p{self.told['number']}", key)
                 file.write(json.dumps(["begun", key, count]).encode() + b"\n")
                 if rng.random() < 0.5:
