@@ -226,11 +226,11 @@ def test_the_short_way_leaves_intact_nonsense_to_decode(tail: list[Any]) -> None
 @pytest.mark.parametrize(("index", "bad"), [(6, None), (6, 0.5), (7, 1e15), (7, 2.0**70)])
 def test_the_short_way_takes_no_record_of_another_shape(index: int, bad: object) -> None:
     fields = fields_of(COMPLETED)
-    assert answer_in(sealed(fields), KEY, COMPLETED.params, 0) == COMPLETED.response
+    assert answer_in(sealed(fields), KEY.scope, KEY.id, COMPLETED.params, 0) == COMPLETED.response
     fields[index] = bad
     with pytest.raises(CorruptRecordError):
         decode(sealed(fields), KEY)
-    assert answer_in(sealed(fields), KEY, COMPLETED.params, 0) is None
+    assert answer_in(sealed(fields), KEY.scope, KEY.id, COMPLETED.params, 0) is None
 
 
 @given(st.binary(max_size=200))

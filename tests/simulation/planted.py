@@ -358,7 +358,7 @@ PLANTED = [
     ),
     Planted(
         "a lookup that takes a key in doubt for free",
-        lambda: patched(("wait_timeout=0, on_in_doubt=InDoubtPolicy.RAISE)", "wait_timeout=0)")),
+        lambda: patched(("(policy, on_in_doubt=InDoubtPolicy.RAISE)", "(policy)")),
         Scenario((Caller("A", 0), Caller("A", 1, "lookup")), may=Left(crashes=1), **_RERUN),
         "a lookup knew nothing of a key in doubt",
     ),
@@ -388,8 +388,8 @@ PLANTED = [
             (
                 """    if found != entry.found:
         return Free(found, now)
-    _check_size(""",
-                "    _check_size(",
+    record = _record_of(request, now)""",
+                "    record = _record_of(request, now)",
             )
         ),
         Scenario((Caller("A", 0, "transact"), Caller("A", 1, "transact"))),
