@@ -47,7 +47,7 @@ def this_process() -> str:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             boot_id = file.read().strip()
         namespace = os.stat("/proc/self/ns/pid").st_ino
-        _, start = _stat(os.getpid())
+        _, start, _ = _stat(os.getpid())
     except OSError:
         return f"{os.urandom(16).hex()}:0:{os.getpid()}:0"
     return f"{boot_id}:{namespace}:{os.getpid()}:{start}"
@@ -76,20 +76,22 @@ def _look_up(pid: int, start: str) -> Liveness:
     except OverflowError:
         return Liveness.UNKNOWN
     try:
-        state, started = _stat(pid)
+        state, started, threads = _stat(pid)
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return Liveness.UNKNOWN  # ended just now, or hidden from this user
     except OSError:
         return Liveness.RUNNING  # no file can be opened at this moment; but it was there
-    # A zombie only waits to be reaped, and another start time is another process.
-    return Liveness.RUNNING if started == start and state not in "ZX" else Liveness.GONE
+    # A zombie only waits to be reaped, unless it has other threads: a killed one may be finishing
+    # the very system call that makes its answer count. Another start time is another process.
+    lives = state not in "ZX" or threads > 1
+    return Liveness.RUNNING if started == start and lives else Liveness.GONE
 
 
-def _stat(pid: int) -> tuple[str, str]:
-    """Return a process's state and start time, in clock ticks since boot."""
+def _stat(pid: int) -> tuple[str, str, int]:
+    """Return a process's state, its start in clock ticks since boot, and its threads."""
     with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
         fields = file.read().rpartition(")")[2].split()
-    return fields[0], fields[19]
+    return fields[0], fields[19], int(fields[17])
 
 
 def _forget() -> None:

@@ -153,3 +153,28 @@ def test_a_process_that_cannot_be_looked_at_now_is_taken_for_alive(
     assert liveness(claim(parent)) is Liveness.GONE  # that one started at another time
     monkeypatch.setattr(owner, "_stat", no_more_files)
     assert liveness(claim(parent)) is Liveness.RUNNING
+
+
+def test_a_process_whose_threads_are_still_dying_is_no_dead_one() -> None:
+    """One of them may be in the system call that makes a commit count: it finishes that first."""
+    leaderless = """
+import ctypes, sys, threading
+from kvreplay.owner import this_process
+threading.Thread(target=sys.stdin.read).start()
+print(this_process(), flush=True)
+ctypes.CDLL(None).pthread_exit(None)
+"""
+    command = [sys.executable, "-c", leaderless]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        its = claim(process.stdout.readline().strip())
+        while owner._stat(process.pid)[0] != "Z":
+            os.sched_yield()
+        assert liveness(its) is Liveness.RUNNING
+        process.kill()
+        # It stays a zombie until it is waited for, and then without threads.
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert owner._stat(process.pid)[0] == "Z"
+        assert liveness(its) is Liveness.GONE
