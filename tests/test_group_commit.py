@@ -382,12 +382,15 @@ def interrupted_when(true: Callable[[], bool]) -> Iterator[None]:
         until(true)
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
+    # A run in the background may have been started with Ctrl-C ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     sender = threading.Thread(target=send)
     sender.start()
     try:
         yield
     finally:
         sender.join()
+        signal.signal(signal.SIGINT, before)
 
 
 def held_turn(store: LMDBStore) -> tuple[threading.Thread, threading.Event]:
