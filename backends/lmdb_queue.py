@@ -26,7 +26,7 @@ Take = Callable[["list[Change[Any]]"], None]
 
 _MAX_CHANGES: Final = 1000  # a batch
 _MAX_BYTES: Final = 16 * 1024 * 1024  # of values, unless a single one is larger
-ALONE: Final = _MAX_BYTES
+ALONE: Final = _MAX_BYTES + 1
 """The size of a change that takes long, and shares no commit: nobody waits for it in theirs."""
 
 _LOOK_AGAIN: Final = 1.0  # seconds, until one who waits looks whether an interrupt lost its turn
