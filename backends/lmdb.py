@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Final, Self
@@ -109,18 +110,18 @@ class LMDBStore:
         self, primary_namespace: str, secondary_namespace: str, key: str, value: bytes
     ) -> None:
         """Create or replace; see :meth:`kvreplay.KVStoreSync.write`."""
-        address = entries.Address(primary_namespace, secondary_namespace, key)
+        entry = entries.entry_key(primary_namespace, secondary_namespace, key)
         check_value(value)
         environment = self._opened()
-        environment.write(lambda txn: entries.put(environment, txn, address, value), len(value))
+        environment.write(lambda txn: entries.put(environment, txn, entry, value), len(value))
 
     def remove(
         self, primary_namespace: str, secondary_namespace: str, key: str, lazy: bool = False
     ) -> None:
         """Remove if present, durably even if ``lazy``; see :meth:`kvreplay.KVStoreSync.remove`."""
-        address = entries.Address(primary_namespace, secondary_namespace, key)
+        entry = entries.entry_key(primary_namespace, secondary_namespace, key)
         environment = self._opened()
-        environment.write(lambda txn: entries.delete(environment, txn, address))
+        environment.write(lambda txn: entries.delete(environment, txn, entry))
 
     def list(self, primary_namespace: str, secondary_namespace: str) -> list[str]:
         """Return the namespace's keys, page by page; see :meth:`kvreplay.KVStoreSync.list`."""
@@ -149,13 +150,11 @@ class LMDBStore:
         expires_at: int | None = None,
     ) -> bytes | None:
         """Compare and put in one transaction; see :meth:`kvreplay.AtomicKVStore.check_and_put`."""
-        address = entries.Address(primary_namespace, secondary_namespace, key)
+        entry = entries.entry_key(primary_namespace, secondary_namespace, key)
         check_change(expected, value, expires_at)
         environment = self._opened()
         return environment.write(
-            lambda txn: entries.check_and_put(
-                environment, txn, address, expected, value, expires_at
-            ),
+            lambda txn: entries.check_and_put(environment, txn, entry, expected, value, expires_at),
             len(value or b""),
         )
 
@@ -166,14 +165,14 @@ class LMDBStore:
         operations = {}
         for index, each in enumerate(changes):
             try:
-                address = entries.Address(
+                entry = entries.entry_key(
                     each.primary_namespace, each.secondary_namespace, each.key
                 )
                 check_change(each.expected, each.value, each.expires_at)
             except StoreError as error:
                 outcomes[index] = error
             else:
-                operations[index] = (_putting(environment, address, each), len(each.value or b""))
+                operations[index] = (_putting(environment, entry, each), len(each.value or b""))
         results = environment.write_each(list(operations.values()))
         outcomes.update(zip(operations, results, strict=True))
         return [outcomes[index] for index in range(len(changes))]
@@ -217,7 +216,8 @@ class LMDBStore:
         Raises:
             StoreUnavailableError: the map was full and has been grown: run it again.
         """
-        return ThreadBound(_transaction(self._opened()))
+        environment = self._opened()
+        return ThreadBound(environment.transaction(partial(_Transaction, environment)))
 
     def close(self) -> None:
         """Leave the environment; the last user in this process closes the files."""
@@ -262,10 +262,10 @@ class LMDBStore:
 
 
 def _putting(
-    environment: Environment, address: entries.Address, change: Change
+    environment: Environment, entry: bytes, change: Change
 ) -> Callable[[Transaction], bytes | None]:
     return lambda txn: entries.check_and_put(
-        environment, txn, address, change.expected, change.value, change.expires_at
+        environment, txn, entry, change.expected, change.value, change.expires_at
     )
 
 
@@ -285,12 +285,6 @@ def _absolute(path: str | os.PathLike[str]) -> Path:
     return Path(spelt).absolute()
 
 
-@contextmanager
-def _transaction(environment: Environment) -> Iterator[KVTransaction]:
-    with environment.transaction() as block:
-        yield _Transaction(environment, block)
-
-
 class _Transaction:
     """The store's calls inside a caller's transaction."""
 
@@ -299,8 +293,8 @@ class _Transaction:
         self._run = block.run
 
     def read(self, primary_namespace: str, secondary_namespace: str, key: str) -> bytes:
-        address = entries.Address(primary_namespace, secondary_namespace, key)
-        stored = self._run(lambda txn: txn.get(address.entry, None, self._environment.entries))
+        entry = entries.entry_key(primary_namespace, secondary_namespace, key)
+        stored = self._run(lambda txn: txn.get(entry, None, self._environment.entries))
         if stored is None:
             raise KeyNotFoundError("no entry under that name")
         return stored[entries.STAMP :]
@@ -308,15 +302,15 @@ class _Transaction:
     def write(
         self, primary_namespace: str, secondary_namespace: str, key: str, value: bytes
     ) -> None:
-        address = entries.Address(primary_namespace, secondary_namespace, key)
+        entry = entries.entry_key(primary_namespace, secondary_namespace, key)
         check_value(value)
-        self._run(lambda txn: entries.put(self._environment, txn, address, value))
+        self._run(lambda txn: entries.put(self._environment, txn, entry, value))
 
     def remove(
         self, primary_namespace: str, secondary_namespace: str, key: str, lazy: bool = False
     ) -> None:
-        address = entries.Address(primary_namespace, secondary_namespace, key)
-        self._run(lambda txn: entries.delete(self._environment, txn, address))
+        entry = entries.entry_key(primary_namespace, secondary_namespace, key)
+        self._run(lambda txn: entries.delete(self._environment, txn, entry))
 
     def list(self, primary_namespace: str, secondary_namespace: str) -> list[str]:
         check_namespace(primary_namespace, secondary_namespace)
@@ -336,10 +330,10 @@ class _Transaction:
         value: bytes | None,
         expires_at: int | None = None,
     ) -> bytes | None:
-        address = entries.Address(primary_namespace, secondary_namespace, key)
+        entry = entries.entry_key(primary_namespace, secondary_namespace, key)
         check_change(expected, value, expires_at)
         return self._run(
             lambda txn: entries.check_and_put(
-                self._environment, txn, address, expected, value, expires_at
+                self._environment, txn, entry, expected, value, expires_at
             )
         )

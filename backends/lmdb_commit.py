@@ -67,13 +67,12 @@ class Committer:
         self, env: lmdb.Environment, txn: Transaction, batch: list[Change[Any]], take: Take | None
     ) -> None:
         """Run and commit the changes' operations: all have landed, or none has happened."""
-        done: list[tuple[Change[Any], Any]] = []
         try:
             if take is not None:
                 take(batch)
             for change in batch:
                 assert change.operation is not None  # a place for a transaction is not taken
-                done.append((change, change.operation(txn)))
+                change.result = change.operation(txn)
             self._environment.commit(env, txn)
         except BaseException as error:
             if not _is_over(txn):
@@ -81,9 +80,9 @@ class Committer:
                 raise
             if isinstance(error, Exception):
                 raise  # of the commit
-            _land(done)  # an interrupt that came right after it
+            _land(batch)  # an interrupt that came right after it
             raise
-        _land(done)
+        _land(batch)
 
     def _told(self, failure: Exception) -> Exception:
         """Say in kvreplay's terms why a change did not happen; a foreign exception stays."""
@@ -92,9 +91,9 @@ class Committer:
         return failure
 
 
-def _land(done: Sequence[tuple[Change[Any], Any]]) -> None:
-    for change, result in done:
-        change.land(result)
+def _land(batch: Sequence[Change[Any]]) -> None:
+    for change in batch:
+        change.landed = True
 
 
 def _is_over(txn: Transaction) -> bool:

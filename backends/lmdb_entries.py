@@ -17,10 +17,10 @@ from kvreplay.store import MAX_NAME_LENGTH, SweepResult, check_name, check_names
 __all__ = [
     "PAGE",
     "STAMP",
-    "Address",
     "check_and_put",
     "delete",
     "entry_key",
+    "index_key",
     "keys_from",
     "prefix_of",
     "put",
@@ -35,20 +35,6 @@ STAMP: Final = 8
 
 _NEVER: Final = bytes(STAMP)
 _LEGAL: Final = (string.ascii_letters + string.digits + "_-").encode()
-
-
-class Address:
-    """An entry's checked names as LMDB keys: names hold no zero byte, so it separates them."""
-
-    __slots__ = ("entry", "primary", "rest")
-
-    def __init__(self, primary_namespace: str, secondary_namespace: str, key: str) -> None:
-        self.entry = entry_key(primary_namespace, secondary_namespace, key)
-        self.primary, _, self.rest = self.entry.partition(b"\0")
-
-    def index(self, stamp: bytes) -> bytes:
-        """Return the entry's key in the expiry index: by namespace, then time."""
-        return self.primary + b"\0" + stamp + self.rest
 
 
 def entry_key(primary_namespace: str, secondary_namespace: str, key: str) -> bytes:
@@ -70,54 +56,68 @@ def prefix_of(primary_namespace: str, secondary_namespace: str) -> bytes:
     return f"{primary_namespace}\0{secondary_namespace}\0".encode()
 
 
-def put(environment: Environment, txn: Transaction, address: Address, value: bytes) -> None:
+def index_key(entry: bytes, stamp: bytes) -> bytes:
+    """Return an entry's key in the expiry index: by primary namespace, then time."""
+    primary, _, rest = entry.partition(b"\0")
+    return primary + b"\0" + stamp + rest
+
+
+def put(environment: Environment, txn: Transaction, entry: bytes, value: bytes) -> None:
     """Create or replace an entry, which then does not expire."""
-    old = txn.get(address.entry, None, environment.entries)
-    _replace(environment, txn, address, old, value, None)
+    old = txn.get(entry, None, environment.entries)
+    _replace(environment, txn, entry, old, value, _NEVER)
 
 
-def delete(environment: Environment, txn: Transaction, address: Address) -> None:
+def delete(environment: Environment, txn: Transaction, entry: bytes) -> None:
     """Remove an entry if it is there."""
-    old = txn.get(address.entry, None, environment.entries)
-    _replace(environment, txn, address, old, None, None)
+    old = txn.get(entry, None, environment.entries)
+    _replace(environment, txn, entry, old, None, _NEVER)
 
 
 def check_and_put(
     environment: Environment,
     txn: Transaction,
-    address: Address,
+    entry: bytes,
     expected: bytes | None,
     value: bytes | None,
     expires_at: int | None,
 ) -> bytes | None:
     """Change an entry if it is as expected; return what was found."""
-    old = txn.get(address.entry, None, environment.entries)
+    stamp = _NEVER
+    if value is not None and expires_at is not None:
+        stamp = (expires_at + 1).to_bytes(STAMP, "big")
+    if (
+        expected is None
+        and value is not None  # then one call looks and puts
+        and txn.put(entry, stamp + value, overwrite=False, db=environment.entries)
+    ):
+        if stamp != _NEVER:
+            txn.put(index_key(entry, stamp), b"", db=environment.expiry)
+        return None
+    old = txn.get(entry, None, environment.entries)
     found = None if old is None else old[STAMP:]
     if found == expected:
-        _replace(environment, txn, address, old, value, expires_at)
+        _replace(environment, txn, entry, old, value, stamp)
     return found
 
 
 def _replace(
     environment: Environment,
     txn: Transaction,
-    address: Address,
+    entry: bytes,
     old: bytes | None,
     value: bytes | None,
-    expires_at: int | None,
+    stamp: bytes,
 ) -> None:
     """Change an entry and its place in the expiry index together."""
-    stamp = _NEVER
-    if value is not None and expires_at is not None:
-        stamp = (expires_at + 1).to_bytes(STAMP, "big")
     if old is not None and old[:STAMP] not in (_NEVER, stamp):
-        txn.delete(address.index(old[:STAMP]), db=environment.expiry)
+        txn.delete(index_key(entry, old[:STAMP]), db=environment.expiry)
     if value is not None:
-        txn.put(address.entry, stamp + value, db=environment.entries)
+        txn.put(entry, stamp + value, db=environment.entries)
         if stamp != _NEVER:
-            txn.put(address.index(stamp), b"", db=environment.expiry)
+            txn.put(index_key(entry, stamp), b"", db=environment.expiry)
     elif old is not None:
-        txn.delete(address.entry, db=environment.entries)
+        txn.delete(entry, db=environment.entries)
 
 
 def sweep(

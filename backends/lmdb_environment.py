@@ -22,7 +22,7 @@ from kvreplay.backends.lmdb_files import (
     store_error,
 )
 from kvreplay.backends.lmdb_gate import Gate
-from kvreplay.backends.lmdb_queue import Bell, Change, CommitQueue, Transaction
+from kvreplay.backends.lmdb_queue import Change, CommitQueue, Transaction
 from kvreplay.backends.lmdb_turn import ProcessTurn
 from kvreplay.errors import (
     OutcomeUnknownError,
@@ -69,6 +69,7 @@ class Environment:
     def close(self) -> None:
         """Close the files once no transaction is active; a new user's call opens them again."""
         self.gate.alone(self._shut)
+        self._queue.shut()
 
     # Forking: a call that another thread is in would never return in the child.
 
@@ -153,22 +154,23 @@ class Environment:
     ) -> list[T | Exception]:
         """Do as :meth:`write` for each of several operations; return their results or errors."""
         self._refuse_to_wait()
-        bell = Bell()
-        changes = [Change(operation, size, bell) for operation, size in operations]
+        changes = [Change(operation, size) for operation, size in operations]
         self._queue.submit(changes)
         return [change.error or cast(T, change.result) for change in changes]
 
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[Block]:
-        """A write transaction around a block of the caller's, which is never run again."""
+    def transaction(self, made_of: Callable[[Block], T]) -> Iterator[T]:
+        """A write transaction around a block of the caller's, which is never run again.
+
+        The caller is given what is ``made_of`` it.
+        """
         self._refuse_to_wait()
         with self._queue.turn():
-            self._make_room()
             env, txn = self._begin_write()
             block = self._block = Block(self.path, txn)
             committed = False
             try:
-                yield block
+                yield made_of(block)
                 if block.inherited:
                     raise StoreError(
                         "a forked child cannot commit its parent's transaction: the child changed"
@@ -195,23 +197,30 @@ class Environment:
 
     def _refuse_to_wait(self) -> None:
         """Refuse who would wait for ever, or for nothing."""
-        self.refuse_own_transaction()
-        self._refuse_stranded()
+        if self._block is not None:
+            self.refuse_own_transaction()
+        if self._stranded:
+            self._refuse_stranded()
 
     def refuse_own_transaction(self) -> None:
         """A thread that holds a transaction would wait for itself."""
-        if self._block is not None and self._block.is_mine:
+        if (block := self._block) is not None and block.is_mine:
             raise StoreError(
                 "this thread holds a transaction of this store: change it through the"
                 " transaction; nothing was changed"
             )
 
     def _begin_write(self) -> tuple[lmdb.Environment, Transaction]:
-        """Begin what the caller ends, and then leaves the gate."""
+        """Begin what the caller ends, and then leaves the gate.
+
+        It cannot be run again in a larger map, so a crowded one grows beforehand.
+        """
         while True:
             env = self.gate.enter()
             try:
-                return env, env.begin(write=True)
+                info = env.info()
+                if (info["last_pgno"] + 1) * self._page_size <= _CROWDED * info["map_size"]:
+                    return env, env.begin(write=True)
             except lmdb.Error as error:
                 self.gate.leave()
                 if not self.repair(env, error):
@@ -219,6 +228,9 @@ class Environment:
             except BaseException:
                 self.gate.leave()
                 raise
+            else:
+                self.gate.leave()
+                self.gate.alone(lambda current: self._resize(current, grow=True))
 
     def commit(self, env: lmdb.Environment, txn: Transaction) -> None:
         """Commit, or raise what became of it: LMDB's own error if the map is full."""
@@ -259,17 +271,6 @@ class Environment:
         finally:
             self.gate.leave()
 
-    def _make_room(self) -> None:
-        """Grow a crowded map before a transaction that cannot be run again."""
-        env = self.gate.enter()
-        try:
-            info = env.info()
-            used = (info["last_pgno"] + 1) * env.stat()["psize"]
-        finally:
-            self.gate.leave()
-        if used > _CROWDED * info["map_size"]:
-            self.gate.alone(lambda current: self._resize(current, grow=True))
-
     def _resize(self, env: lmdb.Environment | None, *, grow: bool) -> lmdb.Environment:
         env = env or self._reopen()
         before = env.info()["map_size"]
@@ -296,6 +297,7 @@ class Environment:
             max_readers=self._max_readers,
             creating=creating,
         )
+        self._page_size = env.stat()["psize"]
         return env
 
     def _reopen(self) -> lmdb.Environment:

@@ -3,6 +3,9 @@
 There is no thread of the queue's own. The thread whose change is at the head *leads*: it commits
 its change and those behind it in one transaction, and hands over to the next head. So a change
 waits for the batch under way and is in the next one, as far as that is not too large.
+
+Those whose change has landed wake one another, one the next: woken all at once they would only
+stand in each other's way, before the interpreter's lock, and in that of the next leader.
 """
 
 from __future__ import annotations
@@ -60,30 +63,34 @@ class Change(Generic[T]):
         operation: makes the change in a transaction; it may be run again in another one. ``None``
             keeps a place for a transaction of its thread's own.
         size: about how many bytes it writes.
-        bell: that of the thread that waits for it.
     """
 
-    __slots__ = ("bell", "error", "landed", "operation", "result", "size")
+    __slots__ = ("batch", "bell", "error", "landed", "operation", "result", "size")
 
-    def __init__(
-        self, operation: Callable[[Transaction], T] | None, size: int = 0, bell: Bell | None = None
-    ) -> None:
+    def __init__(self, operation: Callable[[Transaction], T] | None, size: int = 0) -> None:
         self.operation = operation
         self.size = size
-        self.bell = bell or Bell()
+        self.bell: Bell | None = None  # while a thread waits for it
+        self.batch: Iterator[Change[Any]] = _NOBODY  # those in its batch that are still to be woken
         self.landed = False
         self.result: T | None = None
         self.error: Exception | None = None
 
-    def land(self, result: T) -> None:
-        """It is committed."""
-        self.result = result
-        self.landed = True
-
     def fail(self, error: Exception) -> None:
-        """It is not, or nobody knows: what its thread is to raise."""
+        """It did not happen, or nobody knows: what its thread is to raise."""
         self.error = error
         self.landed = True
+
+    def wake(self) -> bool:
+        """Wake the thread that waits for it; say whether there is one."""
+        bell = self.bell
+        if bell is None:
+            return False
+        bell.ring()
+        return True
+
+
+_NOBODY: Final[Iterator[Change[Any]]] = iter(())
 
 
 class CommitQueue:
@@ -112,6 +119,7 @@ class CommitQueue:
             for change in changes:
                 while self._await_turn(change):
                     self._lead(change)
+                any(map(Change.wake, change.batch))  # the next one, who wakes the next
         except BaseException:  # an interrupt; what a leader has taken may still be committed
             self._withdraw(changes)
             raise
@@ -127,21 +135,31 @@ class CommitQueue:
                 self._withdraw((place,))
                 yield
         finally:
-            self._withdraw((place,))
+            if place in self._waiting:  # an interrupt
+                self._withdraw((place,))
             self._call_next()
+
+    def shut(self) -> None:
+        """Give up what the turn among processes needs, until the next change needs it again."""
+        with self._turn:
+            self._process_turn.close()
 
     def _await_turn(self, change: Change[Any]) -> bool:
         """Wait until the change is at the head of the queue; False if it has landed instead."""
         while not change.landed:
             if self._head() is change:
                 return True
-            change.bell.wait()
+            change.bell = Bell()
+            # Who looks for the bell does so after what is looked for here.
+            if not change.landed and self._head() is not change:
+                change.bell.wait()
+            change.bell = None
         return False
 
     def _head(self) -> Change[Any] | None:
         try:
-            return self._waiting[0]
-        except IndexError:
+            return self._waiting[0] if self._waiting else None
+        except IndexError:  # it was taken just then
             return None
 
     def _lead(self, own: Change[Any]) -> None:
@@ -153,27 +171,32 @@ class CommitQueue:
                 if not own.landed:  # by a leader that was taking it just then
                     with self._process_turn:
                         self._commit(batch, self._take)
+        except BaseException:  # an interrupt
+            self._put_back(batch)
+            raise
         finally:
-            self._put_back([change for change in batch if not change.landed])
             self._call_next()
-            if len(batch) > 1:
-                for bell in {change.bell for change in batch} - {own.bell}:
-                    bell.ring()
 
     def _take(self, batch: list[Change[Any]]) -> None:
         """Add what fits into the batch, up to a thread that wants a transaction of its own."""
         size = sum([change.size for change in batch])
+        others = batch[0].batch if batch else iter(batch)
         with self._leaving:
             while (head := self._head()) is not None and head.operation is not None:
                 size += head.size
                 if batch and (size > _MAX_BYTES or len(batch) >= _MAX_CHANGES):
                     break
-                batch.append(self._waiting.popleft())
+                head.batch = others
+                batch.append(head)
+                self._waiting.popleft()
 
-    def _put_back(self, changes: list[Change[Any]]) -> None:
-        if changes:
-            with self._leaving:
-                self._waiting.extendleft(reversed(changes))
+    def _put_back(self, batch: Sequence[Change[Any]]) -> None:
+        """Return to the head of the queue what an interrupted leader has taken."""
+        with self._leaving:
+            left = [each for each in batch if not each.landed and each not in self._waiting]
+            self._waiting.extendleft(reversed(left))
+        for each in batch:
+            each.wake()
 
     def _withdraw(self, changes: Sequence[Change[Any]]) -> None:
         with self._leaving:
@@ -182,9 +205,11 @@ class CommitQueue:
                     self._waiting.remove(change)
                 except ValueError:
                     pass  # it is not waiting any more
+        for change in changes:
+            any(map(Change.wake, change.batch))
         self._call_next()
 
     def _call_next(self) -> None:
         head = self._head()
         if head is not None:
-            head.bell.ring()
+            head.wake()

@@ -21,7 +21,8 @@ __all__ = ["ProcessTurn"]
 class ProcessTurn:
     """A lock on the directory of a store; one thread of this process at a time asks for it.
 
-    Entering it waits for the turn, without a time limit, and may raise StoreUnavailableError.
+    Entering it waits for the turn, without a time limit, and may raise StoreUnavailableError. It
+    keeps the directory open until :meth:`close`, which the same thread at a time may call.
     """
 
     def __init__(self, path: Path) -> None:
@@ -30,7 +31,8 @@ class ProcessTurn:
 
     def __enter__(self) -> None:
         try:
-            self._directory = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            if self._directory is None:
+                self._directory = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
             fcntl.flock(self._directory, fcntl.LOCK_EX)
         except OSError as error:
             self.close()
@@ -52,8 +54,10 @@ class ProcessTurn:
             try:
                 fcntl.flock(self._directory, fcntl.LOCK_UN)  # also of a copy that a child has
             except OSError:
-                pass  # it must not deny what was done, and closing ends the lock, too
-            self.close()
+                self.close()  # which ends the lock, too; it must not deny what was done
+
+    def __del__(self) -> None:
+        self.close()  # of a store that was closed while a change was on its way
 
     def close(self) -> None:
         """Give up the descriptor, and with it the turn, unless somebody has a copy."""

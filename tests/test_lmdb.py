@@ -280,7 +280,8 @@ def test_a_stray_index_entry_removes_nothing(store: LMDBStore) -> None:
 
     def stray(txn: Any) -> None:
         for key in ("later", "never", "absent"):
-            index = lmdb_entries.Address("p", "s", key).index((6).to_bytes(8, "big"))
+            entry = lmdb_entries.entry_key("p", "s", key)
+            index = lmdb_entries.index_key(entry, (6).to_bytes(8, "big"))
             txn.put(index, b"", db=environment.expiry)
 
     environment.write(stray)
