@@ -31,7 +31,7 @@ from kvreplay.record import ReplayRecord, encode_response
 from kvreplay.run import Run
 from kvreplay.singleflight import Flight, flights
 from kvreplay.steps import Flow, Request, Settled, Verdict
-from kvreplay.store import AtomicKVStore, KVTransaction, SweepResult, TransactionalKVStore
+from kvreplay.store import AtomicKVStore, KVTransaction, SweepResult
 from kvreplay.walk import Walk, records, sweep
 
 __all__ = ["AsyncReplay"]
@@ -114,7 +114,7 @@ class AsyncReplay:
         ``handler`` is a plain function, since it holds the store's write lock. Otherwise as
         :meth:`kvreplay.Replay.execute_in_transaction`.
         """
-        self._namespace.require(TransactionalKVStore, "execute_in_transaction")
+        self._namespace.require_transactions("execute_in_transaction")
         return await self._execute(key, params, ttl, flow.execute_in_transaction, handler)
 
     async def lookup(self, key: Key, params: object) -> Outcome | None:
@@ -203,12 +203,13 @@ class AsyncReplay:
         protocol: Callable[[Request, Any], Flow[Settled]],
         handler: Callable[..., Any],
     ) -> Outcome:
-        if (
-            self._driver.reads_inline
-            and (hit := self._namespace.peek(key, params, ttl)) is not None
-        ):
-            return hit
-        request = self._namespace.request(key, params, ttl)
+        if self._driver.reads_inline:
+            seen = self._namespace.peek(key, params, ttl)
+            if isinstance(seen, Outcome):
+                return seen
+            request = seen
+        else:
+            request = self._namespace.request(key, params, ttl)
         while True:
             own: Flight[object] = Flight(self._namespace.flight_key(request.key), request.params)
             try:
@@ -224,6 +225,7 @@ class AsyncReplay:
             outcome = await self._follow(flight, request)
             if outcome is not None:
                 return outcome
+            request.absent_at = None  # that was before the other's run
 
     def _lead(
         self,

@@ -6,10 +6,10 @@ import inspect
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 from kvreplay.errors import ConfigError
-from kvreplay.run import Run
+from kvreplay.run import PLAIN, Run
 from kvreplay.singleflight import flights
 from kvreplay.steps import Call, Flow, Held, Raised, Reconcile, Returned, Transact, Wait
 from kvreplay.store import KVTransaction, TransactionalKVStore
@@ -17,6 +17,7 @@ from kvreplay.store import KVTransaction, TransactionalKVStore
 __all__ = ["drive", "transact"]
 
 T = TypeVar("T")
+_NOTHING: Final = nullcontext()
 Renewing = Callable[[Held, Run], AbstractContextManager[object]]
 
 
@@ -32,7 +33,10 @@ def drive(
         step = next(flow)
         while True:
             try:
-                answer = _answer(step, run, handler, renewing)
+                if type(step) in PLAIN:
+                    answer = run.answer(step)
+                else:
+                    answer = _answer(step, run, handler, renewing)
             except BaseException as error:  # the flow decides, also about an interrupt
                 step = flow.throw(error)
             else:
@@ -62,9 +66,8 @@ def _answer(
     if isinstance(step, Call):
         assert handler is not None  # a flow that calls is driven with one
         run.calling()
-        holding = renewing(step.held, run) if renewing and step.held else nullcontext()
-        aboard = flights.aboard(run.flight) if run.flight else nullcontext()
-        with holding, aboard:
+        holding = renewing(step.held, run) if renewing and step.held else _NOTHING
+        with holding, flights.aboard(run.flight) if run.flight else _NOTHING:
             ended = run.ended(_call(handler))
         return ended, clock.now_ms()
     if isinstance(step, Wait):
@@ -75,10 +78,9 @@ def _answer(
         assert run.namespace.reconcile is not None  # or the policy is another
         run.bind()
         return run.namespace.reconcile(step.record), clock.now_ms()
-    if isinstance(step, Transact):
-        assert handler is not None
-        return transact(step, run, handler)
-    return run.answer(step)
+    assert isinstance(step, Transact)  # the last that needs a handler
+    assert handler is not None
+    return transact(step, run, handler)
 
 
 def _call(handler: Callable[..., Any]) -> Returned | Raised:

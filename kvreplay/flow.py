@@ -14,6 +14,7 @@ and of a hit: ``Read -> decide``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
 from typing import Final
 
@@ -35,7 +36,15 @@ from kvreplay.errors import (
 )
 from kvreplay.events import EventKind
 from kvreplay.keys import ReplayKey
-from kvreplay.record import Claim, ReplayRecord, State, decode, encode, encode_response
+from kvreplay.record import (
+    Claim,
+    ReplayRecord,
+    State,
+    decode,
+    encode,
+    encode_fields,
+    encode_response,
+)
 from kvreplay.steps import (
     BEGIN,
     NOT_APPLIED,
@@ -97,29 +106,15 @@ def decide(record: ReplayRecord | None, params: bytes, now: int) -> Decision:
 
 def execute(request: Request, policy: Policy) -> Flow[Settled]:
     """Answer from the record, or run the handler once and record its answer."""
-    found, now = yield READ
-    patience = _Patience(policy.wait_timeout)
-    while True:
-        entry = yield from _admit(found, now, request, policy, patience)
-        if isinstance(entry, Free):
-            run = _run_claimless if policy.lease is None else _run_claimed
-            entry = yield from run(entry, request, policy)
-        if isinstance(entry, Settled):
-            return entry
-        found, now = entry.found, entry.now  # another owner was faster
+    run = _run_claimless if policy.lease is None else _run_claimed
+    # What was seen before may be old news: a claim compares, and a run without one asks again.
+    absent_at = None if policy.lease is None else request.absent_at
+    return _settle(request, policy, absent_at, run)
 
 
 def execute_in_transaction(request: Request, policy: Policy) -> Flow[Settled]:
     """Answer from the record, or commit the handler's writes and its answer together."""
-    found, now = yield READ
-    patience = _Patience(policy.wait_timeout)
-    while True:
-        entry = yield from _admit(found, now, request, policy, patience)
-        if isinstance(entry, Free):
-            entry = yield Transact(_run_in_transaction(entry, request, policy))
-        if isinstance(entry, Settled):
-            return entry
-        found, now = entry.found, entry.now
+    return _settle(request, policy, request.absent_at, _transact)
 
 
 def lookup(request: Request, policy: Policy) -> Flow[Settled | None]:
@@ -211,6 +206,30 @@ class _Patience:
         self._left -= delay
         self._delay = min(2 * self._delay, 100)
         return delay
+
+
+def _settle(
+    request: Request,
+    policy: Policy,
+    absent_at: int | None,
+    run: Callable[[Free, Request, Policy], Flow[Settled | Free]],
+) -> Flow[Settled]:
+    """Answer from the record, or ``run``, for which another owner may turn out to be faster.
+
+    ``absent_at``: when there was no record, for a ``run`` that compares before it calls; ``None``:
+    read.
+    """
+    found, now = (yield READ) if absent_at is None else (None, absent_at)
+    patience = _Patience(policy.wait_timeout)
+    while True:
+        entry: Settled | Free = Free(found, now)
+        if found is not None:
+            entry = yield from _admit(found, now, request, policy, patience)
+        if isinstance(entry, Free):
+            entry = yield from run(entry, request, policy)
+        if isinstance(entry, Settled):
+            return entry
+        found, now = entry.found, entry.now
 
 
 def _admit(
@@ -355,6 +374,11 @@ def _run_claimless(entry: Free, request: Request, policy: Policy) -> Flow[Settle
         expected = found
 
 
+def _transact(entry: Free, request: Request, policy: Policy) -> Flow[Settled | Free]:
+    """Run the handler inside a transaction."""
+    return (yield Transact(_run_in_transaction(entry, request, policy)))  # type: ignore[no-any-return]
+
+
 def _run_in_transaction(entry: Free, request: Request, policy: Policy) -> Flow[Settled | Free]:
     """Run the handler inside the transaction that this flow is driven in."""
     found, now = yield READ
@@ -406,11 +430,9 @@ def _complete(
 ) -> CheckAndPut:
     """Make the step that records an answer; the store may drop it once its tombstone is over."""
     expires_at = now + ttl
-    data = encode(
-        ReplayRecord(
-            *(State.COMPLETED, record.key, record.params, response),
-            *(record.created_at, expires_at, None),
-        )
+    data = encode_fields(
+        *(State.COMPLETED, record.key, record.params, response),
+        *(record.created_at, expires_at, None),
     )
     if len(data) > policy.max_record_bytes:
         raise ResponseNotStorableError(

@@ -30,7 +30,13 @@ from kvreplay.keys import ReplayKey, name, scope_name
 from kvreplay.record import ReplayRecord, answer_in, decode_response
 from kvreplay.singleflight import Flight, flights, fresh
 from kvreplay.steps import InDoubtPolicy, Policy, Request, Settled
-from kvreplay.store import AtomicKVStore, ExpiringKVStore, SweepResult, check_namespace
+from kvreplay.store import (
+    AtomicKVStore,
+    ExpiringKVStore,
+    SweepResult,
+    TransactionalKVStore,
+    check_namespace,
+)
 
 __all__ = [
     "Key",
@@ -111,45 +117,52 @@ class ReplayNamespace:
             max_record_bytes=max_record_bytes,
         )
         self.sweeps_itself = not missing_methods(store, ExpiringKVStore)
+        self._has_transactions = not missing_methods(store, TransactionalKVStore)
         self._on_event = on_event
+        self.is_observed = on_event is not None
         self._identity: Hashable = getattr(store, "identity", None) or id(store)
 
-    def request(self, key: Key, params: object, ttl: Duration | None) -> Request:
+    def request(
+        self, key: Key, params: object, ttl: Duration | None, absent_at: int | None = None
+    ) -> Request:
         """Check and encode what a caller gives, before anything runs."""
         return Request(
-            replay_key(key), canonical(params), self.ttl if ttl is None else to_ms(ttl, "ttl")
+            replay_key(key),
+            canonical(params),
+            self.ttl if ttl is None else to_ms(ttl, "ttl"),
+            absent_at,
         )
 
     def flight_key(self, key: ReplayKey) -> Hashable:
         """Return what names the key in this process, whichever store object leads to it."""
-        return self._identity, self.name, key
+        return self._identity, self.name, key.scope, key.id
 
-    def peek(self, key: Any, params: object, ttl: Duration | None) -> Outcome | None:
+    def peek(self, key: Any, params: object, ttl: Duration | None) -> Outcome | Request:
         """Answer from a live record: one read, and no guard, which an answer does not need.
 
-        ``None`` leaves the say to the flow, also about a key or params that are wrong.
+        A request is what the flow has the say about, also about a key or params that are wrong.
         """
         if ttl is not None:
             to_ms(ttl, "ttl")  # a wrong one is told, also where it is not needed
         packed = comparable(params)
-        if packed is None:
-            return None
         if type(key) is tuple and len(key) == 2:
             scope, own = key
-            if not (type(scope) is type(own) is str and own):
-                return None
+            plain = type(scope) is type(own) is str and own != ""
         else:
             key = replay_key(key)
-            scope, own = key.scope, key.id
+            scope, own, plain = key.scope, key.id, True
+        if packed is None or not plain:
+            return self.request(key, params, ttl)
         try:
             data = self.store.read(self.name, scope_name(scope), name(own))
         except (KeyNotFoundError, UnicodeEncodeError):
-            return None
+            return self.request(key, params, ttl, self.clock.now_ms())
         response = answer_in(data, scope, own, packed, self.clock.now_ms())
         if response is None:
-            return None
+            return self.request(key, params, ttl)
         if flights.table and flights.bound(self.flight_key(replay_key(key))) is not None:
-            return None  # an answer that can be read may not be durable yet: follow its run
+            # An answer that can be read may not be durable yet: follow its run.
+            return self.request(key, params, ttl)
         if self._on_event is not None:
             self.emit("replayed", replay_key(key))
         return Outcome(decode_response(response), True)
@@ -164,9 +177,10 @@ class ReplayNamespace:
             raise _running_with_others()
         raise InFlightError("this process is running the key; nothing was changed", 1.0)
 
-    def require(self, capability: type[Any], what: str) -> None:
-        """Raise a ConfigError that names what the store lacks."""
-        _check_capability(self.store, capability, what)
+    def require_transactions(self, what: str) -> None:
+        """Raise a ConfigError that names what the store lacks for them."""
+        if not self._has_transactions:
+            _check_capability(self.store, TransactionalKVStore, what)
 
     def shared(self, flight: Flight[object], request: Request) -> Outcome | None:
         """Return or raise a follower's own copy of the leader's end; ``None``: start over."""

@@ -28,7 +28,7 @@ from kvreplay.renewal import Renewer
 from kvreplay.run import Run
 from kvreplay.singleflight import Flight, flights
 from kvreplay.steps import Flow, Request, Settled, Verdict
-from kvreplay.store import AtomicKVStore, KVTransaction, SweepResult, TransactionalKVStore
+from kvreplay.store import AtomicKVStore, KVTransaction, SweepResult
 from kvreplay.sweep import Sweeper
 from kvreplay.walk import Walk, records, sweep
 
@@ -143,9 +143,10 @@ class Replay:
             ResponseNotStorableError: the handler ran, and the key is in doubt.
             InvalidParamsError, ConfigError, RecordError, StoreError: nothing ran.
         """
-        return self._namespace.peek(key, params, ttl) or self._execute(
-            key, params, ttl, flow.execute, handler
-        )
+        seen = self._namespace.peek(key, params, ttl)
+        if isinstance(seen, Outcome):
+            return seen
+        return self._execute(seen, flow.execute, handler)
 
     def execute_in_transaction(
         self,
@@ -167,10 +168,11 @@ class Replay:
             ResponseNotStorableError: the writes were undone.
             StaleFlowError, InFlightError, InDoubtError: as :meth:`execute`.
         """
-        self._namespace.require(TransactionalKVStore, "execute_in_transaction")
-        return self._namespace.peek(key, params, ttl) or self._execute(
-            key, params, ttl, flow.execute_in_transaction, handler
-        )
+        self._namespace.require_transactions("execute_in_transaction")
+        seen = self._namespace.peek(key, params, ttl)
+        if isinstance(seen, Outcome):
+            return seen
+        return self._execute(seen, flow.execute_in_transaction, handler)
 
     def lookup(self, key: Key, params: object) -> Outcome | None:
         """Return the stored answer, or ``None`` if there is none; never run, wait or take over.
@@ -276,13 +278,10 @@ class Replay:
 
     def _execute(
         self,
-        key: Key,
-        params: object,
-        ttl: Duration | None,
+        request: Request,
         protocol: Callable[[Request, Any], Flow[Settled]],
         handler: Callable[..., Any],
     ) -> Outcome:
-        request = self._namespace.request(key, params, ttl)
         while True:
             own: Flight[object] = Flight(self._namespace.flight_key(request.key), request.params)
             try:
@@ -299,6 +298,7 @@ class Replay:
             outcome = self._follow(flight, request)
             if outcome is not None:
                 return outcome
+            request.absent_at = None  # that was before the other's run
 
     def _follow(self, flight: Flight[object], request: Request) -> Outcome | None:
         """Share the leader's end; ``None``: it has none to share, start over."""

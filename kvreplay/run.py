@@ -7,7 +7,7 @@ from typing import Any, Final, Protocol
 
 from kvreplay import owner
 from kvreplay.errors import KeyNotFoundError
-from kvreplay.keys import ReplayKey, name
+from kvreplay.keys import ReplayKey, name, scope_name
 from kvreplay.namespace import ReplayNamespace
 from kvreplay.singleflight import Flight, flights
 from kvreplay.steps import (
@@ -22,7 +22,10 @@ from kvreplay.steps import (
 )
 from kvreplay.store import Change
 
-__all__ = ["ReadsAndPuts", "Run"]
+__all__ = ["PLAIN", "ReadsAndPuts", "Run"]
+
+PLAIN: Final = frozenset((Begin, CheckAndPut, Probe, Read))
+"""The steps that need neither the handler nor time."""
 
 _RUNNING: Final[Mapping[owner.Liveness, bool | None]] = {
     owner.Liveness.RUNNING: True,
@@ -53,7 +56,7 @@ class ReadsAndPuts(Protocol):
 class Run:
     """One drive of a flow on one key: the blocking answers to its steps, and its token."""
 
-    __slots__ = ("_address", "_quiet", "_store", "_token", "flight", "key", "namespace", "raised")
+    __slots__ = ("_address", "_store", "_tells", "_token", "flight", "key", "namespace", "raised")
 
     def __init__(
         self,
@@ -66,9 +69,10 @@ class Run:
         self.namespace = namespace
         self.key = key
         self.flight = flight
-        self._quiet = transaction is not None  # nothing is decided before it commits
+        # Nothing is decided before a transaction commits.
+        self._tells = namespace.is_observed and transaction is None
         self._store: ReadsAndPuts = namespace.store if transaction is None else transaction
-        self._address = (namespace.name, name(key.scope), name(key.id))
+        self._address = (namespace.name, scope_name(key.scope), name(key.id))
         self.raised: Exception | None = None
         self._token: bytes | None = None
 
@@ -103,14 +107,7 @@ class Run:
             flights.bind(self.flight)
 
     def answer(self, step: object) -> Any:
-        """Answer a step that needs neither the handler nor time."""
-        kind = type(step)
-        if kind is Read:
-            try:
-                found = self._store.read(*self._address)
-            except KeyNotFoundError:
-                return None, self.namespace.clock.now_ms()
-            return found, self.namespace.clock.now_ms()
+        """Answer a step that needs neither the handler nor time: one of :data:`PLAIN`."""
         if isinstance(step, CheckAndPut):
             seen = self._store.check_and_put(
                 *self._address,
@@ -119,13 +116,19 @@ class Run:
                 expires_at=step.expires_at,
             )
             return seen, self.namespace.clock.now_ms()
-        if kind is Begin:
+        if isinstance(step, Read):
+            try:
+                found = self._store.read(*self._address)
+            except KeyNotFoundError:
+                return None, self.namespace.clock.now_ms()
+            return found, self.namespace.clock.now_ms()
+        if isinstance(step, Begin):
             self.end()  # that of an attempt whose claim another owner was faster with
             self._token = owner.begin()
             return self._token, owner.this_process()
         if isinstance(step, Probe):
             return _RUNNING[owner.liveness(step.claim)]
-        raise TypeError(f"no answer to a {kind.__name__} step")
+        raise TypeError(f"no answer to a {type(step).__name__} step")
 
     def change(self, step: CheckAndPut) -> Change:
         """Return a check-and-put of this key as what a batching store takes."""
@@ -133,7 +136,7 @@ class Run:
 
     def note(self, step: object, answer: Any) -> None:
         """Tell the observer what a successful put or transaction has decided."""
-        if self._quiet:
+        if not self._tells:
             return
         if isinstance(step, CheckAndPut) and step.event and answer[0] == step.expected:
             self.namespace.emit(step.event, self.key)

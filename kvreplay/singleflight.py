@@ -10,8 +10,7 @@ from __future__ import annotations
 import copy
 import os
 import threading
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable
 from contextvars import ContextVar
 from typing import Final, Generic, TypeVar
 
@@ -121,25 +120,36 @@ class SingleFlight(Generic[T]):
         """Tell whether this very call comes from inside the flight's handler."""
         return flight in self._aboard.get()
 
-    @contextmanager
-    def aboard(self, flight: Flight[T]) -> Iterator[None]:
+    def aboard(self, flight: Flight[T]) -> _Aboard[T]:
         """Make :meth:`is_aboard` true for what this block calls, and for tasks that it starts.
 
         Not for threads that it starts: those must not wait for the block's own flight.
         """
-        token = self._aboard.set((*self._aboard.get(), flight))
-        try:
-            yield
-        finally:
-            try:
-                self._aboard.reset(token)
-            except ValueError:
-                pass  # a coroutine that the garbage collector ends, in another context than its own
+        return _Aboard(self._aboard, flight)
 
     def forget(self) -> None:
         """Start with an empty table, as a forked child does."""
         self._lock = threading.Lock()
         self.table.clear()
+
+
+class _Aboard(Generic[T]):
+    """The block of :meth:`SingleFlight.aboard`; a class, which costs half of a generator."""
+
+    __slots__ = ("_flight", "_token", "_variable")
+
+    def __init__(self, variable: ContextVar[tuple[Flight[T], ...]], flight: Flight[T]) -> None:
+        self._variable = variable
+        self._flight = flight
+
+    def __enter__(self) -> None:
+        self._token = self._variable.set((*self._variable.get(), self._flight))
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._variable.reset(self._token)
+        except ValueError:
+            pass  # a coroutine that the garbage collector ends, in another context than its own
 
 
 def fresh(error: Exception) -> Exception:

@@ -46,7 +46,8 @@ __all__ = [
 T = TypeVar("T")
 
 
-# What a flow is told.
+# What a flow is told. Values that are made for each request are not frozen, which costs twice the
+# time; nobody changes one.
 
 
 class InDoubtPolicy(Enum):
@@ -68,24 +69,28 @@ class Policy:
     max_record_bytes: int
 
 
-@attrs.frozen(repr=False)
+@attrs.define(repr=False)
 class Request:
-    """One request: the key, its canonical params, and for how long (ms) its answer is kept."""
+    """One request: the key, its canonical params, and for how long (ms) its answer is kept.
+
+    ``absent_at``: when its key was last seen without a record; ``None``: nobody has looked.
+    """
 
     key: ReplayKey
     params: bytes
     ttl: int
+    absent_at: int | None = None
 
 
 # What a flow asks for, and what it is sent.
 
 
-@attrs.frozen
+@attrs.define
 class Read:
     """Read the key's entry: sent ``(bytes | None, now)``."""
 
 
-@attrs.frozen(repr=False)
+@attrs.define(repr=False)
 class CheckAndPut:
     """The store's primitive on the key's entry: sent ``(found, now)``.
 
@@ -98,19 +103,19 @@ class CheckAndPut:
     event: EventKind | None = None
 
 
-@attrs.frozen
+@attrs.define
 class Begin:
     """Note a fresh token as running here until the flow ends: sent ``(token, owner)``."""
 
 
-@attrs.frozen
+@attrs.define
 class Probe:
     """Look the claim's owner up: sent True (runs), False (gone) or None (the lease decides)."""
 
     claim: Claim
 
 
-@attrs.frozen(repr=False)
+@attrs.define(repr=False)
 class Call:
     """Run the handler: sent ``(Returned | Raised, now)``. ``held``: the claim to renew, or None.
 
@@ -120,35 +125,35 @@ class Call:
     held: Held | None
 
 
-@attrs.frozen(repr=False)
+@attrs.define(repr=False)
 class Returned:
     """The handler returned this response."""
 
     response: Any
 
 
-@attrs.frozen
+@attrs.define
 class Raised:
     """The handler itself raised this ``Exception``."""
 
     error: Exception
 
 
-@attrs.frozen
+@attrs.define
 class Wait:
     """Another owner runs the key with the same params: wait (ms); sent None."""
 
     delay: int
 
 
-@attrs.frozen(repr=False)
+@attrs.define(repr=False)
 class Reconcile:
     """Ask the caller's ledger about a key in doubt: sent ``(Applied | NOT_APPLIED, now)``."""
 
     record: ReplayRecord
 
 
-@attrs.frozen(repr=False)
+@attrs.define(repr=False)
 class Transact:
     """Drive ``flow`` inside one write transaction, whole: sent what it returns."""
 
@@ -165,7 +170,7 @@ BEGIN: Final = Begin()
 # What comes out.
 
 
-@attrs.frozen(repr=False)
+@attrs.define(repr=False, unsafe_hash=True)
 class Settled:
     """The key's answer, as stored; ``replayed``: the handler did not run for this request."""
 
@@ -173,7 +178,7 @@ class Settled:
     replayed: bool
 
 
-@attrs.frozen(repr=False)
+@attrs.define(repr=False, unsafe_hash=True)
 class Free:
     """The key may be claimed, if its entry is still ``found`` (an entry in doubt: take it over)."""
 

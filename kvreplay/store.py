@@ -301,7 +301,8 @@ def check_value(value: object, expires_at: object = None) -> None:
 
 def check_change(expected: object, value: object, expires_at: object) -> None:
     """Check the arguments of a ``check_and_put``, as :func:`check_value` does."""
-    check_value(b"" if expected is None else expected)
+    if expected is not None:
+        check_value(expected)
     check_value(b"" if value is None else value, expires_at)
 
 
