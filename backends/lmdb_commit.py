@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import lmdb
 
 from kvreplay.backends.lmdb_files import store_error
-from kvreplay.backends.lmdb_queue import Change, Take, Transaction
+from kvreplay.backends.lmdb_queue import Batch, Change, Transaction
 from kvreplay.errors import OutcomeUnknownError, StoreError
 
 if TYPE_CHECKING:
@@ -23,35 +23,36 @@ class Committer:
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
 
-    def __call__(self, batch: list[Change[Any]], take: Take) -> None:
+    def __call__(self, batch: Batch) -> None:
         """Let everything land that has arrived when a transaction has begun.
 
         What fails before it is written is run again, each change alone, so that none fails for
         another one's sake.
         """
-        failure = self._try(batch, take)
+        failure = self._try(batch.changes, batch)
         if failure is None:
             return
-        if not batch:  # no transaction has even begun
-            take(batch)
+        changes = batch.changes
+        if not changes:  # no transaction has even begun
+            batch.fill()
         if isinstance(failure, OutcomeUnknownError):
-            for change in batch:
+            for change in changes:
                 change.fail(_caused(OutcomeUnknownError(*failure.args), failure.__cause__))
             return
-        for change in batch:
-            alone = failure if len(batch) == 1 else self._try([change])
+        for change in changes:
+            alone = failure if len(changes) == 1 else self._try([change])
             if alone is not None:
                 change.fail(self._told(alone))
 
-    def _try(self, batch: list[Change[Any]], take: Take | None = None) -> Exception | None:
-        """Commit the changes, or return why they were not."""
+    def _try(self, changes: list[Change[Any]], batch: Batch | None = None) -> Exception | None:
+        """Commit the changes, and what comes to the batch they are; return why they were not."""
         while True:
             try:
                 env = self._environment.gate.enter()
             except StoreError as error:
                 return error
             try:
-                self._change(env, env.begin(write=True), batch, take)
+                self._change(env, env.begin(write=True), changes, batch)
                 return None
             except Exception as error:  # whatever it is, the changes' own threads raise it
                 failure = error
@@ -64,15 +65,21 @@ class Committer:
                 return error
 
     def _change(
-        self, env: lmdb.Environment, txn: Transaction, batch: list[Change[Any]], take: Take | None
+        self,
+        env: lmdb.Environment,
+        txn: Transaction,
+        changes: list[Change[Any]],
+        batch: Batch | None,
     ) -> None:
         """Run and commit the changes' operations: all have landed, or none has happened."""
         try:
-            if take is not None:
-                take(batch)
-            for change in batch:
+            if batch is not None:
+                batch.fill()
+            for change in changes:
                 assert change.operation is not None  # a place for a transaction is not taken
                 change.result = change.operation(txn)
+            if batch is not None:
+                batch.committing()
             self._environment.commit(env, txn)
         except BaseException as error:
             if not _is_over(txn):
@@ -80,9 +87,9 @@ class Committer:
                 raise
             if isinstance(error, Exception):
                 raise  # of the commit
-            _land(batch)  # an interrupt that came right after it
+            _land(changes)  # an interrupt that came right after it
             raise
-        _land(batch)
+        _land(changes)
 
     def _told(self, failure: Exception) -> Exception:
         """Say in kvreplay's terms why a change did not happen; a foreign exception stays."""
@@ -91,8 +98,8 @@ class Committer:
         return failure
 
 
-def _land(batch: Sequence[Change[Any]]) -> None:
-    for change in batch:
+def _land(changes: Sequence[Change[Any]]) -> None:
+    for change in changes:
         change.landed = True
 
 

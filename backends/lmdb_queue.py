@@ -4,8 +4,9 @@ There is no thread of the queue's own. The thread whose change is at the head *l
 its change and those behind it in one transaction, and hands over to the next head. So a change
 waits for the batch under way and is in the next one, as far as that is not too large.
 
-Those whose change has landed wake one another, one the next: woken all at once they would only
-stand in each other's way, before the interpreter's lock, and in that of the next leader.
+Whose change has landed is woken when the next leader has made its batch and begins to commit: they
+run while it waits for the disk. Woken earlier they would only contend with it for the interpreter's
+lock, on which everybody in the queue waits. If nobody is about to lead, they are woken at once.
 """
 
 from __future__ import annotations
@@ -21,11 +22,10 @@ import lmdb
 from kvreplay.backends.lmdb_turn import ProcessTurn
 from kvreplay.store import ForkSafeLock
 
-__all__ = ["ALONE", "Bell", "Change", "CommitQueue", "Take", "Transaction"]
+__all__ = ["ALONE", "Batch", "Bell", "Change", "CommitQueue", "Transaction"]
 
 Transaction: TypeAlias = "lmdb.Transaction[bytes]"
 T = TypeVar("T")
-Take = Callable[["list[Change[Any]]"], None]
 
 _MAX_CHANGES: Final = 1000  # a batch
 _MAX_BYTES: Final = 16 * 1024 * 1024  # of values, unless a single one is larger
@@ -65,13 +65,13 @@ class Change(Generic[T]):
         size: about how many bytes it writes.
     """
 
-    __slots__ = ("batch", "bell", "error", "landed", "operation", "result", "size")
+    __slots__ = ("batch", "bell", "error", "landed", "leads", "operation", "result", "size")
 
     def __init__(self, operation: Callable[[Transaction], T] | None, size: int = 0) -> None:
         self.operation = operation
         self.size = size
         self.bell: Bell | None = None  # while a thread waits for it
-        self.batch: Iterator[Change[Any]] = _NOBODY  # those in its batch that are still to be woken
+        self.leads = False  # its thread waits for the turn
         self.landed = False
         self.result: T | None = None
         self.error: Exception | None = None
@@ -80,6 +80,11 @@ class Change(Generic[T]):
         """It did not happen, or nobody knows: what its thread is to raise."""
         self.error = error
         self.landed = True
+
+    @property
+    def is_brief(self) -> bool:
+        """Whether it does not keep others waiting for its own sake."""
+        return self.operation is not None and self.size < ALONE
 
     def wake(self) -> bool:
         """Wake the thread that waits for it; say whether there is one."""
@@ -90,25 +95,40 @@ class Change(Generic[T]):
         return True
 
 
-_NOBODY: Final[Iterator[Change[Any]]] = iter(())
+class Batch:
+    """The changes that a leader commits together."""
+
+    __slots__ = ("_queue", "changes")
+
+    def __init__(self, queue: CommitQueue) -> None:
+        self._queue = queue
+        self.changes: list[Change[Any]] = []
+
+    def fill(self) -> None:
+        """Take from the queue what fits in, up to a thread that wants a transaction of its own."""
+        self._queue.move(self.changes)
+
+    def committing(self) -> None:
+        """The changes are made: now comes the disk's part."""
+        self._queue.wake_landed()
 
 
 class CommitQueue:
     """The changes of one environment that wait, in the order of their arrival.
 
     Args:
-        commit: called by a leader with an empty batch, and with what adds to it from the queue.
-            It lets everything that it took land; if it raises, which only an interrupt makes it
-            do, the rest goes back to the head of the queue.
+        commit: called by a leader with an empty batch. It lets everything that is put into it
+            land; if it raises, which only an interrupt makes it do, the rest goes back to the
+            head of the queue.
         turn: this process's turn among all, which a leader takes.
     """
 
-    def __init__(
-        self, commit: Callable[[list[Change[Any]], Take], None], turn: ProcessTurn
-    ) -> None:
+    def __init__(self, commit: Callable[[Batch], None], turn: ProcessTurn) -> None:
         self._commit = commit
         self._process_turn = turn
+        turn.before_waiting = self.wake_landed
         self._waiting: deque[Change[Any]] = deque()
+        self._landed: Sequence[Change[Any]] = ()  # whose threads are still to be woken
         self._leaving = ForkSafeLock(brief=True)  # guards what leaves the queue
         self._turn = ForkSafeLock()  # held by the leader
 
@@ -119,7 +139,6 @@ class CommitQueue:
             for change in changes:
                 while self._await_turn(change):
                     self._lead(change)
-                any(map(Change.wake, change.batch))  # the next one, who wakes the next
         except BaseException:  # an interrupt; what a leader has taken may still be committed
             self._withdraw(changes)
             raise
@@ -144,6 +163,23 @@ class CommitQueue:
         with self._turn:
             self._process_turn.close()
 
+    def move(self, batch: list[Change[Any]]) -> None:
+        """Move what fits into the batch there; see :meth:`Batch.fill`."""
+        size = sum([change.size for change in batch])
+        with self._leaving:
+            while (head := self._head()) is not None and head.operation is not None:
+                size += head.size
+                if batch and (size > _MAX_BYTES or len(batch) >= _MAX_CHANGES):
+                    break
+                batch.append(head)
+                self._waiting.popleft()
+
+    def wake_landed(self) -> None:
+        """Wake everybody whose change has landed and who still waits."""
+        landed, self._landed = self._landed, ()
+        for change in landed:
+            change.wake()
+
     def _await_turn(self, change: Change[Any]) -> bool:
         """Wait until the change is at the head of the queue; False if it has landed instead."""
         while not change.landed:
@@ -164,31 +200,28 @@ class CommitQueue:
 
     def _lead(self, own: Change[Any]) -> None:
         """Commit for the head of the queue and those behind it, and hand over."""
-        batch: list[Change[Any]] = []
+        batch = Batch(self)
         try:
+            own.leads = True
             # Only the head waits here, so that the lock passes straight to the next leader.
             with self._turn:
                 if not own.landed:  # by a leader that was taking it just then
                     with self._process_turn:
-                        self._commit(batch, self._take)
+                        self._commit(batch)
+                    self.wake_landed()  # of the batch before, if this one came to no commit
+                    self._landed = batch.changes
         except BaseException:  # an interrupt
-            self._put_back(batch)
+            self._put_back(batch.changes)
             raise
         finally:
             self._call_next()
 
-    def _take(self, batch: list[Change[Any]]) -> None:
-        """Add what fits into the batch, up to a thread that wants a transaction of its own."""
-        size = sum([change.size for change in batch])
-        others = batch[0].batch if batch else iter(batch)
-        with self._leaving:
-            while (head := self._head()) is not None and head.operation is not None:
-                size += head.size
-                if batch and (size > _MAX_BYTES or len(batch) >= _MAX_CHANGES):
-                    break
-                head.batch = others
-                batch.append(head)
-                self._waiting.popleft()
+    def _call_next(self) -> None:
+        """Wake the next leader, who wakes those that have landed; if there is none, do it now."""
+        head = self._head()
+        leads = head is not None and (head.leads or head.wake())
+        if head is None or not leads or not head.is_brief:
+            self.wake_landed()
 
     def _put_back(self, batch: Sequence[Change[Any]]) -> None:
         """Return to the head of the queue what an interrupted leader has taken."""
@@ -205,11 +238,4 @@ class CommitQueue:
                     self._waiting.remove(change)
                 except ValueError:
                     pass  # it is not waiting any more
-        for change in changes:
-            any(map(Change.wake, change.batch))
         self._call_next()
-
-    def _call_next(self) -> None:
-        head = self._head()
-        if head is not None:
-            head.wake()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -18,22 +19,32 @@ from kvreplay.errors import StoreUnavailableError
 __all__ = ["ProcessTurn"]
 
 
+def _nothing() -> None:
+    pass
+
+
 class ProcessTurn:
     """A lock on the directory of a store; one thread of this process at a time asks for it.
 
     Entering it waits for the turn, without a time limit, and may raise StoreUnavailableError. It
     keeps the directory open until :meth:`close`, which the same thread at a time may call.
+    ``before_waiting`` is called where another process has the turn.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._directory: int | None = None
+        self.before_waiting: Callable[[], None] = _nothing
 
     def __enter__(self) -> None:
         try:
             if self._directory is None:
                 self._directory = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-            fcntl.flock(self._directory, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(self._directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self.before_waiting()
+                fcntl.flock(self._directory, fcntl.LOCK_EX)
         except OSError as error:
             self.close()
             raise StoreUnavailableError(
