@@ -21,7 +21,8 @@ _SECTIONS: Final = {
     ),
     "first execution": (
         "A first execution",
-        "One thread on LMDB, beside as many raw durable commits of the same bytes.",
+        "One thread on LMDB, beside as many raw durable commits of the same bytes: those of the"
+        " entries, and of the expiry index. *Without an index*: of the entries alone.",
     ),
     "durable": (
         "Durable first executions at once",

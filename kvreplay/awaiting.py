@@ -63,7 +63,8 @@ class AsyncDriver:
                 except BaseException as error:  # the flow decides, also about a cancellation
                     step = steps.throw(error)
                 else:
-                    run.note(step, answer)
+                    if run.tells:
+                        run.note(step, answer)
                     step = steps.send(answer)
         except StopIteration as returned:
             return cast(T, returned.value)

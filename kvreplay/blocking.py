@@ -40,7 +40,8 @@ def drive(
             except BaseException as error:  # the flow decides, also about an interrupt
                 step = flow.throw(error)
             else:
-                run.note(step, answer)
+                if run.tells:
+                    run.note(step, answer)
                 step = flow.send(answer)
     except StopIteration as returned:
         return cast(T, returned.value)

@@ -32,23 +32,28 @@ _pack: Final = msgpack.Packer().pack
 _pack_strictly: Final = msgpack.Packer(strict_types=True).pack  # refuses subclasses, and tuples
 
 
-def canonical(params: object) -> bytes:
+def canonical(params: object, packed: bytes | None = None) -> bytes:
     """Encode parameters made of dict, list, tuple, str, bytes, int, float, bool and None.
+
+    Args:
+        packed: what :func:`comparable` made of them, which is it already where all is plain.
 
     Raises:
         InvalidParamsError: another type (a subclass too), NaN, an integer beyond 64 bits, a lone
             surrogate, or nesting deeper than :data:`MAX_DEPTH`. It names the kind of the
             value, and never shows the value.
     """
+    if packed is not None and _is_flat(params):
+        return packed
     try:
-        packed: bytes = _pack(_ordered_flat(params) or _ordered(params, 0))
+        encoded: bytes = _pack(_ordered(params, 0))
     except UnicodeEncodeError as error:
         raise InvalidParamsError(
             "params hold a lone surrogate, which is not text; nothing ran"
         ) from error
     except OverflowError as error:
         raise InvalidParamsError("params hold an integer beyond 64 bits; nothing ran") from error
-    return packed
+    return encoded
 
 
 def comparable(params: object) -> bytes | None:
@@ -66,16 +71,13 @@ def comparable(params: object) -> bytes | None:
     return None
 
 
-def _ordered_flat(params: object) -> dict[str, object] | None:
-    """Order what params nearly always are, a map of texts to plain scalars; ``None``: others."""
-    if (
+def _is_flat(params: object) -> bool:
+    """Whether they are what they nearly always are: a map of texts to plain scalars."""
+    return (
         type(params) is dict
         and _TEXT.issuperset(map(type, params))
         and _PLAIN.issuperset(map(type, params.values()))
-        and (form := _form_of(tuple(params)))
-    ):
-        return form | params
-    return None
+    )
 
 
 @lru_cache(maxsize=512)

@@ -123,12 +123,17 @@ class ReplayNamespace:
         self._identity: Hashable = getattr(store, "identity", None) or id(store)
 
     def request(
-        self, key: Key, params: object, ttl: Duration | None, absent_at: int | None = None
+        self,
+        key: Key,
+        params: object,
+        ttl: Duration | None,
+        packed: bytes | None = None,
+        absent_at: int | None = None,
     ) -> Request:
         """Check and encode what a caller gives, before anything runs."""
         return Request(
             replay_key(key),
-            canonical(params),
+            canonical(params, packed),
             self.ttl if ttl is None else to_ms(ttl, "ttl"),
             absent_at,
         )
@@ -156,7 +161,7 @@ class ReplayNamespace:
         try:
             data = self.store.read(self.name, scope_name(scope), name(own))
         except (KeyNotFoundError, UnicodeEncodeError):
-            return self.request(key, params, ttl, self.clock.now_ms())
+            return self.request(key, params, ttl, packed, self.clock.now_ms())
         response = answer_in(data, scope, own, packed, self.clock.now_ms())
         if response is None:
             return self.request(key, params, ttl)

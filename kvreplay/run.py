@@ -56,7 +56,7 @@ class ReadsAndPuts(Protocol):
 class Run:
     """One drive of a flow on one key: the blocking answers to its steps, and its token."""
 
-    __slots__ = ("_address", "_store", "_tells", "_token", "flight", "key", "namespace", "raised")
+    __slots__ = ("_address", "_store", "_token", "flight", "key", "namespace", "raised", "tells")
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class Run:
         self.key = key
         self.flight = flight
         # Nothing is decided before a transaction commits.
-        self._tells = namespace.is_observed and transaction is None
+        self.tells = namespace.is_observed and transaction is None
         self._store: ReadsAndPuts = namespace.store if transaction is None else transaction
         self._address = (namespace.name, scope_name(key.scope), name(key.id))
         self.raised: Exception | None = None
@@ -135,9 +135,7 @@ class Run:
         return Change(*self._address, step.expected, step.value, step.expires_at)
 
     def note(self, step: object, answer: Any) -> None:
-        """Tell the observer what a successful put or transaction has decided."""
-        if not self._tells:
-            return
+        """Tell the observer, if it ``tells``, what a successful put or transaction has decided."""
         if isinstance(step, CheckAndPut) and step.event and answer[0] == step.expected:
             self.namespace.emit(step.event, self.key)
         elif isinstance(step, Transact) and isinstance(answer, Settled):
