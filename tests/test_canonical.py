@@ -115,6 +115,28 @@ def test_what_needs_a_check_or_an_order_has_no_quick_bytes(params: Any) -> None:
     assert comparable(params) is None
 
 
+class Name(str):
+    """Equal to a text, and none."""
+
+
+@pytest.mark.parametrize("params", [{Name("b"): 1, "a": 2}, {"b": Name("x"), "a": 2}, {"a": [1.5]}])
+def test_quick_bytes_do_not_spare_the_check(params: Any) -> None:
+    canonical({"b": 1, "a": 2})  # so that these names are known
+    packed = comparable(params)
+    try:
+        expected = canonical(params)
+    except InvalidParamsError:
+        with pytest.raises(InvalidParamsError):
+            canonical(params, packed)
+    else:
+        assert canonical(params, packed) == expected
+
+
+@given(st.dictionaries(st.text("ab\u00e9", max_size=3), SCALARS))
+def test_quick_bytes_are_canonical_where_all_is_plain(params: dict[str, Any]) -> None:
+    assert canonical(params, comparable(params)) == canonical(params)
+
+
 def test_the_names_of_params_are_not_remembered_for_ever() -> None:
     for number in range(1000):
         canonical({str(number): 1})

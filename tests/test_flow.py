@@ -237,6 +237,40 @@ def test_a_miss_claims_calls_and_completes() -> None:
     assert script.puts().result == Settled(encode_response({"b": 1}, ""), replayed=False)
 
 
+def seen_absent(at: int = NOW, **policy: Any) -> Script:
+    """A request whose key was without a record when somebody last looked."""
+    request = attrs.evolve(REQUEST, absent_at=at)
+    return Script(execute(request, attrs.evolve(POLICY, **policy)))
+
+
+def test_a_key_that_was_seen_absent_is_claimed_without_another_read() -> None:
+    script = seen_absent().begins()
+    claim = script.step
+    assert claim.expected is None
+    assert decode(claim.value, KEY).created_at == NOW
+    assert script.puts().calls("mine").puts().result == Settled(
+        encode_response("mine", ""), replayed=False
+    )
+
+
+def test_a_key_that_was_seen_absent_may_have_been_answered_since() -> None:
+    assert seen_absent().begins().puts(found=completed()).result.replayed
+    with pytest.raises(ParamsMismatchError):
+        seen_absent().begins().puts(found=completed(OTHER))
+
+
+def test_without_a_claim_a_key_that_was_seen_absent_is_read_again() -> None:
+    assert seen_absent(lease=None).step is READ
+    assert seen_absent(lease=None).reads(completed()).result.replayed
+
+
+def test_a_key_that_was_seen_absent_is_read_again_inside_the_transaction() -> None:
+    script = Script(execute_in_transaction(attrs.evolve(REQUEST, absent_at=NOW), POLICY))
+    inner = Script(script.step.flow)
+    assert inner.step is READ
+    assert inner.reads(completed()).result.found == completed()
+
+
 def test_a_hit_is_one_read() -> None:
     assert executing().reads(completed()).result == Settled(encode_response("r", ""), replayed=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import zlib
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any
 
 import msgpack
 import pytest
-from replaying import START, Async, Caller, FakeClock, Handler, Interrupt, Sync
+from replaying import START, Async, Caller, FakeClock, Handler, Interrupt, OneByOne, Sync
 
 from kvreplay import (
     NOT_APPLIED,
@@ -29,6 +30,7 @@ from kvreplay import (
     ResponseNotStorableError,
     StaleFlowError,
     StoreError,
+    StoreFullError,
     SweepResult,
     UnsupportedRecordVersionError,
 )
@@ -363,6 +365,43 @@ def test_an_indeterminate_end_leaves_the_key_in_doubt_at_once(
         replay.execute(KEY, OTHER, handler)
     assert handler.runs == 0
     assert events == ["started", "in_doubt", "in_doubt", "params_mismatch"]
+
+
+class RefusesItsFirstChange(OneByOne):
+    """A store that holds the first change back until it is let go, and then has no room for it."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+        self.asked = threading.Event()
+        self.go = threading.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def check_and_put(self, *args: Any, **options: Any) -> Any:
+        if self.asked.is_set():
+            return self._store.check_and_put(*args, **options)
+        self.asked.set()
+        assert self.go.wait(30)
+        raise StoreFullError("no room")
+
+
+def test_who_starts_over_begins_then(face: Any, store: Any, clock: FakeClock) -> None:
+    """And not when it first looked, which may be long ago."""
+    refusing = RefusesItsFirstChange(store)
+    replay = face(refusing, NAMESPACE, ttl=60, clock=clock)
+    leader = Caller(replay.execute, KEY, PARAMS, Handler("never"))
+    assert refusing.asked.wait(30)
+    follower = Caller(replay.execute, KEY, OTHER, Handler("r"))
+    (flight,) = flights.table.values()
+    while not flight._wakers:
+        os.sched_yield()
+    clock.pass_seconds(40)
+    refusing.go.set()
+    with pytest.raises(StoreFullError):
+        leader.result()
+    assert follower.result().response == "r"
+    assert decode(entry(store) or b"").created_at == START + 40_000
 
 
 def test_a_claim_never_expires_and_is_never_swept(replay: Any, clock: FakeClock) -> None:
