@@ -65,7 +65,7 @@ class Change(Generic[T]):
         size: about how many bytes it writes.
     """
 
-    __slots__ = ("batch", "bell", "error", "landed", "leads", "operation", "result", "size")
+    __slots__ = ("bell", "error", "landed", "leads", "operation", "result", "size")
 
     def __init__(self, operation: Callable[[Transaction], T] | None, size: int = 0) -> None:
         self.operation = operation
@@ -160,8 +160,11 @@ class CommitQueue:
 
     def shut(self) -> None:
         """Give up what the turn among processes needs, until the next change needs it again."""
-        with self._turn:
-            self._process_turn.close()
+        if self._turn.acquire(blocking=False):  # else a change is on its way, and has the say
+            try:
+                self._process_turn.close()
+            finally:
+                self._turn.release()
 
     def move(self, batch: list[Change[Any]]) -> None:
         """Move what fits into the batch there; see :meth:`Batch.fill`."""

@@ -872,7 +872,14 @@ def open_files_of(root: Path) -> list[str]:
     for fd in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
             links.append(os.readlink(f"/proc/self/fd/{fd}"))
-    return [link for link in links if link.startswith(str(root.resolve()) + "/")]
+    return [link for link in links if f"{link}/".startswith(f"{root.resolve()}/")]
+
+
+def test_a_closed_store_keeps_no_file_open(root: Path) -> None:
+    with LMDBStore(root) as store:
+        store.write("p", "s", "k", b"v")
+        assert str(root.resolve()) in open_files_of(root)  # for the turn among processes
+    assert open_files_of(root) == []
 
 
 def test_opened_twice(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
