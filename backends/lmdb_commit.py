@@ -44,7 +44,7 @@ class Committer:
             if alone is not None:
                 change.fail(self._told(alone))
 
-    def _try(self, changes: list[Change[Any]], batch: Batch | None = None) -> Exception | None:
+    def _try(self, changes: list[Change], batch: Batch | None = None) -> Exception | None:
         """Commit the changes, and what comes to the batch they are; return why they were not."""
         while True:
             try:
@@ -68,7 +68,7 @@ class Committer:
         self,
         env: lmdb.Environment,
         txn: Transaction,
-        changes: list[Change[Any]],
+        changes: list[Change],
         batch: Batch | None,
     ) -> None:
         """Run and commit the changes' operations: all have landed, or none has happened."""
@@ -98,7 +98,7 @@ class Committer:
         return failure
 
 
-def _land(changes: Sequence[Change[Any]]) -> None:
+def _land(changes: Sequence[Change]) -> None:
     for change in changes:
         change.landed = True
 

@@ -10,7 +10,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Final, TypeVar, cast
+from typing import Final, TypeVar
 
 import lmdb
 
@@ -147,7 +147,8 @@ class Environment:
         self._queue.submit((change,))
         if change.error is not None:
             raise change.error
-        return cast(T, change.result)
+        result: T = change.result
+        return result
 
     def write_each(
         self, operations: Sequence[tuple[Callable[[Transaction], T], int]]
@@ -156,7 +157,7 @@ class Environment:
         self._refuse_to_wait()
         changes = [Change(operation, size) for operation, size in operations]
         self._queue.submit(changes)
-        return [change.error or cast(T, change.result) for change in changes]
+        return [change.error or change.result for change in changes]
 
     @contextlib.contextmanager
     def transaction(self, made_of: Callable[[Block], T]) -> Iterator[T]:

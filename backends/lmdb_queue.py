@@ -15,7 +15,7 @@ import _thread
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, Generic, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias
 
 import lmdb
 
@@ -25,7 +25,6 @@ from kvreplay.store import ForkSafeLock
 __all__ = ["ALONE", "Batch", "Bell", "Change", "CommitQueue", "Transaction"]
 
 Transaction: TypeAlias = "lmdb.Transaction[bytes]"
-T = TypeVar("T")
 
 _MAX_CHANGES: Final = 1000  # a batch
 _MAX_BYTES: Final = 16 * 1024 * 1024  # of values, unless a single one is larger
@@ -56,7 +55,7 @@ class Bell:
             pass  # it has been rung, and not been heard yet
 
 
-class Change(Generic[T]):
+class Change:
     """One change on its way: it has landed when it is committed, or has failed for itself.
 
     Args:
@@ -67,13 +66,13 @@ class Change(Generic[T]):
 
     __slots__ = ("bell", "error", "landed", "leads", "operation", "result", "size")
 
-    def __init__(self, operation: Callable[[Transaction], T] | None, size: int = 0) -> None:
+    def __init__(self, operation: Callable[[Transaction], Any] | None, size: int = 0) -> None:
         self.operation = operation
         self.size = size
         self.bell: Bell | None = None  # while a thread waits for it
         self.leads = False  # its thread waits for the turn
         self.landed = False
-        self.result: T | None = None
+        self.result: Any = None  # the operation's
         self.error: Exception | None = None
 
     def fail(self, error: Exception) -> None:
@@ -102,7 +101,7 @@ class Batch:
 
     def __init__(self, queue: CommitQueue) -> None:
         self._queue = queue
-        self.changes: list[Change[Any]] = []
+        self.changes: list[Change] = []
 
     def fill(self) -> None:
         """Take from the queue what fits in, up to a thread that wants a transaction of its own."""
@@ -127,12 +126,12 @@ class CommitQueue:
         self._commit = commit
         self._process_turn = turn
         turn.before_waiting = self.wake_landed
-        self._waiting: deque[Change[Any]] = deque()
-        self._landed: Sequence[Change[Any]] = ()  # whose threads are still to be woken
+        self._waiting: deque[Change] = deque()
+        self._landed: Sequence[Change] = ()  # whose threads are still to be woken
         self._leaving = ForkSafeLock(brief=True)  # guards what leaves the queue
         self._turn = ForkSafeLock()  # held by the leader
 
-    def submit(self, changes: Sequence[Change[Any]]) -> None:
+    def submit(self, changes: Sequence[Change]) -> None:
         """Return when all of this thread's changes have landed, which it may have to lead to."""
         self._waiting.extend(changes)
         try:
@@ -146,7 +145,7 @@ class CommitQueue:
     @contextmanager
     def turn(self) -> Iterator[None]:
         """Wait in the same queue for a block that commits on its own, or not at all."""
-        place: Change[None] = Change(None)
+        place: Change = Change(None)
         self._waiting.append(place)
         try:
             self._await_turn(place)
@@ -166,16 +165,17 @@ class CommitQueue:
             finally:
                 self._turn.release()
 
-    def move(self, batch: list[Change[Any]]) -> None:
+    def move(self, batch: list[Change]) -> None:
         """Move what fits into the batch there; see :meth:`Batch.fill`."""
         size = sum([change.size for change in batch])
+        waiting = self._waiting
         with self._leaving:
-            while (head := self._head()) is not None and head.operation is not None:
+            while waiting and (head := waiting[0]).operation is not None:
                 size += head.size
                 if batch and (size > _MAX_BYTES or len(batch) >= _MAX_CHANGES):
                     break
                 batch.append(head)
-                self._waiting.popleft()
+                waiting.popleft()
 
     def wake_landed(self) -> None:
         """Wake everybody whose change has landed and who still waits."""
@@ -183,7 +183,7 @@ class CommitQueue:
         for change in landed:
             change.wake()
 
-    def _await_turn(self, change: Change[Any]) -> bool:
+    def _await_turn(self, change: Change) -> bool:
         """Wait until the change is at the head of the queue; False if it has landed instead."""
         while not change.landed:
             if self._head() is change:
@@ -195,13 +195,13 @@ class CommitQueue:
             change.bell = None
         return False
 
-    def _head(self) -> Change[Any] | None:
+    def _head(self) -> Change | None:
         try:
             return self._waiting[0] if self._waiting else None
         except IndexError:  # it was taken just then
             return None
 
-    def _lead(self, own: Change[Any]) -> None:
+    def _lead(self, own: Change) -> None:
         """Commit for the head of the queue and those behind it, and hand over."""
         batch = Batch(self)
         try:
@@ -226,7 +226,7 @@ class CommitQueue:
         if head is None or not leads or not head.is_brief:
             self.wake_landed()
 
-    def _put_back(self, batch: Sequence[Change[Any]]) -> None:
+    def _put_back(self, batch: Sequence[Change]) -> None:
         """Return to the head of the queue what an interrupted leader has taken."""
         with self._leaving:
             left = [each for each in batch if not each.landed and each not in self._waiting]
@@ -234,7 +234,7 @@ class CommitQueue:
         for each in batch:
             each.wake()
 
-    def _withdraw(self, changes: Sequence[Change[Any]]) -> None:
+    def _withdraw(self, changes: Sequence[Change]) -> None:
         with self._leaving:
             for change in changes:
                 try:
