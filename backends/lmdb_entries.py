@@ -65,13 +65,13 @@ def index_key(entry: bytes, stamp: bytes) -> bytes:
 def put(environment: Environment, txn: Transaction, entry: bytes, value: bytes) -> None:
     """Create or replace an entry, which then does not expire."""
     old = txn.get(entry, None, environment.entries)
-    _replace(environment, txn, entry, old, value, _NEVER)
+    _replace(environment, txn, entry, old, value)
 
 
 def delete(environment: Environment, txn: Transaction, entry: bytes) -> None:
     """Remove an entry if it is there."""
     old = txn.get(entry, None, environment.entries)
-    _replace(environment, txn, entry, old, None, _NEVER)
+    _replace(environment, txn, entry, old, None)
 
 
 def check_and_put(
@@ -107,7 +107,7 @@ def _replace(
     entry: bytes,
     old: bytes | None,
     value: bytes | None,
-    stamp: bytes,
+    stamp: bytes = _NEVER,
 ) -> None:
     """Change an entry and its place in the expiry index together."""
     if old is not None and old[:STAMP] not in (_NEVER, stamp):

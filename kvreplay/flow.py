@@ -222,7 +222,7 @@ def _settle(
     found, now = (yield READ) if absent_at is None else (None, absent_at)
     patience = _Patience(policy.wait_timeout)
     while True:
-        entry: Settled | Free = Free(found, now)
+        entry: Settled | Free = Free(None, now)
         if found is not None:
             entry = yield from _admit(found, now, request, policy, patience)
         if isinstance(entry, Free):
