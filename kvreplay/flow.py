@@ -109,12 +109,12 @@ def execute(request: Request, policy: Policy) -> Flow[Settled]:
     run = _run_claimless if policy.lease is None else _run_claimed
     # What was seen before may be old news: a claim compares, and a run without one asks again.
     absent_at = None if policy.lease is None else request.absent_at
-    return _settle(request, policy, absent_at, run)
+    return _admit_and_run(request, policy, absent_at, run)
 
 
 def execute_in_transaction(request: Request, policy: Policy) -> Flow[Settled]:
     """Answer from the record, or commit the handler's writes and its answer together."""
-    return _settle(request, policy, request.absent_at, _transact)
+    return _admit_and_run(request, policy, request.absent_at, _transact)
 
 
 def lookup(request: Request, policy: Policy) -> Flow[Settled | None]:
@@ -208,7 +208,7 @@ class _Patience:
         return delay
 
 
-def _settle(
+def _admit_and_run(
     request: Request,
     policy: Policy,
     absent_at: int | None,
