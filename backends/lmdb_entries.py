@@ -91,8 +91,7 @@ def check_and_put(
         and value is not None  # then one call looks and puts
         and txn.put(entry, stamp + value, overwrite=False, db=environment.entries)
     ):
-        if stamp != _NEVER:
-            txn.put(index_key(entry, stamp), b"", db=environment.expiry)
+        _index(environment, txn, entry, stamp)
         return None
     old = txn.get(entry, None, environment.entries)
     found = None if old is None else old[STAMP:]
@@ -114,10 +113,15 @@ def _replace(
         txn.delete(index_key(entry, old[:STAMP]), db=environment.expiry)
     if value is not None:
         txn.put(entry, stamp + value, db=environment.entries)
-        if stamp != _NEVER:
-            txn.put(index_key(entry, stamp), b"", db=environment.expiry)
+        _index(environment, txn, entry, stamp)
     elif old is not None:
         txn.delete(entry, db=environment.entries)
+
+
+def _index(environment: Environment, txn: Transaction, entry: bytes, stamp: bytes) -> None:
+    """Put an entry in its place in the expiry index, if it expires."""
+    if stamp != _NEVER:
+        txn.put(index_key(entry, stamp), b"", db=environment.expiry)
 
 
 def sweep(
