@@ -85,7 +85,7 @@ class Request:
 # What a flow asks for, and what it is sent.
 
 
-@attrs.define
+@attrs.define(repr=False)
 class Read:
     """Read the key's entry: sent ``(bytes | None, now)``."""
 
@@ -103,12 +103,12 @@ class CheckAndPut:
     event: EventKind | None = None
 
 
-@attrs.define
+@attrs.define(repr=False)
 class Begin:
     """Note a fresh token as running here until the flow ends: sent ``(token, owner)``."""
 
 
-@attrs.define
+@attrs.define(repr=False)
 class Probe:
     """Look the claim's owner up: sent True (runs), False (gone) or None (the lease decides)."""
 
@@ -132,14 +132,14 @@ class Returned:
     response: Any
 
 
-@attrs.define
+@attrs.define(repr=False)
 class Raised:
     """The handler itself raised this ``Exception``."""
 
     error: Exception
 
 
-@attrs.define
+@attrs.define(repr=False)
 class Wait:
     """Another owner runs the key with the same params: wait (ms); sent None."""
 
