@@ -376,7 +376,8 @@ def _run_claimless(entry: Free, request: Request, policy: Policy) -> Flow[Settle
 
 def _transact(entry: Free, request: Request, policy: Policy) -> Flow[Settled | Free]:
     """Run the handler inside a transaction."""
-    return (yield Transact(_run_in_transaction(entry, request, policy)))  # type: ignore[no-any-return]
+    ended: Settled | Free = yield Transact(_run_in_transaction(entry, request, policy))
+    return ended
 
 
 def _run_in_transaction(entry: Free, request: Request, policy: Policy) -> Flow[Settled | Free]:

@@ -46,8 +46,7 @@ __all__ = [
 T = TypeVar("T")
 
 
-# What a flow is told. Values that are made for each request are not frozen, which costs twice the
-# time; nobody changes one.
+# What a flow is told. What is made for each request is not frozen, which would cost twice the time.
 
 
 class InDoubtPolicy(Enum):
@@ -73,7 +72,7 @@ class Policy:
 class Request:
     """One request: the key, its canonical params, and for how long (ms) its answer is kept.
 
-    ``absent_at``: when its key was last seen without a record; ``None``: nobody has looked.
+    ``absent_at``: when its key was last seen without a record; ``None``: look.
     """
 
     key: ReplayKey
