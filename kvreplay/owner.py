@@ -25,20 +25,12 @@ class Liveness(Enum):
     UNKNOWN = "unknown"  # on another boot, machine or PID namespace: the lease decides
 
 
-_AT_ONCE: Final = 256
-
 _running: Final[set[bytes]] = set()
-_fresh: Final[list[bytes]] = []  # random tokens, drawn many at once from the system
 
 
 def begin() -> bytes:
     """Return a fresh token, noted as running in this process until :func:`end`."""
-    try:
-        token = _fresh.pop()
-    except IndexError:
-        drawn = os.urandom(_AT_ONCE * TOKEN_SIZE)
-        _fresh.extend(drawn[at : at + TOKEN_SIZE] for at in range(0, len(drawn), TOKEN_SIZE))
-        return begin()
+    token = os.urandom(TOKEN_SIZE)
     _running.add(token)
     return token
 
@@ -105,7 +97,6 @@ def _stat(pid: int) -> tuple[str, str, int]:
 def _forget() -> None:
     this_process.cache_clear()
     _running.clear()
-    _fresh.clear()  # they are the parent's to use
 
 
 os.register_at_fork(after_in_child=_forget)

@@ -6,7 +6,6 @@ import errno
 import os
 import subprocess
 import sys
-from typing import Any
 
 import pytest
 
@@ -34,23 +33,11 @@ def test_this_process_tells_running_handlers_from_finished_ones() -> None:
 
 
 def test_tokens_are_fresh() -> None:
-    tokens = {owner.begin() for _ in range(1000)}  # more than are drawn at once
-    assert len(tokens) == 1000
+    tokens = {owner.begin() for _ in range(100)}
+    assert len(tokens) == 100
     assert {len(token) for token in tokens} == {16}
     for token in tokens:
         owner.end(token)
-
-
-def test_a_forked_child_has_tokens_of_its_own(fork: Any) -> None:
-    owner.end(owner.begin())  # now there are some more in store
-    reader, writer = os.pipe()
-    child = fork(lambda: os.write(writer, owner.begin()))
-    token = owner.begin()
-    owner.end(token)
-    child.join()
-    assert os.read(reader, 100) != token
-    os.close(reader)
-    os.close(writer)
 
 
 ASK = "from kvreplay.owner import this_process; import sys; print(this_process(), flush=True); {}"
