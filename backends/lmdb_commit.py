@@ -32,6 +32,7 @@ class Committer:
         failure = self._try(batch.changes, batch)
         if failure is None:
             return
+        batch.committing()  # what follows may take many commits
         changes = batch.changes
         if not changes:  # no transaction has even begun
             batch.fill()

@@ -226,7 +226,7 @@ class Environment:
                 self.gate.leave()
                 if not self.repair(env, error):
                     raise store_error(error, self.path) from error
-            except BaseException:
+            except BaseException:  # an interrupt
                 self.gate.leave()
                 raise
             else:

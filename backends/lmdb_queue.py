@@ -108,7 +108,7 @@ class Batch:
         self._queue.move(self.changes)
 
     def committing(self) -> None:
-        """The changes are made: now comes the disk's part."""
+        """Let those of the batch before run: now comes what takes long."""
         self._queue.wake_landed()
 
 

@@ -328,6 +328,28 @@ def test_who_has_landed_does_not_wait_for_another_process(
     assert course.steps[5:] == ["c", "commit"]
 
 
+def test_who_has_landed_does_not_wait_for_changes_that_are_tried_one_by_one(
+    store: LMDBStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lmdb_queue, "_MAX_CHANGES", 2)
+    course = Course(store, monkeypatch)
+
+    def bad(txn: Any) -> None:
+        course.steps.append("bad")
+        raise LookupError("of the operation")
+
+    callers = together(
+        store,
+        course.change("a"),
+        course.change("b"),
+        lambda: store._opened().write(bad),
+        course.change("d"),
+    )
+    with pytest.raises(LookupError):
+        callers[2].result()
+    assert course.steps[1:] == ["a", "b", "commit", "bad", "wake b", "bad", "d", "commit", "wake d"]
+
+
 def test_a_thread_with_more_changes_than_a_batch_is_called_for_the_rest(
     store: LMDBStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

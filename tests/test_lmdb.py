@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import json
 import os
 import random
@@ -879,6 +880,18 @@ def test_a_closed_store_keeps_no_file_open(root: Path) -> None:
     with LMDBStore(root) as store:
         store.write("p", "s", "k", b"v")
         assert str(root.resolve()) in open_files_of(root)  # for the turn among processes
+    assert open_files_of(root) == []
+
+
+def test_a_change_that_comes_after_the_end_keeps_no_file_open(root: Path) -> None:
+    """It takes its turn, and learns only then that the store was closed."""
+    store = LMDBStore(root)
+    environment = store._opened()
+    store.close()
+    with pytest.raises(StoreError, match="closed"):
+        environment.write(lambda txn: None)
+    del environment
+    gc.collect()
     assert open_files_of(root) == []
 
 
