@@ -26,8 +26,8 @@ from benchmarks.workload import (
     url_of,
 )
 from kvreplay import AsyncReplay, Replay, open_store
-from kvreplay.canonical import comparable
-from kvreplay.record import answer_in, decode_response
+from kvreplay._protocol.params import comparable
+from kvreplay._protocol.record import answer_in, decode_response
 
 KEY = (SCOPE, request_id(0))
 ENGINES = ["lmdb", "filesystem", "memory"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.workload import NAMESPACE, PARAMS, SCOPE, request_id, respond
 from kvreplay import Replay, open_store
-from kvreplay.singleflight import flights
+from kvreplay._runtime.singleflight import flights
 
 
 def anonymous_bytes() -> int:

@@ -14,8 +14,8 @@ from typing import Any, Final, NoReturn
 import msgpack
 
 from kvreplay import ReplayKey, TransactionalKVStore, owner
-from kvreplay.canonical import canonical
-from kvreplay.record import Claim, ReplayRecord, State, encode, encode_response
+from kvreplay._protocol.params import canonical
+from kvreplay._protocol.record import Claim, ReplayRecord, State, encode, encode_response
 
 NAMESPACE: Final = "request_invoice"
 SCOPE: Final = "02" + "ab" * 32

@@ -2,6 +2,10 @@
 
 from typing import TYPE_CHECKING
 
+from kvreplay._protocol.keys import ReplayKey
+from kvreplay._protocol.record import ReplayRecord, State
+from kvreplay._protocol.steps import NOT_APPLIED, Applied, NotApplied
+from kvreplay._runtime.settings import Outcome
 from kvreplay.clock import Clock, SystemClock
 from kvreplay.errors import (
     ClaimLostError,
@@ -29,11 +33,7 @@ from kvreplay.errors import (
     UnsupportedRecordVersionError,
 )
 from kvreplay.events import ReplayEvent
-from kvreplay.keys import ReplayKey
-from kvreplay.namespace import Outcome
-from kvreplay.record import ReplayRecord, State
 from kvreplay.replay import Replay
-from kvreplay.steps import NOT_APPLIED, Applied, NotApplied
 from kvreplay.store import (
     AtomicKVStore,
     BatchingKVStore,
@@ -48,20 +48,20 @@ from kvreplay.store import (
 
 if TYPE_CHECKING:
     from kvreplay.aio import AsyncReplay
-    from kvreplay.config import OpenStore, open_store
-    from kvreplay.config_file import Config, ReplaySettings, load_config
-    from kvreplay.in_process import InProcessAtomicStore
+    from kvreplay.config.file import Config, ReplaySettings, load_config
+    from kvreplay.config.registry import OpenStore, open_store
+    from kvreplay.store.in_process import InProcessAtomicStore
 
 # What is loaded when it is asked for: a blocking node does without asyncio, and one that makes its
 # store itself without all that reads a configuration.
 _LATE = {
     "AsyncReplay": "aio",
-    "Config": "config_file",
-    "InProcessAtomicStore": "in_process",
-    "OpenStore": "config",
-    "ReplaySettings": "config_file",
-    "load_config": "config_file",
-    "open_store": "config",
+    "Config": "config.file",
+    "InProcessAtomicStore": "store.in_process",
+    "OpenStore": "config.registry",
+    "ReplaySettings": "config.file",
+    "load_config": "config.file",
+    "open_store": "config.registry",
 }
 
 __all__ = [

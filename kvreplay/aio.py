@@ -1,6 +1,6 @@
 """``AsyncReplay``: the same protocol, records and guarantees as ``Replay``, awaited.
 
-It drives the same flows; :mod:`kvreplay.awaiting` answers their steps.
+It drives the same flows; :mod:`kvreplay._runtime.awaiting` answers their steps.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, ParamSpec, TypeVar
 
-from kvreplay import flow
-from kvreplay.aio_sweep import AsyncSweeper
-from kvreplay.awaiting import AsyncDriver, in_thread
-from kvreplay.clock import Clock, Duration, to_ms
-from kvreplay.errors import KVReplayError
-from kvreplay.events import ReplayEvent
-from kvreplay.namespace import (
+from kvreplay._protocol import flow
+from kvreplay._protocol.record import ReplayRecord, encode_response
+from kvreplay._protocol.steps import Flow, Request, Settled, Verdict
+from kvreplay._runtime.aio_sweeping import AsyncSweeper
+from kvreplay._runtime.awaiting import AsyncDriver, in_thread
+from kvreplay._runtime.run import Run
+from kvreplay._runtime.settings import (
     Key,
     Outcome,
     ReplayNamespace,
@@ -27,12 +27,12 @@ from kvreplay.namespace import (
     refuse_own_flight,
     replay_key,
 )
-from kvreplay.record import ReplayRecord, encode_response
-from kvreplay.run import Run
-from kvreplay.singleflight import Flight, flights
-from kvreplay.steps import Flow, Request, Settled, Verdict
+from kvreplay._runtime.singleflight import Flight, flights
+from kvreplay._runtime.walking import Walk, records, sweep
+from kvreplay.clock import Clock, Duration, to_ms
+from kvreplay.errors import KVReplayError
+from kvreplay.events import ReplayEvent
 from kvreplay.store import AtomicKVStore, KVTransaction, SweepResult
-from kvreplay.walk import Walk, records, sweep
 
 __all__ = ["AsyncReplay"]
 

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, Final, ParamSpec
 
-from kvreplay import flow
-from kvreplay.blocking import drive
-from kvreplay.clock import Clock, Duration, to_ms
-from kvreplay.errors import ConfigError
-from kvreplay.events import ReplayEvent
-from kvreplay.namespace import (
+from kvreplay._protocol import flow
+from kvreplay._protocol.record import ReplayRecord, encode_response
+from kvreplay._protocol.steps import Flow, Request, Settled, Verdict
+from kvreplay._runtime.blocking import drive
+from kvreplay._runtime.renewal import Renewer
+from kvreplay._runtime.run import Run
+from kvreplay._runtime.settings import (
     Key,
     Outcome,
     ReplayNamespace,
@@ -23,14 +24,13 @@ from kvreplay.namespace import (
     refuse_own_flight,
     replay_key,
 )
-from kvreplay.record import ReplayRecord, encode_response
-from kvreplay.renewal import Renewer
-from kvreplay.run import Run
-from kvreplay.singleflight import Flight, flights
-from kvreplay.steps import Flow, Request, Settled, Verdict
+from kvreplay._runtime.singleflight import Flight, flights
+from kvreplay._runtime.sweeping import Sweeper
+from kvreplay._runtime.walking import Walk, records, sweep
+from kvreplay.clock import Clock, Duration, to_ms
+from kvreplay.errors import ConfigError
+from kvreplay.events import ReplayEvent
 from kvreplay.store import AtomicKVStore, KVTransaction, SweepResult
-from kvreplay.sweep import Sweeper
-from kvreplay.walk import Walk, records, sweep
 
 __all__ = ["Replay"]
 
@@ -131,7 +131,8 @@ class Replay:
 
         Args:
             key: a ReplayKey or a ``(scope, id)`` tuple.
-            params: what must be equal in a retry; see :mod:`kvreplay.canonical` for its types.
+            params: what must be equal in a retry; dict, list, tuple, str, bytes, int,
+                float, bool and None.
             ttl: overrides the instance's.
 
         Raises:

@@ -1,6 +1,6 @@
 """Mutation testing: break the code on purpose, one place at a time, and see the tests go red.
 
-``python tests/mutation.py`` tries a fixed sample, ``--all`` every mutant, ``--all kvreplay.flow``
+``python tests/mutation.py`` tries a fixed sample, ``--all`` every mutant, ``--all kvreplay._protocol.flow``
 every mutant of one module. It fails if a mutant survives that ``docs/mutation.md`` does not
 explain, or if that page explains one that does not exist any more.
 
@@ -66,32 +66,32 @@ class Target:
 
 
 TARGETS = [
-    Target("kvreplay.flow", ("tests/test_flow.py", "tests/test_replay.py", *IN_MEMORY)),
+    Target("kvreplay._protocol.flow", ("tests/test_flow.py", "tests/test_replay.py", *IN_MEMORY)),
     Target(
-        "kvreplay.record",
+        "kvreplay._protocol.record",
         ("tests/test_record.py", "tests/test_flow.py", "tests/test_replay.py", *IN_MEMORY),
     ),
-    Target("kvreplay.canonical", ("tests/test_canonical.py",)),
-    Target("kvreplay.keys", ("tests/test_keys.py",)),
+    Target("kvreplay._protocol.params", ("tests/test_canonical.py",)),
+    Target("kvreplay._protocol.keys", ("tests/test_keys.py",)),
     Target(
-        "kvreplay.singleflight",
+        "kvreplay._runtime.singleflight",
         (
             *("tests/test_singleflight.py", "tests/test_replay.py", "tests/test_aio.py"),
             *IN_MEMORY,
         ),
     ),
-    Target("kvreplay.sweep", ("tests/test_periodic.py", *IN_MEMORY)),
-    Target("kvreplay.aio_sweep", ("tests/test_periodic.py", *IN_MEMORY)),
-    Target("kvreplay.walk", ("tests/test_replay.py", "tests/test_aio.py", *IN_MEMORY)),
+    Target("kvreplay._runtime.sweeping", ("tests/test_periodic.py", *IN_MEMORY)),
+    Target("kvreplay._runtime.aio_sweeping", ("tests/test_periodic.py", *IN_MEMORY)),
+    Target("kvreplay._runtime.walking", ("tests/test_replay.py", "tests/test_aio.py", *IN_MEMORY)),
     Target(
         "kvreplay.backends.memory",
         ("tests/test_store_contract.py", "tests/test_memory.py", *IN_MEMORY),
         frozenset({"sweep", "_put", "_delete", "_drop", "_unindex"}),
     ),
-    Target("kvreplay.backends.lmdb_entries", IN_LMDB),
-    Target("kvreplay.backends.lmdb", IN_LMDB, frozenset({"sweep"})),
-    Target("kvreplay.backends.filesystem", ON_FILES, frozenset({"sweep", "_sweep"})),
-    Target("kvreplay.backends.filesystem_expiry", ON_FILES),
+    Target("kvreplay.backends.lmdb.entries", IN_LMDB),
+    Target("kvreplay.backends.lmdb.store", IN_LMDB, frozenset({"sweep"})),
+    Target("kvreplay.backends.filesystem.store", ON_FILES, frozenset({"sweep", "_sweep"})),
+    Target("kvreplay.backends.filesystem.expiry", ON_FILES),
 ]
 
 
@@ -158,7 +158,9 @@ def _run_tests(mutant: Mutant, tests: tuple[str, ...], temporary: str) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("modules", nargs="*", metavar="module", help="as in kvreplay.flow")
+    parser.add_argument(
+        "modules", nargs="*", metavar="module", help="as in kvreplay._protocol.flow"
+    )
     parser.add_argument("--all", action="store_true", help="every mutant, not a sample")
     parser.add_argument("--sample", type=int, default=80, metavar="N", help="how many otherwise")
     parser.add_argument("--seed", default="0", help="which sample")

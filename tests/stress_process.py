@@ -33,7 +33,7 @@ from kvreplay import (
     Replay,
     open_store,
 )
-from kvreplay.singleflight import flights
+from kvreplay._runtime.singleflight import flights
 
 START = 1_700_000_000_000
 SETTINGS: dict[str, dict[str, Any]] = {

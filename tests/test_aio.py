@@ -20,7 +20,7 @@ from kvreplay import (
     Replay,
     ReplayKey,
 )
-from kvreplay.singleflight import flights
+from kvreplay._runtime.singleflight import flights
 
 KEY = ("lsp", "session")
 PARAMS = {"amount": 1}

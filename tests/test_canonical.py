@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvreplay import InvalidParamsError
-from kvreplay.canonical import MAX_DEPTH, _form_of, canonical, comparable
+from kvreplay._protocol.params import MAX_DEPTH, _form_of, canonical, comparable
 
 SCALARS = (
     st.none()

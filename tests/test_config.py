@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from kvreplay import Applied, ReplayRecord
-from kvreplay.config import BACKENDS, OpenStore, StoreSettings, open_store
-from kvreplay.config_file import Config, load_config
+from kvreplay.config.file import Config, load_config
+from kvreplay.config.registry import BACKENDS, OpenStore, StoreSettings, open_store
+from kvreplay.config.units import KINDS, Kind, nearest, parse
 from kvreplay.errors import ConfigError
-from kvreplay.units import KINDS, Kind, nearest, parse
 
 HOUR = 3600.0
 ENGINES_WITH_A_PATH = ("filesystem", "lmdb")

@@ -22,11 +22,11 @@ from typing import Any
 
 import pytest
 
-from kvreplay.backends import filesystem_layout
 from kvreplay.backends.durable_files import make_directories, replace_file
 from kvreplay.backends.filesystem import FilesystemStore
-from kvreplay.backends.filesystem_expiry import DueMarker, Mark
-from kvreplay.backends.filesystem_layout import Entry, flocked, lock_file
+from kvreplay.backends.filesystem import layout as filesystem_layout
+from kvreplay.backends.filesystem.expiry import DueMarker, Mark
+from kvreplay.backends.filesystem.layout import Entry, flocked, lock_file
 from kvreplay.errors import (
     ConfigError,
     CorruptStoreError,

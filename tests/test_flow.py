@@ -28,8 +28,7 @@ from kvreplay import (
     ResponseNotStorableError,
     StoreFullError,
 )
-from kvreplay.canonical import canonical
-from kvreplay.flow import (
+from kvreplay._protocol.flow import (
     Decision,
     decide,
     execute,
@@ -39,8 +38,9 @@ from kvreplay.flow import (
     renew,
     settle,
 )
-from kvreplay.record import Claim, State, answer_in, decode, encode, encode_response
-from kvreplay.steps import (
+from kvreplay._protocol.params import canonical
+from kvreplay._protocol.record import Claim, State, answer_in, decode, encode, encode_response
+from kvreplay._protocol.steps import (
     BEGIN,
     READ,
     Call,

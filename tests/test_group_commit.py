@@ -28,12 +28,13 @@ from kvreplay import (
     StoreFullError,
     SweepResult,
 )
-from kvreplay.backends import lmdb as lmdb_backend
-from kvreplay.backends import lmdb_entries, lmdb_queue
+from kvreplay._runtime.batching import Shuttle
+from kvreplay._runtime.singleflight import flights
 from kvreplay.backends.lmdb import LMDBStore
-from kvreplay.backends.lmdb_environment import Environment
-from kvreplay.shuttle import Shuttle
-from kvreplay.singleflight import flights
+from kvreplay.backends.lmdb import entries as lmdb_entries
+from kvreplay.backends.lmdb import group_commit as lmdb_queue
+from kvreplay.backends.lmdb import store as lmdb_backend
+from kvreplay.backends.lmdb.environment import Environment
 from kvreplay.store import BatchingKVStore
 
 KIB = 1024

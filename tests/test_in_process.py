@@ -15,8 +15,8 @@ from kvreplay.errors import (
     OutcomeUnknownError,
     StoreError,
 )
-from kvreplay.in_process import InProcessAtomicStore
 from kvreplay.store import AtomicKVStore, ExpiringKVStore, KVStoreSync, TransactionalKVStore
+from kvreplay.store.in_process import InProcessAtomicStore
 
 
 class NotFound(Exception):

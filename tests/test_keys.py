@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvreplay import InvalidParamsError, ReplayKey
-from kvreplay.keys import name, scope_name
+from kvreplay._protocol.keys import name, scope_name
 from kvreplay.store import check_name
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=300)

@@ -28,8 +28,11 @@ from typing import Any
 import lmdb
 import pytest
 
-from kvreplay.backends import lmdb_entries, lmdb_environment, lmdb_files, lmdb_sharing
 from kvreplay.backends.lmdb import LMDBStore
+from kvreplay.backends.lmdb import entries as lmdb_entries
+from kvreplay.backends.lmdb import environment as lmdb_environment
+from kvreplay.backends.lmdb import files as lmdb_files
+from kvreplay.backends.lmdb import shared as lmdb_sharing
 from kvreplay.errors import (
     ConfigError,
     CorruptStoreError,
@@ -1167,7 +1170,7 @@ def test_a_child_waits_for_its_parents_transaction(store: LMDBStore, root: Path,
 
 STRANDED = """
 import threading
-from kvreplay.backends import lmdb_gate
+from kvreplay.backends.lmdb import gate as lmdb_gate
 lmdb_gate.FORK_PATIENCE = 0.05
 store = LMDBStore(path)
 store.write("p", "s", "k", b"old")
@@ -1235,7 +1238,7 @@ def test_a_fork_while_another_thread_closes(
     root: Path, fork: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The closing waits for the transaction, whose thread forks: no deadlock."""
-    monkeypatch.setattr("kvreplay.backends.lmdb_gate.FORK_PATIENCE", 0.05)
+    monkeypatch.setattr("kvreplay.backends.lmdb.gate.FORK_PATIENCE", 0.05)
     store = LMDBStore(root)
     store.write("p", "s", "k", b"v")
 
@@ -1260,7 +1263,7 @@ def test_a_fork_while_another_thread_opens(
     root: Path, tmp_path: Path, fork: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another store's opening takes its time; the fork waits in reason, and this one is usable."""
-    monkeypatch.setattr("kvreplay.backends.lmdb_sharing.FORK_PATIENCE", 0.05)
+    monkeypatch.setattr("kvreplay.backends.lmdb.shared.FORK_PATIENCE", 0.05)
     opening, over = threading.Event(), threading.Event()
     prepare = lmdb_files._prepare
 

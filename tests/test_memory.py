@@ -12,8 +12,8 @@ import pytest
 from kvreplay.backends import memory
 from kvreplay.backends.memory import MemoryStore
 from kvreplay.errors import StoreError
-from kvreplay.locks import ForkSafeLock
 from kvreplay.store import SweepResult, TransactionalKVStore
+from kvreplay.store.locks import ForkSafeLock
 
 
 def put(store: MemoryStore, key: str, value: bytes | None, expires_at: int | None = None) -> None:
@@ -225,7 +225,7 @@ def test_a_child_may_end_the_transaction_in_which_it_was_forked(fork: Any) -> No
 
 
 def test_a_fork_gives_up_waiting(fork: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kvreplay.locks.FORK_PATIENCE", 0.01)
+    monkeypatch.setattr("kvreplay.store.locks.FORK_PATIENCE", 0.01)
     lock = ForkSafeLock(brief=True)
     held, over = threading.Event(), threading.Event()
 
@@ -254,7 +254,7 @@ def test_a_fork_gives_up_waiting(fork: Any, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_fork_safe_locks_are_not_kept() -> None:
-    from kvreplay import locks
+    from kvreplay.store import locks
 
     before = len(locks._fork_safe_locks)
     MemoryStore()

@@ -9,12 +9,13 @@ import sys
 
 import pytest
 
-from kvreplay import Replay, ReplayKey, owner
+from kvreplay import Replay, ReplayKey
+from kvreplay._protocol.record import Claim
+from kvreplay._protocol.steps import BEGIN
+from kvreplay._runtime import liveness as owner
+from kvreplay._runtime.liveness import Liveness, liveness, this_process
+from kvreplay._runtime.run import Run
 from kvreplay.backends.memory import MemoryStore
-from kvreplay.owner import Liveness, liveness, this_process
-from kvreplay.record import Claim
-from kvreplay.run import Run
-from kvreplay.steps import BEGIN
 
 TOKEN = b"t" * 16
 
@@ -40,7 +41,7 @@ def test_tokens_are_fresh() -> None:
         owner.end(token)
 
 
-ASK = "from kvreplay.owner import this_process; import sys; print(this_process(), flush=True); {}"
+ASK = "from kvreplay._runtime.liveness import this_process; import sys; print(this_process(), flush=True); {}"
 
 
 def test_another_process_is_looked_up() -> None:
@@ -68,8 +69,8 @@ def test_another_user_can_still_look_it_up() -> None:
         pytest.skip("needs root, to become somebody else")
     # All that it imports is imported before it becomes somebody else, who may not read it.
     script = (
-        "import os, sys; from kvreplay.owner import liveness, this_process;"
-        "from kvreplay.record import Claim; this_process(); os.setuid(65534);"
+        "import os, sys; from kvreplay._runtime.liveness import liveness, this_process;"
+        "from kvreplay._protocol.record import Claim; this_process(); os.setuid(65534);"
         "print(liveness(Claim(b't' * 16, 0, sys.argv[1])).name)"
     )
     out = subprocess.run(
@@ -159,7 +160,7 @@ def test_a_process_whose_threads_are_still_dying_is_no_dead_one() -> None:
     """One of them may be in the system call that makes a commit count: it finishes that first."""
     leaderless = """
 import ctypes, sys, threading
-from kvreplay.owner import this_process
+from kvreplay._runtime.liveness import this_process
 threading.Thread(target=sys.stdin.read).start()
 print(this_process(), flush=True)
 ctypes.CDLL(None).pthread_exit(None)

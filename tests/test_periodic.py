@@ -17,9 +17,9 @@ from kvreplay import (
     Replay,
     StoreUnavailableError,
 )
-from kvreplay.aio_sweep import AsyncSweeper
-from kvreplay.record import decode
-from kvreplay.sweep import Sweeper
+from kvreplay._protocol.record import decode
+from kvreplay._runtime.aio_sweeping import AsyncSweeper
+from kvreplay._runtime.sweeping import Sweeper
 
 KEY = ("lsp", "session")
 PARAMS = {"amount": 1}

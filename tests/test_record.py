@@ -20,7 +20,7 @@ from kvreplay import (
     ResponseNotStorableError,
     UnsupportedRecordVersionError,
 )
-from kvreplay.record import (
+from kvreplay._protocol.record import (
     Claim,
     State,
     answer_in,

@@ -34,9 +34,9 @@ from kvreplay import (
     SweepResult,
     UnsupportedRecordVersionError,
 )
-from kvreplay.keys import name
-from kvreplay.record import State, decode
-from kvreplay.singleflight import flights
+from kvreplay._protocol.keys import name
+from kvreplay._protocol.record import State, decode
+from kvreplay._runtime.singleflight import flights
 
 KEY = ("02lsp", "session-1")
 PARAMS = {"amount_msat": 1000, "hash": b"\x01" * 32}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kvreplay import InFlightError, KeyNotFoundError
-from kvreplay.singleflight import Abandoned, Flight, SingleFlight, fresh
+from kvreplay._runtime.singleflight import Abandoned, Flight, SingleFlight, fresh
 
 
 def board(flights: Any, key: str) -> Any:
@@ -112,7 +112,7 @@ def test_who_is_aboard(flights: SingleFlight[str]) -> None:
 
 
 def test_a_child_starts_with_an_empty_table() -> None:
-    from kvreplay.singleflight import flights as of_this_process
+    from kvreplay._runtime.singleflight import flights as of_this_process
 
     flight = board(of_this_process, "key")
     try:
@@ -130,7 +130,7 @@ def test_a_child_starts_with_an_empty_table() -> None:
 
 
 def test_a_child_does_not_wait_for_what_its_parent_held(fork: Any) -> None:
-    from kvreplay.singleflight import flights as of_this_process
+    from kvreplay._runtime.singleflight import flights as of_this_process
 
     def child() -> None:
         assert of_this_process._lock.acquire(blocking=False)

@@ -16,7 +16,7 @@ from typing import Any
 import attrs
 import pytest
 
-from kvreplay import singleflight
+from kvreplay._runtime import singleflight
 
 pytestmark = pytest.mark.exhaustive
 

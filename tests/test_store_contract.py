@@ -8,7 +8,7 @@ from pathlib import Path
 from kvreplay.backends.filesystem import FilesystemStore
 from kvreplay.backends.lmdb import LMDBStore
 from kvreplay.backends.memory import MemoryStore
-from kvreplay.in_process import InProcessAtomicStore
+from kvreplay.store.in_process import InProcessAtomicStore
 from kvreplay.testing import StoreContract
 
 

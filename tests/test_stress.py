@@ -21,8 +21,8 @@ from replaying import FakeClock
 from stress_process import SETTINGS, START, Request, how
 
 from kvreplay import InDoubtError, Replay, ReplayRecord, State, open_store
-from kvreplay.canonical import canonical
-from kvreplay.record import decode
+from kvreplay._protocol.params import canonical
+from kvreplay._protocol.record import decode
 
 SCRIPT = Path(__file__).with_name("stress_process.py")
 

@@ -10,8 +10,8 @@ from typing import Any
 import attrs
 
 from kvreplay import NOT_APPLIED, Applied, KVReplayError
-from kvreplay.record import TOKEN_SIZE, decode_response
-from kvreplay.steps import (
+from kvreplay._protocol.record import TOKEN_SIZE, decode_response
+from kvreplay._protocol.steps import (
     BEGIN,
     READ,
     Call,

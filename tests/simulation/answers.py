@@ -7,8 +7,18 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from kvreplay import NOT_APPLIED, Applied
-from kvreplay.record import TOKEN_SIZE
-from kvreplay.steps import BEGIN, READ, Call, CheckAndPut, Probe, Reconcile, Settled, Transact, Wait
+from kvreplay._protocol.record import TOKEN_SIZE
+from kvreplay._protocol.steps import (
+    BEGIN,
+    READ,
+    Call,
+    CheckAndPut,
+    Probe,
+    Reconcile,
+    Settled,
+    Transact,
+    Wait,
+)
 from simulation import invariants
 from simulation.flows import ERRORS, Answer, Ended, Make, Node, Protocol, Sent, Thrown
 from simulation.scenario import TICK, Scenario, name_of

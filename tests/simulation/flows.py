@@ -15,9 +15,9 @@ from kvreplay import (
     OutcomeUnknownError,
     StoreUnavailableError,
 )
-from kvreplay import flow as real_flow
-from kvreplay.record import decode
-from kvreplay.steps import BEGIN, READ, Call, Flow, Held, Policy, Raised, Returned
+from kvreplay._protocol import flow as real_flow
+from kvreplay._protocol.record import decode
+from kvreplay._protocol.steps import BEGIN, READ, Call, Flow, Held, Policy, Raised, Returned
 
 
 class Declined(Exception):

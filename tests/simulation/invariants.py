@@ -10,8 +10,8 @@ from kvreplay import (
     KVReplayError,
     ParamsMismatchError,
 )
-from kvreplay.record import decode_response
-from kvreplay.steps import InDoubtPolicy, Settled
+from kvreplay._protocol.record import decode_response
+from kvreplay._protocol.steps import InDoubtPolicy, Settled
 from simulation.flows import Declined, Interrupted, Node
 from simulation.scenario import TICK, Scenario
 from simulation.world import Actor, Run, Stored, World, in_doubt, place_of, view

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kvreplay.steps import InDoubtPolicy
+from kvreplay._protocol.steps import InDoubtPolicy
 from simulation.scenario import Caller, Left, Scenario
 
 POLICIES: dict[str, dict[str, Any]] = {

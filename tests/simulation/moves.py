@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from kvreplay.record import encode_response
-from kvreplay.steps import READ, Probe
+from kvreplay._protocol.record import encode_response
+from kvreplay._protocol.steps import READ, Probe
 from simulation import invariants
 from simulation.afterwards import check_latecomers
 from simulation.answers import REQUESTS, Answers, Move

@@ -14,8 +14,8 @@ from typing import Any
 
 import attrs
 
-from kvreplay import flow as real_flow
-from kvreplay.steps import CheckAndPut, Flow, InDoubtPolicy
+from kvreplay._protocol import flow as real_flow
+from kvreplay._protocol.steps import CheckAndPut, Flow, InDoubtPolicy
 from simulation.answers import ANYTHING
 from simulation.flows import REAL, Protocol
 from simulation.scenario import Caller, Left, Scenario

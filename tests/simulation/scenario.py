@@ -7,8 +7,8 @@ from typing import Literal, NamedTuple
 import attrs
 
 from kvreplay import ReplayKey
-from kvreplay.canonical import canonical
-from kvreplay.steps import InDoubtPolicy, Policy, Request
+from kvreplay._protocol.params import canonical
+from kvreplay._protocol.steps import InDoubtPolicy, Policy, Request
 
 TICK = 1000  # milliseconds: what the clock moves by
 START = 1_000_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
-from kvreplay.record import Claim, State, decode
+from kvreplay._protocol.record import Claim, State, decode
 from simulation.flows import Node
 from simulation.scenario import START, TICK, Left, Scenario, name_of
 
@@ -136,7 +136,7 @@ def place_of(claim: Claim) -> int:
 
 
 def look_up(scenario: Scenario, world: World, process: int, claim: Claim) -> bool | None:
-    """What ``kvreplay.owner`` tells a process about a claim's owner."""
+    """What ``kvreplay._runtime.liveness`` tells a process about a claim's owner."""
     place, owner, incarnation = map(int, claim.owner.split(":"))
     if place != scenario.places[process]:
         return None

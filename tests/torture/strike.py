@@ -8,8 +8,8 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from kvreplay import flow
-from kvreplay.steps import Flow, Transact
+from kvreplay._protocol import flow
+from kvreplay._protocol.steps import Flow, Transact
 
 PROTOCOLS = ("execute", "execute_in_transaction", "settle", "prune")
 

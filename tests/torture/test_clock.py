@@ -22,8 +22,8 @@ from kvreplay import (
     ReplayRecord,
     State,
 )
-from kvreplay.canonical import canonical
-from kvreplay.record import Claim, decode, encode
+from kvreplay._protocol.params import canonical
+from kvreplay._protocol.record import Claim, decode, encode
 
 HOUR = 3_600_000
 DAY = 24 * HOUR

@@ -15,7 +15,7 @@ import pytest
 from replaying import FakeClock
 
 from kvreplay import InDoubtError, InFlightError, Replay
-from kvreplay.record import decode
+from kvreplay._protocol.record import decode
 from torture.audit import State, audit, sound
 from torture.ledger import PARAMS, SCOPE, Ledger
 from torture.needs import UNSHARE, needs_pid_namespaces

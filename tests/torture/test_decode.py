@@ -10,9 +10,9 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from kvreplay import InvalidParamsError, RecordError, ReplayKey, ReplayRecord
-from kvreplay.canonical import canonical
-from kvreplay.flow import Decision, decide
-from kvreplay.record import Claim, State, answer_in, decode, encode
+from kvreplay._protocol.flow import Decision, decide
+from kvreplay._protocol.params import canonical
+from kvreplay._protocol.record import Claim, State, answer_in, decode, encode
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 TIMES = st.integers(0, 2**63)

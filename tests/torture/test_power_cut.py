@@ -16,7 +16,7 @@ import pytest
 from conftest import Engine
 
 from kvreplay import StoreError
-from kvreplay.backends import lmdb_files
+from kvreplay.backends.lmdb import files as lmdb_files
 from torture.audit import State, audit, every_record, sound
 from torture.disks import Ext4
 from torture.ledger import Ledger

@@ -28,8 +28,8 @@ from kvreplay import (
     StoreError,
     owner,
 )
-from kvreplay.canonical import canonical
-from kvreplay.record import Claim, encode
+from kvreplay._protocol.params import canonical
+from kvreplay._protocol.record import Claim, encode
 from torture.audit import State, sound
 from torture.faults import ACT, Slate, Struck, struck
 from torture.needs import needs_strace

@@ -1,1 +1,0 @@
-"""The storage engines, one file each; ``kvreplay.config`` has the table of their names."""

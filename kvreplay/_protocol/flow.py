@@ -1,0 +1,471 @@
+"""The replay protocol as generators: no I/O, no clock, no threads.
+
+A flow *yields* the step that it needs next and is *sent* the step's answer; a step that fails is
+*thrown* its exception. :mod:`kvreplay.replay` answers with blocking calls, :mod:`kvreplay.aio`
+with awaits, a simulator in any order it likes. All times are milliseconds since the epoch, UTC,
+and come with the answers.
+
+The path of a miss::
+
+    Read -> decide -> Begin -> CheckAndPut(claim) -> Call -> CheckAndPut(completed)
+
+and of a hit: ``Read -> decide``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from typing import Final
+
+import attrs
+
+from kvreplay._protocol.keys import ReplayKey
+from kvreplay._protocol.record import (
+    Claim,
+    ReplayRecord,
+    State,
+    decode,
+    encode,
+    encode_fields,
+    encode_response,
+)
+from kvreplay._protocol.steps import (
+    BEGIN,
+    NOT_APPLIED,
+    READ,
+    Applied,
+    Call,
+    CheckAndPut,
+    Flow,
+    Free,
+    Held,
+    InDoubtPolicy,
+    Policy,
+    Probe,
+    Raised,
+    Reconcile,
+    Request,
+    Settled,
+    Transact,
+    Wait,
+)
+from kvreplay.errors import (
+    ClaimLostError,
+    ConfigError,
+    ExpiredError,
+    IndeterminateError,
+    InDoubtError,
+    InFlightError,
+    InvalidParamsError,
+    OutcomeUnknownError,
+    ParamsMismatchError,
+    RecordError,
+    ResponseNotStorableError,
+    StoreError,
+)
+from kvreplay.events import EventKind
+
+__all__ = [
+    "Decision",
+    "decide",
+    "execute",
+    "execute_in_transaction",
+    "lookup",
+    "prune",
+    "renew",
+    "settle",
+]
+
+
+class Decision(Enum):
+    """What a record means for a request."""
+
+    FREE = "free"
+    REPLAY = "replay"
+    MISMATCH = "mismatch"
+    EXPIRED = "expired"
+    CLAIMED = "claimed"
+
+
+def decide(record: ReplayRecord | None, params: bytes, now: int) -> Decision:
+    """Decide on one read, purely. An answer whose time is over binds nobody's params."""
+    if record is None:
+        return Decision.FREE
+    if record.expires_at is None:
+        return Decision.CLAIMED if record.params == params else Decision.MISMATCH
+    if now >= record.expires_at:
+        return Decision.FREE if record.state is State.TOMBSTONE else Decision.EXPIRED
+    if record.state is State.TOMBSTONE:
+        return Decision.EXPIRED
+    return Decision.REPLAY if record.params == params else Decision.MISMATCH
+
+
+# The protocol.
+
+
+def execute(request: Request, policy: Policy) -> Flow[Settled]:
+    """Answer from the record, or run the handler once and record its answer."""
+    run = _run_claimless if policy.lease is None else _run_claimed
+    # What was seen before may be old news: a claim compares, and a run without one asks again.
+    absent_at = None if policy.lease is None else request.absent_at
+    return _admit_and_run(request, policy, absent_at, run)
+
+
+def execute_in_transaction(request: Request, policy: Policy) -> Flow[Settled]:
+    """Answer from the record, or commit the handler's writes and its answer together."""
+    return _admit_and_run(request, policy, request.absent_at, _transact)
+
+
+def lookup(request: Request, policy: Policy) -> Flow[Settled | None]:
+    """Answer from the record, or say that there is none; never run, wait or take over."""
+    only_look = attrs.evolve(policy, on_in_doubt=InDoubtPolicy.RAISE)
+    found, now = yield READ
+    entry = yield from _admit(found, now, request, only_look, _Patience(0))
+    return entry if isinstance(entry, Settled) else None
+
+
+def settle(key: ReplayKey, response: bytes | None, ttl: int, policy: Policy) -> Flow[bool]:
+    """Settle a key in doubt: complete it with ``response``, or free it if that is None.
+
+    Returns whether this did it; a key that is not claimed is left alone.
+    """
+    found, now = yield READ
+    while found is not None:
+        record = decode(found, key)
+        if record.claim is None:
+            break
+        if (yield from _is_running(record.claim, now)):
+            raise InFlightError(
+                "the key's owner is alive and running it; nothing was changed",
+                _retry_after(record.claim, now),
+            )
+        if response is None:
+            step = CheckAndPut(found, None, event="released")
+        else:
+            step = _complete(record, response, now, ttl, found, policy)
+        seen, now = yield step
+        if seen == found:
+            return True
+        found = seen
+    return False
+
+
+def renew(held: Held, key: ReplayKey, lease: int) -> Flow[bool]:
+    """Move the lease of a claim once; say whether the claim is still held."""
+    found, now = yield READ
+    if found != held.data:
+        return False
+    claim = held.record.claim
+    assert claim is not None  # a claim is what is held
+    moved = Held(attrs.evolve(held.record, claim=attrs.evolve(claim, lease_expires_at=now + lease)))
+    try:
+        found, now = yield CheckAndPut(held.data, moved.data)
+    except OutcomeUnknownError:
+        found, now = yield READ
+        if found == moved.data:
+            held.data = moved.data
+        return bool(found == held.data)
+    if found != held.data:
+        return False
+    held.data = moved.data
+    return True
+
+
+def prune(found: bytes, record: ReplayRecord, now: int, policy: Policy) -> Flow[bool]:
+    """Replace an expired record by its tombstone, or by nothing, if it is still that record.
+
+    Returns whether the entry is gone.
+    """
+    if record.expires_at is None or now < record.expires_at:
+        return False
+    until = record.expires_at
+    if record.state is State.COMPLETED:
+        until += policy.tombstone_ttl
+    if now >= until:
+        step = CheckAndPut(found, None)
+    else:
+        tombstone = attrs.evolve(
+            record, state=State.TOMBSTONE, params=b"", response=None, expires_at=until
+        )
+        step = CheckAndPut(found, encode(tombstone), until)
+    seen, _ = yield step
+    return bool(seen == found and step.value is None)
+
+
+class _Patience:
+    """How long a request still waits for another owner, and how long until it looks again (ms)."""
+
+    def __init__(self, left: int) -> None:
+        self._left = left
+        self._delay = 2
+
+    def take(self) -> int:
+        """Return the next delay; 0: no patience is left."""
+        delay = min(self._delay, self._left)
+        self._left -= delay
+        self._delay = min(2 * self._delay, 100)
+        return delay
+
+
+def _admit_and_run(
+    request: Request,
+    policy: Policy,
+    absent_at: int | None,
+    run: Callable[[Free, Request, Policy], Flow[Settled | Free]],
+) -> Flow[Settled]:
+    """Answer from the record, or ``run``, for which another owner may turn out to be faster.
+
+    ``absent_at``: when there was no record, for a ``run`` that compares before it calls; ``None``:
+    read.
+    """
+    found, now = (yield READ) if absent_at is None else (None, absent_at)
+    patience = _Patience(policy.wait_timeout)
+    while True:
+        entry: Settled | Free = Free(None, now)
+        if found is not None:
+            entry = yield from _admit(found, now, request, policy, patience)
+        if isinstance(entry, Free):
+            entry = yield from run(entry, request, policy)
+        if isinstance(entry, Settled):
+            return entry
+        found, now = entry.found, entry.now
+
+
+def _admit(
+    found: bytes | None, now: int, request: Request, policy: Policy, patience: _Patience
+) -> Flow[Settled | Free]:
+    """Decide, and wait or reconcile where that is the answer, until the key is settled or free."""
+    while True:
+        record = None if found is None else decode(found, request.key)
+        decision = decide(record, request.params, now)
+        if decision is Decision.FREE:
+            return Free(found, now)
+        assert found is not None  # only FREE has no record
+        assert record is not None
+        if decision is Decision.REPLAY:
+            return Settled(_response_of(record), replayed=True)
+        if decision is Decision.MISMATCH:
+            raise _mismatch()
+        if decision is Decision.EXPIRED:
+            yield from prune(found, record, now, policy)
+            raise _expired()
+        claim = record.claim
+        assert claim is not None  # of a record in progress
+        if (yield from _is_running(claim, now)):
+            delay = patience.take()
+            if not delay:
+                raise InFlightError(
+                    "another owner is running this key with these params; nothing ran here",
+                    _retry_after(claim, now),
+                )
+            yield Wait(delay)
+            found, now = yield READ
+            continue
+        if policy.on_in_doubt is InDoubtPolicy.RERUN:
+            return Free(found, now, in_doubt=True)
+        seen, now = yield READ
+        if seen != found:  # its owner had ended it, and was gone when we looked
+            found = seen
+            continue
+        if policy.on_in_doubt is InDoubtPolicy.RAISE:
+            raise InDoubtError(
+                "a run of this key began and did not end: its effect may or may not have happened,"
+                " and nothing ran now; find out, then resolve() or release() the key"
+            )
+        verdict, now = yield Reconcile(record)
+        if verdict is NOT_APPLIED:
+            return Free(found, now, in_doubt=True)
+        if not isinstance(verdict, Applied):
+            raise ConfigError(
+                f"on_in_doubt returned a {type(verdict).__name__}; it must return Applied(response)"
+                " or NOT_APPLIED; nothing ran, and the key is still in doubt"
+            )
+        response = encode_response(
+            verdict.response, "on_in_doubt returned it; nothing ran, and the key is still in doubt"
+        )
+        seen, now = yield _complete(record, response, now, request.ttl, found, policy)
+        if seen == found:
+            return Settled(response, replayed=True)
+        found = seen
+
+
+def _run_claimed(entry: Free, request: Request, policy: Policy) -> Flow[Settled | Free]:
+    """Claim the key, run the handler, record its answer; ``Free`` if another was faster."""
+    assert policy.lease is not None  # or there is no claim
+    token, owner = yield BEGIN
+    claim = Claim(token, entry.now + policy.lease, owner)
+    held = Held(_record_of(request, entry.now, claim))
+    _check_size(held.data, policy)
+    event: EventKind | None = "taken_over" if entry.in_doubt else None
+    found, now = yield CheckAndPut(entry.found, held.data, event=event)
+    if found != entry.found:
+        return Free(found, now)
+    ended, now = yield Call(held)
+    if isinstance(ended, Raised):
+        if not isinstance(ended.error, _END_UNKNOWN):
+            yield from _release(held, ended.error)
+        raise ended.error
+    packed = encode_response(ended.response, _IN_DOUBT)
+    while True:
+        step = _complete(held.record, packed, now, request.ttl, held.data, policy, _IN_DOUBT)
+        try:
+            found, now = yield step
+        except StoreError as error:
+            raise InDoubtError(
+                "the handler ran, but the store may not have saved its response: the key is in"
+                " doubt, or will be replayed if it did; find out, then resolve() or release() it"
+            ) from error
+        if found == held.data:
+            return Settled(packed, replayed=False)
+        if not _is_claim_of(found, token):
+            raise ClaimLostError(
+                "the handler ran, but another owner had taken this key over meanwhile: its answer"
+                " rules, and this response was not stored"
+            )
+        held.data = found  # our own claim, with a lease whose renewal seemed to have failed
+
+
+def _is_claim_of(found: bytes | None, token: bytes) -> bool:
+    try:
+        claim = None if found is None else decode(found).claim
+    except RecordError:
+        return False
+    return claim is not None and claim.token == token
+
+
+def _release(held: Held, error: Exception) -> Flow[None]:
+    try:
+        yield CheckAndPut(held.data, None, event="released")
+    except StoreError as failure:
+        error.add_note(f"kvreplay could not release the claim, so the key is in doubt: {failure}")
+
+
+def _run_claimless(entry: Free, request: Request, policy: Policy) -> Flow[Settled | Free]:
+    """Run the handler without a claim; the first to store an answer decides for all."""
+    record = _record_of(request, entry.now)
+    _check_size(encode(record), policy)
+    ended, now = yield Call(None)
+    if isinstance(ended, Raised):
+        raise ended.error
+    packed = encode_response(ended.response, _NO_TRACE)
+    expected = entry.found
+    while True:
+        step = _complete(record, packed, now, request.ttl, expected, policy, _NO_TRACE)
+        try:
+            found, now = yield step
+        except StoreError as error:
+            raise InDoubtError(
+                "the handler ran, but the store may not have saved its response; there is no claim"
+                " (lease=None), so a retry runs the handler again unless it did"
+            ) from error
+        if found == expected:
+            return Settled(packed, replayed=False)
+        winner = None if found is None else decode(found, request.key)
+        decision = decide(winner, request.params, now)
+        if decision is Decision.REPLAY:
+            assert winner is not None  # it has the response
+            return Settled(_response_of(winner), replayed=True)
+        if decision is not Decision.FREE:
+            raise ClaimLostError(
+                "the handler ran without a claim (lease=None), and meanwhile another owner has"
+                f" taken the key ({decision.value}): this response was not stored"
+            )
+        expected = found
+
+
+def _transact(entry: Free, request: Request, policy: Policy) -> Flow[Settled | Free]:
+    """Run the handler inside a transaction."""
+    ended: Settled | Free = yield Transact(_run_in_transaction(entry, request, policy))
+    return ended
+
+
+def _run_in_transaction(entry: Free, request: Request, policy: Policy) -> Flow[Settled | Free]:
+    """Run the handler inside the transaction that this flow is driven in."""
+    found, now = yield READ
+    if found != entry.found:
+        return Free(found, now)
+    record = _record_of(request, now)
+    _check_size(encode(record), policy)
+    ended, now = yield Call(None)
+    if isinstance(ended, Raised):
+        raise ended.error
+    packed = encode_response(ended.response, _UNDONE)
+    yield _complete(record, packed, now, request.ttl, found, policy, _UNDONE)
+    return Settled(packed, replayed=False)
+
+
+# What a handler raises that did not say that nothing happened; a nested request may raise the rest.
+_END_UNKNOWN: Final = (
+    IndeterminateError,
+    OutcomeUnknownError,
+    InDoubtError,
+    ClaimLostError,
+    ResponseNotStorableError,
+)
+_IN_DOUBT: Final = "the handler ran, nothing was answered, and the key is in doubt until settled"
+_NO_TRACE: Final = "the handler ran, nothing was stored, and a retry runs it again (lease=None)"
+_UNDONE: Final = "the handler's writes were undone, and nothing happened"
+
+
+def _record_of(request: Request, now: int, claim: Claim | None = None) -> ReplayRecord:
+    return ReplayRecord(State.IN_PROGRESS, request.key, request.params, None, now, None, claim)
+
+
+def _check_size(data: bytes, policy: Policy) -> None:
+    if len(data) > policy.max_record_bytes:
+        raise InvalidParamsError(
+            f"the params make a record of {len(data)} bytes, more than max_record_bytes"
+            f" ({policy.max_record_bytes}); nothing ran"
+        )
+
+
+def _complete(
+    record: ReplayRecord,
+    response: bytes,
+    now: int,
+    ttl: int,
+    expected: bytes | None,
+    policy: Policy,
+    consequence: str = "nothing was changed",
+) -> CheckAndPut:
+    """Make the step that records an answer; the store may drop it once its tombstone is over."""
+    expires_at = now + ttl
+    data = encode_fields(
+        *(State.COMPLETED, record.key, record.params, response),
+        *(record.created_at, expires_at, None),
+    )
+    if len(data) > policy.max_record_bytes:
+        raise ResponseNotStorableError(
+            f"a response makes a record of {len(data)} bytes, more than max_record_bytes"
+            f" ({policy.max_record_bytes}): {consequence}"
+        )
+    return CheckAndPut(expected, data, expires_at + policy.tombstone_ttl, "completed")
+
+
+def _is_running(claim: Claim, now: int) -> Flow[bool]:
+    runs = yield Probe(claim)
+    return now < claim.lease_expires_at if runs is None else bool(runs)
+
+
+def _response_of(record: ReplayRecord) -> bytes:
+    assert record.response is not None  # decode() checked it for a completed record
+    return record.response
+
+
+def _retry_after(claim: Claim, now: int) -> float:
+    """Return seconds: soon, since a run is over long before its lease as a rule."""
+    left = claim.lease_expires_at - now
+    return min(left, 1000) / 1000 if left > 0 else 1.0
+
+
+def _mismatch() -> ParamsMismatchError:
+    return ParamsMismatchError(
+        "this key is bound to other params; nothing ran, and its record is untouched"
+    )
+
+
+def _expired() -> ExpiredError:
+    return ExpiredError(
+        "this key was answered, and the answer has expired; nothing ran: start a new flow"
+    )

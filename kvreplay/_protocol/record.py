@@ -1,0 +1,279 @@
+"""The replay record: what is stored for a key, byte for byte.
+
+One msgpack array, positional, version first::
+
+    [1, state, scope, id, params, response, created_at, expires_at, claim, crc]
+
+``docs/format.md`` describes each field. ``crc`` is the CRC-32 (zlib) of all bytes before its own
+five, as a fixed-width msgpack uint32. A later version keeps the first and the last element,
+so that this code can tell *newer* from *damaged*.
+"""
+
+from __future__ import annotations
+
+import zlib
+from enum import IntEnum
+from typing import Any, Final
+
+import attrs
+import msgpack
+
+from kvreplay._protocol.keys import ReplayKey
+from kvreplay.errors import (
+    CorruptRecordError,
+    ResponseNotStorableError,
+    UnsupportedRecordVersionError,
+)
+
+__all__ = [
+    "Claim",
+    "ReplayRecord",
+    "State",
+    "decode",
+    "decode_response",
+    "encode",
+    "encode_fields",
+    "encode_response",
+]
+
+VERSION: Final = 1
+TOKEN_SIZE: Final = 16
+
+_FIELDS: Final = 10
+_CRC_SIZE: Final = 5  # the marker of a uint32, then its four bytes
+_UINT32: Final = b"\xce"
+
+
+_pack: Final = msgpack.Packer().pack  # one for all threads: it packs a record in one step
+_unpackb: Final = msgpack.unpackb
+_crc32: Final = zlib.crc32
+
+
+class State(IntEnum):
+    """Where a key is in its life."""
+
+    IN_PROGRESS = 1
+    COMPLETED = 2
+    TOMBSTONE = 3
+
+
+_COMPLETED: Final = int(State.COMPLETED)
+
+
+@attrs.frozen
+class Claim:
+    """Who runs the handler, and until when a machine that cannot look the owner up believes it."""
+
+    token: bytes = attrs.field(repr=False)
+    lease_expires_at: int
+    """Milliseconds since the epoch, UTC."""
+    owner: str
+
+
+@attrs.frozen(repr=False)
+class ReplayRecord:
+    """One key's record. Times are milliseconds since the epoch, UTC.
+
+    ``params`` and ``response`` are msgpack bytes; :meth:`load_params` and :meth:`load_response`
+    decode them. ``response`` is ``None`` until the run is complete, and in a tombstone, whose
+    ``params`` are empty bytes too. ``expires_at`` is ``None`` for a run in progress, which has a
+    ``claim`` instead.
+    """
+
+    state: State
+    key: ReplayKey
+    params: bytes
+    response: bytes | None
+    created_at: int
+    expires_at: int | None
+    claim: Claim | None
+
+    def __repr__(self) -> str:
+        return (
+            f"<ReplayRecord {self.state.name.lower()} of {self.key!r}"
+            f" created_at={self.created_at} expires_at={self.expires_at}>"
+        )
+
+    def load_params(self) -> Any:
+        """Decode the original parameters, tuples as lists; ``None`` of a tombstone."""
+        return decode_response(self.params) if self.params else None
+
+    def load_response(self) -> Any:
+        """Decode the response; ``None`` if there is none."""
+        return None if self.response is None else decode_response(self.response)
+
+
+def encode(record: ReplayRecord) -> bytes:
+    """Return the bytes that :func:`decode` takes back."""
+    return encode_fields(
+        record.state,
+        record.key,
+        record.params,
+        record.response,
+        record.created_at,
+        record.expires_at,
+        record.claim,
+    )
+
+
+def encode_fields(
+    state: State,
+    key: ReplayKey,
+    params: bytes,
+    response: bytes | None,
+    created_at: int,
+    expires_at: int | None,
+    claim: Claim | None,
+) -> bytes:
+    """Return the bytes of a record with these fields."""
+    packed: bytes = _pack(
+        (
+            VERSION,
+            state,
+            key.scope,
+            key.id,
+            params,
+            response,
+            created_at,
+            expires_at,
+            None if claim is None else (claim.token, claim.lease_expires_at, claim.owner),
+            0xFFFFFFFF,  # as wide as every checksum, which takes its place
+        )
+    )
+    body = packed[:-_CRC_SIZE]
+    return body + _UINT32 + _crc32(body).to_bytes(4, "big")
+
+
+def decode(data: bytes, key: ReplayKey | None = None) -> ReplayRecord:
+    """Take stored bytes back, whole or not at all.
+
+    Args:
+        key: the key that the record must carry; ``None``: any.
+
+    Raises:
+        CorruptRecordError: cut short, changed, of another shape, or of another key.
+        UnsupportedRecordVersionError: intact, and written by a newer version.
+    """
+    if data[-_CRC_SIZE:-4] != _UINT32 or data[-4:] != zlib.crc32(data[:-_CRC_SIZE]).to_bytes(
+        4, "big"
+    ):
+        raise _corrupt("fails its checksum")
+    try:
+        fields = msgpack.unpackb(data)
+    except (TypeError, ValueError) as error:
+        raise _corrupt("is not msgpack") from error
+    if type(fields) is list and fields and type(fields[0]) is int and fields[0] > VERSION:
+        raise UnsupportedRecordVersionError(
+            f"a stored record has version {fields[0]}, this kvreplay reads up to {VERSION}:"
+            " upgrade it; the record was not touched"
+        )
+    record = _record_of(fields)
+    if key is not None and record.key != key:
+        raise _corrupt("belongs to another key")
+    return record
+
+
+def _corrupt(problem: str) -> CorruptRecordError:
+    return CorruptRecordError(
+        f"a stored record {problem}: it was not used, and is left as it is; restore it from a"
+        " backup, or find out what became of the request and then remove that entry of the store"
+    )
+
+
+def _record_of(fields: Any) -> ReplayRecord:
+    """Check every field's type and the shape that its state demands."""
+    if type(fields) is list and len(fields) == _FIELDS:
+        version, state, scope, id_, params, response, created_at, expires_at, claim, _ = fields
+        shape = _SHAPES.get(state) if type(state) is int else None
+        if (
+            shape == (response is not None, expires_at is not None, claim is not None)
+            and version == VERSION
+            and type(version) is int
+            and type(scope) is str
+            and type(id_) is str
+            and id_
+            and type(params) is bytes
+            and (response is None or type(response) is bytes)
+            and type(created_at) is int
+            and (expires_at is None or type(expires_at) is int)
+        ):
+            return ReplayRecord(
+                _STATES[state],
+                ReplayKey(scope, id_),
+                params,
+                response,
+                created_at,
+                expires_at,
+                None if claim is None else _claim_of(claim),
+            )
+    raise _corrupt("has another shape than its version")
+
+
+# state -> whether it has a response, an expiry, a claim
+_SHAPES: Final = {1: (False, False, True), 2: (True, True, False), 3: (False, True, False)}
+_STATES: Final = {int(state): state for state in State}
+
+
+def _claim_of(packed: Any) -> Claim:
+    if type(packed) is list and len(packed) == 3:
+        token, lease_expires_at, owner = packed
+        if (
+            type(token) is bytes
+            and len(token) == TOKEN_SIZE
+            and type(lease_expires_at) is int
+            and type(owner) is str
+        ):
+            return Claim(token, lease_expires_at, owner)
+    raise _corrupt("has a malformed claim")
+
+
+def answer_in(data: bytes, scope: str, id_: str, params: bytes, now: int) -> bytes | None:
+    """Return the response if this is, plainly, that key's live answer to these params.
+
+    ``None`` leaves the say to :func:`decode`, which tells every other case apart.
+    """
+    try:
+        version, state, own_scope, own_id, own, response, created, until, claim, crc = _unpackb(
+            data
+        )
+        if (
+            own == params
+            and now < until
+            and crc == _crc32(data[:-_CRC_SIZE])
+            and data[-_CRC_SIZE] == _UINT32[0]
+            and version is VERSION  # not only equal: True and 1.0 are no versions
+            and state is _COMPLETED
+            and own_scope == scope
+            and own_id == id_
+            and claim is None
+            and type(response) is bytes
+            and type(created) is type(until) is int
+        ):
+            return response
+    except (TypeError, ValueError):
+        pass  # not a record of ours, which decode() explains
+    return None
+
+
+def encode_response(response: object, consequence: str) -> bytes:
+    """Encode a handler's response: what msgpack can hold, tuples as lists.
+
+    Args:
+        consequence: what to tell the caller, should it fail.
+
+    Raises:
+        ResponseNotStorableError: it cannot be encoded, or not be decoded again.
+    """
+    try:
+        packed: bytes = msgpack.packb(response)
+        decode_response(packed)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise ResponseNotStorableError(
+            f"a response ({type(response).__name__}) cannot be stored as msgpack: {consequence}"
+        ) from error
+    return packed
+
+
+def decode_response(packed: bytes) -> Any:
+    """Decode what :func:`encode_response` made: a fresh copy each time."""
+    return msgpack.unpackb(packed, strict_map_key=False)

@@ -1,0 +1,1 @@
+"""What drives the protocol: settings, single-flight, blocking and awaited answers, sweeping."""

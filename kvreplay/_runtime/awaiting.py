@@ -1,0 +1,154 @@
+"""Drive a flow with awaits, on the running event loop.
+
+Store calls that wait for a disk run in the loop's default executor; reads from local memory run
+inline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, nullcontext
+from typing import Any, TypeVar, cast
+from weakref import WeakKeyDictionary
+
+from kvreplay._protocol import flow
+from kvreplay._protocol.steps import (
+    Begin,
+    Call,
+    CheckAndPut,
+    Flow,
+    Held,
+    Probe,
+    Raised,
+    Read,
+    Reconcile,
+    Returned,
+    Step,
+    Transact,
+    Wait,
+)
+from kvreplay._runtime.batching import Shuttle
+from kvreplay._runtime.blocking import transact
+from kvreplay._runtime.renewal import RENEWALS_PER_LEASE
+from kvreplay._runtime.run import Run
+from kvreplay._runtime.settings import ReplayNamespace, missing_methods
+from kvreplay._runtime.singleflight import flights
+from kvreplay.events import logger
+from kvreplay.store import BatchingKVStore
+
+__all__ = ["AsyncDriver", "in_thread"]
+
+T = TypeVar("T")
+
+
+class AsyncDriver:
+    """Answers the steps of the flows of one replay namespace, on any event loop."""
+
+    def __init__(self, namespace: ReplayNamespace) -> None:
+        self._namespace = namespace
+        self.reads_inline = bool(getattr(namespace.store, "reads_are_local", False))
+        self._batching = not missing_methods(namespace.store, BatchingKVStore)
+        self._shuttles: WeakKeyDictionary[asyncio.AbstractEventLoop, Shuttle] = WeakKeyDictionary()
+
+    async def drive(self, steps: Flow[T], run: Run, handler: Callable[..., Any] | None = None) -> T:
+        """Answer the flow's steps until it returns or raises; the run's token ends with it."""
+        try:
+            step = next(steps)
+            while True:
+                try:
+                    answer = await self._answer(step, run, handler)
+                except BaseException as error:  # the flow decides, also about a cancellation
+                    step = steps.throw(error)
+                else:
+                    if run.tells:
+                        run.note(step, answer)
+                    step = steps.send(answer)
+        except StopIteration as returned:
+            return cast(T, returned.value)
+        finally:
+            run.end()
+
+    async def _answer(self, step: Step, run: Run, handler: Callable[..., Any] | None) -> Any:
+        namespace = self._namespace
+        if isinstance(step, Call):
+            assert handler is not None  # a flow that calls is driven with one
+            run.calling()
+            aboard = flights.aboard(run.flight) if run.flight else nullcontext()
+            with aboard:
+                async with self._renewing(step.held, run):
+                    ended = run.ended(await _called(handler))
+            return ended, namespace.clock.now_ms()
+        if isinstance(step, Wait):
+            run.waiting()
+            return await asyncio.sleep(step.delay / 1000)
+        if isinstance(step, Reconcile):
+            assert namespace.reconcile is not None  # or the policy is another
+            run.bind()
+            return await _awaited(namespace.reconcile(step.record)), namespace.clock.now_ms()
+        if isinstance(step, Transact):
+            assert handler is not None
+            return await in_thread(transact, step, run, handler)
+        if isinstance(step, Begin | Probe) or (self.reads_inline and isinstance(step, Read)):
+            return run.answer(step)
+        if self._batching and isinstance(step, CheckAndPut):
+            return await self._shuttle().check_and_put(run.change(step)), namespace.clock.now_ms()
+        return await in_thread(run.answer, step)
+
+    def _shuttle(self) -> Shuttle:
+        """Return the running loop's."""
+        loop = asyncio.get_running_loop()
+        shuttle = self._shuttles.get(loop)
+        if shuttle is None:
+            shuttle = Shuttle(cast(BatchingKVStore, self._namespace.store))
+            self._shuttles[loop] = shuttle
+        return shuttle
+
+    @asynccontextmanager
+    async def _renewing(self, held: Held | None, run: Run) -> AsyncIterator[None]:
+        """Renew the claim, if that is asked for; no renewal is under way after the block."""
+        if held is None or not self._namespace.renew:
+            yield
+            return
+        done = asyncio.Event()
+        renewer = asyncio.create_task(self._renew(held, run, done))
+        try:
+            yield
+        finally:
+            done.set()
+            await renewer
+
+    async def _renew(self, held: Held, run: Run, done: asyncio.Event) -> None:
+        lease = self._namespace.policy.lease or 0
+        kept = True
+        while kept:
+            try:
+                await asyncio.wait_for(done.wait(), lease / RENEWALS_PER_LEASE / 1000)
+            except TimeoutError:
+                own = Run(self._namespace, run.key)
+                try:
+                    kept = await self.drive(flow.renew(held, run.key, lease), own)
+                except Exception as error:  # the run goes on, whatever a renewal meets
+                    logger().warning("a lease could not be renewed, and is tried again: %r", error)
+            else:
+                return
+
+
+async def in_thread(function: Callable[..., T], *args: Any) -> T:
+    """Call a function that blocks in the loop's default executor."""
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(None, functools.partial(function, *args))
+
+
+async def _called(handler: Callable[..., Any]) -> Returned | Raised:
+    """Call the handler; only its own ``Exception`` says that nothing happened."""
+    try:
+        return Returned(await _awaited(handler()))
+    except Exception as error:  # the handler's, whatever it is
+        return Raised(error)
+
+
+async def _awaited(value: Any) -> Any:
+    return await value if inspect.isawaitable(value) else value

@@ -1,0 +1,102 @@
+"""Who holds a claim, and whether they still run: the truth where it can be looked up.
+
+An owner is ``boot id:pid namespace:pid:start time`` as Linux shows them in ``/proc`` (proc(5)).
+On the same boot and in the same PID namespace a process can be looked up; for this very process
+a set of the running handlers' tokens tells. Anywhere else only the claim's lease is known.
+"""
+
+from __future__ import annotations
+
+import os
+from enum import Enum
+from functools import cache
+from typing import Final
+
+from kvreplay._protocol.record import TOKEN_SIZE, Claim
+
+__all__ = ["Liveness", "begin", "end", "liveness", "this_process"]
+
+
+class Liveness(Enum):
+    """What is known of a claim's owner."""
+
+    RUNNING = "running"
+    GONE = "gone"
+    UNKNOWN = "unknown"  # on another boot, machine or PID namespace: the lease decides
+
+
+_running: Final[set[bytes]] = set()
+
+
+def begin() -> bytes:
+    """Return a fresh token, noted as running in this process until :func:`end`."""
+    token = os.urandom(TOKEN_SIZE)
+    _running.add(token)
+    return token
+
+
+def end(token: bytes) -> None:
+    """Note that the token's handler does not run any more, whatever became of it."""
+    _running.discard(token)
+
+
+@cache
+def this_process() -> str:
+    """Return this process as an owner; without ``/proc``, a name that nobody can look up."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            boot_id = file.read().strip()
+        namespace = os.stat("/proc/self/ns/pid").st_ino
+        _, start, _ = _stat(os.getpid())
+    except OSError:
+        return f"{os.urandom(16).hex()}:0:{os.getpid()}:0"
+    return f"{boot_id}:{namespace}:{os.getpid()}:{start}"
+
+
+def liveness(claim: Claim) -> Liveness:
+    """Look the claim's owner up."""
+    mine = this_process()
+    if claim.owner == mine:
+        return Liveness.RUNNING if claim.token in _running else Liveness.GONE
+    place, _, process = claim.owner.partition(":")
+    namespace, _, process = process.partition(":")
+    pid, _, start = process.partition(":")
+    if not mine.startswith(f"{place}:{namespace}:") or not (pid.isdecimal() and start):
+        return Liveness.UNKNOWN
+    return _look_up(int(pid), start)
+
+
+def _look_up(pid: int, start: str) -> Liveness:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return Liveness.GONE
+    except PermissionError:
+        pass  # it exists, and is another user's
+    except OverflowError:
+        return Liveness.UNKNOWN
+    try:
+        state, started, threads = _stat(pid)
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return Liveness.UNKNOWN  # ended just now, or hidden from this user
+    except OSError:
+        return Liveness.RUNNING  # no file can be opened at this moment; but it was there
+    # A zombie only waits to be reaped, unless it has other threads: a killed one may be finishing
+    # the very system call that makes its answer count. Another start time is another process.
+    lives = state not in "ZX" or threads > 1
+    return Liveness.RUNNING if started == start and lives else Liveness.GONE
+
+
+def _stat(pid: int) -> tuple[str, str, int]:
+    """Return a process's state, its start in clock ticks since boot, and its threads."""
+    with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+        fields = file.read().rpartition(")")[2].split()
+    return fields[0], fields[19], int(fields[17])
+
+
+def _forget() -> None:
+    this_process.cache_clear()
+    _running.clear()
+
+
+os.register_at_fork(after_in_child=_forget)

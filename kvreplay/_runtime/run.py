@@ -1,0 +1,147 @@
+"""One drive of a flow on one key: the answers to its steps that need no handler and no time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, Protocol
+
+from kvreplay._protocol.keys import ReplayKey, name, scope_name
+from kvreplay._protocol.steps import (
+    Begin,
+    CheckAndPut,
+    Probe,
+    Raised,
+    Read,
+    Returned,
+    Settled,
+    Transact,
+)
+from kvreplay._runtime import liveness as owner
+from kvreplay._runtime.settings import ReplayNamespace
+from kvreplay._runtime.singleflight import Flight, flights
+from kvreplay.errors import KeyNotFoundError
+from kvreplay.store import Change
+
+__all__ = ["PLAIN", "ReadsAndPuts", "Run"]
+
+PLAIN: Final = frozenset((Begin, CheckAndPut, Probe, Read))
+"""The steps that need neither the handler nor time."""
+
+_RUNNING: Final[Mapping[owner.Liveness, bool | None]] = {
+    owner.Liveness.RUNNING: True,
+    owner.Liveness.GONE: False,
+    owner.Liveness.UNKNOWN: None,
+}
+
+
+class ReadsAndPuts(Protocol):
+    """What a flow needs of a store, or of a transaction."""
+
+    def read(self, primary_namespace: str, secondary_namespace: str, key: str) -> bytes:
+        """As the store's."""
+
+    def check_and_put(
+        self,
+        primary_namespace: str,
+        secondary_namespace: str,
+        key: str,
+        *,
+        expected: bytes | None,
+        value: bytes | None,
+        expires_at: int | None = None,
+    ) -> bytes | None:
+        """As the store's."""
+
+
+class Run:
+    """One drive of a flow on one key: the blocking answers to its steps, and its token."""
+
+    __slots__ = ("_address", "_store", "_token", "flight", "key", "namespace", "raised", "tells")
+
+    def __init__(
+        self,
+        namespace: ReplayNamespace,
+        key: ReplayKey,
+        flight: Flight[Any] | None = None,
+        *,
+        transaction: ReadsAndPuts | None = None,
+    ) -> None:
+        self.namespace = namespace
+        self.key = key
+        self.flight = flight
+        # Nothing is decided before a transaction commits.
+        self.tells = namespace.is_observed and transaction is None
+        self._store: ReadsAndPuts = namespace.store if transaction is None else transaction
+        self._address = (namespace.name, scope_name(key.scope), name(key.id))
+        self.raised: Exception | None = None
+        self._token: bytes | None = None
+
+    def inside(self, transaction: ReadsAndPuts) -> Run:
+        """Return the same run on a transaction of the store."""
+        return Run(self.namespace, self.key, self.flight, transaction=transaction)
+
+    def calling(self) -> None:
+        """The handler is about to run, so the key belongs to this run's params."""
+        self.bind()
+        self.namespace.emit("started", self.key)
+
+    def waiting(self) -> None:
+        """Another owner runs the key with this run's params."""
+        self.bind()
+        self.namespace.emit("waited", self.key)
+
+    def ended(self, ended: Returned | Raised) -> Returned | Raised:
+        """Keep in mind what the handler raised, which is no decision about this key."""
+        if isinstance(ended, Raised):
+            self.raised = ended.error
+        return ended
+
+    def tell(self, error: BaseException) -> None:
+        """Tell the observer about an error that decides about the key."""
+        if error is not self.raised:
+            self.namespace.emit_error(error, self.key)
+
+    def bind(self) -> None:
+        """The key belongs to this run's params: a request with others is stale at once."""
+        if self.flight is not None:
+            flights.bind(self.flight)
+
+    def answer(self, step: object) -> Any:
+        """Answer a step that needs neither the handler nor time: one of :data:`PLAIN`."""
+        if isinstance(step, CheckAndPut):
+            seen = self._store.check_and_put(
+                *self._address,
+                expected=step.expected,
+                value=step.value,
+                expires_at=step.expires_at,
+            )
+            return seen, self.namespace.clock.now_ms()
+        if isinstance(step, Read):
+            try:
+                found = self._store.read(*self._address)
+            except KeyNotFoundError:
+                return None, self.namespace.clock.now_ms()
+            return found, self.namespace.clock.now_ms()
+        if isinstance(step, Begin):
+            self.end()  # that of an attempt whose claim another owner was faster with
+            self._token = owner.begin()
+            return self._token, owner.this_process()
+        if isinstance(step, Probe):
+            return _RUNNING[owner.liveness(step.claim)]
+        raise TypeError(f"no answer to a {type(step).__name__} step")
+
+    def change(self, step: CheckAndPut) -> Change:
+        """Return a check-and-put of this key as what a batching store takes."""
+        return Change(*self._address, step.expected, step.value, step.expires_at)
+
+    def note(self, step: object, answer: Any) -> None:
+        """Tell the observer, if it ``tells``, what a successful put or transaction has decided."""
+        if isinstance(step, CheckAndPut) and step.event and answer[0] == step.expected:
+            self.namespace.emit(step.event, self.key)
+        elif isinstance(step, Transact) and isinstance(answer, Settled):
+            self.namespace.emit("completed", self.key)
+
+    def end(self) -> None:
+        """Note that nothing runs any more under this run's token."""
+        if self._token is not None:
+            owner.end(self._token)

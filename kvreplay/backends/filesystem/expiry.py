@@ -1,0 +1,206 @@
+"""The file-system store's expiry index: hard links that prove what they speak about.
+
+Beside the store's root, in ``<root>.kvreplay/``::
+
+    expiry/P/<minute>/S/<expires_at>~<key>~<unique>   marker: a hard link to the value's file
+    stamps/P/S/<key>                                  symbolic link: names the entry's marker
+
+As long as a marker exists the number of its inode cannot be given away, so "marker and
+value are one inode" proves that the entry is still the very write that the marker was made
+for. Nothing else has to be right: a marker that a crash, another program or a copy of the
+files left without its value is *stale*, and is only unlinked when it comes due. The stamp
+is a short cut to unlink an old marker, and with it the old value's bytes, at once.
+
+``minute`` is ``expires_at // 60000`` in 15 digits, ``expires_at`` is in milliseconds in 19,
+so that names sort by time; the longest marker name has 173 characters of the 255 allowed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import uuid
+from collections.abc import Generator, Iterator
+from typing import Final
+
+import attrs
+
+from kvreplay.backends.durable_files import Folders, fsync_directory
+from kvreplay.backends.filesystem.layout import Entry, folder_name, namespace_of
+
+__all__ = ["DueMarker", "ExpiryIndex", "Mark", "discard"]
+
+_BUCKET_MS: Final = 60_000
+# Another marker is there, maybe since a moment ago; a concurrent sweep removed it; a foreign file.
+_KEPT_FOLDER: Final = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR}
+_is_bucket = re.compile(r"[0-9]{15}").fullmatch
+_is_marker = re.compile(r"([0-9]{19})~([A-Za-z0-9_-]{1,120})~[0-9a-f]{32}").fullmatch
+
+
+@attrs.frozen(repr=False)
+class Mark:
+    """A marker that is in place, and its stamp that waits to take the old one's."""
+
+    marker: str
+    stamp: str
+
+    def undo(self) -> None:
+        """Take both away: the value that they were made for is not going to be there."""
+        discard(self.stamp)
+        discard(self.marker)
+
+
+@attrs.frozen(repr=False)
+class DueMarker:
+    """A marker whose time has come, and the entry that it was made for."""
+
+    path: str
+    entry: Entry
+
+
+class ExpiryIndex:
+    """The markers and stamps of one store; every change needs the entry's lock.
+
+    Args:
+        sidecar: the folder beside the root.
+        durable: a marker survives a power cut once ``mark`` has returned.
+    """
+
+    def __init__(self, sidecar: str, *, durable: bool) -> None:
+        self._sidecar = sidecar
+        self._durable = durable
+        self._expiry = os.path.join(sidecar, "expiry")
+        self._stamps = os.path.join(sidecar, "stamps")
+        self._expiry_folders = Folders(self._expiry, durable=durable)
+        self._stamp_folders = Folders(self._stamps, durable=False)
+
+    def mark(self, entry: Entry, value_file: str, expires_at: int, stamp: str) -> Mark:
+        """Mark a value file that is not in place yet; if it fails, nothing is left.
+
+        Args:
+            stamp: where the stamp may wait; made now, so that a full disk shows now.
+        """
+        primary, secondary = entry.parts
+        parts = (primary, f"{expires_at // _BUCKET_MS:015d}", secondary)
+        name = f"{expires_at:019d}~{entry.key}~{uuid.uuid4().hex}"
+        target = os.path.join("expiry", *parts, name)
+        mark = Mark(os.path.join(self._sidecar, target), stamp)
+        try:
+            self._expiry_folders.place(parts, lambda _: os.link(value_file, mark.marker))
+            if self._durable:
+                fsync_directory(os.path.dirname(mark.marker))
+            self._stamp_folders.place(entry.parts, lambda _: os.symlink(target, stamp))
+        except BaseException:
+            mark.undo()
+            raise
+        return mark
+
+    def current(self, entry: Entry) -> str | None:
+        """Return the marker that the entry's stamp names, or ``None``."""
+        try:
+            target = os.readlink(self._stamp(entry))
+        except OSError as error:
+            # EINVAL: not a symbolic link. Foreign, so no help; the next stamp replaces it.
+            if error.errno in (errno.ENOENT, errno.EINVAL):
+                return None
+            raise
+        top, *parts = target.split("/")
+        # What it names will be unlinked, so it has to be a marker of this very entry.
+        if top != "expiry" or len(parts) != 4 or not _is_bucket(parts[1]):
+            return None
+        found = _is_marker(parts[3])
+        if not found or (parts[0], parts[2], found[2]) != (*entry.parts, entry.key):
+            return None
+        return os.path.join(self._expiry, *parts)
+
+    def settle(self, entry: Entry, old_marker: str | None, mark: Mark | None) -> None:
+        """After the change is durable: put the new stamp in place, drop the old marker.
+
+        It reports no failure: the change has happened, and a marker without a stamp is as
+        good to a sweep; it only keeps an overwritten value's bytes until it comes due.
+        """
+        if mark is None:
+            self._drop_stamp(entry)
+        else:
+            try:
+                os.rename(mark.stamp, self._stamp(entry))
+            except OSError:
+                discard(mark.stamp)
+        if old_marker is not None:
+            discard(old_marker)
+
+    def forget_stamp(self, due: DueMarker) -> None:
+        """Drop the entry's stamp if it names this marker; it reports no failure either."""
+        if self.current(due.entry) == due.path:
+            self._drop_stamp(due.entry)
+
+    def due(self, primary: str, now: int, walked: list[str]) -> Generator[DueMarker, None, None]:
+        """Yield the markers of one primary namespace that are due, minute after minute.
+
+        It reads the names of the minutes and of what lies in those up to ``now``. The
+        caller must not unlink a marker while it iterates.
+
+        Args:
+            walked: collects the folders passed, the inner before the outer, for ``tidy``.
+        """
+        top = os.path.join(self._expiry, folder_name(primary))
+        last = f"{now // _BUCKET_MS:015d}"
+        for bucket in sorted(b for b in _names(top) if _is_bucket(b) and b <= last):
+            for secondary in _names(os.path.join(top, bucket)):
+                folder = os.path.join(top, bucket, secondary)
+                for name in _names(folder):
+                    found = _is_marker(name)
+                    if found and int(found[1]) <= now:
+                        entry = Entry(primary, namespace_of(secondary), found[2])
+                        yield DueMarker(os.path.join(folder, name), entry)
+                walked.append(folder)
+            walked.append(os.path.join(top, bucket))
+
+    def tidy(self, markers: list[str], walked: list[str]) -> None:
+        """Unlink markers that have done their work, and the folders that this left empty."""
+        for marker in markers:
+            _unlink(marker)
+        for folder in walked:
+            try:
+                os.rmdir(folder)
+            except OSError as error:
+                if error.errno not in _KEPT_FOLDER:
+                    raise
+
+    def _stamp(self, entry: Entry) -> str:
+        return os.path.join(self._stamps, entry.path)
+
+    def _drop_stamp(self, entry: Entry) -> None:
+        discard(self._stamp(entry))
+
+
+def discard(path: str) -> bool:
+    """Unlink a file that nothing depends on; say whether it was there and is gone.
+
+    A failure is not reported: it would hide the outcome of the call that is being cleaned
+    up after, and what remains is found again, by the next opening or when it comes due.
+    """
+    try:
+        os.unlink(path)
+    except OSError:
+        return False
+    return True
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass  # a concurrent sweep or overwrite was faster
+
+
+def _names(folder: str) -> Iterator[str]:
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                yield entry.name
+    except FileNotFoundError:
+        return  # removed by a concurrent sweep
+    except NotADirectoryError:
+        return  # a foreign file; the store makes only folders here

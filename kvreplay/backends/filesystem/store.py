@@ -1,0 +1,426 @@
+"""Entries as files, in the directory layout of LDK's ``FilesystemStore`` v2.
+
+The value of ``(P, S, key)`` is the file ``root/P/S/key``, byte for byte; an empty namespace
+is the folder ``[empty]``; the file's modification time is the entry's creation time, which
+an update keeps (rust-lightning, ``lightning-persister/src/fs_store``). LDK can open the
+directory afterwards, because nothing else is ever put below ``root``, not for a moment.
+What the store needs besides lies beside it, in ``root.kvreplay/``:
+
+* ``format``: says that the root was adopted, and by which version;
+* ``locks/00`` … ``locks/ff``: an entry changes under the ``flock`` of its stripe;
+* ``tmp/<stripe>-<unique>.tmp``: values on their way, only under the stripe's lock;
+* ``expiry/``, ``stamps/``: see :mod:`kvreplay.backends.filesystem.expiry`.
+
+Both belong to one store and one file system: copy, move and back them up together, with
+hard links preserved (``rsync -aH``, ``tar``); without, the copy's entries never expire.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import sys
+import uuid
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, Final, Self
+
+from kvreplay.backends.durable_files import Folders, fsync_directory, write_temporary
+from kvreplay.backends.filesystem.expiry import ExpiryIndex, Mark, discard
+from kvreplay.backends.filesystem.layout import (
+    EMPTY,
+    Entry,
+    flocked,
+    lock_file,
+    namespace_of,
+    open_folders,
+    resolve,
+)
+from kvreplay.errors import (
+    ConfigError,
+    CorruptStoreError,
+    InvalidValueError,
+    KeyNotFoundError,
+    OutcomeUnknownError,
+    StoreError,
+    StoreFullError,
+    StoreUnavailableError,
+)
+from kvreplay.store import (
+    Durability,
+    SweepResult,
+    check_name,
+    check_namespace,
+    check_value,
+)
+
+__all__ = ["FilesystemStore"]
+
+_FULL: Final = {errno.ENOSPC, errno.EDQUOT}
+_PASSING: Final = {errno.EMFILE, errno.ENFILE, errno.ENOLCK, errno.ENOMEM, errno.EAGAIN}
+_FOREIGN: Final = {errno.ENOTDIR, errno.EISDIR, errno.ELOOP}
+_DENIED: Final = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+_is_key = re.compile(r"[A-Za-z0-9_-]{1,120}").fullmatch
+
+
+class FilesystemStore:
+    """An :class:`~kvreplay.store.ExpiringKVStore` of plain files, shared by processes.
+
+    Each change is atomic and excludes every other thread and process on this machine; after
+    a crash an entry is its old or its new value as a whole. A read returns nothing that a
+    power cut could still undo. Nothing that matters is kept in memory, so a forked child may
+    go on using its parent's store.
+
+    Args:
+        path: the root folder, created if need be (mode 0700); its file system must know
+            ``flock`` and hard links.
+        durability: ``"full"``: a change survives a power cut once its call has returned.
+            ``"process"``: the folders are not fsynced, so a power cut may undo the latest
+            changes; it still tears no value.
+
+    Raises:
+        StoreError: the folders cannot be made or used.
+        CorruptStoreError: ``path`` holds LDK's v1 layout, was adopted by another version
+            of the format, or was adopted and is missing.
+    """
+
+    OPTIONS: ClassVar[Mapping[str, str | tuple[str, ...]]] = {"durability": ("full", "process")}
+    LOCATION: ClassVar[str] = "path"
+    reads_are_local = True
+
+    def __init__(self, path: str | os.PathLike[str], *, durability: Durability = "full") -> None:
+        if durability not in ("full", "process"):
+            raise ConfigError('durability must be "full" or "process"')
+        self._root = resolve(path)
+        self._sidecar = f"{self._root}.kvreplay"
+        self._durability = durability
+        self._durable = durability == "full"
+        self._closed = False
+        try:
+            open_folders(self._root, self._sidecar)
+            self._root_id = _file_id(self._root)
+        except OSError as error:
+            raise _opening_error(error, self._root) from error
+        self._folders = Folders(self._root, durable=self._durable)
+        self._expiry = ExpiryIndex(self._sidecar, durable=self._durable)
+
+    def __repr__(self) -> str:
+        return f"FilesystemStore({self._root!r}, durability={self._durability!r})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Refuse every further call. Between calls no file is held open."""
+        self._closed = True
+
+    @property
+    def identity(self) -> tuple[str, int, int]:
+        """Equal for every store object on the same root folder, however it is spelt."""
+        return ("filesystem", *self._root_id)
+
+    def read(self, primary_namespace: str, secondary_namespace: str, key: str) -> bytes:
+        """Return the value, after waiting for a writer that is making it durable right now."""
+        check_name(primary_namespace, secondary_namespace, key)
+        entry = Entry(primary_namespace, secondary_namespace, key)
+        with self._reporting("read"):
+            if not self._durable:
+                value = self._load(entry)
+            else:
+                # A renamed file can be seen before its folder is fsynced, and whoever acts on
+                # what was read must not lose it to a power cut.
+                with flocked(lock_file(self._sidecar, entry.stripe), shared=True):
+                    value = self._load(entry)
+        if value is None:
+            raise KeyNotFoundError("there is no such entry")
+        return value
+
+    def write(
+        self, primary_namespace: str, secondary_namespace: str, key: str, value: bytes
+    ) -> None:
+        """Create or replace the entry as a whole; it has no expiry."""
+        check_name(primary_namespace, secondary_namespace, key)
+        check_value(value)
+        entry = Entry(primary_namespace, secondary_namespace, key)
+        with self._reporting("write"), self._locked(entry):
+            self._put(entry, value, None)
+
+    def remove(
+        self, primary_namespace: str, secondary_namespace: str, key: str, lazy: bool = False
+    ) -> None:
+        """Remove the entry; ``lazy`` leaves the fsync to a later change of its namespace."""
+        check_name(primary_namespace, secondary_namespace, key)
+        entry = Entry(primary_namespace, secondary_namespace, key)
+        with self._reporting("remove"), self._locked(entry):
+            self._delete(entry, durable=self._durable and not lazy)
+
+    def list(self, primary_namespace: str, secondary_namespace: str) -> list[str]:
+        """Return the namespace's keys; a file whose name is not a legal key is not shown."""
+        check_namespace(primary_namespace, secondary_namespace)
+        folders = Entry(primary_namespace, secondary_namespace, "").parts
+        return [*self._names(*folders, folders=False)]
+
+    def list_all_keys(self) -> Iterator[tuple[str, str, str]]:
+        """Walk the folders, one at a time and as the caller iterates."""
+        self._check_usable()
+        self._check_root()
+        return self._walk()
+
+    def check_and_put(
+        self,
+        primary_namespace: str,
+        secondary_namespace: str,
+        key: str,
+        *,
+        expected: bytes | None,
+        value: bytes | None,
+        expires_at: int | None = None,
+    ) -> bytes | None:
+        """Compare and put under the entry's lock; refused, it writes nothing at all."""
+        check_name(primary_namespace, secondary_namespace, key)
+        check_value(b"" if value is None else value, expires_at)
+        check_value(b"" if expected is None else expected)
+        entry = Entry(primary_namespace, secondary_namespace, key)
+        with self._reporting("check and put"), self._locked(entry):
+            found = self._load(entry)
+            if found == expected:
+                if value is not None:
+                    self._put(entry, value, expires_at)
+                elif found is not None:
+                    self._delete(entry, durable=self._durable)
+        return found
+
+    def sweep(self, primary_namespace: str, now: int, limit: int) -> SweepResult:
+        """Remove due entries, minute after minute, each under its own lock.
+
+        It costs the listing of the minutes that have an expiry, and for each entry visited
+        a few file operations. A power cut may bring entries back; they are still due.
+
+        Raises:
+            OutcomeUnknownError: it broke off after it had removed some of them.
+        """
+        check_namespace(primary_namespace, "")
+        if type(now) is not int:
+            raise InvalidValueError("now must be an int of milliseconds since the epoch")
+        if type(limit) is not int or limit < 1:
+            raise InvalidValueError("limit must be an int of at least 1")
+        with self._reporting("sweep"):
+            self._check_root()
+            return self._sweep(primary_namespace, min(now, sys.maxsize), limit)
+
+    # The changes. For the first two the caller holds the entry's lock.
+
+    def _put(self, entry: Entry, value: bytes, expires_at: int | None) -> None:
+        target = self._file(entry)
+        old_marker = self._expiry.current(entry)
+        temporary = self._temporary(entry)
+        write_temporary(temporary, value, mtime_ns=_mtime_ns(target))
+        mark: Mark | None = None
+        try:
+            if expires_at is not None:
+                stamp = self._temporary(entry)
+                mark = self._expiry.mark(entry, temporary, expires_at, stamp)
+            self._folders.place(entry.parts, lambda _: os.rename(temporary, target))
+        except BaseException:
+            # If the temporary is gone, an interrupt came after the rename: the mark counts.
+            if discard(temporary) and mark is not None:
+                mark.undo()
+            raise
+        try:
+            if self._durable:
+                _confirm(os.path.dirname(target))
+        except BaseException:
+            # Both markers stay: which of them is the live one is not known.
+            if mark is not None:
+                discard(mark.stamp)
+            raise
+        self._expiry.settle(entry, old_marker, mark)
+
+    def _delete(self, entry: Entry, *, durable: bool) -> None:
+        target = self._file(entry)
+        folder = os.path.dirname(target)
+        old_marker = self._expiry.current(entry)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(target)
+        # Also if it was absent: an earlier removal may have been lazy, or cut short.
+        if durable and os.path.isdir(folder):
+            _confirm(folder)
+        self._expiry.settle(entry, old_marker, None)
+
+    def _sweep(self, primary: str, now: int, limit: int) -> SweepResult:
+        visited, removed, more = list[str](), 0, False
+        walked, changed = list[str](), set[str]()
+        try:
+            with contextlib.closing(self._expiry.due(primary, now, walked)) as due_markers:
+                for due in due_markers:
+                    if len(visited) == limit:
+                        more = True
+                        break
+                    visited.append(due.path)
+                    target = self._file(due.entry)
+                    with self._locked(due.entry):
+                        if _is_same_file(due.path, target):
+                            os.unlink(target)
+                            removed += 1
+                            changed.add(os.path.dirname(target))
+                        self._expiry.forget_stamp(due)
+            # A marker goes after its value has gone for good: without it no later sweep
+            # would find a value that a power cut brought back.
+            if self._durable:
+                for folder in changed:
+                    fsync_directory(folder)
+            self._expiry.tidy(visited, walked)
+        except (OSError, StoreError) as error:
+            if not removed:
+                raise
+            raise OutcomeUnknownError(
+                f"the sweep broke off after it had removed {removed} due entries"
+            ) from (_nameless(error) if isinstance(error, OSError) else error)
+        return SweepResult(len(visited), removed, more)
+
+    # Reading.
+
+    def _load(self, entry: Entry) -> bytes | None:
+        try:
+            with open(self._file(entry), "rb", buffering=0) as file:
+                return file.read()
+        except FileNotFoundError:
+            self._check_root()
+            return None
+
+    def _walk(self) -> Iterator[tuple[str, str, str]]:
+        for primary in self._names(folders=True):
+            for secondary in self._names(primary, folders=True):
+                if primary == EMPTY and secondary != EMPTY:
+                    continue  # no legal address leads here
+                for key in self._names(primary, secondary, folders=False):
+                    yield namespace_of(primary), namespace_of(secondary), key
+
+    def _names(self, *parts: str, folders: bool) -> set[str]:
+        """Return the legal names of folders or files; none if there is no such folder."""
+        # A set: some file systems show a name twice that is replaced during the listing.
+        with self._reporting("list"):
+            try:
+                with os.scandir(os.path.join(self._root, *parts)) as found:
+                    return {
+                        each.name
+                        for each in found
+                        if (_is_key(each.name) or (folders and each.name == EMPTY))
+                        and each.is_dir() is folders
+                    }
+            except FileNotFoundError:
+                self._check_root()
+                return set()
+
+    # Locks, paths and checks.
+
+    @contextlib.contextmanager
+    def _locked(self, entry: Entry) -> Iterator[None]:
+        with flocked(lock_file(self._sidecar, entry.stripe)):
+            self._check_root()
+            yield
+
+    def _file(self, entry: Entry) -> str:
+        return os.path.join(self._root, entry.path)
+
+    def _temporary(self, entry: Entry) -> str:
+        name = f"{entry.stripe:02x}-{uuid.uuid4().hex}.tmp"
+        return os.path.join(self._sidecar, "tmp", name)
+
+    def _check_usable(self) -> None:
+        if self._closed:
+            raise StoreError("this store is closed; nothing was done")
+
+    def _check_root(self) -> None:
+        """Tell an absent entry from an absent file system."""
+        cause: OSError | None = None
+        try:
+            if _file_id(self._root) == self._root_id:
+                return
+        except OSError as error:
+            cause = error
+        raise StoreUnavailableError(
+            f"{self._root} is no longer the folder that was opened; nothing was done:"
+            " mount it or move it back, or open the store again"
+        ) from cause
+
+    @contextlib.contextmanager
+    def _reporting(self, doing: str) -> Iterator[None]:
+        self._check_usable()
+        try:
+            yield
+        except OSError as error:
+            _nameless(error)
+            if error.errno == errno.ENOENT:
+                self._check_root()
+                if not os.path.isdir(self._sidecar):
+                    raise StoreUnavailableError(
+                        f"{self._sidecar} is gone; nothing was done: move it back, or open"
+                        " the store again to begin a new one"
+                    ) from error
+            raise _store_error(error, doing, self._root) from error
+
+
+def _file_id(path: str) -> tuple[int, int]:
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
+
+
+def _is_same_file(one: str, other: str) -> bool:
+    try:
+        return os.path.samestat(os.lstat(one), os.lstat(other))
+    except FileNotFoundError:
+        return False
+
+
+def _mtime_ns(path: str) -> int | None:
+    try:
+        return os.lstat(path).st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
+def _confirm(folder: str) -> None:
+    """Make a change that has happened durable."""
+    try:
+        fsync_directory(folder)
+    except OSError as error:
+        raise OutcomeUnknownError(
+            "the change was made, but the file system did not confirm that it will last"
+        ) from _nameless(error)
+
+
+def _nameless(error: OSError) -> OSError:
+    """Take the paths out of an exception: they end in keys, and it may be logged."""
+    del error.filename, error.filename2
+    return error
+
+
+def _opening_error(error: OSError, root: str) -> StoreError:
+    if error.errno in _FOREIGN:  # not the store's own: those have been looked at
+        return StoreError(f"cannot open the store: {os.path.dirname(root)} is not a folder")
+    return _store_error(error, "open the store", root)
+
+
+def _store_error(error: OSError, doing: str, root: str) -> StoreError:
+    """Say what a failure means to the caller, who then raises it from the failure."""
+    what = f"cannot {doing}: {os.strerror(error.errno or 0)}; no entry of {root} was changed"
+    if error.errno in _FULL:
+        return StoreFullError(f"{what}: free some space or raise the quota")
+    if error.errno in _PASSING:
+        return StoreUnavailableError(f"{what}: this may pass")
+    if error.errno in _DENIED:
+        return StoreError(
+            f"{what}: check that {root}, {root}.kvreplay and all in them belong to this user,"
+            " and that the file system is not mounted read-only"
+        )
+    if error.errno in _FOREIGN:
+        return CorruptStoreError(f"{what}: a file or folder in it is not what it should be")
+    if error.errno == errno.EXDEV:
+        return StoreError(f"{what}: no mount point may lie between {root}.kvreplay and its files")
+    return StoreError(what)

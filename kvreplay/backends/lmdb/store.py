@@ -1,0 +1,338 @@
+"""Entries in LMDB: durable, transactional, shared by threads and processes. The default engine.
+
+An entry and its place in the expiry index change in the same write transaction.
+``docs/format.md`` describes the bytes; what LMDB itself promises is in
+http://www.lmdb.tech/doc/. The files must be on a local file system.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import ClassVar, Final, Self
+
+from kvreplay.backends.lmdb import entries, shared
+from kvreplay.backends.lmdb.environment import Block, Environment, Transaction
+from kvreplay.backends.lmdb.group_commit import ALONE
+from kvreplay.errors import ConfigError, KeyNotFoundError, OutcomeUnknownError, StoreError
+from kvreplay.store import (
+    Change,
+    Durability,
+    KVTransaction,
+    SweepResult,
+    ThreadBound,
+    check_change,
+    check_namespace,
+    check_sweep,
+    check_value,
+)
+
+__all__ = ["LMDBStore"]
+
+_MAX_READERS: Final = 2**16  # 64 bytes each, in lock.mdb
+_SWEEP: Final = 1000  # due entries that a sweep visits in one transaction
+
+
+class LMDBStore:
+    """A :class:`~kvreplay.TransactionalKVStore` in one LMDB environment.
+
+    Every call is atomic against all threads and processes that use the same files. A returned
+    change is durable: with ``durability="full"`` it survives a power cut, with ``"process"`` a
+    killed process, and a power cut may undo the latest changes without damage. Several objects
+    in one process share the environment; after a fork, parent and child may both go on.
+    Opening, like a change, waits while another process is in a transaction.
+
+    Args:
+        path: the directory, created with mode 0700 if it is missing; relative to the current one.
+        map_size: bytes of address space for the map, and not of disk. It grows by itself when it
+            is full, which is cheap to avoid with a generous value.
+        durability: ``full`` or ``process``.
+        max_readers: read transactions at one moment over all processes; the process that opens
+            the files first decides.
+
+    Raises:
+        CorruptStoreError: the files are damaged, emptied, foreign, or of another format.
+        StoreError: they cannot be opened; the message says what to check.
+    """
+
+    OPTIONS: ClassVar[Mapping[str, str | tuple[str, ...]]] = {
+        "map_size": "size",
+        "durability": ("full", "process"),
+        "max_readers": "integer",
+    }
+    LOCATION: ClassVar[str] = "path"
+    reads_are_local: ClassVar[bool] = True
+
+    _environment: Environment | None = None
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        map_size: int = 16 * 1024**3,
+        durability: Durability = "full",
+        max_readers: int = 512,
+    ) -> None:
+        if durability not in ("full", "process"):
+            raise ConfigError('durability must be "full" or "process"')
+        if type(map_size) is not int or not 64 * 1024 <= map_size < 2**63:
+            raise ConfigError("map_size must be an int of at least 65536 (bytes), below 2**63")
+        if type(max_readers) is not int or not 1 <= max_readers <= _MAX_READERS:
+            raise ConfigError(f"max_readers must be an int from 1 to {_MAX_READERS}")
+        self._path = _absolute(path)
+        self._environment = shared.acquire(
+            self._path, map_size=map_size, durability=durability, max_readers=max_readers
+        )
+
+    def __repr__(self) -> str:
+        return f"<LMDBStore {self._path} {'open' if self._environment else 'closed'}>"
+
+    @property
+    def identity(self) -> tuple[str, object]:
+        """Equal for two stores on the same files."""
+        return "lmdb", self._opened().identity
+
+    def read(self, primary_namespace: str, secondary_namespace: str, key: str) -> bytes:
+        """Return the value; see :meth:`kvreplay.KVStoreSync.read`."""
+        entry = entries.entry_key(primary_namespace, secondary_namespace, key)
+        stored = (self._environment or self._opened()).get(entry)
+        if stored is None:
+            raise KeyNotFoundError("no entry under that name")
+        return stored[entries.STAMP :]
+
+    def write(
+        self, primary_namespace: str, secondary_namespace: str, key: str, value: bytes
+    ) -> None:
+        """Create or replace; see :meth:`kvreplay.KVStoreSync.write`."""
+        entry = entries.entry_key(primary_namespace, secondary_namespace, key)
+        check_value(value)
+        environment = self._opened()
+        environment.write(lambda txn: entries.put(environment, txn, entry, value), len(value))
+
+    def remove(
+        self, primary_namespace: str, secondary_namespace: str, key: str, lazy: bool = False
+    ) -> None:
+        """Remove if present, durably even if ``lazy``; see :meth:`kvreplay.KVStoreSync.remove`."""
+        entry = entries.entry_key(primary_namespace, secondary_namespace, key)
+        environment = self._opened()
+        environment.write(lambda txn: entries.delete(environment, txn, entry))
+
+    def list(self, primary_namespace: str, secondary_namespace: str) -> list[str]:
+        """Return the namespace's keys, page by page; see :meth:`kvreplay.KVStoreSync.list`."""
+        check_namespace(primary_namespace, secondary_namespace)
+        prefix = entries.prefix_of(primary_namespace, secondary_namespace)
+        return [key[len(prefix) :].decode() for key in self._walk(prefix)]
+
+    def list_all_keys(self) -> Iterator[tuple[str, str, str]]:
+        """Yield every address; see :meth:`kvreplay.MigratableKVStore.list_all_keys`.
+
+        It holds no transaction between two pages, so it neither blocks a writer nor keeps old
+        pages alive.
+        """
+        self._opened()
+        addresses = (key.decode().split("\0") for key in self._walk(b""))
+        return ((primary, secondary, key) for primary, secondary, key in addresses)
+
+    def check_and_put(
+        self,
+        primary_namespace: str,
+        secondary_namespace: str,
+        key: str,
+        *,
+        expected: bytes | None,
+        value: bytes | None,
+        expires_at: int | None = None,
+    ) -> bytes | None:
+        """Compare and put in one transaction; see :meth:`kvreplay.AtomicKVStore.check_and_put`."""
+        entry = entries.entry_key(primary_namespace, secondary_namespace, key)
+        check_change(expected, value, expires_at)
+        environment = self._opened()
+        return environment.write(
+            lambda txn: entries.check_and_put(environment, txn, entry, expected, value, expires_at),
+            len(value or b""),
+        )
+
+    def check_and_put_each(self, changes: Sequence[Change]) -> Sequence[bytes | Exception | None]:
+        """Commit many changes at once; see :meth:`kvreplay.BatchingKVStore.check_and_put_each`."""
+        environment = self._opened()
+        outcomes: dict[int, bytes | Exception | None] = {}
+        operations = {}
+        for index, each in enumerate(changes):
+            try:
+                entry = entries.entry_key(
+                    each.primary_namespace, each.secondary_namespace, each.key
+                )
+                check_change(each.expected, each.value, each.expires_at)
+            except StoreError as error:
+                outcomes[index] = error
+            else:
+                operations[index] = (_putting(environment, entry, each), len(each.value or b""))
+        results = environment.write_each(list(operations.values()))
+        outcomes.update(zip(operations, results, strict=True))
+        return [outcomes[index] for index in range(len(changes))]
+
+    def sweep(self, primary_namespace: str, now: int, limit: int) -> SweepResult:
+        """Remove due entries; see :meth:`kvreplay.ExpiringKVStore.sweep`.
+
+        A large ``limit`` is met in several transactions, between which others write.
+
+        Raises:
+            OutcomeUnknownError: it broke off after it had removed some of them.
+        """
+        check_sweep(primary_namespace, now, limit)
+        environment = self._opened()
+        total = SweepResult(0, 0, more=True)
+
+        def sweep(txn: Transaction) -> SweepResult:
+            batch = min(limit - total.visited, _SWEEP)
+            return entries.sweep(environment, txn, primary_namespace, now, batch)
+
+        while total.more and total.visited < limit:
+            try:
+                swept = environment.write(sweep, ALONE)
+            except StoreError as error:
+                if not total.visited:
+                    raise
+                raise OutcomeUnknownError(
+                    f"a sweep broke off after it had removed {total.removed} entries: nothing else"
+                    " was changed; sweep again"
+                ) from error
+            total = SweepResult(
+                total.visited + swept.visited, total.removed + swept.removed, swept.more
+            )
+        return total
+
+    def transaction(self) -> AbstractContextManager[KVTransaction]:
+        """All or nothing; see :meth:`kvreplay.TransactionalKVStore.transaction`.
+
+        It holds the write lock of all processes.
+
+        Raises:
+            StoreUnavailableError: the map was full and has been grown: run it again.
+        """
+        environment = self._opened()
+        return ThreadBound(environment.transaction(partial(_Transaction, environment)))
+
+    def close(self) -> None:
+        """Leave the environment; the last user in this process closes the files."""
+        # In one step, so that of two threads that close it only one leaves.
+        environment = vars(self).pop("_environment", None)
+        if environment is not None:
+            try:
+                shared.release(environment)
+            except StoreError:
+                self._environment = environment
+                raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if self._environment is not None:
+            warnings.warn(f"{self!r} was not closed", ResourceWarning, stacklevel=2, source=self)
+
+    def _opened(self) -> Environment:
+        if self._environment is None:
+            raise StoreError("this store is closed; nothing was done")
+        return self._environment
+
+    def _walk(self, prefix: bytes) -> Iterator[bytes]:
+        """Yield the keys of all entries that start with ``prefix``, in key order."""
+        start = prefix
+        while True:
+            page = _page(self._opened(), prefix, start)
+            yield from page
+            if len(page) < entries.PAGE:
+                return
+            start = page[-1] + b"\0"  # the least key that is greater
+
+
+def _putting(
+    environment: Environment, entry: bytes, change: Change
+) -> Callable[[Transaction], bytes | None]:
+    return lambda txn: entries.check_and_put(
+        environment, txn, entry, change.expected, change.value, change.expires_at
+    )
+
+
+def _page(environment: Environment, prefix: bytes, start: bytes) -> list[bytes]:
+    return environment.read(
+        lambda txn: entries.keys_from(environment, txn, prefix, start, entries.PAGE)
+    )
+
+
+def _absolute(path: str | os.PathLike[str]) -> Path:
+    try:
+        spelt = os.fspath(path)
+        if not isinstance(spelt, str) or not spelt or "\0" in spelt:
+            raise TypeError
+    except TypeError:
+        raise ConfigError("the path of an LMDB store must be a non-empty str") from None
+    return Path(spelt).absolute()
+
+
+class _Transaction:
+    """The store's calls inside a caller's transaction."""
+
+    def __init__(self, environment: Environment, block: Block) -> None:
+        self._environment = environment
+        self._run = block.run
+
+    def read(self, primary_namespace: str, secondary_namespace: str, key: str) -> bytes:
+        entry = entries.entry_key(primary_namespace, secondary_namespace, key)
+        stored = self._run(lambda txn: txn.get(entry, None, self._environment.entries))
+        if stored is None:
+            raise KeyNotFoundError("no entry under that name")
+        return stored[entries.STAMP :]
+
+    def write(
+        self, primary_namespace: str, secondary_namespace: str, key: str, value: bytes
+    ) -> None:
+        entry = entries.entry_key(primary_namespace, secondary_namespace, key)
+        check_value(value)
+        self._run(lambda txn: entries.put(self._environment, txn, entry, value))
+
+    def remove(
+        self, primary_namespace: str, secondary_namespace: str, key: str, lazy: bool = False
+    ) -> None:
+        entry = entries.entry_key(primary_namespace, secondary_namespace, key)
+        self._run(lambda txn: entries.delete(self._environment, txn, entry))
+
+    def list(self, primary_namespace: str, secondary_namespace: str) -> list[str]:
+        check_namespace(primary_namespace, secondary_namespace)
+        prefix = entries.prefix_of(primary_namespace, secondary_namespace)
+        keys = self._run(
+            lambda txn: entries.keys_from(self._environment, txn, prefix, prefix, None)
+        )
+        return [key[len(prefix) :].decode() for key in keys]
+
+    def check_and_put(
+        self,
+        primary_namespace: str,
+        secondary_namespace: str,
+        key: str,
+        *,
+        expected: bytes | None,
+        value: bytes | None,
+        expires_at: int | None = None,
+    ) -> bytes | None:
+        entry = entries.entry_key(primary_namespace, secondary_namespace, key)
+        check_change(expected, value, expires_at)
+        return self._run(
+            lambda txn: entries.check_and_put(
+                self._environment, txn, entry, expected, value, expires_at
+            )
+        )

@@ -1,0 +1,257 @@
+"""A node's configuration: a TOML file, and ``KVREPLAY_*`` variables over it.
+
+The file names the store and any number of replay namespaces. Everything is checked before
+anything is opened.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import Final, Literal, Required, TypedDict, cast
+
+import attrs
+
+from kvreplay._protocol.record import ReplayRecord
+from kvreplay._protocol.steps import Verdict
+from kvreplay.config.location import Given, ask_table, ask_url
+from kvreplay.config.registry import Engine, OpenStore, StoreSettings, engine_of, settle
+from kvreplay.config.units import Kind, nearest, parse, shown, wrong
+from kvreplay.errors import InvalidNameError
+from kvreplay.store import check_namespace
+
+__all__ = ["Config", "ReplaySettings", "load_config"]
+
+_SETTINGS: Final[Mapping[str, Kind]] = {
+    "ttl": "duration",
+    "lease": "lease",
+    "tombstone_ttl": "duration",
+    "wait_timeout": "duration",
+    "on_in_doubt": ("raise", "rerun"),
+    "max_record_bytes": "size",
+    "renew": "boolean",
+}
+
+
+class ReplaySettings(TypedDict, total=False):
+    """Keyword arguments for ``Replay`` and ``AsyncReplay``; durations are seconds."""
+
+    namespace: Required[str]
+    ttl: Required[float]
+    lease: float | None
+    tombstone_ttl: float
+    wait_timeout: float
+    on_in_doubt: Literal["raise", "rerun"] | Callable[[ReplayRecord], Verdict]
+    max_record_bytes: int
+    renew: bool
+
+
+@attrs.frozen(repr=False)
+class Config:
+    """What a file and the environment say, checked; nothing is open yet.
+
+    Attributes:
+        store: which store.
+        tables: the application's own top-level tables, raw, by name.
+    """
+
+    store: StoreSettings
+    tables: Mapping[str, object]
+    _replays: Mapping[str, ReplaySettings]
+    _source: str
+
+    @property
+    def replays(self) -> tuple[str, ...]:
+        """The replay namespaces, in the order of the file."""
+        return tuple(self._replays)
+
+    def open_store(self) -> OpenStore:
+        """Open the store."""
+        return self.store.open()
+
+    def replay(
+        self,
+        name: str,
+        *,
+        on_in_doubt: Callable[[ReplayRecord], Verdict] | None = None,
+    ) -> ReplaySettings:
+        """Return keyword arguments: ``Replay(store, **config.replay("request_invoice"))``.
+
+        They are ``namespace``, ``ttl`` and those others that were set.
+
+        Args:
+            on_in_doubt: a reconciler, which no file can hold; it goes over what the file says.
+
+        Raises:
+            ConfigError: there is no such namespace.
+        """
+        if name not in self._replays:
+            raise wrong(
+                self._source,
+                f"there is no [replay.{name}] table",
+                nearest(name, self._replays),
+            )
+        settings = self._replays[name].copy()
+        if on_in_doubt is not None:
+            settings["on_in_doubt"] = on_in_doubt
+        return settings
+
+    def __repr__(self) -> str:
+        return f"<Config {self.store!r} replays={self.replays} tables={tuple(self.tables)}>"
+
+
+def load_config(
+    path: str | os.PathLike[str] | None,
+    *,
+    environ: Mapping[str, str] | None = None,
+    also: Iterable[str] = (),
+) -> Config:
+    """Read a TOML file and the environment, check everything, and open nothing.
+
+    ``KVREPLAY_STORE`` (a URL) replaces the ``[store]`` table. ``KVREPLAY_STORE_PATH`` and
+    ``KVREPLAY_STORE_<OPTION>`` each set one thing of the store, whichever of the two names
+    it. ``KVREPLAY_REPLAY_<NAMESPACE>_<SETTING>`` sets one setting of a namespace that the
+    file names (upper case, ``-`` as ``_``). No other variable may start with ``KVREPLAY_``.
+    Relative paths are relative to the file, those in variables to the current directory.
+
+    Args:
+        path: the file, or ``None``: the environment alone, which must name the store.
+        environ: the environment, by default the process's own.
+        also: top-level tables that belong to the application; any other is an error.
+
+    Raises:
+        ConfigError: the file cannot be read, or something in it or in the environment is
+            wrong; the message names the file, table and key, or the variable.
+    """
+    if isinstance(also, str):
+        raise wrong("also", "it is one text, not a collection of table names", 'Write ("node",).')
+    also = tuple(also)
+    file = None if path is None else os.fspath(path)
+    source = "the environment" if file is None else file
+    document = {} if file is None else _read_toml(file)
+    for name in document:
+        if name not in ("store", "replay", *also):
+            raise wrong(
+                source, f'unknown table or key "{name}"', nearest(name, ("store", "replay", *also))
+            )
+    variables = {
+        name: value
+        for name, value in (os.environ if environ is None else environ).items()
+        if name.startswith("KVREPLAY_")
+    }
+
+    asked = None
+    if "KVREPLAY_STORE" in variables:
+        asked = ask_url(variables["KVREPLAY_STORE"], "KVREPLAY_STORE", None)
+    elif file is not None and "store" in document:
+        table = _table(document["store"], f"{file} [store]")
+        asked = ask_table(table, f"{file} [store]", os.path.dirname(os.path.abspath(file)))
+    engine = None if asked is None else engine_of(asked.backend, asked.source)
+    given = _given_replays(document.get("replay", {}), source)
+
+    known = _known_variables(engine, given)
+    for variable, value in variables.items():
+        if variable not in known:
+            raise wrong(variable, "kvreplay has no such variable", nearest(variable, known))
+        if len(known[variable]) > 1:
+            both = " and ".join(f'"{key}" of [replay.{name}]' for name, key in known[variable])
+            raise wrong(variable, f"it means {both}", "Set them in the file.")
+        [(namespace, setting)] = known[variable]
+        if namespace is not None:
+            given[namespace][setting] = Given(value, variable)
+        elif asked is not None and setting != "url":
+            asked = asked.override(setting, Given(value, variable))
+
+    if asked is None or engine is None:
+        raise wrong(
+            source,
+            "no store is named",
+            'Set KVREPLAY_STORE, such as "lmdb:///var/lib/node/replay"'
+            + (', or write [store] with url = "lmdb:PATH".' if file is not None else "."),
+        )
+    return Config(
+        store=settle(asked, engine),
+        tables=MappingProxyType({name: document[name] for name in also if name in document}),
+        replays=MappingProxyType(
+            {name: _replay(name, settings, source) for name, settings in given.items()}
+        ),
+        source=source,
+    )
+
+
+def _read_toml(file: str) -> dict[str, object]:
+    import tomllib
+
+    try:
+        with open(file, "rb") as stream:
+            data = stream.read()
+    except OSError as error:
+        raise wrong(file, f"it cannot be read ({error.strerror})", "Name a TOML file.") from error
+    try:
+        return tomllib.loads(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise wrong(file, f"line {line} is not UTF-8", "Save the file as UTF-8.") from None
+    except ValueError as error:  # TOMLDecodeError, or an integer of thousands of digits
+        raise wrong(file, f"it is not TOML: {error}", "Correct that line.") from None
+
+
+def _known_variables(
+    engine: Engine | None, replays: Iterable[str]
+) -> dict[str, list[tuple[str | None, str]]]:
+    """Map each valid variable to the (namespace, setting) it sets; the store's have no namespace.
+
+    More than one means that two namespaces cannot be told apart in upper case.
+    """
+    known: dict[str, list[tuple[str | None, str]]] = {"KVREPLAY_STORE": [(None, "url")]}
+    if engine is not None:
+        settings = (*engine.options, "path") if engine.location == "path" else engine.options
+        known |= {f"KVREPLAY_STORE_{name.upper()}": [(None, name)] for name in settings}
+    for namespace in replays:
+        for setting in _SETTINGS:
+            variable = f"KVREPLAY_REPLAY_{namespace}_{setting}".upper().replace("-", "_")
+            known.setdefault(variable, []).append((namespace, setting))
+    return known
+
+
+def _table(value: object, where: str) -> Mapping[str, object]:
+    if not isinstance(value, dict):
+        raise wrong(where, f"{shown(value)} is not a table", "Write settings below a [table].")
+    return value
+
+
+def _given_replays(tables: object, source: str) -> dict[str, dict[str, Given]]:
+    given: dict[str, dict[str, Given]] = {}
+    for name, value in _table(tables, f"{source} [replay]").items():
+        where = f"{source} [replay.{name}]"
+        if not isinstance(value, dict):
+            raise wrong(
+                f"{source} [replay] {name}",
+                "it is not a table",
+                "Settings belong to a namespace: write a [replay.NAME] table.",
+            )
+        if not name:
+            raise wrong(where, "the namespace is empty", "Write a [replay.NAME] table.")
+        try:
+            check_namespace(name, "")
+        except InvalidNameError as error:
+            problem = str(error).partition(";")[0]
+            raise wrong(where, problem, "Choose a name of [A-Za-z0-9_-].") from None
+        for key in value:
+            if key not in _SETTINGS:
+                raise wrong(where, f'unknown setting "{key}"', nearest(key, _SETTINGS))
+        given[name] = {key: Given(value[key], f"{where} {key}") for key in value}
+    return given
+
+
+def _replay(name: str, given: Mapping[str, Given], source: str) -> ReplaySettings:
+    if "ttl" not in given:
+        raise wrong(
+            f"{source} [replay.{name}]", '"ttl" is missing', 'Write for example ttl = "1h".'
+        )
+    settings: dict[str, object] = {"namespace": name}
+    for key, kind in _SETTINGS.items():
+        if key in given:
+            settings[key] = parse(kind, given[key].value, given[key].source)
+    return cast("ReplaySettings", settings)

@@ -1,0 +1,189 @@
+"""A store as someone asks for it, a URL or a mapping, taken apart.
+
+Nothing here knows an engine: what the parts mean is checked against the backend's
+declarations in :mod:`kvreplay.config`. Percent-encoding is that of RFC 3986, so a ``+`` is
+a plus sign. No message shows the credentials in a URL, or its query.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Final
+
+import attrs
+
+from kvreplay.config.units import near, shown, wrong
+
+__all__ = ["KEYS", "Asked", "Given", "ask_table", "ask_url", "locate", "without_credentials"]
+
+KEYS: Final = ("url", "backend", "path")
+"""The keys of a mapping that are not options."""
+
+_is_scheme = re.compile(r"[a-z][a-z0-9+.-]*").fullmatch
+_stray_percent = re.compile(r"%(?![0-9A-Fa-f]{2})").search
+
+
+@attrs.frozen
+class Given:
+    """A value as written, and the place to name if it is wrong."""
+
+    value: object
+    source: str
+
+
+@attrs.frozen
+class Asked:
+    """A store as it was asked for: split up, nothing looked up or checked yet."""
+
+    backend: str
+    source: str
+    rest: str | None  # what a URL has between the scheme's colon and the query
+    path: Given | None
+    options: Mapping[str, Given]
+    base: str | os.PathLike[str] | None
+
+    def override(self, name: str, given: Given) -> Asked:
+        """Replace one option, or the path, with what a variable says."""
+        if name == "path":
+            return attrs.evolve(self, rest=None, path=given, base=None)
+        return attrs.evolve(self, options={**self.options, name: given})
+
+
+def ask_url(url: str, source: str, base: str | os.PathLike[str] | None) -> Asked:
+    """Take a URL apart."""
+    scheme, colon, rest = url.partition(":")
+    scheme = scheme.lower()
+    if not colon or not _is_scheme(scheme):
+        raise wrong(
+            source,
+            "it does not begin with a backend's name and a colon",
+            "Write lmdb:relative/path or lmdb:///absolute/path.",
+        )
+    if "#" in rest:
+        raise wrong(source, 'it has a fragment ("#…")', 'Write %23 for a "#" in a path.')
+    rest, mark, query = rest.partition("?")
+    options: dict[str, Given] = {}
+    for pair in query.split("&") if mark else ():
+        name, equals, value = pair.partition("=")
+        if not name or not equals:
+            raise wrong(source, "an option is not name=value", "Write ?name=value&name=value.")
+        name = _decoded(name, source)
+        if name in options:
+            raise wrong(source, f"the option {shown(name)} is repeated", "Write it once.")
+        place = f"{source}, option {shown(name)}"
+        options[name] = Given(_decoded(value, place), place)
+    return Asked(scheme, source, rest, None, options, base)
+
+
+def ask_table(
+    table: Mapping[str, object], source: str, base: str | os.PathLike[str] | None
+) -> Asked:
+    """Take a mapping apart; its options override those of its ``url``."""
+    for key in table:
+        if not isinstance(key, str):
+            raise wrong(source, f"a key is of type {type(key).__name__}", "Write it as text.")
+    options = {
+        key: Given(value, f"{source} {key}") for key, value in table.items() if key not in KEYS
+    }
+    if "url" in table:
+        for key in ("backend", "path"):
+            if key in table:
+                raise wrong(source, f'it has both "url" and "{key}"', "Write one of them.")
+        url = table["url"]
+        if not isinstance(url, str):
+            raise wrong(f"{source} url", f"{shown(url)} is not text", 'Write "lmdb:PATH".')
+        asked = ask_url(url, f"{source} url", base)
+        return attrs.evolve(asked, options={**asked.options, **options})
+    if "backend" not in table:
+        mistyped = [(key, meant) for key in options if (meant := near(key, KEYS))]
+        instead = "".join(f'Did you mean "{meant}" by "{key}"? ' for key, meant in mistyped)
+        raise wrong(
+            source,
+            'it has neither "url" nor "backend"',
+            f'{instead}Write url = "lmdb:PATH" or backend = "lmdb".',
+        )
+    backend = table["backend"]
+    if not isinstance(backend, str) or not _is_scheme(backend.lower()):
+        raise wrong(
+            f"{source} backend",
+            "it is not the name of a backend",
+            'Write a name such as "lmdb"; a URL is written as "url".',
+        )
+    path = Given(table["path"], f"{source} path") if "path" in table else None
+    return Asked(backend.lower(), f"{source} backend", None, path, options, base)
+
+
+def locate(asked: Asked, kind: str) -> str | None:
+    """Return an absolute path, a URL without its query, or ``None``, as ``kind`` says."""
+    name = asked.backend
+    if kind != "path" and asked.path is not None:
+        instead = "Remove it." if kind == "none" else f'Write url = "{name}:…".'
+        raise wrong(asked.path.source, f'the backend "{name}" has no path', instead)
+    if kind == "none":
+        if asked.rest and asked.rest != "//":
+            raise wrong(asked.source, f'the backend "{name}" has no location', f"Write {name}:")
+        return None
+    if kind == "url":
+        if not asked.rest or asked.rest == "//":
+            raise wrong(asked.source, "it names no place", f'Write a whole URL: "{name}:…".')
+        return f"{name}:{asked.rest}"
+
+    path: object
+    if asked.path is not None:
+        path, source = asked.path.value, asked.path.source
+        if isinstance(path, os.PathLike):
+            path = os.fspath(path)
+    elif asked.rest is not None:
+        path, source = _url_path(asked.rest, name, asked.source), asked.source
+    else:
+        raise wrong(asked.source, f'the backend "{name}" needs a path', 'Write path = "PATH".')
+    if not isinstance(path, str):
+        raise wrong(source, f"{shown(path)} is not a path", "Write it as text.")
+    if not path or "\0" in path:
+        raise wrong(
+            source,
+            "the path has a zero character" if path else "the path is empty",
+            f"Write for example {name}:relative/path or {name}:///absolute/path."
+            if asked.path is None
+            else 'Write for example "/var/lib/node/replay".',
+        )
+    if path.startswith("~"):
+        raise wrong(source, 'a "~" is not expanded', 'Write the whole path, or "./~…" to mean it.')
+    return os.path.abspath(path if asked.base is None else os.path.join(asked.base, path))
+
+
+def _url_path(rest: str, scheme: str, source: str) -> str:
+    if rest.startswith("//"):
+        host, slash, path = rest[2:].partition("/")
+        if host:
+            plain = host.rpartition("@")[2] + slash + path
+            if "@" in plain:  # part of a password may look like a path
+                plain = "PATH"
+            raise wrong(
+                source,
+                f'a path follows "{scheme}://", which begins a network address',
+                f"Write {scheme}:///{plain} if it is absolute, {scheme}:{plain} if relative.",
+            )
+        rest = slash + path
+    return _decoded(rest, source)
+
+
+def _decoded(text: str, source: str) -> str:
+    if "%" not in text:
+        return text
+    from urllib.parse import unquote
+
+    if _stray_percent(text):
+        raise wrong(source, 'a "%" without two hex digits', 'Write %25 for a "%".')
+    try:
+        return unquote(text, errors="strict")
+    except UnicodeDecodeError:
+        raise wrong(source, "its percent-encoding is not UTF-8", "Encode it as UTF-8.") from None
+
+
+def without_credentials(url: str) -> str:
+    """Replace what is between the scheme and the last ``@``, encoded or not."""
+    head, at, tail = url.rpartition("@")
+    return f"{head.partition(':')[0]}:…@{tail}" if at else url

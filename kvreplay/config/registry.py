@@ -1,0 +1,240 @@
+"""Which store: one line, ``lmdb:///var/lib/node/replay?map_size=4GiB``, or the same as a mapping.
+
+Everything is checked before anything is opened, and no message or ``repr`` shows the
+credentials in a URL, its query, or the value of an option that is text.
+
+A backend is a class with two declarations, which is all that this module knows of it:
+
+``OPTIONS``
+    a mapping: the name of each keyword argument -> ``"size"`` (bytes, an int of at least 1),
+    ``"integer"`` (at least 0), ``"duration"`` (seconds, a float), ``"boolean"``, ``"text"``,
+    or the tuple of its legal words.
+``LOCATION``
+    ``"path"``: constructed as ``cls(absolute_path, **options)``; ``"none"``:
+    ``cls(**options)``; ``"url"``: ``cls(url_without_its_query, **options)``.
+
+A third party registers its class as an entry point of the group ``kvreplay.backends``,
+named as the URL scheme. It cannot replace a built-in backend: the built-in one wins.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Mapping
+from types import MappingProxyType, TracebackType
+from typing import TYPE_CHECKING, Final, Protocol, Self, runtime_checkable
+
+import attrs
+
+from kvreplay.config.location import KEYS, Asked, ask_table, ask_url, locate, without_credentials
+from kvreplay.config.units import Kind, nearest, parse, shown, wrong
+from kvreplay.store import ExpiringKVStore
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+__all__ = ["BACKENDS", "Engine", "OpenStore", "StoreSettings", "engine_of", "open_store", "settle"]
+
+BACKENDS: Final[Mapping[str, tuple[str, str, str | None]]] = {
+    # scheme: (module, class, the extra that installs its driver)
+    "memory": ("kvreplay.backends.memory", "MemoryStore", None),
+    "filesystem": ("kvreplay.backends.filesystem", "FilesystemStore", None),
+    "lmdb": ("kvreplay.backends.lmdb", "LMDBStore", "lmdb"),
+}
+
+ENTRY_POINTS: Final = "kvreplay.backends"
+
+_OPTION_KINDS: Final = ("size", "integer", "duration", "boolean", "text")
+_LOCATIONS: Final = ("path", "none", "url")
+
+
+@runtime_checkable
+class OpenStore(ExpiringKVStore, Protocol):
+    """What a backend gives: a store that its opener closes.
+
+    Every engine of ours is at least this. A third party's may lack a capability, and then
+    ``Replay`` names it when it is needed.
+    """
+
+    def close(self) -> None:
+        """Release the engine; may be called twice."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> None: ...
+
+
+def _frozen(options: Mapping[str, object]) -> Mapping[str, object]:
+    return MappingProxyType(dict(options))
+
+
+@attrs.frozen(repr=False)
+class StoreSettings:
+    """A checked answer to: which store, where, with which options.
+
+    Attributes:
+        backend: the URL scheme, such as ``"lmdb"``.
+        location: an absolute path, a URL without its query (it may hold credentials), or
+            ``None``, as the backend's ``LOCATION`` says.
+        options: the keyword arguments that were set, as checked values.
+    """
+
+    backend: str
+    location: str | None
+    options: Mapping[str, object] = attrs.field(converter=_frozen)
+    _words: frozenset[str] = attrs.field(default=frozenset(), eq=False)
+
+    def open(self) -> OpenStore:
+        """Open the store; what the engine raises is its own :class:`~kvreplay.StoreError`."""
+        where = () if self.location is None else (self.location,)
+        return engine_of(self.backend, "the store").construct(*where, **self.options)
+
+    def __repr__(self) -> str:
+        location = self.location
+        if location is not None and not os.path.isabs(location):
+            location = without_credentials(location)
+        # Text may be a password, unless it is one of the words that the backend declares.
+        options = ", ".join(
+            f"{name}=…" if isinstance(value, str) and name not in self._words else f"{name}={value}"
+            for name, value in self.options.items()
+        )
+        return f"<StoreSettings {self.backend} location={location!r} options=({options})>"
+
+
+def open_store(
+    where: str | Mapping[str, object], *, base: str | os.PathLike[str] | None = None
+) -> OpenStore:
+    """Open the store that a URL or a mapping names.
+
+    URLs: ``memory:``, ``filesystem:relative/path``, ``lmdb:///absolute/path?map_size=4GiB``.
+    A mapping holds ``backend``, ``path`` and options, or ``url`` and options that override
+    the URL's. The environment is not looked at; :func:`load_config` does that.
+
+    Args:
+        base: the directory of relative paths; by default the current one.
+
+    Raises:
+        ConfigError: a name, option or value is wrong, or a driver is missing; nothing was
+            opened.
+        StoreError: the engine could not open it.
+    """
+    if isinstance(where, str):
+        asked = ask_url(where, "the store URL", base)
+    elif isinstance(where, Mapping):
+        asked = ask_table(where, "the store", base)
+    else:
+        raise wrong(
+            "the store",
+            f"it is a {type(where).__name__}, neither a URL nor a mapping",
+            'Write "lmdb:PATH" or {"backend": "lmdb", "path": PATH}.',
+        )
+    return settle(asked, engine_of(asked.backend, asked.source)).open()
+
+
+@attrs.frozen
+class Engine:
+    """A backend class and its checked declarations."""
+
+    construct: Callable[..., OpenStore]
+    location: str
+    options: Mapping[str, Kind]
+
+
+def settle(asked: Asked, engine: Engine) -> StoreSettings:
+    """Check what was asked for against what the backend declares."""
+    location = locate(asked, engine.location)
+    options: dict[str, object] = {}
+    for name, given in asked.options.items():
+        if name not in engine.options:
+            valid = (*engine.options, "path") if engine.location == "path" else engine.options
+            raise wrong(
+                given.source,
+                f'the backend "{asked.backend}" has no option {shown(name)}',
+                nearest(name, valid),
+            )
+        options[name] = parse(engine.options[name], given.value, given.source)
+    words = frozenset(name for name, kind in engine.options.items() if isinstance(kind, tuple))
+    return StoreSettings(asked.backend, location, options, words)
+
+
+def engine_of(name: str, source: str) -> Engine:
+    """Import the backend of that name, and check what it declares."""
+    if name in BACKENDS:
+        module, attribute, extra = BACKENDS[name]
+        try:
+            engine = getattr(importlib.import_module(module), attribute)
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] == "kvreplay":
+                raise
+            raise wrong(
+                source,
+                f'the backend "{name}" needs the module "{error.name}", which is not installed',
+                f"Install it: pip install 'kvreplay[{extra}]'"
+                if extra
+                else "This Python does not have it; choose another backend.",
+            ) from error
+        origin = "kvreplay"
+    else:
+        entry = _entry_point(name, source)
+        origin = entry.dist.name if entry.dist is not None else entry.value
+        try:
+            engine = entry.load()
+        except Exception as error:  # foreign code: whatever it raises, name whose it is
+            raise wrong(
+                source,
+                f'the backend "{name}" of the distribution "{origin}" cannot be imported'
+                f" ({type(error).__name__}: {error})",
+                "Repair or upgrade that distribution.",
+            ) from error
+    return _declared(engine, name, origin)
+
+
+def _entry_point(name: str, source: str) -> EntryPoint:
+    from importlib.metadata import entry_points
+
+    registered = entry_points(group=ENTRY_POINTS)
+    found = {entry.value: entry for entry in registered if entry.name.lower() == name}
+    if not found:
+        known = (*BACKENDS, *sorted(registered.names - BACKENDS.keys()))
+        raise wrong(source, f'unknown backend "{name}"', nearest(name, known))
+    if len(found) > 1:
+        both = " and ".join(sorted(str(e.dist.name if e.dist else e.value) for e in found.values()))
+        raise wrong(source, f'the backend "{name}" is registered by {both}', "Uninstall one.")
+    return next(iter(found.values()))
+
+
+def _declared(engine: object, name: str, origin: str) -> Engine:
+    where = f'the backend "{name}" of the distribution "{origin}"'
+    location = getattr(engine, "LOCATION", None)
+    if location not in _LOCATIONS or not callable(engine):
+        raise wrong(
+            where, "its class declares no valid LOCATION", 'Declare "path", "none" or "url".'
+        )
+    options = getattr(engine, "OPTIONS", None)
+    if not isinstance(options, Mapping) or not all(
+        isinstance(option, str)
+        and option.isidentifier()
+        and option == option.lower()
+        and option not in KEYS
+        and (
+            kind in _OPTION_KINDS
+            if isinstance(kind, str)
+            else isinstance(kind, tuple) and all(isinstance(word, str) for word in kind)
+        )
+        for option, kind in options.items()
+    ):
+        raise wrong(
+            where,
+            "its class declares no valid OPTIONS",
+            "Declare a mapping of lower-case option names (not url, backend or path) to "
+            + ", ".join(f'"{kind}"' for kind in _OPTION_KINDS)
+            + ", or a tuple of words.",
+        )
+    return Engine(engine, location, options)

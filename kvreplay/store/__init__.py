@@ -1,0 +1,43 @@
+"""The store contract: what a backend must be, and what it may use; ``contract.py`` explains it."""
+
+from kvreplay.store.contract import (
+    MAX_NAME_LENGTH,
+    AtomicKVStore,
+    BatchingKVStore,
+    Change,
+    Durability,
+    ExpiringKVStore,
+    ForkSafeLock,
+    KVStoreSync,
+    KVTransaction,
+    MigratableKVStore,
+    SweepResult,
+    ThreadBound,
+    TransactionalKVStore,
+    check_change,
+    check_name,
+    check_namespace,
+    check_sweep,
+    check_value,
+)
+
+__all__ = [
+    "MAX_NAME_LENGTH",
+    "AtomicKVStore",
+    "BatchingKVStore",
+    "Change",
+    "Durability",
+    "ExpiringKVStore",
+    "ForkSafeLock",
+    "KVStoreSync",
+    "KVTransaction",
+    "MigratableKVStore",
+    "SweepResult",
+    "ThreadBound",
+    "TransactionalKVStore",
+    "check_change",
+    "check_name",
+    "check_namespace",
+    "check_sweep",
+    "check_value",
+]

@@ -1,0 +1,322 @@
+"""The store contract: what a key-value store promises, one protocol a capability.
+
+The four methods and the name rules are those of LDK's ``KVStoreSync``
+(rust-lightning, ``lightning/src/util/persist.rs``). Each further capability is a
+further protocol, and a store that lacks one does not have the method.
+
+What every store promises:
+
+* An entry is addressed by ``(primary_namespace, secondary_namespace, key)``.
+* When a mutating call returns, its change is durable at the store's declared level.
+  When it raises, nothing changed; only :class:`~kvreplay.OutcomeUnknownError` says
+  otherwise.
+* Two calls on one key take effect in some order that both callers agree on, over
+  all threads, and over all processes where the engine can be shared.
+* A forked child may go on with the store object that it inherits, and so may its parent.
+* It is a context manager; ``close()`` may be called twice, and a closed store answers
+  every other call with :class:`~kvreplay.StoreError`.
+
+Two class attributes are optional. ``reads_are_local = True`` says that ``read`` comes
+from this machine's memory or page cache, so that an event loop may call it inline.
+``identity`` (hashable) is equal for two store objects that show the same entries.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Final, Literal, Protocol, runtime_checkable
+
+import attrs
+
+from kvreplay.errors import InvalidNameError, InvalidValueError
+from kvreplay.store.locks import ForkSafeLock, ThreadBound
+
+__all__ = [
+    "MAX_NAME_LENGTH",
+    "AtomicKVStore",
+    "BatchingKVStore",
+    "Change",
+    "Durability",
+    "ExpiringKVStore",
+    "ForkSafeLock",
+    "KVStoreSync",
+    "KVTransaction",
+    "MigratableKVStore",
+    "SweepResult",
+    "ThreadBound",
+    "TransactionalKVStore",
+    "check_change",
+    "check_name",
+    "check_namespace",
+    "check_sweep",
+    "check_value",
+]
+
+MAX_NAME_LENGTH: Final = 120
+"""LDK's ``KVSTORE_NAMESPACE_KEY_MAX_LEN``, in characters."""
+
+MAX_EXPIRES_AT: Final = 2**63 - 1
+
+Durability = Literal["full", "process"]
+"""What outlives what. ``full``: a returned change survives a power cut. ``process``: it
+survives a killed process; a power cut may undo the latest changes, and tears nothing."""
+
+
+@runtime_checkable
+class KVStoreSync(Protocol):
+    """LDK's contract: four blocking calls over a two-level namespace."""
+
+    def read(self, primary_namespace: str, secondary_namespace: str, key: str) -> bytes:
+        """Return the value, also of an entry whose expiry is past.
+
+        Raises:
+            KeyNotFoundError: there is no such entry; no other failure raises it.
+        """
+
+    def write(
+        self, primary_namespace: str, secondary_namespace: str, key: str, value: bytes
+    ) -> None:
+        """Create or replace the entry, durably and as a whole; it has no expiry."""
+
+    def remove(
+        self, primary_namespace: str, secondary_namespace: str, key: str, lazy: bool = False
+    ) -> None:
+        """Remove the entry; succeed if there is none.
+
+        ``lazy`` allows the removal to be lost in a crash; a later write always wins over it.
+        """
+
+    def list(self, primary_namespace: str, secondary_namespace: str) -> list[str]:
+        """Return the keys of one namespace in no promised order; unknown is empty."""
+
+
+@runtime_checkable
+class MigratableKVStore(KVStoreSync, Protocol):
+    """A store whose whole content can be walked."""
+
+    def list_all_keys(self) -> Iterator[tuple[str, str, str]]:
+        """Yield every ``(primary_namespace, secondary_namespace, key)`` in no promised order.
+
+        Each entry that exists during the whole walk is yielded exactly once; the walk
+        blocks no writer.
+        """
+
+
+@runtime_checkable
+class AtomicKVStore(MigratableKVStore, Protocol):
+    """A store with the one primitive behind claim, complete, release and prune."""
+
+    def check_and_put(
+        self,
+        primary_namespace: str,
+        secondary_namespace: str,
+        key: str,
+        *,
+        expected: bytes | None,
+        value: bytes | None,
+        expires_at: int | None = None,
+    ) -> bytes | None:
+        """Put ``value`` if the entry is exactly ``expected``, in one atomic step.
+
+        Args:
+            expected: the bytes that must be there; ``None``: there must be no entry.
+            value: the bytes to put; ``None`` deletes.
+            expires_at: milliseconds since the epoch (UTC) from which a sweep may drop the
+                entry; ``None``: never. A store that is not expiring ignores it.
+
+        Returns:
+            What was found (``None``: nothing). The change happened if and only if that
+            equals ``expected``, so the loser learns the winner's bytes in the same trip.
+        """
+
+
+@attrs.frozen(repr=False)
+class Change:
+    """The arguments of one :meth:`AtomicKVStore.check_and_put`."""
+
+    primary_namespace: str
+    secondary_namespace: str
+    key: str
+    expected: bytes | None
+    value: bytes | None
+    expires_at: int | None = None
+
+
+@runtime_checkable
+class BatchingKVStore(AtomicKVStore, Protocol):
+    """A store to which many changes at once cost little more than one."""
+
+    def check_and_put_each(self, changes: Sequence[Change]) -> Sequence[bytes | Exception | None]:
+        """Do :meth:`~AtomicKVStore.check_and_put` for each change, in this order.
+
+        Each is an atomic step of its own, and durable when this returns; none fails for another
+        one's sake.
+
+        Returns:
+            For each change what was found, or what its ``check_and_put`` would have raised.
+        """
+
+
+@attrs.frozen
+class SweepResult:
+    """What one bounded sweep did: due entries visited and removed; ``more`` may be due."""
+
+    visited: int
+    removed: int
+    more: bool
+
+
+@runtime_checkable
+class ExpiringKVStore(AtomicKVStore, Protocol):
+    """A store that indexes expiry, so that a sweep costs what it removes."""
+
+    def sweep(self, primary_namespace: str, now: int, limit: int) -> SweepResult:
+        """Remove due entries (``expires_at <= now``) of one primary namespace.
+
+        Visits at most ``limit`` (at least 1) of them, and removes an entry only if it is
+        still due in the same atomic step.
+
+        Args:
+            now: milliseconds since the epoch, UTC.
+        """
+
+
+class KVTransaction(Protocol):
+    """The store's calls inside one transaction: it reads its own changes."""
+
+    def read(self, primary_namespace: str, secondary_namespace: str, key: str) -> bytes:
+        """As :meth:`KVStoreSync.read`, and sees this transaction's changes."""
+
+    def write(
+        self, primary_namespace: str, secondary_namespace: str, key: str, value: bytes
+    ) -> None:
+        """As :meth:`KVStoreSync.write`, kept if the transaction commits."""
+
+    def remove(
+        self, primary_namespace: str, secondary_namespace: str, key: str, lazy: bool = False
+    ) -> None:
+        """As :meth:`KVStoreSync.remove`, kept if the transaction commits."""
+
+    def list(self, primary_namespace: str, secondary_namespace: str) -> list[str]:
+        """As :meth:`KVStoreSync.list`, and sees this transaction's changes."""
+
+    def check_and_put(
+        self,
+        primary_namespace: str,
+        secondary_namespace: str,
+        key: str,
+        *,
+        expected: bytes | None,
+        value: bytes | None,
+        expires_at: int | None = None,
+    ) -> bytes | None:
+        """As :meth:`AtomicKVStore.check_and_put`, kept if the transaction commits."""
+
+
+@runtime_checkable
+class TransactionalKVStore(ExpiringKVStore, Protocol):
+    """A store that changes several entries all or not at all."""
+
+    def transaction(self) -> AbstractContextManager[KVTransaction]:
+        """Hold the store's write lock for a block: commit at its end, or undo if it raises.
+
+        Use the transaction's methods inside; a change through the store itself by the same
+        thread is refused with :class:`~kvreplay.StoreError`. Readers are not held up and
+        see all of the changes or none. The transaction belongs to the thread that began it:
+        any other is refused, and so is its use after the end.
+        """
+
+
+_is_legal = re.compile(r"[A-Za-z0-9_-]{0,120}").fullmatch
+
+
+def check_name(primary_namespace: str, secondary_namespace: str, key: str) -> None:
+    """Check a full address against LDK's name rules, and touch nothing.
+
+    Raises:
+        InvalidNameError: it says which part breaks which rule, and never shows the name.
+    """
+    try:
+        if (
+            key
+            and _is_legal(key)
+            and _is_legal(primary_namespace)
+            and _is_legal(secondary_namespace)
+            and (primary_namespace or not secondary_namespace)
+        ):
+            return
+    except TypeError:
+        pass
+    check_namespace(primary_namespace, secondary_namespace)
+    if key == "":
+        raise InvalidNameError("the key is empty; nothing was touched")
+    _check_part("key", key)
+
+
+def check_namespace(primary_namespace: str, secondary_namespace: str) -> None:
+    """Check a namespace, as :func:`check_name` does."""
+    _check_part("primary namespace", primary_namespace)
+    _check_part("secondary namespace", secondary_namespace)
+    if secondary_namespace and not primary_namespace:
+        raise InvalidNameError(
+            "an empty primary namespace requires an empty secondary one; nothing was touched"
+        )
+
+
+def _check_part(what: str, name: object) -> None:
+    if not isinstance(name, str):
+        raise InvalidNameError(f"the {what} is {type(name).__name__}, not str; nothing was touched")
+    if len(name) > MAX_NAME_LENGTH:
+        raise InvalidNameError(
+            f"the {what} has {len(name)} characters, at most {MAX_NAME_LENGTH} are allowed;"
+            " nothing was touched"
+        )
+    if not _is_legal(name):
+        raise InvalidNameError(
+            f"the {what} has a character outside [A-Za-z0-9_-]; nothing was touched"
+        )
+
+
+def check_value(value: object, expires_at: object = None) -> None:
+    """Check that a value is ``bytes`` and an expiry a time in integer milliseconds or ``None``.
+
+    Raises:
+        InvalidValueError: it never shows the value.
+    """
+    # Not a subclass: a value that is replaced by an equal one must be the same bytes.
+    if type(value) is not bytes:
+        raise InvalidValueError(
+            f"a value must be bytes, not {type(value).__name__}; nothing was written"
+        )
+    if expires_at is not None and not (
+        type(expires_at) is int and 0 <= expires_at <= MAX_EXPIRES_AT
+    ):
+        raise InvalidValueError(
+            "expires_at must be an int of milliseconds since the epoch, from 0 to 2**63 - 1,"
+            " or None; nothing was written"
+        )
+
+
+def check_change(expected: object, value: object, expires_at: object) -> None:
+    """Check the arguments of a ``check_and_put``, as :func:`check_value` does."""
+    if expected is not None:
+        check_value(expected)
+    check_value(b"" if value is None else value, expires_at)
+
+
+def check_sweep(primary_namespace: str, now: object, limit: object) -> None:
+    """Check the arguments of a ``sweep``.
+
+    Raises:
+        InvalidNameError: the namespace is none.
+        InvalidValueError: ``now`` is not an ``int``, or ``limit`` not one of at least 1.
+    """
+    check_namespace(primary_namespace, "")
+    if type(now) is not int:
+        raise InvalidValueError(
+            "now must be an int of milliseconds since the epoch; nothing was swept"
+        )
+    if type(limit) is not int or limit < 1:
+        raise InvalidValueError("limit must be an int of at least 1; nothing was swept")
