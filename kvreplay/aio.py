@@ -126,7 +126,7 @@ class AsyncReplay:
         try:
             settled = await self._driver.drive(steps, run)
         except Exception as error:
-            run.tell(error)
+            run.emit_error(error)
             raise
         if settled is None:
             return None
@@ -259,7 +259,7 @@ class AsyncReplay:
             self._namespace.emit_settled(task.result(), run.key)
             flights.land(run.flight, task.result())
         else:
-            run.tell(error)
+            run.emit_error(error)
             flights.land(run.flight, error)
 
     async def _follow(self, flight: Flight[object], request: Request) -> Outcome | None:

@@ -325,5 +325,5 @@ class Replay:
         try:
             return drive(steps, run, handler, renewing=self._renewing)
         except Exception as error:
-            run.tell(error)
+            run.emit_error(error)
             raise

@@ -46,7 +46,7 @@ from kvreplay._protocol.steps import (
     Call,
     CheckAndPut,
     Flow,
-    Held,
+    HeldClaim,
     InDoubtPolicy,
     Policy,
     Probe,
@@ -683,8 +683,8 @@ def test_settle_leaves_a_record_of_another_key_alone() -> None:
         settling().reads(encode(foreign))
 
 
-def held() -> Held:
-    return Held(decode(claimed(), KEY))
+def held() -> HeldClaim:
+    return HeldClaim(decode(claimed(), KEY))
 
 
 def test_renewal_moves_the_lease_of_the_claim_that_is_held() -> None:

@@ -28,7 +28,7 @@ from kvreplay import (
     StoreFullError,
     SweepResult,
 )
-from kvreplay._runtime.batching import Shuttle
+from kvreplay._runtime.batching import Batcher
 from kvreplay._runtime.singleflight import flights
 from kvreplay.backends.lmdb import LMDBStore
 from kvreplay.backends.lmdb import entries as lmdb_entries
@@ -786,14 +786,14 @@ def test_a_thousand_tasks_share_their_trips(store: LMDBStore) -> None:
 
 def test_a_change_cancelled_before_its_trip_does_not_happen(store: LMDBStore) -> None:
     counting = Counting(store, held=True)
-    shuttle = Shuttle(counting)  # type: ignore[arg-type]
+    batcher = Batcher(counting)  # type: ignore[arg-type]
 
     async def main() -> None:
-        first = asyncio.create_task(shuttle.check_and_put(change("first", None, b"v")))
+        first = asyncio.create_task(batcher.check_and_put(change("first", None, b"v")))
         while not counting.under_way.is_set():
             await asyncio.sleep(0)
         second, third = (
-            asyncio.create_task(shuttle.check_and_put(change(key, None, b"v")))
+            asyncio.create_task(batcher.check_and_put(change(key, None, b"v")))
             for key in ("second", "third")
         )
         await asyncio.sleep(0)
@@ -809,11 +809,11 @@ def test_a_change_cancelled_before_its_trip_does_not_happen(store: LMDBStore) ->
 
 def test_a_change_cancelled_on_its_way_happens_and_harms_nobody(store: LMDBStore) -> None:
     counting = Counting(store, held=True)
-    shuttle = Shuttle(counting)  # type: ignore[arg-type]
+    batcher = Batcher(counting)  # type: ignore[arg-type]
 
     async def main() -> None:
         first, second = (
-            asyncio.create_task(shuttle.check_and_put(change(key, None, b"v")))
+            asyncio.create_task(batcher.check_and_put(change(key, None, b"v")))
             for key in ("first", "second")
         )
         while not counting.under_way.is_set():
@@ -822,19 +822,19 @@ def test_a_change_cancelled_on_its_way_happens_and_harms_nobody(store: LMDBStore
         await asyncio.sleep(0)
         counting.let_go()
         assert await second is None
-        assert await shuttle.check_and_put(change("first", b"v", None)) == b"v"
+        assert await batcher.check_and_put(change("first", b"v", None)) == b"v"
 
     asyncio.run(main())
     assert counting.batches == [2, 1]
 
 
 def test_a_trip_that_fails_as_a_whole_fails_everybody_with_their_own(store: LMDBStore) -> None:
-    shuttle = Shuttle(store)
+    batcher = Batcher(store)
 
     async def main() -> None:
         store.close()
         errors = await asyncio.gather(
-            *(shuttle.check_and_put(change(f"k{n}", None, b"v")) for n in range(3)),
+            *(batcher.check_and_put(change(f"k{n}", None, b"v")) for n in range(3)),
             return_exceptions=True,
         )
         assert [type(error) for error in errors] == [StoreError] * 3
@@ -844,13 +844,13 @@ def test_a_trip_that_fails_as_a_whole_fails_everybody_with_their_own(store: LMDB
 
 
 def test_an_executor_that_is_gone_is_told(store: LMDBStore) -> None:
-    shuttle = Shuttle(store)
+    batcher = Batcher(store)
 
     async def main() -> None:
         await asyncio.get_running_loop().shutdown_default_executor()
         for _ in range(2):
             with pytest.raises(RuntimeError, match="shutdown"):
-                await shuttle.check_and_put(change("k", None, b"v"))
+                await batcher.check_and_put(change("k", None, b"v"))
 
     asyncio.run(main())
     assert store.list("p", "s") == []

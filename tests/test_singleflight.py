@@ -26,7 +26,7 @@ def flights() -> SingleFlight[str]:
 
 def test_the_first_leads_and_the_others_follow(flights: SingleFlight[str]) -> None:
     flight = board(flights, "key")
-    assert flight.outcome is None
+    assert flight.result is None
     other = Flight("key", b"other params")
     assert flights.board(other) is flight
     board(flights, "another key")
@@ -37,7 +37,7 @@ def test_a_landed_flight_leaves_the_table(flights: SingleFlight[str]) -> None:
     flight = board(flights, "key")
     flights.land(flight, "outcome")
     assert len(flights) == 0
-    assert flight.outcome == "outcome"
+    assert flight.result == "outcome"
     board(flights, "key")
 
 
@@ -47,7 +47,7 @@ def test_only_a_flight_of_the_table_is_taken_from_it(flights: SingleFlight[str])
     assert len(flights) == 1
     flights.land(flight, "first")
     flights.land(flight, "second")
-    assert flight.outcome == "first"
+    assert flight.result == "first"
 
 
 def test_a_bound_flight_is_known(flights: SingleFlight[str]) -> None:
@@ -66,7 +66,7 @@ def test_a_flight_whose_leader_is_gone_is_landed_by_the_next(flights: SingleFlig
     assert not flights.give_up(flight)
     flight.is_abandoned = lambda: True
     board(flights, "key")
-    assert isinstance(flight.outcome, Abandoned)
+    assert isinstance(flight.result, Abandoned)
     assert woken == [1]
 
 

@@ -122,8 +122,8 @@ class Caller:
             self.woken = False
         if others:
             self.end = "refused" if flight.bound else ""
-        elif isinstance(flight.outcome, str):
-            self.end = f"answered {flight.outcome}"
+        elif isinstance(flight.result, str):
+            self.end = f"answered {flight.result}"
 
 
 class Schedule:
@@ -169,7 +169,7 @@ class Schedule:
             if id(value) in known:
                 return known[id(value)]
             known[id(value)] = len(known)
-            parts = (value.params, value.bound, value.landed, value.outcome, value._wakers)
+            parts = (value.params, value.bound, value.landed, value.result, value._wakers)
             return known[id(value)], self._seen(parts, known), value.is_abandoned()
         if inspect.ismethod(value):
             return value.__name__, self._seen(value.__self__, known)

@@ -39,7 +39,7 @@ from kvreplay._protocol.steps import (
     CheckAndPut,
     Flow,
     Free,
-    Held,
+    HeldClaim,
     InDoubtPolicy,
     Policy,
     Probe,
@@ -151,14 +151,16 @@ def settle(key: ReplayKey, response: bytes | None, ttl: int, policy: Policy) -> 
     return False
 
 
-def renew(held: Held, key: ReplayKey, lease: int) -> Flow[bool]:
+def renew(held: HeldClaim, key: ReplayKey, lease: int) -> Flow[bool]:
     """Move the lease of a claim once; say whether the claim is still held."""
     found, now = yield READ
     if found != held.data:
         return False
     claim = held.record.claim
     assert claim is not None  # a claim is what is held
-    moved = Held(attrs.evolve(held.record, claim=attrs.evolve(claim, lease_expires_at=now + lease)))
+    moved = HeldClaim(
+        attrs.evolve(held.record, claim=attrs.evolve(claim, lease_expires_at=now + lease))
+    )
     try:
         found, now = yield CheckAndPut(held.data, moved.data)
     except OutcomeUnknownError:
@@ -295,7 +297,7 @@ def _run_claimed(entry: Free, request: Request, policy: Policy) -> Flow[Settled 
     assert policy.lease is not None  # or there is no claim
     token, owner = yield BEGIN
     claim = Claim(token, entry.now + policy.lease, owner)
-    held = Held(_record_of(request, entry.now, claim))
+    held = HeldClaim(_record_of(request, entry.now, claim))
     _check_size(held.data, policy)
     event: EventKind | None = "taken_over" if entry.in_doubt else None
     found, now = yield CheckAndPut(entry.found, held.data, event=event)
@@ -334,7 +336,7 @@ def _is_claim_of(found: bytes | None, token: bytes) -> bool:
     return claim is not None and claim.token == token
 
 
-def _release(held: Held, error: Exception) -> Flow[None]:
+def _release(held: HeldClaim, error: Exception) -> Flow[None]:
     try:
         yield CheckAndPut(held.data, None, event="released")
     except StoreError as failure:

@@ -26,7 +26,7 @@ __all__ = [
     "CheckAndPut",
     "Flow",
     "Free",
-    "Held",
+    "HeldClaim",
     "InDoubtPolicy",
     "NotApplied",
     "Policy",
@@ -121,7 +121,7 @@ class Call:
     An exception that is *thrown* here is not the handler's ``Exception``: nobody knows its end.
     """
 
-    held: Held | None
+    held: HeldClaim | None
 
 
 @attrs.define(repr=False)
@@ -186,7 +186,7 @@ class Free:
     in_doubt: bool = False
 
 
-class Held:
+class HeldClaim:
     """This run's claim as it is stored now; a renewer moves its lease."""
 
     __slots__ = ("data", "record")

@@ -20,7 +20,7 @@ from kvreplay._protocol.steps import (
     Call,
     CheckAndPut,
     Flow,
-    Held,
+    HeldClaim,
     Probe,
     Raised,
     Read,
@@ -30,7 +30,7 @@ from kvreplay._protocol.steps import (
     Transact,
     Wait,
 )
-from kvreplay._runtime.batching import Shuttle
+from kvreplay._runtime.batching import Batcher
 from kvreplay._runtime.blocking import transact
 from kvreplay._runtime.renewal import RENEWALS_PER_LEASE
 from kvreplay._runtime.run import Run
@@ -51,7 +51,7 @@ class AsyncDriver:
         self._namespace = namespace
         self.reads_inline = bool(getattr(namespace.store, "reads_are_local", False))
         self._batching = not missing_methods(namespace.store, BatchingKVStore)
-        self._shuttles: WeakKeyDictionary[asyncio.AbstractEventLoop, Shuttle] = WeakKeyDictionary()
+        self._batchers: WeakKeyDictionary[asyncio.AbstractEventLoop, Batcher] = WeakKeyDictionary()
 
     async def drive(self, steps: Flow[T], run: Run, handler: Callable[..., Any] | None = None) -> T:
         """Answer the flow's steps until it returns or raises; the run's token ends with it."""
@@ -63,8 +63,8 @@ class AsyncDriver:
                 except BaseException as error:  # the flow decides, also about a cancellation
                     step = steps.throw(error)
                 else:
-                    if run.tells:
-                        run.note(step, answer)
+                    if run.is_observed:
+                        run.emit_decision(step, answer)
                     step = steps.send(answer)
         except StopIteration as returned:
             return cast(T, returned.value)
@@ -94,20 +94,20 @@ class AsyncDriver:
         if isinstance(step, Begin | Probe) or (self.reads_inline and isinstance(step, Read)):
             return run.answer(step)
         if self._batching and isinstance(step, CheckAndPut):
-            return await self._shuttle().check_and_put(run.change(step)), namespace.clock.now_ms()
+            return await self._batcher().check_and_put(run.change(step)), namespace.clock.now_ms()
         return await in_thread(run.answer, step)
 
-    def _shuttle(self) -> Shuttle:
+    def _batcher(self) -> Batcher:
         """Return the running loop's."""
         loop = asyncio.get_running_loop()
-        shuttle = self._shuttles.get(loop)
-        if shuttle is None:
-            shuttle = Shuttle(cast(BatchingKVStore, self._namespace.store))
-            self._shuttles[loop] = shuttle
-        return shuttle
+        batcher = self._batchers.get(loop)
+        if batcher is None:
+            batcher = Batcher(cast(BatchingKVStore, self._namespace.store))
+            self._batchers[loop] = batcher
+        return batcher
 
     @asynccontextmanager
-    async def _renewing(self, held: Held | None, run: Run) -> AsyncIterator[None]:
+    async def _renewing(self, held: HeldClaim | None, run: Run) -> AsyncIterator[None]:
         """Renew the claim, if that is asked for; no renewal is under way after the block."""
         if held is None or not self._namespace.renew:
             yield
@@ -120,7 +120,7 @@ class AsyncDriver:
             done.set()
             await renewer
 
-    async def _renew(self, held: Held, run: Run, done: asyncio.Event) -> None:
+    async def _renew(self, held: HeldClaim, run: Run, done: asyncio.Event) -> None:
         lease = self._namespace.policy.lease or 0
         kept = True
         while kept:

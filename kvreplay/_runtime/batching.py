@@ -1,7 +1,7 @@
-"""Carry an event loop's check-and-puts to its store, many at a time.
+"""Batch an event loop's check-and-puts: many changes, one call of the store.
 
-A thousand tasks that wait for the disk need one thread: while it carries some changes, those that
-become ready gather, and go together with the next trip. The store commits them at once.
+A thousand tasks that wait for the disk need one thread: while it runs one call with some changes,
+those that become ready gather, and go together with the next call. The store commits them at once.
 """
 
 from __future__ import annotations
@@ -14,69 +14,69 @@ from typing import TypeAlias
 from kvreplay._runtime.singleflight import fresh
 from kvreplay.store import BatchingKVStore, Change
 
-__all__ = ["Shuttle"]
+__all__ = ["Batcher"]
 
-Outcome: TypeAlias = "bytes | Exception | None"
-Passenger: TypeAlias = "tuple[Change, asyncio.Future[bytes | None]]"
+Result: TypeAlias = "bytes | Exception | None"
+Waiting: TypeAlias = "tuple[Change, asyncio.Future[bytes | None]]"
 
 
-class Shuttle:
-    """The way of one event loop's tasks to a store: one trip at a time, in its executor."""
+class Batcher:
+    """The way of one event loop's tasks to a store: one call at a time, in its executor."""
 
     def __init__(self, store: BatchingKVStore) -> None:
         self._store = store
-        self._waiting: list[Passenger] = []
+        self._waiting: list[Waiting] = []
         self._busy = False
 
     async def check_and_put(self, change: Change) -> bytes | None:
-        """Do as the store's. If it is cancelled before the trip begins, nothing happens."""
+        """Do as the store's. If it is cancelled before its call begins, nothing happens."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[bytes | None] = loop.create_future()
         self._waiting.append((change, answer))
         if not self._busy:
             self._busy = True
-            loop.call_soon(self._depart, loop)  # when all tasks that are ready have come
+            loop.call_soon(self._begin, loop)  # when all tasks that are ready have come
         return await answer
 
-    def _depart(self, loop: asyncio.AbstractEventLoop) -> None:
-        aboard = [each for each in self._waiting if not each[1].done()]
+    def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
+        batch = [each for each in self._waiting if not each[1].done()]
         self._waiting = []
-        if not aboard:
+        if not batch:
             self._busy = False
             return
-        changes = [change for change, _ in aboard]
+        changes = [change for change, _ in batch]
         try:
-            trip = loop.run_in_executor(None, self._store.check_and_put_each, changes)
+            call = loop.run_in_executor(None, self._store.check_and_put_each, changes)
         except Exception as error:  # the executor's: it was shut down
             self._busy = False
-            _arrive(aboard, [error] * len(aboard))
+            _answer(batch, [error] * len(batch))
         else:
-            trip.add_done_callback(functools.partial(self._arrived, loop, aboard))
+            call.add_done_callback(functools.partial(self._ended, loop, batch))
 
-    def _arrived(
+    def _ended(
         self,
         loop: asyncio.AbstractEventLoop,
-        aboard: Sequence[Passenger],
-        trip: asyncio.Future[list[Outcome]],
+        batch: Sequence[Waiting],
+        call: asyncio.Future[list[Result]],
     ) -> None:
-        if trip.cancelled():
-            for _, answer in aboard:
+        if call.cancelled():
+            for _, answer in batch:
                 answer.cancel()
-        elif (error := trip.exception()) is not None:
-            _arrive(aboard, [error] * len(aboard))
+        elif (error := call.exception()) is not None:
+            _answer(batch, [error] * len(batch))
         else:
-            _arrive(aboard, trip.result())
+            _answer(batch, call.result())
         # The tasks that are woken now come before it.
-        loop.call_soon(self._depart, loop)
+        loop.call_soon(self._begin, loop)
 
 
-def _arrive(aboard: Sequence[Passenger], outcomes: Sequence[Outcome | BaseException]) -> None:
-    for (_, answer), outcome in zip(aboard, outcomes, strict=True):
+def _answer(batch: Sequence[Waiting], results: Sequence[Result | BaseException]) -> None:
+    for (_, answer), result in zip(batch, results, strict=True):
         if answer.done():
-            continue  # cancelled on the way
-        if isinstance(outcome, Exception):
-            answer.set_exception(fresh(outcome))
-        elif isinstance(outcome, BaseException):
-            answer.set_exception(outcome)
+            continue  # cancelled meanwhile
+        if isinstance(result, Exception):
+            answer.set_exception(fresh(result))
+        elif isinstance(result, BaseException):
+            answer.set_exception(result)
         else:
-            answer.set_result(outcome)
+            answer.set_result(result)

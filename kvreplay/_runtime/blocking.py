@@ -8,7 +8,16 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final, TypeVar, cast
 
-from kvreplay._protocol.steps import Call, Flow, Held, Raised, Reconcile, Returned, Transact, Wait
+from kvreplay._protocol.steps import (
+    Call,
+    Flow,
+    HeldClaim,
+    Raised,
+    Reconcile,
+    Returned,
+    Transact,
+    Wait,
+)
 from kvreplay._runtime.run import PLAIN, Run
 from kvreplay._runtime.singleflight import flights
 from kvreplay.errors import ConfigError
@@ -18,7 +27,7 @@ __all__ = ["drive", "transact"]
 
 T = TypeVar("T")
 _NOTHING: Final = nullcontext()
-Renewing = Callable[[Held, Run], AbstractContextManager[object]]
+Renewing = Callable[[HeldClaim, Run], AbstractContextManager[object]]
 
 
 def drive(
@@ -40,8 +49,8 @@ def drive(
             except BaseException as error:  # the flow decides, also about an interrupt
                 step = flow.throw(error)
             else:
-                if run.tells:
-                    run.note(step, answer)
+                if run.is_observed:
+                    run.emit_decision(step, answer)
                 step = flow.send(answer)
     except StopIteration as returned:
         return cast(T, returned.value)

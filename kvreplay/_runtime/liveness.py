@@ -14,7 +14,7 @@ from typing import Final
 
 from kvreplay._protocol.record import TOKEN_SIZE, Claim
 
-__all__ = ["Liveness", "begin", "end", "liveness", "this_process"]
+__all__ = ["Liveness", "begin", "end", "look_up", "this_process"]
 
 
 class Liveness(Enum):
@@ -53,7 +53,7 @@ def this_process() -> str:
     return f"{boot_id}:{namespace}:{os.getpid()}:{start}"
 
 
-def liveness(claim: Claim) -> Liveness:
+def look_up(claim: Claim) -> Liveness:
     """Look the claim's owner up."""
     mine = this_process()
     if claim.owner == mine:
@@ -63,10 +63,10 @@ def liveness(claim: Claim) -> Liveness:
     pid, _, start = process.partition(":")
     if not mine.startswith(f"{place}:{namespace}:") or not (pid.isdecimal() and start):
         return Liveness.UNKNOWN
-    return _look_up(int(pid), start)
+    return _look_up_process(int(pid), start)
 
 
-def _look_up(pid: int, start: str) -> Liveness:
+def _look_up_process(pid: int, start: str) -> Liveness:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

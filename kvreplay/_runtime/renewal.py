@@ -13,7 +13,7 @@ from typing import Final
 import attrs
 
 from kvreplay._protocol.flow import renew
-from kvreplay._protocol.steps import Held
+from kvreplay._protocol.steps import HeldClaim
 from kvreplay._runtime.blocking import drive
 from kvreplay._runtime.run import Run
 from kvreplay._runtime.settings import ReplayNamespace
@@ -27,7 +27,7 @@ RENEWALS_PER_LEASE: Final = 3
 
 @attrs.define(eq=False)
 class _Holding:
-    held: Held
+    held: HeldClaim
     run: Run
     due: float  # time.monotonic()
     renewing: bool = False
@@ -51,7 +51,7 @@ class Renewer:
         self._thread = None
 
     @contextmanager
-    def __call__(self, held: Held, run: Run) -> Iterator[None]:
+    def __call__(self, held: HeldClaim, run: Run) -> Iterator[None]:
         """Renew the claim until the block ends; no renewal is under way after it."""
         holding = _Holding(held, run, time.monotonic() + self._interval)
         try:

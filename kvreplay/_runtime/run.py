@@ -16,7 +16,7 @@ from kvreplay._protocol.steps import (
     Settled,
     Transact,
 )
-from kvreplay._runtime import liveness as owner
+from kvreplay._runtime import liveness
 from kvreplay._runtime.settings import ReplayNamespace
 from kvreplay._runtime.singleflight import Flight, flights
 from kvreplay.errors import KeyNotFoundError
@@ -27,10 +27,10 @@ __all__ = ["PLAIN", "ReadsAndPuts", "Run"]
 PLAIN: Final = frozenset((Begin, CheckAndPut, Probe, Read))
 """The steps that need neither the handler nor time."""
 
-_RUNNING: Final[Mapping[owner.Liveness, bool | None]] = {
-    owner.Liveness.RUNNING: True,
-    owner.Liveness.GONE: False,
-    owner.Liveness.UNKNOWN: None,
+_RUNNING: Final[Mapping[liveness.Liveness, bool | None]] = {
+    liveness.Liveness.RUNNING: True,
+    liveness.Liveness.GONE: False,
+    liveness.Liveness.UNKNOWN: None,
 }
 
 
@@ -56,7 +56,16 @@ class ReadsAndPuts(Protocol):
 class Run:
     """One drive of a flow on one key: the blocking answers to its steps, and its token."""
 
-    __slots__ = ("_address", "_store", "_token", "flight", "key", "namespace", "raised", "tells")
+    __slots__ = (
+        "_address",
+        "_store",
+        "_token",
+        "flight",
+        "is_observed",
+        "key",
+        "namespace",
+        "raised",
+    )
 
     def __init__(
         self,
@@ -70,7 +79,7 @@ class Run:
         self.key = key
         self.flight = flight
         # Nothing is decided before a transaction commits.
-        self.tells = namespace.is_observed and transaction is None
+        self.is_observed = namespace.is_observed and transaction is None
         self._store: ReadsAndPuts = namespace.store if transaction is None else transaction
         self._address = (namespace.name, scope_name(key.scope), name(key.id))
         self.raised: Exception | None = None
@@ -96,7 +105,7 @@ class Run:
             self.raised = ended.error
         return ended
 
-    def tell(self, error: BaseException) -> None:
+    def emit_error(self, error: BaseException) -> None:
         """Tell the observer about an error that decides about the key."""
         if error is not self.raised:
             self.namespace.emit_error(error, self.key)
@@ -124,18 +133,18 @@ class Run:
             return found, self.namespace.clock.now_ms()
         if isinstance(step, Begin):
             self.end()  # that of an attempt whose claim another owner was faster with
-            self._token = owner.begin()
-            return self._token, owner.this_process()
+            self._token = liveness.begin()
+            return self._token, liveness.this_process()
         if isinstance(step, Probe):
-            return _RUNNING[owner.liveness(step.claim)]
+            return _RUNNING[liveness.look_up(step.claim)]
         raise TypeError(f"no answer to a {type(step).__name__} step")
 
     def change(self, step: CheckAndPut) -> Change:
         """Return a check-and-put of this key as what a batching store takes."""
         return Change(*self._address, step.expected, step.value, step.expires_at)
 
-    def note(self, step: object, answer: Any) -> None:
-        """Tell the observer, if it ``tells``, what a successful put or transaction has decided."""
+    def emit_decision(self, step: object, answer: Any) -> None:
+        """Emit what a successful put or transaction has decided, if the run ``is_observed``."""
         if isinstance(step, CheckAndPut) and step.event and answer[0] == step.expected:
             self.namespace.emit(step.event, self.key)
         elif isinstance(step, Transact) and isinstance(answer, Settled):
@@ -144,4 +153,4 @@ class Run:
     def end(self) -> None:
         """Note that nothing runs any more under this run's token."""
         if self._token is not None:
-            owner.end(self._token)
+            liveness.end(self._token)

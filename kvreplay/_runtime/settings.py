@@ -51,7 +51,7 @@ __all__ = [
 Key = ReplayKey | tuple[str, str]
 """A replay key, or its ``(scope, id)``."""
 
-Reconcile = Callable[[ReplayRecord], Any]
+Reconciler = Callable[[ReplayRecord], Any]
 
 
 # What an error says about the key, for those that are decisions.
@@ -87,7 +87,7 @@ class ReplayNamespace:
         lease: Duration | None,
         tombstone_ttl: Duration,
         wait_timeout: Duration,
-        on_in_doubt: str | Reconcile,
+        on_in_doubt: str | Reconciler,
         max_record_bytes: int,
         renew: bool,
         clock: Clock | None,
@@ -194,7 +194,7 @@ class ReplayNamespace:
                 self.emit("params_mismatch", request.key)
                 raise _running_with_others()
             return None
-        outcome = flight.outcome
+        outcome = flight.result
         if isinstance(outcome, Settled):
             self.emit("replayed", request.key)
             return outcome_of(outcome, replayed=True)

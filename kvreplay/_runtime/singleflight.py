@@ -35,14 +35,14 @@ class Flight(Generic[T]):
     others is stale at once. ``is_abandoned``: whether its leader is gone without landing it.
     """
 
-    __slots__ = ("_wakers", "bound", "is_abandoned", "key", "landed", "outcome", "params")
+    __slots__ = ("_wakers", "bound", "is_abandoned", "key", "landed", "params", "result")
 
     def __init__(self, key: Hashable, params: bytes) -> None:
         self.key = key
         self.params = params
         self.bound = False
         self.landed = False
-        self.outcome: T | BaseException | None = None
+        self.result: T | BaseException | None = None
         self.is_abandoned: Callable[[], bool] = _never
         self._wakers: list[Waker] = []
 
@@ -86,7 +86,7 @@ class SingleFlight(Generic[T]):
         with self._lock:
             if flight.landed:
                 return
-            flight.outcome = outcome
+            flight.result = outcome
             flight.landed = True
             if self.table.get(flight.key) is flight:  # not after a fork
                 del self.table[flight.key]

@@ -27,7 +27,7 @@ FILE_MODE: Final = 0o600
 FOLDER_MODE: Final = 0o700
 
 _MAX_ATTEMPTS: Final = 64
-_MAX_SETTLED: Final = 4096
+_MAX_KNOWN: Final = 4096
 
 
 def fsync_directory(path: str) -> None:
@@ -110,7 +110,7 @@ class Folders:
     def __init__(self, top: str, *, durable: bool) -> None:
         self._top = top
         self._durable = durable
-        self._settled: set[tuple[str, ...]] = set()
+        self._known: set[tuple[str, ...]] = set()
 
     def place(self, parts: tuple[str, ...], make_name: Callable[[str], None]) -> None:
         """Call ``make_name(folder)``, which makes a name in ``top/parts…``; create that first.
@@ -120,12 +120,12 @@ class Folders:
         """
         for attempt in range(1, _MAX_ATTEMPTS + 1):
             try:
-                if parts not in self._settled:
+                if parts not in self._known:
                     self._make(parts)
                 make_name(os.path.join(self._top, *parts))
                 return
             except FileNotFoundError:
-                self._settled.discard(parts)
+                self._known.discard(parts)
                 if attempt == _MAX_ATTEMPTS:
                     raise
 
@@ -134,9 +134,9 @@ class Folders:
         if self._durable:
             for depth in reversed(range(len(parts))):
                 fsync_directory(os.path.join(self._top, *parts[:depth]))
-        if len(self._settled) >= _MAX_SETTLED:
-            self._settled.clear()  # it only saves work
-        self._settled.add(parts)
+        if len(self._known) >= _MAX_KNOWN:
+            self._known.clear()  # it only saves work
+        self._known.add(parts)
 
 
 def _make_below(top: str, parts: Sequence[str], mode: int) -> list[str]:

@@ -16,7 +16,7 @@ import attrs
 from kvreplay._protocol.record import ReplayRecord
 from kvreplay._protocol.steps import Verdict
 from kvreplay.config.location import Given, ask_table, ask_url
-from kvreplay.config.registry import Engine, OpenStore, StoreSettings, engine_of, settle
+from kvreplay.config.registry import Engine, OpenStore, StoreSettings, check_settings, engine_of
 from kvreplay.config.units import Kind, nearest, parse, shown, wrong
 from kvreplay.errors import InvalidNameError
 from kvreplay.store import check_namespace
@@ -171,7 +171,7 @@ def load_config(
             + (', or write [store] with url = "lmdb:PATH".' if file is not None else "."),
         )
     return Config(
-        store=settle(asked, engine),
+        store=check_settings(asked, engine),
         tables=MappingProxyType({name: document[name] for name in also if name in document}),
         replays=MappingProxyType(
             {name: _replay(name, settings, source) for name, settings in given.items()}

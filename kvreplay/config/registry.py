@@ -34,7 +34,15 @@ from kvreplay.store import ExpiringKVStore
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-__all__ = ["BACKENDS", "Engine", "OpenStore", "StoreSettings", "engine_of", "open_store", "settle"]
+__all__ = [
+    "BACKENDS",
+    "Engine",
+    "OpenStore",
+    "StoreSettings",
+    "check_settings",
+    "engine_of",
+    "open_store",
+]
 
 BACKENDS: Final[Mapping[str, tuple[str, str, str | None]]] = {
     # scheme: (module, class, the extra that installs its driver)
@@ -135,7 +143,7 @@ def open_store(
             f"it is a {type(where).__name__}, neither a URL nor a mapping",
             'Write "lmdb:PATH" or {"backend": "lmdb", "path": PATH}.',
         )
-    return settle(asked, engine_of(asked.backend, asked.source)).open()
+    return check_settings(asked, engine_of(asked.backend, asked.source)).open()
 
 
 @attrs.frozen
@@ -147,7 +155,7 @@ class Engine:
     options: Mapping[str, Kind]
 
 
-def settle(asked: Asked, engine: Engine) -> StoreSettings:
+def check_settings(asked: Asked, engine: Engine) -> StoreSettings:
     """Check what was asked for against what the backend declares."""
     location = locate(asked, engine.location)
     options: dict[str, object] = {}

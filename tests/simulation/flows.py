@@ -17,7 +17,7 @@ from kvreplay import (
 )
 from kvreplay._protocol import flow as real_flow
 from kvreplay._protocol.record import decode
-from kvreplay._protocol.steps import BEGIN, READ, Call, Flow, Held, Policy, Raised, Returned
+from kvreplay._protocol.steps import BEGIN, READ, Call, Flow, HeldClaim, Policy, Raised, Returned
 
 
 class Declined(Exception):
@@ -76,7 +76,7 @@ class Ended(NamedTuple):
 
 
 Answer = Sent | Thrown | Ended
-Make = Callable[[], tuple[Flow[Any], Held | None]]
+Make = Callable[[], tuple[Flow[Any], HeldClaim | None]]
 
 
 class Node:
@@ -150,9 +150,9 @@ class Protocol(NamedTuple):
             return False
         return (yield from self.prune(found, decode(found), now, policy))
 
-    def renewal(self, data: bytes, lease: int) -> tuple[Flow[bool], Held]:
+    def renewal(self, data: bytes, lease: int) -> tuple[Flow[bool], HeldClaim]:
         record = decode(data)
-        held = Held(record)
+        held = HeldClaim(record)
         held.data = data
         return self.renew(held, record.key, lease), held
 

@@ -26,10 +26,10 @@ from kvreplay import (
     ReplayKey,
     ReplayRecord,
     StoreError,
-    owner,
 )
 from kvreplay._protocol.params import canonical
 from kvreplay._protocol.record import Claim, encode
+from kvreplay._runtime import liveness
 from torture.audit import State, sound
 from torture.faults import ACT, Slate, Struck, struck
 from torture.needs import needs_strace
@@ -201,7 +201,7 @@ class Strikes:
             if self._scenario.before is ANSWERED:
                 replay.execute(key, PARAMS, lambda: RESPONSE)
             if self._scenario.alive:
-                claim = Claim(secrets.token_bytes(16), 0, owner.this_process())
+                claim = Claim(secrets.token_bytes(16), 0, liveness.this_process())
                 record = ReplayRecord(
                     kvreplay.State.IN_PROGRESS,
                     ReplayKey(*key),

@@ -114,7 +114,7 @@ class ExpiryIndex:
             return None
         return os.path.join(self._expiry, *parts)
 
-    def settle(self, entry: Entry, old_marker: str | None, mark: Mark | None) -> None:
+    def finish(self, entry: Entry, old_marker: str | None, mark: Mark | None) -> None:
         """After the change is durable: put the new stamp in place, drop the old marker.
 
         It reports no failure: the change has happened, and a marker without a stamp is as

@@ -239,7 +239,7 @@ class FilesystemStore:
             if mark is not None:
                 discard(mark.stamp)
             raise
-        self._expiry.settle(entry, old_marker, mark)
+        self._expiry.finish(entry, old_marker, mark)
 
     def _delete(self, entry: Entry, *, durable: bool) -> None:
         target = self._file(entry)
@@ -250,7 +250,7 @@ class FilesystemStore:
         # Also if it was absent: an earlier removal may have been lazy, or cut short.
         if durable and os.path.isdir(folder):
             _confirm(folder)
-        self._expiry.settle(entry, old_marker, None)
+        self._expiry.finish(entry, old_marker, None)
 
     def _sweep(self, primary: str, now: int, limit: int) -> SweepResult:
         visited, removed, more = list[str](), 0, False

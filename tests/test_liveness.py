@@ -12,8 +12,8 @@ import pytest
 from kvreplay import Replay, ReplayKey
 from kvreplay._protocol.record import Claim
 from kvreplay._protocol.steps import BEGIN
-from kvreplay._runtime import liveness as owner
-from kvreplay._runtime.liveness import Liveness, liveness, this_process
+from kvreplay._runtime import liveness
+from kvreplay._runtime.liveness import Liveness, look_up, this_process
 from kvreplay._runtime.run import Run
 from kvreplay.backends.memory import MemoryStore
 
@@ -25,20 +25,20 @@ def claim(text: str, token: bytes = TOKEN) -> Claim:
 
 
 def test_this_process_tells_running_handlers_from_finished_ones() -> None:
-    token = owner.begin()
-    assert liveness(claim(this_process(), token)) is Liveness.RUNNING
-    assert liveness(claim(this_process())) is Liveness.GONE
-    owner.end(token)
-    assert liveness(claim(this_process(), token)) is Liveness.GONE
-    owner.end(token)
+    token = liveness.begin()
+    assert look_up(claim(this_process(), token)) is Liveness.RUNNING
+    assert look_up(claim(this_process())) is Liveness.GONE
+    liveness.end(token)
+    assert look_up(claim(this_process(), token)) is Liveness.GONE
+    liveness.end(token)
 
 
 def test_tokens_are_fresh() -> None:
-    tokens = {owner.begin() for _ in range(100)}
+    tokens = {liveness.begin() for _ in range(100)}
     assert len(tokens) == 100
     assert {len(token) for token in tokens} == {16}
     for token in tokens:
-        owner.end(token)
+        liveness.end(token)
 
 
 ASK = "from kvreplay._runtime.liveness import this_process; import sys; print(this_process(), flush=True); {}"
@@ -53,14 +53,14 @@ def test_another_process_is_looked_up() -> None:
     )
     assert child.stdout is not None
     theirs = child.stdout.readline().strip()
-    assert liveness(claim(theirs)) is Liveness.RUNNING
+    assert look_up(claim(theirs)) is Liveness.RUNNING
     reused = theirs.rpartition(":")[0] + ":1"  # the same pid, started at another time
-    assert liveness(claim(reused)) is Liveness.GONE
+    assert look_up(claim(reused)) is Liveness.GONE
     child.kill()
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    assert liveness(claim(theirs)) is Liveness.GONE  # a zombie
+    assert look_up(claim(theirs)) is Liveness.GONE  # a zombie
     child.communicate()
-    assert liveness(claim(theirs)) is Liveness.GONE
+    assert look_up(claim(theirs)) is Liveness.GONE
 
 
 def test_another_user_can_still_look_it_up() -> None:
@@ -69,9 +69,9 @@ def test_another_user_can_still_look_it_up() -> None:
         pytest.skip("needs root, to become somebody else")
     # All that it imports is imported before it becomes somebody else, who may not read it.
     script = (
-        "import os, sys; from kvreplay._runtime.liveness import liveness, this_process;"
+        "import os, sys; from kvreplay._runtime.liveness import look_up, this_process;"
         "from kvreplay._protocol.record import Claim; this_process(); os.setuid(65534);"
-        "print(liveness(Claim(b't' * 16, 0, sys.argv[1])).name)"
+        "print(look_up(Claim(b't' * 16, 0, sys.argv[1])).name)"
     )
     out = subprocess.run(
         [sys.executable, "-c", script, this_process()], capture_output=True, text=True, check=True
@@ -81,20 +81,20 @@ def test_another_user_can_still_look_it_up() -> None:
 
 def test_elsewhere_nothing_is_known() -> None:
     boot, namespace, pid, start = this_process().split(":")
-    assert liveness(claim(f"another-boot:{namespace}:{pid}:{start}")) is Liveness.UNKNOWN
-    assert liveness(claim(f"{boot}:1{namespace}:{pid}:{start}")) is Liveness.UNKNOWN
+    assert look_up(claim(f"another-boot:{namespace}:{pid}:{start}")) is Liveness.UNKNOWN
+    assert look_up(claim(f"{boot}:1{namespace}:{pid}:{start}")) is Liveness.UNKNOWN
 
 
 @pytest.mark.parametrize("tail", ["", "x:1", "-1:1", "99999999999999999999:1", "12"])
 def test_a_malformed_owner_is_unknown(tail: str) -> None:
     boot, namespace, *_ = this_process().split(":")
-    assert liveness(claim(f"{boot}:{namespace}:{tail}")) is Liveness.UNKNOWN
-    assert liveness(claim(tail)) is Liveness.UNKNOWN
+    assert look_up(claim(f"{boot}:{namespace}:{tail}")) is Liveness.UNKNOWN
+    assert look_up(claim(tail)) is Liveness.UNKNOWN
 
 
 def test_a_process_that_never_was_is_gone() -> None:
     boot, namespace, *_ = this_process().split(":")
-    assert liveness(claim(f"{boot}:{namespace}:{2**22 + 1}:1")) is Liveness.GONE
+    assert look_up(claim(f"{boot}:{namespace}:{2**22 + 1}:1")) is Liveness.GONE
 
 
 def test_without_proc_there_is_a_name_that_nobody_can_look_up(
@@ -105,41 +105,41 @@ def test_without_proc_there_is_a_name_that_nobody_can_look_up(
 
     mine = this_process()
     this_process.cache_clear()
-    monkeypatch.setattr(owner, "_stat", no_proc)
+    monkeypatch.setattr(liveness, "_stat", no_proc)
     try:
         unknowable = this_process()
-        assert liveness(claim(unknowable)) is Liveness.GONE  # still this process's own
-        assert liveness(claim(mine)) is Liveness.UNKNOWN
+        assert look_up(claim(unknowable)) is Liveness.GONE  # still this process's own
+        assert look_up(claim(mine)) is Liveness.UNKNOWN
     finally:
         monkeypatch.undo()
         this_process.cache_clear()
     assert this_process() == mine
-    assert liveness(claim(unknowable)) is Liveness.UNKNOWN
+    assert look_up(claim(unknowable)) is Liveness.UNKNOWN
 
 
 def test_a_child_is_another_owner_and_runs_nothing() -> None:
-    token = owner.begin()
+    token = liveness.begin()
     before = this_process()
     child = os.fork()
     if not child:
         ok = this_process() != before
-        ok = ok and liveness(claim(this_process(), token)) is Liveness.GONE
-        ok = ok and liveness(claim(before, token)) is Liveness.RUNNING
+        ok = ok and look_up(claim(this_process(), token)) is Liveness.GONE
+        ok = ok and look_up(claim(before, token)) is Liveness.RUNNING
         os._exit(0 if ok else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    owner.end(token)
+    liveness.end(token)
 
 
 def test_a_run_that_begins_again_leaves_no_token_behind() -> None:
     """Another owner claimed first, and the key became free again: the same run tries once more."""
     with MemoryStore() as store:
         replay = Replay(store, "ns", ttl=60)
-        before = set(owner._running)
+        before = set(liveness._running)
         run = Run(replay._namespace, ReplayKey("s", "i"))
         tokens = [run.answer(BEGIN)[0] for _ in range(2)]
-        assert owner._running - before == {tokens[1]}
+        assert liveness._running - before == {tokens[1]}
         run.end()
-        assert owner._running == before
+        assert liveness._running == before
 
 
 def test_a_process_that_cannot_be_looked_at_now_is_taken_for_alive(
@@ -151,9 +151,9 @@ def test_a_process_that_cannot_be_looked_at_now_is_taken_for_alive(
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     parent = f"{this_process().partition(f':{os.getpid()}:')[0]}:{os.getppid()}:1"
-    assert liveness(claim(parent)) is Liveness.GONE  # that one started at another time
-    monkeypatch.setattr(owner, "_stat", no_more_files)
-    assert liveness(claim(parent)) is Liveness.RUNNING
+    assert look_up(claim(parent)) is Liveness.GONE  # that one started at another time
+    monkeypatch.setattr(liveness, "_stat", no_more_files)
+    assert look_up(claim(parent)) is Liveness.RUNNING
 
 
 def test_a_process_whose_threads_are_still_dying_is_no_dead_one() -> None:
@@ -171,11 +171,11 @@ ctypes.CDLL(None).pthread_exit(None)
     ) as process:
         assert process.stdout is not None
         its = claim(process.stdout.readline().strip())
-        while owner._stat(process.pid)[0] != "Z":
+        while liveness._stat(process.pid)[0] != "Z":
             os.sched_yield()
-        assert liveness(its) is Liveness.RUNNING
+        assert look_up(its) is Liveness.RUNNING
         process.kill()
         # It stays a zombie until it is waited for, and then without threads.
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        assert owner._stat(process.pid)[0] == "Z"
-        assert liveness(its) is Liveness.GONE
+        assert liveness._stat(process.pid)[0] == "Z"
+        assert look_up(its) is Liveness.GONE
