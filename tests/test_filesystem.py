@@ -22,11 +22,12 @@ from typing import Any
 
 import pytest
 
+from kvreplay.backends import file_lock
 from kvreplay.backends.durable_files import make_directories, replace_file
 from kvreplay.backends.filesystem import FilesystemStore
-from kvreplay.backends.filesystem import layout as filesystem_layout
 from kvreplay.backends.filesystem.expiry import DueMarker, Mark
-from kvreplay.backends.filesystem.layout import Entry, flocked, lock_file
+from kvreplay.backends.filesystem.layout import EntryFile
+from kvreplay.backends.filesystem.locks import flocked, lock_file
 from kvreplay.errors import (
     ConfigError,
     CorruptStoreError,
@@ -861,7 +862,7 @@ def test_killed_while_adopting(tmp_path: Path) -> None:
 
 def test_opening_spares_the_temporary_of_a_living_writer(root: Path) -> None:
     FilesystemStore(root).close()
-    stripe = Entry("p", "s", "k").stripe
+    stripe = EntryFile("p", "s", "k").stripe
     temporary = beside(root) / "tmp" / f"{stripe:02x}-{'0' * 32}.tmp"
     temporary.write_bytes(b"half")
     with flocked(lock_file(str(beside(root)), stripe)):
@@ -873,8 +874,8 @@ def test_opening_spares_the_temporary_of_a_living_writer(root: Path) -> None:
 
 def test_stripe_is_the_same_in_every_process() -> None:
     """Golden: another number would let two versions write one entry at once."""
-    assert Entry("p", "s", "k").stripe == 0x0E
-    assert Entry("", "", "manager").stripe == 0x6B
+    assert EntryFile("p", "s", "k").stripe == 0x0E
+    assert EntryFile("", "", "manager").stripe == 0x6B
 
 
 def test_interrupted_after_the_rename(
@@ -1200,7 +1201,7 @@ def test_a_forked_child_does_not_keep_its_dead_parents_lock(root: Path) -> None:
         with child:
             assert child.stdout is not None
             assert child.stdout.read() == b""  # the parent is dead, the child is past the fork
-            with flocked(lock_file(str(beside(root)), Entry("p", "s", "k").stripe), wait=False):
+            with flocked(lock_file(str(beside(root)), EntryFile("p", "s", "k").stripe), wait=False):
                 pass
             store.write("p", "s", "k", b"2")
         assert child.returncode == -signal.SIGKILL
@@ -1212,7 +1213,7 @@ def test_a_copy_of_a_lock_does_not_keep_it(root: Path) -> None:
     FilesystemStore(root).close()
     lock = lock_file(str(beside(root)), 0)
     with flocked(lock):
-        copies = [os.dup(fd) for fd in filesystem_layout._held_locks]
+        copies = [os.dup(fd) for fd in file_lock._opened.files]
         with pytest.raises(BlockingIOError), flocked(lock, wait=False):
             pass
     with flocked(lock, wait=False):
@@ -1228,7 +1229,7 @@ def test_a_lock_whose_release_fails_does_not_deny_the_change(
     """*No entry was changed* would be untrue; and no later call is locked out."""
     release = {fcntl: "flock", os: "close"}[module]
     original = getattr(module, release)
-    lock = lock_file(str(beside(root)), Entry("p", "s", "k").stripe)
+    lock = lock_file(str(beside(root)), EntryFile("p", "s", "k").stripe)
     failed = []
 
     def fail(fd: int, *operation: int) -> None:
@@ -1258,7 +1259,7 @@ def test_a_read_waits_until_what_it_returns_is_durable(
     """Between its rename and the folder's fsync a value can be seen, and lost to a power cut."""
     with FilesystemStore(root, durability=durability) as store:
         store.write("p", "s", "k", OLD)
-        with flocked(lock_file(str(beside(root)), Entry("p", "s", "k").stripe)):
+        with flocked(lock_file(str(beside(root)), EntryFile("p", "s", "k").stripe)):
             reader = threading.Thread(target=lambda: values.append(store.read("p", "s", "k")))
             values: list[bytes] = []
             if durability == "full":
@@ -1473,7 +1474,7 @@ def test_a_forged_stamp_unlinks_nothing(store: FilesystemStore, root: Path, targ
     stamp = beside(root) / "stamps" / "p" / "s" / "k"
     stamp.unlink()
     stamp.symlink_to(target)
-    assert store._expiry.current(Entry("p", "s", "k")) is None
+    assert store._expiry.current(EntryFile("p", "s", "k")) is None
     store.write("p", "s", "k", b"w")
     assert victim.read_bytes() == b"mine"
     stamp.write_bytes(b"not even a link")
@@ -1504,7 +1505,7 @@ def test_a_marker_that_is_gone_already_is_no_trouble(store: FilesystemStore, roo
 
 
 def test_markers_show_no_key() -> None:
-    marker = DueMarker("/expiry/secret", Entry("p", "s", "secret"))
+    marker = DueMarker("/expiry/secret", EntryFile("p", "s", "secret"))
     assert "secret" not in repr(marker) + repr(Mark("/expiry/secret", "/tmp/secret"))
 
 

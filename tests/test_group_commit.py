@@ -34,7 +34,7 @@ from kvreplay.backends.lmdb import LMDBStore
 from kvreplay.backends.lmdb import entries as lmdb_entries
 from kvreplay.backends.lmdb import group_commit as lmdb_queue
 from kvreplay.backends.lmdb import store as lmdb_backend
-from kvreplay.backends.lmdb.environment import Environment
+from kvreplay.backends.lmdb.handle import Handle
 from kvreplay.store import BatchingKVStore
 
 KIB = 1024
@@ -53,7 +53,7 @@ def store(root: Path) -> Iterator[LMDBStore]:
 
 def commits(store: LMDBStore) -> int:
     """How many transactions that changed something the environment has seen."""
-    return store._opened().read(lambda txn: int(txn.id()))
+    return store._opened().handle.read(lambda txn: int(txn.id()))
 
 
 def until(true: Callable[[], bool]) -> None:
@@ -167,7 +167,7 @@ def test_a_writer_does_not_wait_for_the_sweep_behind_it(store: LMDBStore) -> Non
 def test_a_large_sweep_lets_writers_in_between(
     store: LMDBStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lmdb_backend, "_SWEEP", 10)
+    monkeypatch.setattr(lmdb_backend, "_SWEEP_BATCH", 10)
     for n in range(35):
         store.check_and_put("p", "s", f"k{n}", expected=None, value=b"v", expires_at=n)
     before = commits(store)
@@ -182,7 +182,7 @@ def test_a_large_sweep_lets_writers_in_between(
 def test_a_sweep_that_breaks_off_says_that_some_are_gone(
     store: LMDBStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lmdb_backend, "_SWEEP", 2)
+    monkeypatch.setattr(lmdb_backend, "_SWEEP_BATCH", 2)
     for n in range(6):
         store.check_and_put("p", "s", f"k{n}", expected=None, value=b"v", expires_at=n)
     sweep, calls = lmdb_entries.sweep, []
@@ -205,7 +205,7 @@ def test_a_sweep_that_breaks_off_says_that_some_are_gone(
 
 
 def test_a_batch_is_bounded(store: LMDBStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lmdb_queue, "_MAX_CHANGES", 4)
+    monkeypatch.setattr(lmdb_queue, "_MAX_WRITES", 4)
     before = commits(store)
     together(store, *(put(store, f"k{n}", None, b"v") for n in range(10)))
     assert commits(store) == before + 3
@@ -246,7 +246,7 @@ class Course:
         self._store = store
         self.steps: list[str] = []
         self._names: dict[Any, str] = {}
-        wake, commit = lmdb_queue.Change.wake, Environment.commit
+        wake, commit = lmdb_queue.PendingWrite.wake, Handle.commit
 
         def noted_wake(change: Any) -> bool:
             if change.landed and change.bell is not None:
@@ -257,8 +257,8 @@ class Course:
             self.steps.append("commit")
             commit(*args)
 
-        monkeypatch.setattr(lmdb_queue.Change, "wake", noted_wake)
-        monkeypatch.setattr(Environment, "commit", noted_commit)
+        monkeypatch.setattr(lmdb_queue.PendingWrite, "wake", noted_wake)
+        monkeypatch.setattr(Handle, "commit", noted_commit)
         monkeypatch.setattr(lmdb_queue, "_LOOK_AGAIN", 1000.0)  # nobody is woken by that
 
     def change(self, name: str, size: int = 0) -> Callable[[], Any]:
@@ -274,7 +274,7 @@ class Course:
 def test_who_has_landed_is_woken_when_the_next_batch_is_made(
     store: LMDBStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lmdb_queue, "_MAX_CHANGES", 2)
+    monkeypatch.setattr(lmdb_queue, "_MAX_WRITES", 2)
     course = Course(store, monkeypatch)
     together(store, *(course.change(name) for name in ("a", "b", "c", "d")))
     assert course.steps[:2] == ["commit", "a"]  # first that of the transaction before
@@ -300,23 +300,22 @@ def test_who_has_landed_does_not_wait_for_another_process(
     store: LMDBStore, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whose turn it is, that is; here it is a lock of this process's own."""
-    monkeypatch.setattr(lmdb_queue, "_MAX_CHANGES", 2)
+    monkeypatch.setattr(lmdb_queue, "_MAX_WRITES", 2)
     course = Course(store, monkeypatch)
     directory = os.open(root, os.O_RDONLY)
     try:
         take_the_turn = course.change("b")
-        commit = Environment.commit
+        commit = Handle.commit
 
         def taken_away(self: Any, env: Any, txn: Any) -> None:
             commit(self, env, txn)
             if course.steps[-2:] == ["b", "commit"]:
-                turn = self._turn
-                fcntl.flock(turn._directory, fcntl.LOCK_UN)
+                store._opened()._queue._process_lock.give_back()
                 fcntl.flock(directory, fcntl.LOCK_EX)
 
         with store.transaction():
             callers = queued(store, course.change("a"), take_the_turn, course.change("c"))
-            monkeypatch.setattr(Environment, "commit", taken_away)
+            monkeypatch.setattr(Handle, "commit", taken_away)
         callers[1].join(30)
         assert not callers[1].is_alive()
         assert course.steps[1:] == ["a", "b", "commit", "wake b"]
@@ -332,7 +331,7 @@ def test_who_has_landed_does_not_wait_for_another_process(
 def test_who_has_landed_does_not_wait_for_changes_that_are_tried_one_by_one(
     store: LMDBStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lmdb_queue, "_MAX_CHANGES", 2)
+    monkeypatch.setattr(lmdb_queue, "_MAX_WRITES", 2)
     course = Course(store, monkeypatch)
 
     def bad(txn: Any) -> None:
@@ -356,7 +355,7 @@ def test_a_thread_with_more_changes_than_a_batch_is_called_for_the_rest(
 ) -> None:
     """It waits for its first change, and is the next leader."""
     monkeypatch.setattr(lmdb_queue, "_LOOK_AGAIN", 1000.0)
-    monkeypatch.setattr(lmdb_queue, "_MAX_CHANGES", 2)
+    monkeypatch.setattr(lmdb_queue, "_MAX_WRITES", 2)
     changes = [change(f"k{n}", None, b"v") for n in range(5)]
     with store.transaction():
         callers = queued(store, put(store, "first", None, b"v"))
@@ -392,7 +391,7 @@ def test_a_change_that_lands_before_its_thread_waits_is_seen(
 def test_no_wake_up_is_lost(store: LMDBStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """All kinds of changes at once, of which none looks again by itself."""
     monkeypatch.setattr(lmdb_queue, "_LOOK_AGAIN", 1000.0)
-    monkeypatch.setattr(lmdb_queue, "_MAX_CHANGES", 7)
+    monkeypatch.setattr(lmdb_queue, "_MAX_WRITES", 7)
 
     def mix(own: int) -> None:
         for n in range(12):
@@ -463,11 +462,11 @@ def test_one_bad_operation_fails_for_itself(store: LMDBStore) -> None:
     environment = store._opened()
 
     def refused(txn: Any) -> None:
-        txn.put(b"half", b"done", db=environment.entries)
-        txn.put(b"", b"an empty key", db=environment.entries)
+        txn.put(b"half", b"done", db=environment.handle.entries)
+        txn.put(b"", b"an empty key", db=environment.handle.entries)
 
     def broken(txn: Any) -> None:
-        txn.put(b"half", b"done", db=environment.entries)
+        txn.put(b"half", b"done", db=environment.handle.entries)
         raise LookupError("a bug")
 
     good, bad, worse, last = together(
@@ -485,7 +484,7 @@ def test_one_bad_operation_fails_for_itself(store: LMDBStore) -> None:
     with pytest.raises(LookupError):
         worse.result()
     assert sorted(store.list("p", "s")) == ["good", "last"]
-    assert environment.get(b"half") is None, "no half of a change is kept"
+    assert environment.handle.get(b"half") is None, "no half of a change is kept"
 
 
 def test_a_full_map_grows_for_the_whole_batch(root: Path) -> None:
@@ -505,7 +504,7 @@ def test_a_map_that_cannot_grow_fails_only_what_has_no_room(
         raise StoreFullError("the map cannot grow")
 
     with LMDBStore(root, map_size=256 * KIB) as store:
-        monkeypatch.setattr(Environment, "_resize", cannot)
+        monkeypatch.setattr(Handle, "_resize", cannot)
         small, large, last = together(
             store,
             put(store, "small", None, b"v"),
@@ -522,17 +521,17 @@ def test_a_map_that_cannot_grow_fails_only_what_has_no_room(
 def test_an_unknown_outcome_is_everybodys(
     store: LMDBStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    commit = Environment.commit
+    commit = Handle.commit
 
     def fail(self: Any, env: Any, txn: Any) -> None:
-        monkeypatch.setattr(Environment, "commit", commit)
+        monkeypatch.setattr(Handle, "commit", commit)
         commit(self, env, txn)
         raise OutcomeUnknownError("may or may not") from lmdb.Error("the meta page")
 
-    monkeypatch.setattr(Environment, "commit", fail)
+    monkeypatch.setattr(Handle, "commit", fail)
     # The transaction around it changes nothing, but commits too.
     environment = store._opened()
-    with environment._queue.turn():
+    with environment._queue.alone():
         callers = queued(store, *(put(store, f"k{n}", None, b"v") for n in range(8)))
     errors = []
     for caller in callers:
@@ -548,7 +547,7 @@ def test_an_unknown_outcome_is_everybodys(
 def test_a_closed_store_fails_everybody_who_waits(root: Path) -> None:
     store = LMDBStore(root)
     environment = store._opened()
-    with environment._queue.turn():
+    with environment._queue.alone():
         callers = queued(store, *(put(store, f"k{n}", None, b"v") for n in range(4)))
         store.close()
     for caller in callers:
@@ -630,7 +629,7 @@ def test_an_interrupted_leader_leaves_the_others_to_the_next(store: LMDBStore) -
     environment = store._opened()
 
     def interrupt(txn: Any) -> None:
-        txn.put(b"half", b"done", db=environment.entries)
+        txn.put(b"half", b"done", db=environment.handle.entries)
         raise Interrupt
 
     leader, *others = together(
@@ -641,7 +640,7 @@ def test_an_interrupted_leader_leaves_the_others_to_the_next(store: LMDBStore) -
     with pytest.raises(Interrupt):
         leader.result()
     assert [caller.result() for caller in others] == [None] * 4
-    assert environment.get(b"half") is None
+    assert environment.handle.get(b"half") is None
     assert len(store.list("p", "s")) == 4
 
 
@@ -649,17 +648,17 @@ def test_an_interrupt_right_after_a_commit_tells_the_others_so(
     store: LMDBStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise they would run again, and meet their own changes."""
-    commit = Environment.commit
+    commit = Handle.commit
     environment = store._opened()
     before = commits(store)
 
     def interrupted(self: Any, env: Any, txn: Any) -> None:
-        monkeypatch.setattr(Environment, "commit", commit)
+        monkeypatch.setattr(Handle, "commit", commit)
         commit(self, env, txn)
         raise Interrupt
 
-    with environment._queue.turn():
-        monkeypatch.setattr(Environment, "commit", interrupted)
+    with environment._queue.alone():
+        monkeypatch.setattr(Handle, "commit", interrupted)
         leader, *others = queued(store, *(put(store, f"k{n}", None, b"v") for n in range(5)))
     with pytest.raises(Interrupt):
         leader.result()
@@ -675,7 +674,7 @@ def test_a_call_that_an_interrupt_lost_is_made_up_for(
     monkeypatch.setattr(lmdb_queue, "_LOOK_AGAIN", 0.01)
     if lost == "the call of the next head":
         monkeypatch.setattr(environment._queue, "_call_next", lambda: None)
-        monkeypatch.setattr(lmdb_queue, "_MAX_CHANGES", 2)
+        monkeypatch.setattr(lmdb_queue, "_MAX_WRITES", 2)
     else:
         monkeypatch.setattr(lmdb_queue.Bell, "ring", lambda self: None)
     callers = together(store, *(put(store, f"k{n}", None, b"v") for n in range(6)))
@@ -689,7 +688,8 @@ def test_a_forked_child_starts_with_an_empty_queue(store: LMDBStore, fork: Any) 
         def child() -> None:
             assert waiting(store) == 0
 
-        fork(child).join()
+        forked = fork(child)  # it opens the files, which waits for the end of this block
+    forked.join()
     assert callers[0].result() is None
     fork(lambda: store.write("p", "s", "childs", b"v")).join()
     assert sorted(store.list("p", "s")) == ["childs", "parents"]
@@ -730,7 +730,7 @@ def test_many_changes_are_refused_inside_a_transaction(store: LMDBStore) -> None
 
 
 def test_more_changes_than_a_batch_holds(store: LMDBStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lmdb_queue, "_MAX_CHANGES", 3)
+    monkeypatch.setattr(lmdb_queue, "_MAX_WRITES", 3)
     outcomes = store.check_and_put_each([change(f"k{n}", None, b"v") for n in range(10)])
     assert list(outcomes) == [None] * 10
     assert len(store.list("p", "s")) == 10

@@ -104,7 +104,7 @@ def test_without_proc_there_is_a_name_that_nobody_can_look_up(
         raise FileNotFoundError
 
     mine = this_process()
-    this_process.cache_clear()
+    liveness._owner.cache_clear()
     monkeypatch.setattr(liveness, "_stat", no_proc)
     try:
         unknowable = this_process()
@@ -112,7 +112,7 @@ def test_without_proc_there_is_a_name_that_nobody_can_look_up(
         assert look_up(claim(mine)) is Liveness.UNKNOWN
     finally:
         monkeypatch.undo()
-        this_process.cache_clear()
+        liveness._owner.cache_clear()
     assert this_process() == mine
     assert look_up(claim(unknowable)) is Liveness.UNKNOWN
 
@@ -137,7 +137,7 @@ def test_a_run_that_begins_again_leaves_no_token_behind() -> None:
         before = set(liveness._running)
         run = Run(replay._namespace, ReplayKey("s", "i"))
         tokens = [run.answer(BEGIN)[0] for _ in range(2)]
-        assert liveness._running - before == {tokens[1]}
+        assert liveness._running - before == {(os.getpid(), tokens[1])}
         run.end()
         assert liveness._running == before
 

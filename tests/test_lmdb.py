@@ -31,7 +31,9 @@ import pytest
 from kvreplay.backends.lmdb import LMDBStore
 from kvreplay.backends.lmdb import entries as lmdb_entries
 from kvreplay.backends.lmdb import environment as lmdb_environment
+from kvreplay.backends.lmdb import errors as lmdb_errors
 from kvreplay.backends.lmdb import files as lmdb_files
+from kvreplay.backends.lmdb import handle as lmdb_handle
 from kvreplay.backends.lmdb import shared as lmdb_sharing
 from kvreplay.errors import (
     ConfigError,
@@ -66,12 +68,12 @@ def content(store: Any) -> dict[tuple[str, str, str], bytes]:
 
 def map_size(store: LMDBStore) -> int:
     environment = store._opened()
-    handle = environment.gate.enter()
+    handle = environment.handle.gate.enter()
     try:
         size: int = handle.info()["map_size"]
         return size
     finally:
-        environment.gate.leave()
+        environment.handle.gate.leave()
 
 
 def told(error: BaseException | None) -> str:
@@ -286,7 +288,7 @@ def test_a_stray_index_entry_removes_nothing(store: LMDBStore) -> None:
         for key in ("later", "never", "absent"):
             entry = lmdb_entries.entry_key("p", "s", key)
             index = lmdb_entries.index_key(entry, (6).to_bytes(8, "big"))
-            txn.put(index, b"", db=environment.expiry)
+            txn.put(index, b"", db=environment.handle.expiry)
 
     environment.write(stray)
     assert store.sweep("p", 5, 10) == SweepResult(3, 0, False)
@@ -365,7 +367,7 @@ def test_a_map_that_cannot_be_had(root: Path) -> None:
 def test_durability(root: Path, durability: Any, metasync: bool) -> None:
     """Data pages are flushed in both; never the two modes in which a power cut may corrupt."""
     with LMDBStore(root, durability=durability) as store:
-        flags = store._opened().gate.handle.flags()  # type: ignore[union-attr]
+        flags = store._opened().handle.gate.handle.flags()  # type: ignore[union-attr]
         assert flags["metasync"] is metasync
         assert flags["sync"]
         assert not flags["writemap"]
@@ -562,13 +564,13 @@ with LMDBStore(path, map_size=64 * 1024) as store:
 @pytest.mark.parametrize("call", ["read", "list", "write", "transaction", "sweep"])
 def test_resized_by_another_process(root: Path, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
     met = []
-    repair = lmdb_environment.Environment.repair
+    repair = lmdb_handle.Handle.repair
 
     def spy(self: Any, env: Any, error: Exception) -> bool:
         met.append(type(error))
         return repair(self, env, error)
 
-    monkeypatch.setattr(lmdb_environment.Environment, "repair", spy)
+    monkeypatch.setattr(lmdb_handle.Handle, "repair", spy)
     with LMDBStore(root, map_size=64 * KIB) as store:
         store.write("p", "s", "k", b"v")
         in_process(GROW, root)
@@ -782,7 +784,7 @@ with LMDBStore(path) as store:
 
 READ = """
 with LMDBStore(path) as store:
-    store._opened().read(lambda txn: (say("reading"), wait()))
+    store._opened().handle.read(lambda txn: (say("reading"), wait()))
 """
 
 
@@ -838,7 +840,7 @@ def test_slots_of_killed_readers_are_freed(root: Path, call: str) -> None:
 def test_opening_frees_the_slots_of_killed_readers(root: Path) -> None:
     """And with them the old pages that such a reader still keeps."""
     with LMDBStore(root) as store:
-        handle = store._opened().gate.handle
+        handle = store._opened().handle.gate.handle
         assert handle is not None
         with Process(READ, root) as process:
             assert process.hear() == "reading"
@@ -859,7 +861,7 @@ def test_threads_that_share_few_slots(root: Path) -> None:
             inside.set()
             assert over.wait(30)
 
-        staying = pool.submit(store._opened().read, stay)
+        staying = pool.submit(store._opened().handle.read, stay)
         assert inside.wait(30)
         with pytest.raises(StoreUnavailableError):
             store.read("p", "s", "k")
@@ -927,7 +929,7 @@ def test_a_relative_path_does_not_follow_a_chdir(
     monkeypatch.chdir(root.parent)
     with LMDBStore("store") as store:
         monkeypatch.chdir("/")
-        store._opened().gate.alone(lambda env: env and env.close())
+        store._opened().handle.gate.alone(lambda env: env and env.close())
         store.write("p", "s", "k", b"v")
     with LMDBStore(root) as store:
         assert store.read("p", "s", "k") == b"v"
@@ -1040,7 +1042,7 @@ def test_opened_while_the_last_one_closes(root: Path) -> None:
 
 def first_users(root: Path) -> int:
     identity = lmdb_files.identity_of(root)
-    return lmdb_sharing._open[identity].users
+    return lmdb_sharing._open[identity].handle.users
 
 
 def test_opened_inside_a_transaction_while_another_thread_closes(root: Path) -> None:
@@ -1050,8 +1052,8 @@ def test_opened_inside_a_transaction_while_another_thread_closes(root: Path) -> 
         with first.transaction() as txn:
             txn.write("p", "s", "k", b"v")
             closing = pool.submit(first.close)
-            environment = txn._environment  # type: ignore[attr-defined]
-            while environment.gate.handle is not None:
+            handle = txn._handle  # type: ignore[attr-defined]
+            while handle.gate.handle is not None:
                 pass
             with LMDBStore(root) as second:
                 with pytest.raises(StoreUnavailableError, match="end it first"):
@@ -1083,18 +1085,18 @@ def test_an_interrupt_during_the_last_close(root: Path) -> None:
     """It leaves the files open, and the next one who opens them shares and closes them."""
     store = LMDBStore(root)
     environment = store._opened()
-    handle = environment.gate.handle
-    environment.gate.inside.append(None)  # someone is inside
+    handle = environment.handle.gate.handle
+    environment.handle.gate.inside.append(None)  # someone is inside
 
     def interrupt(_timeout: float | None) -> bool:
         raise KeyboardInterrupt
 
-    environment.gate.left.wait = interrupt  # type: ignore[assignment, method-assign]
+    environment.handle.gate.left.wait = interrupt  # type: ignore[assignment, method-assign]
     with pytest.raises(KeyboardInterrupt):
         store.close()
-    environment.gate.inside.pop()
-    environment.gate.left = threading.Event()
-    assert environment.gate.handle is handle, "who is inside goes on with it"
+    environment.handle.gate.inside.pop()
+    environment.handle.gate.left = threading.Event()
+    assert environment.handle.gate.handle is handle, "who is inside goes on with it"
     with LMDBStore(root) as again:
         again.write("p", "s", "k", b"v")
     assert lmdb_sharing._open == {}
@@ -1170,8 +1172,8 @@ def test_a_child_waits_for_its_parents_transaction(store: LMDBStore, root: Path,
 
 STRANDED = """
 import threading
-from kvreplay.backends.lmdb import gate as lmdb_gate
-lmdb_gate.FORK_PATIENCE = 0.05
+from kvreplay.backends.lmdb import shared
+shared.FORK_PATIENCE = 0.05
 store = LMDBStore(path)
 store.write("p", "s", "k", b"old")
 inside, over = threading.Event(), threading.Event()
@@ -1197,8 +1199,7 @@ if pid == 0:
         refused(lambda: store.read("p", "s", "k"))
         refused(lambda: store.write("p", "s", "k", b"child"))
         refused(lambda: store.transaction().__enter__())
-        with LMDBStore(path) as same:
-            refused(lambda: same.read("p", "s", "k"))
+        refused(lambda: LMDBStore(path))
     use()
     grandchild = os.fork()
     if grandchild == 0:
@@ -1238,21 +1239,21 @@ def test_a_fork_while_another_thread_closes(
     root: Path, fork: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The closing waits for the transaction, whose thread forks: no deadlock."""
-    monkeypatch.setattr("kvreplay.backends.lmdb.gate.FORK_PATIENCE", 0.05)
+    monkeypatch.setattr("kvreplay.backends.lmdb.shared.FORK_PATIENCE", 0.05)
     store = LMDBStore(root)
     store.write("p", "s", "k", b"v")
 
-    def child(environment: Any) -> None:
-        with LMDBStore(root) as same, pytest.raises(StoreError, match="forked"):
-            same.read("p", "s", "k")
+    def child() -> None:
+        with pytest.raises(StoreError, match="forked"):
+            LMDBStore(root)
 
     with ThreadPoolExecutor(1) as pool:
         with store.transaction() as txn:
-            environment = txn._environment  # type: ignore[attr-defined]
+            handle = txn._handle  # type: ignore[attr-defined]
             closing = pool.submit(store.close)
-            while environment.gate.handle is not None:
+            while handle.gate.handle is not None:
                 pass
-            fork(lambda: child(environment)).join()
+            fork(child).join()
             txn.write("p", "s", "k", b"w")
         closing.result(30)
     with LMDBStore(root) as store:
@@ -1298,13 +1299,13 @@ def test_a_child_leaves_the_parents_readers_alone(store: LMDBStore, fork: Any) -
 
     def stay(txn: Any) -> bytes:
         environment = store._opened()
-        first = txn.get(b"p\0s\0k", None, environment.entries)
+        first = txn.get(b"p\0s\0k", None, environment.handle.entries)
         for n in range(300):
             store.write("p", "s", "k", bytes([n % 256]) * 3000)
-        return first if first == txn.get(b"p\0s\0k", None, environment.entries) else b""
+        return first if first == txn.get(b"p\0s\0k", None, environment.handle.entries) else b""
 
     with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(store._opened().read, stay).result(60) == bytes(8) + b"old" * 1000
+        assert pool.submit(store._opened().handle.read, stay).result(60) == bytes(8) + b"old" * 1000
 
 
 # The marker, and files that are not what they should be.
@@ -1387,7 +1388,7 @@ def test_a_sound_file_may_be_shorter_than_its_page_count(root: Path) -> None:
             txn.write("p", "s", "k", b"v")
             txn.write("p", "s", "big", bytes(200 * KIB))
             txn.remove("p", "s", "big")
-        info = store._opened().gate.handle.info()  # type: ignore[union-attr]
+        info = store._opened().handle.gate.handle.info()  # type: ignore[union-attr]
     assert (root / "data.mdb").stat().st_size < (info["last_pgno"] + 1) * 4096
     with LMDBStore(root) as store:
         assert content(store) == {("p", "s", "k"): b"v"}
@@ -1900,14 +1901,14 @@ def unknown(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """
 
     def arm() -> None:
-        commit = lmdb_environment.Environment.commit
+        commit = lmdb_handle.Handle.commit
 
         def fail(self: Any, env: Any, txn: Any) -> None:
-            monkeypatch.setattr(lmdb_environment.Environment, "commit", commit)
+            monkeypatch.setattr(lmdb_handle.Handle, "commit", commit)
             commit(self, env, txn)
             raise OutcomeUnknownError("may or may not") from lmdb.Error("meta page")
 
-        monkeypatch.setattr(lmdb_environment.Environment, "commit", fail)
+        monkeypatch.setattr(lmdb_handle.Handle, "commit", fail)
 
     return arm
 
@@ -1916,12 +1917,12 @@ def test_after_an_unknown_outcome_the_files_are_opened_again(
     store: LMDBStore, unknown: Callable[[], None]
 ) -> None:
     for n in range(3):
-        handle = store._opened().gate.handle
+        handle = store._opened().handle.gate.handle
         unknown()
         with pytest.raises(OutcomeUnknownError):
             store.write("p", "s", "k", b"%d" % n)
         assert store.read("p", "s", "k") == b"%d" % n
-        assert store._opened().gate.handle is not handle
+        assert store._opened().handle.gate.handle is not handle
     unknown()
     with pytest.raises(OutcomeUnknownError), store.transaction() as txn:
         txn.write("p", "s", "k", b"txn")
@@ -1969,14 +1970,14 @@ def test_closing_after_the_files_could_not_be_opened_again(
 
 def test_other_errors_inside_a_transaction_are_the_callers_own(store: LMDBStore) -> None:
     """Also if they are of another LMDB environment, or of another store."""
-    handle = store._opened().gate.handle
+    handle = store._opened().handle.gate.handle
     for error in (lmdb.MapFullError("theirs"), OutcomeUnknownError("theirs")):
         with pytest.raises(type(error)) as caught, store.transaction() as txn:
             txn.write("p", "s", "k", b"v")
             raise error
         assert caught.value is error
         assert content(store) == {}
-        assert store._opened().gate.handle is handle
+        assert store._opened().handle.gate.handle is handle
         assert map_size(store) == 16 * 1024**3
 
 
@@ -2009,9 +2010,9 @@ def test_a_commit_whose_outcome_cannot_be_told_is_unknown(root: Path, kind: Any)
     """LMDB looks for a reader slot before it reports a panic: then no slot hides the panic."""
     failure = an_error(lmdb.Error, errno.EIO)
     env: Any = Stub(an_error(kind))
-    assert type(lmdb_files.commit_error(env, failure, root)) is OutcomeUnknownError
+    assert type(lmdb_errors.commit_error(env, failure, root)) is OutcomeUnknownError
     env = Stub(None)
-    assert type(lmdb_files.commit_error(env, failure, Path("/proc"))) is not OutcomeUnknownError
+    assert type(lmdb_errors.commit_error(env, failure, Path("/proc"))) is not OutcomeUnknownError
 
 
 @pytest.mark.parametrize(
@@ -2031,12 +2032,12 @@ def test_a_commit_whose_outcome_cannot_be_told_is_unknown(root: Path, kind: Any)
 )
 def test_what_an_error_means(root: Path, error: Any, expected: type[StoreError]) -> None:
     root.mkdir()
-    assert type(lmdb_files.store_error(error, root)) is expected
+    assert type(lmdb_errors.store_error(error, root)) is expected
 
 
 def test_a_failure_on_a_disk_that_cannot_be_asked(root: Path) -> None:
     error = an_error(lmdb.Error, errno.EIO)
-    assert type(lmdb_files.store_error(error, root / "gone")) is StoreError
+    assert type(lmdb_errors.store_error(error, root / "gone")) is StoreError
 
 
 def transact(store: LMDBStore) -> None:
@@ -2047,7 +2048,7 @@ def transact(store: LMDBStore) -> None:
 def test_a_panic_that_is_met_later(store: LMDBStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another thread's commit has panicked the environment: it is opened again, by who meets it."""
     store.write("p", "s", "k", b"v")
-    gate = store._opened().gate
+    gate = store._opened().handle.gate
     for use in (
         lambda: store.read("p", "s", "k"),
         lambda: store.write("p", "s", "k", b"v"),

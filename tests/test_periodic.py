@@ -317,8 +317,9 @@ def test_a_child_does_not_renew_its_parents_claims(store: Any, fork: Any) -> Non
         noting = Noting(store, 3)
         own = Replay(noting, "ns", ttl=60, lease=0.03, renew=True)
         assert own.execute(("s", "own"), PARAMS, lambda: noting.moved.wait(30)).response
+        assert replay.execute(("s", "inherited"), PARAMS, lambda: 1).response == 1
         assert replay._renewing is not None
-        assert replay._renewing._holdings == []
+        assert replay._renewing._round.holdings == []
         assert before
 
     fork(child).join()

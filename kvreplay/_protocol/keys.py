@@ -9,11 +9,12 @@ from typing import Final
 import attrs
 
 from kvreplay.errors import InvalidParamsError
+from kvreplay.store import NAME
 
 __all__ = ["ReplayKey", "name", "scope_name"]
 
 _HASHED: Final = "sha256-"
-_is_name = re.compile(r"(?!sha256-)[A-Za-z0-9_-]{1,120}").fullmatch
+_is_name = re.compile(rf"(?!{_HASHED}){NAME}").fullmatch
 
 
 @attrs.frozen(repr=False)

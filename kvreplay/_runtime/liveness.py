@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from enum import Enum
-from functools import cache
+from functools import lru_cache
 from typing import Final
 
 from kvreplay._protocol.record import TOKEN_SIZE, Claim
@@ -25,39 +25,45 @@ class Liveness(Enum):
     UNKNOWN = "unknown"  # on another boot, machine or PID namespace: the lease decides
 
 
-_running: Final[set[bytes]] = set()
+_running: Final[set[tuple[int, bytes]]] = set()
+"""The running handlers' tokens, each with its process: a forked child inherits its parent's."""
 
 
 def begin() -> bytes:
     """Return a fresh token, noted as running in this process until :func:`end`."""
     token = os.urandom(TOKEN_SIZE)
-    _running.add(token)
+    _running.add((os.getpid(), token))
     return token
 
 
 def end(token: bytes) -> None:
     """Note that the token's handler does not run any more, whatever became of it."""
-    _running.discard(token)
+    _running.discard((os.getpid(), token))
 
 
-@cache
 def this_process() -> str:
     """Return this process as an owner; without ``/proc``, a name that nobody can look up."""
+    return _owner(os.getpid())
+
+
+@lru_cache(maxsize=1)  # by the pid, so that a forked child is another owner
+def _owner(pid: int) -> str:
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             boot_id = file.read().strip()
         namespace = os.stat("/proc/self/ns/pid").st_ino
-        _, start, _ = _stat(os.getpid())
+        _, start, _ = _stat(pid)
     except OSError:
-        return f"{os.urandom(16).hex()}:0:{os.getpid()}:0"
-    return f"{boot_id}:{namespace}:{os.getpid()}:{start}"
+        return f"{os.urandom(16).hex()}:0:{pid}:0"
+    return f"{boot_id}:{namespace}:{pid}:{start}"
 
 
 def look_up(claim: Claim) -> Liveness:
     """Look the claim's owner up."""
     mine = this_process()
     if claim.owner == mine:
-        return Liveness.RUNNING if claim.token in _running else Liveness.GONE
+        runs = (os.getpid(), claim.token) in _running
+        return Liveness.RUNNING if runs else Liveness.GONE
     place, _, process = claim.owner.partition(":")
     namespace, _, process = process.partition(":")
     pid, _, start = process.partition(":")
@@ -92,11 +98,3 @@ def _stat(pid: int) -> tuple[str, str, int]:
     with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
         fields = file.read().rpartition(")")[2].split()
     return fields[0], fields[19], int(fields[17])
-
-
-def _forget() -> None:
-    this_process.cache_clear()
-    _running.clear()
-
-
-os.register_at_fork(after_in_child=_forget)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -18,6 +17,7 @@ from kvreplay._runtime.blocking import drive
 from kvreplay._runtime.run import Run
 from kvreplay._runtime.settings import ReplayNamespace
 from kvreplay.events import logger
+from kvreplay.store import ForkSafeLock
 
 __all__ = ["RENEWALS_PER_LEASE", "Renewer"]
 
@@ -33,80 +33,80 @@ class _Holding:
     renewing: bool = False
 
 
+class _Round:
+    """The claims that one process holds, and the thread that renews them."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.changed = threading.Condition()
+        self.holdings: list[_Holding] = []
+        self.thread: threading.Thread | None = None
+
+
 class Renewer:
-    """Holds claims while their handlers run. Its thread lives while there is one to hold."""
+    """Holds claims while their handlers run. Its thread lives while there is one to hold.
+
+    What a forked child inherits is its parent's to renew; the child begins a round of its own.
+    """
 
     def __init__(self, namespace: ReplayNamespace) -> None:
         self._lease = namespace.policy.lease or 0
         self._interval = self._lease / RENEWALS_PER_LEASE / 1000
-        self._holdings: list[_Holding] = []
-        self._changed = threading.Condition()
-        self._thread: threading.Thread | None = None
-        _renewers.add(self)
-
-    def forget(self) -> None:
-        """In a forked child: what the parent's threads hold is the parent's to renew."""
-        self._holdings = []
-        self._changed = threading.Condition()
-        self._thread = None
+        self._lock = ForkSafeLock()  # guards which round it is
+        self._round = _Round()
 
     @contextmanager
     def __call__(self, held: HeldClaim, run: Run) -> Iterator[None]:
         """Renew the claim until the block ends; no renewal is under way after it."""
+        with self._lock:
+            if self._round.pid != os.getpid():
+                self._round = _Round()
+            own = self._round
         holding = _Holding(held, run, time.monotonic() + self._interval)
         try:
-            with self._changed:
-                self._holdings.append(holding)
-                if self._thread is None:
+            with own.changed:
+                own.holdings.append(holding)
+                if own.thread is None:
                     thread = threading.Thread(
-                        target=self._work, name="kvreplay-renewer", daemon=True
+                        target=self._work, args=(own,), name="kvreplay-renewer", daemon=True
                     )
                     thread.start()
-                    self._thread = thread
-                self._changed.notify_all()
+                    own.thread = thread
+                own.changed.notify_all()
             yield
         finally:
-            with self._changed:
-                if holding in self._holdings:
-                    self._holdings.remove(holding)
-                self._changed.notify_all()
-                self._changed.wait_for(lambda: not holding.renewing)
+            if own.pid == os.getpid():  # else a child was forked inside the block
+                with own.changed:
+                    if holding in own.holdings:
+                        own.holdings.remove(holding)
+                    own.changed.notify_all()
+                    own.changed.wait_for(lambda: not holding.renewing)
 
-    def _work(self) -> None:
-        while (holding := self._next()) is not None:
+    def _work(self, own: _Round) -> None:
+        while (holding := _next(own)) is not None:
             try:
-                own = Run(holding.run.namespace, holding.run.key)
-                kept = drive(renew(holding.held, own.key, self._lease), own)
+                again = Run(holding.run.namespace, holding.run.key)
+                kept = drive(renew(holding.held, again.key, self._lease), again)
             except Exception as error:  # the run goes on, whatever a renewal meets
                 kept = True
                 logger().warning("a lease could not be renewed, and is tried again: %r", error)
-            with self._changed:
+            with own.changed:
                 holding.renewing = False
                 holding.due = time.monotonic() + self._interval
-                if not kept and holding in self._holdings:
-                    self._holdings.remove(holding)
-                self._changed.notify_all()
-
-    def _next(self) -> _Holding | None:
-        """Wait until a claim is due, and return it; ``None`` if there is none to hold."""
-        with self._changed:
-            while self._holdings:
-                holding = min(self._holdings, key=lambda each: each.due)
-                left = holding.due - time.monotonic()
-                if left <= 0:
-                    holding.renewing = True
-                    return holding
-                self._changed.wait(left)
-            self._thread = None
-            return None
+                if not kept and holding in own.holdings:
+                    own.holdings.remove(holding)
+                own.changed.notify_all()
 
 
-_renewers: Final[weakref.WeakSet[Renewer]] = weakref.WeakSet()
-
-
-def _forget() -> None:
-    for renewer in _renewers:
-        renewer.forget()
-
-
-os.register_at_fork(after_in_child=_forget)
+def _next(own: _Round) -> _Holding | None:
+    """Wait until a claim is due, and return it; ``None`` if there is none to hold."""
+    with own.changed:
+        while own.holdings:
+            holding = min(own.holdings, key=lambda each: each.due)
+            left = holding.due - time.monotonic()
+            if left <= 0:
+                holding.renewing = True
+                return holding
+            own.changed.wait(left)
+        own.thread = None
+        return None

@@ -1,18 +1,31 @@
 """Single-flight: in one process, one key runs one handler at a time, and callers share its end.
 
-The table is the process's, so it also holds between several ``Replay`` objects, threads and
-event loops on the same store. It knows no store and no protocol: a key is any hashable, params
-are bytes, an outcome is whatever the leader lands with.
+The caller that comes first *leads*: it runs the handler. Everybody else who asks for the same key
+meanwhile *follows*: they wait for the leader to *land* with a result, and share it.
+
+What is always true:
+
+* The table belongs to the process. It holds between all ``Replay`` and ``AsyncReplay`` objects,
+  threads and event loops on the same store. A forked child starts with an empty one.
+* A key has at most one flight, and a flight lands exactly once. It leaves the table when it lands.
+* A flight is *bound* once it is known that the key belongs to the leader's params. From then on a
+  request with other params is refused at once; before, it waits for what becomes of the flight.
+* The lock guards the table and the flights for moments. Nobody is woken, and no handler runs,
+  while it is held.
+
+It knows no store and no protocol: a key is any hashable, params are bytes, and a result is
+whatever the leader lands with.
 """
 
 from __future__ import annotations
 
 import copy
-import os
-import threading
 from collections.abc import Callable, Hashable
 from contextvars import ContextVar
+from os import getpid
 from typing import Final, Generic, TypeVar
+
+from kvreplay.store import ForkSafeLock
 
 __all__ = ["Abandoned", "Flight", "SingleFlight", "fresh"]
 
@@ -21,7 +34,7 @@ Waker = Callable[[], object]
 
 
 class Abandoned(BaseException):
-    """The outcome of a flight whose leader is gone: nothing to share, start over."""
+    """The result of a flight whose leader is gone: nothing to share, start over."""
 
 
 def _never() -> bool:
@@ -51,19 +64,23 @@ class SingleFlight(Generic[T]):
     """The table of the keys in flight. An entry leaves it when its leader lands."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
+        self._pid = getpid()  # whose the table is
         self.table: dict[Hashable, Flight[T]] = {}
         self._aboard: ContextVar[tuple[Flight[T], ...]] = ContextVar("aboard", default=())
 
     def __len__(self) -> int:
-        return len(self.table)
+        return len(self.table) if self._pid == getpid() else 0
 
     def board(self, own: Flight[T]) -> Flight[T]:
         """Return the key's flight: ``own``, which the caller then leads, or another's to follow.
 
-        Whoever boards must :meth:`land` ``own`` whatever happens, also an interrupt in here.
+        Whoever boards must :meth:`land` ``own`` whatever happens, even an interrupt in this call.
         """
         with self._lock:
+            if self._pid != getpid():
+                self.table = {}
+                self._pid = getpid()
             flight = self.table.setdefault(own.key, own)
         if flight is not own and self.give_up(flight):
             return self.board(own)
@@ -79,16 +96,17 @@ class SingleFlight(Generic[T]):
     def bound(self, key: Hashable) -> Flight[T] | None:
         """Return the key's flight if it is bound: its handler runs, or its answer is stored now."""
         flight = self.table.get(key)
-        return flight if flight is not None and flight.bound else None
+        own = flight is not None and flight.bound and self._pid == getpid()
+        return flight if own else None
 
-    def land(self, flight: Flight[T], outcome: T | BaseException) -> None:
+    def land(self, flight: Flight[T], result: T | BaseException) -> None:
         """End the flight and wake everybody who waits for it; a second time does nothing."""
         with self._lock:
             if flight.landed:
                 return
-            flight.result = outcome
+            flight.result = result
             flight.landed = True
-            if self.table.get(flight.key) is flight:  # not after a fork
+            if self.table.get(flight.key) is flight:  # in a forked child it may not be
                 del self.table[flight.key]
             wakers = flight._wakers
         for wake in wakers:
@@ -127,11 +145,6 @@ class SingleFlight(Generic[T]):
         """
         return _Aboard(self._aboard, flight)
 
-    def forget(self) -> None:
-        """Start with an empty table, as a forked child does."""
-        self._lock = threading.Lock()
-        self.table.clear()
-
 
 class _Aboard(Generic[T]):
     """The block of :meth:`SingleFlight.aboard`; a class, which costs half of a generator."""
@@ -167,5 +180,3 @@ def fresh(error: Exception) -> Exception:
 
 flights: Final[SingleFlight[object]] = SingleFlight()
 """This process's table."""
-
-os.register_at_fork(after_in_child=flights.forget)

@@ -2,19 +2,28 @@
 
 Atomic against every thread of the process, transactional, expiring; gone with the process.
 A forked child goes on with a copy of its own.
+
+What is always true:
+
+* One change runs at a time, under ``_writer``, which a transaction holds for its whole block.
+* A transaction commits when its changes become ``_pending``. They are put in place after that, by
+  its own thread or, should that be interrupted or left behind by a fork, by the next change.
+* Readers take no lock. They look at ``_pending`` first, so they see all of a transaction or none.
+* Every prefix of the steps of a change is sound: at most the expiry index has an entry too many,
+  which a sweep skips.
 """
 
 from __future__ import annotations
 
 import bisect
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from types import TracebackType
-from typing import ClassVar, Self
+from typing import ClassVar
 
+from kvreplay.backends._support import OwnTransaction, own_transaction_error
 from kvreplay.errors import KeyNotFoundError, StoreError
 from kvreplay.store import (
+    Closing,
     ForkSafeLock,
     KVTransaction,
     SweepResult,
@@ -32,8 +41,8 @@ Address = tuple[str, str, str]
 Entry = tuple[bytes, int | None]  # value, expires_at
 
 
-class MemoryStore:
-    """A dictionary behind a lock that holds bytes.
+class MemoryStore(Closing):
+    """A dictionary that holds bytes.
 
     A change is visible to every thread when its call returns.
     """
@@ -46,9 +55,9 @@ class MemoryStore:
         self._namespaces: dict[tuple[str, str], dict[str, Entry]] = {}
         # Per primary namespace, sorted: (expires_at, secondary namespace, key), one an entry.
         self._expiry: dict[str, list[tuple[int, str, str]]] = {}
-        self._writer = ForkSafeLock()  # one change at a time, for a whole transaction
-        self._state = ForkSafeLock(brief=True)  # guards the two dictionaries, for moments
-        self._closed = False
+        self._pending: dict[Address, Entry | None] = {}
+        self._writer = ForkSafeLock()
+        self._transaction: _Transaction | None = None  # the one that is open
 
     def __repr__(self) -> str:
         return f"<MemoryStore {'closed' if self._closed else 'open'}>"
@@ -57,8 +66,7 @@ class MemoryStore:
         """Return the value; see :meth:`kvreplay.KVStoreSync.read`."""
         check_name(primary_namespace, secondary_namespace, key)
         self._check_open()
-        with self._state:
-            return _value(self._find((primary_namespace, secondary_namespace, key)))
+        return _value(self._committed((primary_namespace, secondary_namespace, key)))
 
     def write(
         self, primary_namespace: str, secondary_namespace: str, key: str, value: bytes
@@ -66,7 +74,8 @@ class MemoryStore:
         """Create or replace; see :meth:`kvreplay.KVStoreSync.write`."""
         check_name(primary_namespace, secondary_namespace, key)
         check_value(value)
-        with self._writing(), self._state:
+        with self._writer:
+            self._begin_change()
             self._put((primary_namespace, secondary_namespace, key), (value, None))
 
     def remove(
@@ -74,21 +83,25 @@ class MemoryStore:
     ) -> None:
         """Remove if present; see :meth:`kvreplay.KVStoreSync.remove`."""
         check_name(primary_namespace, secondary_namespace, key)
-        with self._writing(), self._state:
+        with self._writer:
+            self._begin_change()
             self._delete((primary_namespace, secondary_namespace, key))
 
     def list(self, primary_namespace: str, secondary_namespace: str) -> list[str]:
         """Return the namespace's keys; see :meth:`kvreplay.KVStoreSync.list`."""
         check_namespace(primary_namespace, secondary_namespace)
         self._check_open()
-        with self._state:
-            return list(self._namespaces.get((primary_namespace, secondary_namespace), ()))
+        namespace = (primary_namespace, secondary_namespace)
+        while True:
+            pending = self._pending
+            keys = dict.fromkeys(self._namespaces.get(namespace, ()))
+            if pending is self._pending:  # else some of them may be in place, and some not
+                return _with_changes(keys, namespace, pending)
 
     def list_all_keys(self) -> Iterator[Address]:
         """Yield every address, from one consistent copy of each namespace's keys."""
         self._check_open()
-        with self._state:
-            namespaces = list(self._namespaces)
+        namespaces = {*(address[:2] for address in self._pending), *self._namespaces}
         return ((*each, key) for each in namespaces for key in self.list(*each))
 
     def check_and_put(
@@ -105,7 +118,8 @@ class MemoryStore:
         check_name(primary_namespace, secondary_namespace, key)
         check_change(expected, value, expires_at)
         address = (primary_namespace, secondary_namespace, key)
-        with self._writing(), self._state:
+        with self._writer:
+            self._begin_change()
             entry = self._find(address)
             found = None if entry is None else entry[0]
             if found == expected:
@@ -115,7 +129,8 @@ class MemoryStore:
     def sweep(self, primary_namespace: str, now: int, limit: int) -> SweepResult:
         """Remove due entries; see :meth:`kvreplay.ExpiringKVStore.sweep`."""
         check_sweep(primary_namespace, now, limit)
-        with self._writing(), self._state:
+        with self._writer:
+            self._begin_change()
             index = self._expiry.get(primary_namespace, [])
             due = bisect.bisect_right(index, now, key=lambda entry: entry[0])
             visited = index[: min(due, limit)]
@@ -133,56 +148,59 @@ class MemoryStore:
     def transaction(self) -> AbstractContextManager[KVTransaction]:
         """All or nothing; see :meth:`kvreplay.TransactionalKVStore.transaction`."""
         self._check_open()
-        return ThreadBound(self._transaction())
+        return ThreadBound(self._block())
 
     def close(self) -> None:
         """Forget everything; a second call does nothing."""
-        self._refuse_own_transaction()
-        with self._writer, self._state:
+        with self._writer:
+            self._refuse_own_transaction()
             self._closed = True
+            self._pending = {}
             self._namespaces = {}
             self._expiry = {}
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
     @contextmanager
-    def _transaction(self) -> Iterator[KVTransaction]:
-        with self._writing():
-            transaction = _Transaction(self)
+    def _block(self) -> Iterator[KVTransaction]:
+        with self._writer:
+            self._begin_change()
+            transaction = self._transaction = _Transaction(self)
             try:
                 yield transaction
-                with self._state:
-                    for address, entry in transaction.changes.items():
-                        self._apply(address, entry)
+                if transaction.is_inherited:
+                    raise StoreError(
+                        "a forked child cannot commit its parent's transaction: the child changed"
+                        " nothing"
+                    )
+                self._pending = transaction.changes
+                self._put_in_place()
             finally:
                 transaction.ended = True
+                self._transaction = None
 
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _begin_change(self) -> None:
+        """Refuse what may not change anything, and make the entries whole."""
         self._refuse_own_transaction()
-        with self._writer:
-            self._check_open()
-            yield
+        self._check_open()
+        if self._pending:
+            self._put_in_place()
 
     def _refuse_own_transaction(self) -> None:
-        if self._writer.is_mine:
-            raise StoreError(
-                "this thread holds a transaction of this store: change it through the"
-                " transaction; nothing was changed"
-            )
+        # Whoever holds the lock and finds one has begun it, or was forked inside of it.
+        if self._transaction is not None:
+            if not self._transaction.is_inherited:
+                raise own_transaction_error()
+            self._transaction = None
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise StoreError("this store is closed; nothing was done")
+    def _put_in_place(self) -> None:
+        for address, entry in self._pending.items():
+            self._apply(address, entry)
+        self._pending = {}  # a new object, by which list() knows
+
+    def _committed(self, address: Address) -> Entry | None:
+        pending = self._pending
+        return pending[address] if address in pending else self._find(address)
+
+    # The steps of a change; the caller holds the lock.
 
     def _find(self, address: Address) -> Entry | None:
         namespace = self._namespaces.get(address[:2])
@@ -195,7 +213,6 @@ class MemoryStore:
             self._put(address, entry)
 
     def _put(self, address: Address, entry: Entry) -> None:
-        # In this order an interrupt leaves at most an index entry too many, which a sweep skips.
         old = self._find(address)
         if entry[1] is not None:
             bisect.insort(self._expiry.setdefault(address[0], []), (entry[1], *address[1:]))
@@ -222,14 +239,13 @@ class MemoryStore:
                 del self._expiry[address[0]]
 
 
-class _Transaction:
+class _Transaction(OwnTransaction):
     """Changes kept aside until the block ends; the store's lock is held meanwhile."""
 
     def __init__(self, store: MemoryStore) -> None:
+        super().__init__()
         self._store = store
-        self._thread = threading.get_ident()
         self.changes: dict[Address, Entry | None] = {}
-        self.ended = False
 
     def read(self, primary_namespace: str, secondary_namespace: str, key: str) -> bytes:
         check_name(primary_namespace, secondary_namespace, key)
@@ -240,28 +256,22 @@ class _Transaction:
     ) -> None:
         check_name(primary_namespace, secondary_namespace, key)
         check_value(value)
-        self._check_usable()
+        self.check_usable()
         self.changes[primary_namespace, secondary_namespace, key] = (value, None)
 
     def remove(
         self, primary_namespace: str, secondary_namespace: str, key: str, lazy: bool = False
     ) -> None:
         check_name(primary_namespace, secondary_namespace, key)
-        self._check_usable()
+        self.check_usable()
         self.changes[primary_namespace, secondary_namespace, key] = None
 
     def list(self, primary_namespace: str, secondary_namespace: str) -> list[str]:
         check_namespace(primary_namespace, secondary_namespace)
-        self._check_usable()
+        self.check_usable()
         namespace = (primary_namespace, secondary_namespace)
         keys = dict.fromkeys(self._store._namespaces.get(namespace, ()))
-        for address, entry in self.changes.items():
-            if address[:2] == namespace:
-                if entry is None:
-                    keys.pop(address[2], None)
-                else:
-                    keys[address[2]] = None
-        return list(keys)
+        return _with_changes(keys, namespace, self.changes)
 
     def check_and_put(
         self,
@@ -283,19 +293,26 @@ class _Transaction:
         return found
 
     def _find(self, address: Address) -> Entry | None:
-        self._check_usable()
+        self.check_usable()
         if address in self.changes:
             return self.changes[address]
         return self._store._find(address)
-
-    def _check_usable(self) -> None:
-        if self.ended:
-            raise StoreError("this transaction has ended; nothing was done")
-        if self._thread != threading.get_ident():
-            raise StoreError("a transaction belongs to the thread that began it; nothing was done")
 
 
 def _value(entry: Entry | None) -> bytes:
     if entry is None:
         raise KeyNotFoundError("no entry under that name")
     return entry[0]
+
+
+def _with_changes(
+    keys: dict[str, None], namespace: tuple[str, str], changes: dict[Address, Entry | None]
+) -> list[str]:
+    """Return the keys of a namespace as they are after the changes."""
+    for address, entry in changes.items():
+        if address[:2] == namespace:
+            if entry is None:
+                keys.pop(address[2], None)
+            else:
+                keys[address[2]] = None
+    return list(keys)

@@ -1,31 +1,32 @@
 """The store contract: what a backend must be, and what it may use; ``contract.py`` explains it."""
 
+from kvreplay.store.closing import Closing, closed_error
 from kvreplay.store.contract import (
-    MAX_NAME_LENGTH,
     AtomicKVStore,
     BatchingKVStore,
     Change,
     Durability,
     ExpiringKVStore,
-    ForkSafeLock,
     KVStoreSync,
     KVTransaction,
     MigratableKVStore,
     SweepResult,
-    ThreadBound,
     TransactionalKVStore,
     check_change,
-    check_name,
-    check_namespace,
     check_sweep,
     check_value,
+    missing_methods,
 )
+from kvreplay.store.locks import ForkSafeLock, ThreadBound
+from kvreplay.store.names import MAX_NAME_LENGTH, NAME, check_name, check_namespace, is_name
 
 __all__ = [
     "MAX_NAME_LENGTH",
+    "NAME",
     "AtomicKVStore",
     "BatchingKVStore",
     "Change",
+    "Closing",
     "Durability",
     "ExpiringKVStore",
     "ForkSafeLock",
@@ -40,4 +41,7 @@ __all__ = [
     "check_namespace",
     "check_sweep",
     "check_value",
+    "closed_error",
+    "is_name",
+    "missing_methods",
 ]

@@ -23,39 +23,31 @@ from this machine's memory or page cache, so that an event loop may call it inli
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Final, Literal, Protocol, runtime_checkable
+from typing import Any, Final, Literal, Protocol, runtime_checkable
 
 import attrs
 
-from kvreplay.errors import InvalidNameError, InvalidValueError
-from kvreplay.store.locks import ForkSafeLock, ThreadBound
+from kvreplay.errors import InvalidValueError
+from kvreplay.store.names import check_namespace
 
 __all__ = [
-    "MAX_NAME_LENGTH",
     "AtomicKVStore",
     "BatchingKVStore",
     "Change",
     "Durability",
     "ExpiringKVStore",
-    "ForkSafeLock",
     "KVStoreSync",
     "KVTransaction",
     "MigratableKVStore",
     "SweepResult",
-    "ThreadBound",
     "TransactionalKVStore",
     "check_change",
-    "check_name",
-    "check_namespace",
     "check_sweep",
     "check_value",
+    "missing_methods",
 ]
-
-MAX_NAME_LENGTH: Final = 120
-"""LDK's ``KVSTORE_NAMESPACE_KEY_MAX_LEN``, in characters."""
 
 MAX_EXPIRES_AT: Final = 2**63 - 1
 
@@ -229,56 +221,6 @@ class TransactionalKVStore(ExpiringKVStore, Protocol):
         """
 
 
-_is_legal = re.compile(r"[A-Za-z0-9_-]{0,120}").fullmatch
-
-
-def check_name(primary_namespace: str, secondary_namespace: str, key: str) -> None:
-    """Check a full address against LDK's name rules, and touch nothing.
-
-    Raises:
-        InvalidNameError: it says which part breaks which rule, and never shows the name.
-    """
-    try:
-        if (
-            key
-            and _is_legal(key)
-            and _is_legal(primary_namespace)
-            and _is_legal(secondary_namespace)
-            and (primary_namespace or not secondary_namespace)
-        ):
-            return
-    except TypeError:
-        pass
-    check_namespace(primary_namespace, secondary_namespace)
-    if key == "":
-        raise InvalidNameError("the key is empty; nothing was touched")
-    _check_part("key", key)
-
-
-def check_namespace(primary_namespace: str, secondary_namespace: str) -> None:
-    """Check a namespace, as :func:`check_name` does."""
-    _check_part("primary namespace", primary_namespace)
-    _check_part("secondary namespace", secondary_namespace)
-    if secondary_namespace and not primary_namespace:
-        raise InvalidNameError(
-            "an empty primary namespace requires an empty secondary one; nothing was touched"
-        )
-
-
-def _check_part(what: str, name: object) -> None:
-    if not isinstance(name, str):
-        raise InvalidNameError(f"the {what} is {type(name).__name__}, not str; nothing was touched")
-    if len(name) > MAX_NAME_LENGTH:
-        raise InvalidNameError(
-            f"the {what} has {len(name)} characters, at most {MAX_NAME_LENGTH} are allowed;"
-            " nothing was touched"
-        )
-    if not _is_legal(name):
-        raise InvalidNameError(
-            f"the {what} has a character outside [A-Za-z0-9_-]; nothing was touched"
-        )
-
-
 def check_value(value: object, expires_at: object = None) -> None:
     """Check that a value is ``bytes`` and an expiry a time in integer milliseconds or ``None``.
 
@@ -320,3 +262,12 @@ def check_sweep(primary_namespace: str, now: object, limit: object) -> None:
         )
     if type(limit) is not int or limit < 1:
         raise InvalidValueError("limit must be an int of at least 1; nothing was swept")
+
+
+def missing_methods(store: object, capability: type[Any]) -> list[str]:
+    """Return the methods of a protocol that a store does not have.
+
+    Not ``isinstance``, which since Python 3.12 does not see what a proxy passes on.
+    """
+    methods = {each for cls in capability.__mro__ for each in vars(cls) if not each.startswith("_")}
+    return [each for each in sorted(methods) if not callable(getattr(store, each, None))]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Self
 
 from kvreplay.errors import (
     ConfigError,
@@ -14,19 +12,15 @@ from kvreplay.errors import (
     OutcomeUnknownError,
     StoreError,
 )
-from kvreplay.store.contract import (
-    KVStoreSync,
-    check_change,
-    check_name,
-    check_namespace,
-    check_value,
-)
+from kvreplay.store.closing import Closing
+from kvreplay.store.contract import KVStoreSync, check_change, check_value
 from kvreplay.store.locks import ForkSafeLock
+from kvreplay.store.names import check_name, check_namespace
 
 __all__ = ["InProcessAtomicStore"]
 
 
-class InProcessAtomicStore:
+class InProcessAtomicStore(Closing):
     """Make a node's own plain ``KVStoreSync`` atomic, for **one process only**.
 
     A lock in this process makes ``check_and_put`` one step. It protects against other
@@ -50,7 +44,6 @@ class InProcessAtomicStore:
         self._inner = inner
         self._not_found = not_found
         self._lock = ForkSafeLock()
-        self._closed = False
 
     def __repr__(self) -> str:
         return f"<InProcessAtomicStore over {type(self._inner).__name__}>"
@@ -131,31 +124,12 @@ class InProcessAtomicStore:
                         self._inner.remove(primary_namespace, secondary_namespace, key, False)
             return found
 
-    def close(self) -> None:
-        """Refuse further calls; the wrapped store stays open, it is its owner's."""
-        self._closed = True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def _find(self, primary_namespace: str, secondary_namespace: str, key: str) -> bytes | None:
         with _reading():
             try:
                 return bytes(self._inner.read(primary_namespace, secondary_namespace, key))
             except self._not_found:
                 return None
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise StoreError("this store is closed; nothing was done")
 
 
 @contextmanager

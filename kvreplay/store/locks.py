@@ -1,23 +1,67 @@
-"""Locks and blocks that keep to their thread, and survive a fork; for those who write a store."""
+"""Locks that outlive a fork, and blocks that keep to their thread; for those who write a store."""
 
 from __future__ import annotations
 
 import _thread
-import os
 import threading
-import weakref
 from contextlib import AbstractContextManager
+from os import getpid
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from kvreplay.errors import StoreError
 
-__all__ = ["FORK_PATIENCE", "ForkSafeLock", "ThreadBound"]
+__all__ = ["ForkSafeLock", "ThreadBound"]
 
 T = TypeVar("T")
 
-FORK_PATIENCE = 10.0
-"""Seconds that a fork waits, at most, for what other threads are in the middle of."""
+
+class ForkSafeLock:
+    """A re-entrant mutex of which every process has its own.
+
+    So a forked child finds it free, whichever thread of its parent held it, and even if the fork
+    ran none of Python's hooks. What the lock guards must then be usable as another thread may have
+    left it, half-way through a change: order the steps of a change so that any prefix of them is
+    sound.
+
+    Use it as ``with lock:``. An interrupt leaves it free: the block is entered and left by single
+    C calls, between which CPython does not look for signals.
+    """
+
+    __slots__ = ("_locks",)
+
+    def __init__(self) -> None:
+        self._locks: dict[int, Any] = {}
+
+    def _own(self) -> Any:
+        pid = getpid()
+        lock = self._locks.get(pid)
+        # setdefault is one step, so that all threads of a new process get the same lock.
+        return self._locks.setdefault(pid, _thread.RLock()) if lock is None else lock
+
+    # The ``with`` statement looks both of these up, and only then calls what they return: the
+    # C methods of this process's lock.
+
+    @property
+    def __enter__(self) -> Any:
+        return self._own().__enter__
+
+    @property
+    def __exit__(self) -> Any:
+        return self._own().__exit__
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        """Take it, as :meth:`threading.Lock.acquire` does; say whether it was taken."""
+        return bool(self._own().acquire(blocking, timeout))
+
+    def release(self) -> None:
+        """Give it back."""
+        self._own().release()
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether the calling thread holds it."""
+        return bool(self._own()._is_owned())
 
 
 class ThreadBound(Generic[T]):
@@ -46,57 +90,3 @@ class ThreadBound(Generic[T]):
                 " nothing was changed"
             )
         return self._block.__exit__(exc_type, exc, traceback)
-
-
-class ForkSafeLock(_thread.RLock):  # type: ignore[misc]  # final in the stubs only
-    """A mutex that a forked child finds free, unless the forking thread itself holds it.
-
-    Taking and leaving it in a ``with`` is one step of the interpreter's own, between which no
-    interrupt comes: so a Ctrl-C leaves it free. It is held by one thread at a time, for one block.
-
-    Args:
-        brief: it is only ever held for moments, so a fork waits for it, and in the child what
-            it guards is whole.
-    """
-
-    def __init__(self, *, brief: bool = False) -> None:
-        super().__init__()
-        self.brief = brief
-        _fork_safe_locks[id(self)] = self
-
-    @property
-    def is_mine(self) -> bool:
-        """Whether the calling thread holds it."""
-        return bool(self._is_owned())  # type: ignore[attr-defined]
-
-
-_fork_safe_locks: weakref.WeakValueDictionary[int, ForkSafeLock] = weakref.WeakValueDictionary()
-_held_for_fork: dict[int, list[ForkSafeLock]] = {}  # by the forking thread
-
-
-def _before_fork() -> None:
-    me = threading.get_ident()
-    held = _held_for_fork[me] = []
-    for lock in [found() for found in _fork_safe_locks.valuerefs()]:
-        if lock is None or not lock.brief or lock.is_mine:
-            continue
-        if lock.acquire(timeout=FORK_PATIENCE):
-            held.append(lock)
-
-
-def _after_fork() -> None:
-    for lock in _held_for_fork.pop(threading.get_ident()):
-        lock.release()
-
-
-def _after_fork_in_child() -> None:
-    _after_fork()
-    _held_for_fork.clear()
-    for lock in list(_fork_safe_locks.values()):
-        if not lock.is_mine:
-            lock._at_fork_reinit()  # type: ignore[attr-defined]
-
-
-os.register_at_fork(
-    before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child
-)

@@ -25,7 +25,7 @@ class Child:
     def __init__(self, action: Callable[[], object]) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads
-            self.pid = os.fork()
+            self.pid = self._fork()
         if self.pid == 0:
             code = 1
             try:
@@ -36,6 +36,9 @@ class Child:
                 traceback.print_exc()
             finally:
                 os._exit(code)
+
+    def _fork(self) -> int:
+        return os.fork()
 
     def join(self) -> None:
         """Wait for its end, and say that it went well."""

@@ -27,7 +27,8 @@ from typing import Final
 import attrs
 
 from kvreplay.backends.durable_files import Folders, fsync_directory
-from kvreplay.backends.filesystem.layout import Entry, folder_name, namespace_of
+from kvreplay.backends.filesystem.layout import EntryFile, folder_name, namespace_of
+from kvreplay.store import NAME
 
 __all__ = ["DueMarker", "ExpiryIndex", "Mark", "discard"]
 
@@ -35,7 +36,7 @@ _BUCKET_MS: Final = 60_000
 # Another marker is there, maybe since a moment ago; a concurrent sweep removed it; a foreign file.
 _KEPT_FOLDER: Final = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR}
 _is_bucket = re.compile(r"[0-9]{15}").fullmatch
-_is_marker = re.compile(r"([0-9]{19})~([A-Za-z0-9_-]{1,120})~[0-9a-f]{32}").fullmatch
+_is_marker = re.compile(rf"([0-9]{{19}})~({NAME})~[0-9a-f]{{32}}").fullmatch
 
 
 @attrs.frozen(repr=False)
@@ -56,7 +57,7 @@ class DueMarker:
     """A marker whose time has come, and the entry that it was made for."""
 
     path: str
-    entry: Entry
+    entry: EntryFile
 
 
 class ExpiryIndex:
@@ -75,7 +76,7 @@ class ExpiryIndex:
         self._expiry_folders = Folders(self._expiry, durable=durable)
         self._stamp_folders = Folders(self._stamps, durable=False)
 
-    def mark(self, entry: Entry, value_file: str, expires_at: int, stamp: str) -> Mark:
+    def mark(self, entry: EntryFile, value_file: str, expires_at: int, stamp: str) -> Mark:
         """Mark a value file that is not in place yet; if it fails, nothing is left.
 
         Args:
@@ -96,7 +97,7 @@ class ExpiryIndex:
             raise
         return mark
 
-    def current(self, entry: Entry) -> str | None:
+    def current(self, entry: EntryFile) -> str | None:
         """Return the marker that the entry's stamp names, or ``None``."""
         try:
             target = os.readlink(self._stamp(entry))
@@ -114,7 +115,7 @@ class ExpiryIndex:
             return None
         return os.path.join(self._expiry, *parts)
 
-    def finish(self, entry: Entry, old_marker: str | None, mark: Mark | None) -> None:
+    def finish(self, entry: EntryFile, old_marker: str | None, mark: Mark | None) -> None:
         """After the change is durable: put the new stamp in place, drop the old marker.
 
         It reports no failure: the change has happened, and a marker without a stamp is as
@@ -152,7 +153,7 @@ class ExpiryIndex:
                 for name in _names(folder):
                     found = _is_marker(name)
                     if found and int(found[1]) <= now:
-                        entry = Entry(primary, namespace_of(secondary), found[2])
+                        entry = EntryFile(primary, namespace_of(secondary), found[2])
                         yield DueMarker(os.path.join(folder, name), entry)
                 walked.append(folder)
             walked.append(os.path.join(top, bucket))
@@ -168,10 +169,10 @@ class ExpiryIndex:
                 if error.errno not in _KEPT_FOLDER:
                     raise
 
-    def _stamp(self, entry: Entry) -> str:
+    def _stamp(self, entry: EntryFile) -> str:
         return os.path.join(self._stamps, entry.path)
 
-    def _drop_stamp(self, entry: Entry) -> None:
+    def _drop_stamp(self, entry: EntryFile) -> None:
         discard(self._stamp(entry))
 
 

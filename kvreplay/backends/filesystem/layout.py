@@ -1,4 +1,4 @@
-"""What lies where in a file-system store: its folders, their adoption, and the locks.
+"""What lies where in a file-system store: its folders, and how they are adopted.
 
 See :mod:`kvreplay.backends.filesystem` for the layout as a whole.
 """
@@ -6,29 +6,22 @@ See :mod:`kvreplay.backends.filesystem` for the layout as a whole.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import zlib
-from collections.abc import Iterator
 from typing import Final
 
 import attrs
 
-from kvreplay.backends.durable_files import (
-    FILE_MODE,
-    fsync_directory,
-    make_directories,
-    replace_file,
-)
-from kvreplay.errors import ConfigError, CorruptStoreError, StoreError
+from kvreplay.backends._support import check_path
+from kvreplay.backends.durable_files import fsync_directory, make_directories, replace_file
+from kvreplay.backends.filesystem.locks import STRIPES, flocked, lock_file, make_lock_files
+from kvreplay.errors import CorruptStoreError, StoreError
 
 __all__ = [
     "EMPTY",
-    "Entry",
-    "flocked",
+    "EntryFile",
     "folder_name",
-    "lock_file",
     "namespace_of",
     "open_folders",
     "resolve",
@@ -37,7 +30,6 @@ __all__ = [
 EMPTY: Final = "[empty]"
 """LDK's name for the folder of an empty namespace."""
 
-_STRIPES: Final = 256
 _FORMAT_NAME: Final = b"kvreplay filesystem "
 _FORMAT: Final = _FORMAT_NAME + b"1\n"
 _FOLDERS: Final = ("locks", "tmp", "expiry", "stamps")
@@ -47,7 +39,7 @@ _is_format_temporary = re.compile(r"format\.[0-9a-f]{32}\.tmp").fullmatch
 
 
 @attrs.frozen(repr=False)
-class Entry:
+class EntryFile:
     """The address of an entry, and where its file is below the root."""
 
     primary: str
@@ -67,7 +59,7 @@ class Entry:
     @property
     def stripe(self) -> int:
         """The lock that orders its changes; the same in every process, for ever."""
-        return zlib.crc32(self.path.encode("ascii")) % _STRIPES
+        return zlib.crc32(self.path.encode("ascii")) % STRIPES
 
 
 def folder_name(namespace: str) -> str:
@@ -82,13 +74,7 @@ def namespace_of(folder: str) -> str:
 
 def resolve(path: str | os.PathLike[str]) -> str:
     """Return the one spelling of the path, so that all who use it meet at one sidecar."""
-    try:
-        spelt = os.fspath(path)
-        if not isinstance(spelt, str) or not spelt or "\0" in spelt:
-            raise TypeError
-    except TypeError:
-        raise ConfigError("the path of a filesystem store must be a non-empty str") from None
-    root = os.path.realpath(spelt)
+    root = os.path.realpath(check_path(path, "filesystem"))
     if root == os.path.dirname(root):
         raise _mount_point(root)
     return root
@@ -145,9 +131,7 @@ def _adopt(root: str, sidecar: str) -> None:
             return
         for name in filter(_is_format_temporary, os.listdir(sidecar)):
             os.unlink(os.path.join(sidecar, name))
-        # Made here, so that a refused or a removing call never needs room on the disk.
-        for stripe in range(_STRIPES):
-            os.close(_open_lock(lock_file(sidecar, stripe)))
+        make_lock_files(sidecar)
         replace_file(os.path.join(sidecar, "format"), _FORMAT)
 
 
@@ -194,57 +178,3 @@ def _remove_leftovers(sidecar: str) -> None:
             # Locked: its writer may be alive. Gone: somebody else is opening the store, too.
             with contextlib.suppress(BlockingIOError, FileNotFoundError), flocked(lock, wait=False):
                 os.unlink(os.path.join(folder, name))
-
-
-_held_locks: set[int] = set()
-
-
-def _close_inherited_locks() -> None:
-    # A forked child shares its parent's locks. It must not keep one alive that belonged to
-    # a thread of the parent, should the parent die with it.
-    for fd in _held_locks:
-        os.close(fd)
-    _held_locks.clear()
-
-
-os.register_at_fork(after_in_child=_close_inherited_locks)
-
-
-@contextlib.contextmanager
-def flocked(path: str, *, wait: bool = True, shared: bool = False) -> Iterator[None]:
-    """Hold a lock file against all threads and processes; it ends with its holder.
-
-    With ``wait=False`` a lock that is taken raises ``BlockingIOError``; ``shared`` holders
-    exclude only those that are not.
-    """
-    # A file description of its own: so a lock excludes the other threads as well.
-    fd = _open_lock(path, os.O_RDONLY if shared else os.O_RDWR)
-    _held_locks.add(fd)
-    try:
-        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-        fcntl.flock(fd, kind | (0 if wait else fcntl.LOCK_NB))
-        try:
-            yield
-        finally:
-            # A failure must not deny what was done under the lock; closing releases it, too.
-            with contextlib.suppress(OSError):
-                fcntl.flock(fd, fcntl.LOCK_UN)  # closing alone would not, if a child has a copy
-    finally:
-        _held_locks.discard(fd)
-        # Likewise; and Linux gives the descriptor back whatever it reports.
-        with contextlib.suppress(OSError):
-            os.close(fd)
-
-
-def _open_lock(path: str, access: int = os.O_RDWR) -> int:
-    try:
-        return os.open(path, access | os.O_CLOEXEC)
-    except FileNotFoundError:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
-        os.fchmod(fd, FILE_MODE)
-        return fd
-
-
-def lock_file(sidecar: str, stripe: int) -> str:
-    """Return the path of a stripe's lock file."""
-    return os.path.join(sidecar, "locks", f"{stripe:02x}")

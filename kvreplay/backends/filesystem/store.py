@@ -20,52 +20,45 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import sys
 import uuid
 from collections.abc import Iterator, Mapping
-from typing import ClassVar, Final, Self
+from typing import ClassVar
 
+from kvreplay.backends._support import check_durability
 from kvreplay.backends.durable_files import Folders, fsync_directory, write_temporary
+from kvreplay.backends.filesystem.errors import nameless, opening_error, store_error
 from kvreplay.backends.filesystem.expiry import ExpiryIndex, Mark, discard
 from kvreplay.backends.filesystem.layout import (
     EMPTY,
-    Entry,
-    flocked,
-    lock_file,
+    EntryFile,
     namespace_of,
     open_folders,
     resolve,
 )
+from kvreplay.backends.filesystem.locks import flocked, lock_file
 from kvreplay.errors import (
-    ConfigError,
-    CorruptStoreError,
-    InvalidValueError,
     KeyNotFoundError,
     OutcomeUnknownError,
     StoreError,
-    StoreFullError,
     StoreUnavailableError,
 )
 from kvreplay.store import (
+    Closing,
     Durability,
     SweepResult,
+    check_change,
     check_name,
     check_namespace,
+    check_sweep,
     check_value,
+    is_name,
 )
 
 __all__ = ["FilesystemStore"]
 
-_FULL: Final = {errno.ENOSPC, errno.EDQUOT}
-_PASSING: Final = {errno.EMFILE, errno.ENFILE, errno.ENOLCK, errno.ENOMEM, errno.EAGAIN}
-_FOREIGN: Final = {errno.ENOTDIR, errno.EISDIR, errno.ELOOP}
-_DENIED: Final = {errno.EACCES, errno.EPERM, errno.EROFS}
 
-_is_key = re.compile(r"[A-Za-z0-9_-]{1,120}").fullmatch
-
-
-class FilesystemStore:
+class FilesystemStore(Closing):
     """An :class:`~kvreplay.store.ExpiringKVStore` of plain files, shared by processes.
 
     Each change is atomic and excludes every other thread and process on this machine; after
@@ -91,33 +84,21 @@ class FilesystemStore:
     reads_are_local = True
 
     def __init__(self, path: str | os.PathLike[str], *, durability: Durability = "full") -> None:
-        if durability not in ("full", "process"):
-            raise ConfigError('durability must be "full" or "process"')
+        check_durability(durability)
         self._root = resolve(path)
         self._sidecar = f"{self._root}.kvreplay"
         self._durability = durability
         self._durable = durability == "full"
-        self._closed = False
         try:
             open_folders(self._root, self._sidecar)
             self._root_id = _file_id(self._root)
         except OSError as error:
-            raise _opening_error(error, self._root) from error
+            raise opening_error(error, self._root) from error
         self._folders = Folders(self._root, durable=self._durable)
         self._expiry = ExpiryIndex(self._sidecar, durable=self._durable)
 
     def __repr__(self) -> str:
         return f"FilesystemStore({self._root!r}, durability={self._durability!r})"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Refuse every further call. Between calls no file is held open."""
-        self._closed = True
 
     @property
     def identity(self) -> tuple[str, int, int]:
@@ -127,7 +108,7 @@ class FilesystemStore:
     def read(self, primary_namespace: str, secondary_namespace: str, key: str) -> bytes:
         """Return the value, after waiting for a writer that is making it durable right now."""
         check_name(primary_namespace, secondary_namespace, key)
-        entry = Entry(primary_namespace, secondary_namespace, key)
+        entry = EntryFile(primary_namespace, secondary_namespace, key)
         with self._reporting("read"):
             if not self._durable:
                 value = self._load(entry)
@@ -146,7 +127,7 @@ class FilesystemStore:
         """Create or replace the entry as a whole; it has no expiry."""
         check_name(primary_namespace, secondary_namespace, key)
         check_value(value)
-        entry = Entry(primary_namespace, secondary_namespace, key)
+        entry = EntryFile(primary_namespace, secondary_namespace, key)
         with self._reporting("write"), self._locked(entry):
             self._put(entry, value, None)
 
@@ -155,19 +136,19 @@ class FilesystemStore:
     ) -> None:
         """Remove the entry; ``lazy`` leaves the fsync to a later change of its namespace."""
         check_name(primary_namespace, secondary_namespace, key)
-        entry = Entry(primary_namespace, secondary_namespace, key)
+        entry = EntryFile(primary_namespace, secondary_namespace, key)
         with self._reporting("remove"), self._locked(entry):
             self._delete(entry, durable=self._durable and not lazy)
 
     def list(self, primary_namespace: str, secondary_namespace: str) -> list[str]:
         """Return the namespace's keys; a file whose name is not a legal key is not shown."""
         check_namespace(primary_namespace, secondary_namespace)
-        folders = Entry(primary_namespace, secondary_namespace, "").parts
+        folders = EntryFile(primary_namespace, secondary_namespace, "").parts
         return [*self._names(*folders, folders=False)]
 
     def list_all_keys(self) -> Iterator[tuple[str, str, str]]:
         """Walk the folders, one at a time and as the caller iterates."""
-        self._check_usable()
+        self._check_open()
         self._check_root()
         return self._walk()
 
@@ -183,9 +164,8 @@ class FilesystemStore:
     ) -> bytes | None:
         """Compare and put under the entry's lock; refused, it writes nothing at all."""
         check_name(primary_namespace, secondary_namespace, key)
-        check_value(b"" if value is None else value, expires_at)
-        check_value(b"" if expected is None else expected)
-        entry = Entry(primary_namespace, secondary_namespace, key)
+        check_change(expected, value, expires_at)
+        entry = EntryFile(primary_namespace, secondary_namespace, key)
         with self._reporting("check and put"), self._locked(entry):
             found = self._load(entry)
             if found == expected:
@@ -204,18 +184,14 @@ class FilesystemStore:
         Raises:
             OutcomeUnknownError: it broke off after it had removed some of them.
         """
-        check_namespace(primary_namespace, "")
-        if type(now) is not int:
-            raise InvalidValueError("now must be an int of milliseconds since the epoch")
-        if type(limit) is not int or limit < 1:
-            raise InvalidValueError("limit must be an int of at least 1")
+        check_sweep(primary_namespace, now, limit)
         with self._reporting("sweep"):
             self._check_root()
             return self._sweep(primary_namespace, min(now, sys.maxsize), limit)
 
     # The changes. For the first two the caller holds the entry's lock.
 
-    def _put(self, entry: Entry, value: bytes, expires_at: int | None) -> None:
+    def _put(self, entry: EntryFile, value: bytes, expires_at: int | None) -> None:
         target = self._file(entry)
         old_marker = self._expiry.current(entry)
         temporary = self._temporary(entry)
@@ -241,7 +217,7 @@ class FilesystemStore:
             raise
         self._expiry.finish(entry, old_marker, mark)
 
-    def _delete(self, entry: Entry, *, durable: bool) -> None:
+    def _delete(self, entry: EntryFile, *, durable: bool) -> None:
         target = self._file(entry)
         folder = os.path.dirname(target)
         old_marker = self._expiry.current(entry)
@@ -280,12 +256,12 @@ class FilesystemStore:
                 raise
             raise OutcomeUnknownError(
                 f"the sweep broke off after it had removed {removed} due entries"
-            ) from (_nameless(error) if isinstance(error, OSError) else error)
+            ) from (nameless(error) if isinstance(error, OSError) else error)
         return SweepResult(len(visited), removed, more)
 
     # Reading.
 
-    def _load(self, entry: Entry) -> bytes | None:
+    def _load(self, entry: EntryFile) -> bytes | None:
         try:
             with open(self._file(entry), "rb", buffering=0) as file:
                 return file.read()
@@ -310,7 +286,7 @@ class FilesystemStore:
                     return {
                         each.name
                         for each in found
-                        if (_is_key(each.name) or (folders and each.name == EMPTY))
+                        if (is_name(each.name) or (folders and each.name == EMPTY))
                         and each.is_dir() is folders
                     }
             except FileNotFoundError:
@@ -320,21 +296,17 @@ class FilesystemStore:
     # Locks, paths and checks.
 
     @contextlib.contextmanager
-    def _locked(self, entry: Entry) -> Iterator[None]:
+    def _locked(self, entry: EntryFile) -> Iterator[None]:
         with flocked(lock_file(self._sidecar, entry.stripe)):
             self._check_root()
             yield
 
-    def _file(self, entry: Entry) -> str:
+    def _file(self, entry: EntryFile) -> str:
         return os.path.join(self._root, entry.path)
 
-    def _temporary(self, entry: Entry) -> str:
+    def _temporary(self, entry: EntryFile) -> str:
         name = f"{entry.stripe:02x}-{uuid.uuid4().hex}.tmp"
         return os.path.join(self._sidecar, "tmp", name)
-
-    def _check_usable(self) -> None:
-        if self._closed:
-            raise StoreError("this store is closed; nothing was done")
 
     def _check_root(self) -> None:
         """Tell an absent entry from an absent file system."""
@@ -351,11 +323,11 @@ class FilesystemStore:
 
     @contextlib.contextmanager
     def _reporting(self, doing: str) -> Iterator[None]:
-        self._check_usable()
+        self._check_open()
         try:
             yield
         except OSError as error:
-            _nameless(error)
+            nameless(error)
             if error.errno == errno.ENOENT:
                 self._check_root()
                 if not os.path.isdir(self._sidecar):
@@ -363,7 +335,7 @@ class FilesystemStore:
                         f"{self._sidecar} is gone; nothing was done: move it back, or open"
                         " the store again to begin a new one"
                     ) from error
-            raise _store_error(error, doing, self._root) from error
+            raise store_error(error, doing, self._root) from error
 
 
 def _file_id(path: str) -> tuple[int, int]:
@@ -392,35 +364,4 @@ def _confirm(folder: str) -> None:
     except OSError as error:
         raise OutcomeUnknownError(
             "the change was made, but the file system did not confirm that it will last"
-        ) from _nameless(error)
-
-
-def _nameless(error: OSError) -> OSError:
-    """Take the paths out of an exception: they end in keys, and it may be logged."""
-    del error.filename, error.filename2
-    return error
-
-
-def _opening_error(error: OSError, root: str) -> StoreError:
-    if error.errno in _FOREIGN:  # not the store's own: those have been looked at
-        return StoreError(f"cannot open the store: {os.path.dirname(root)} is not a folder")
-    return _store_error(error, "open the store", root)
-
-
-def _store_error(error: OSError, doing: str, root: str) -> StoreError:
-    """Say what a failure means to the caller, who then raises it from the failure."""
-    what = f"cannot {doing}: {os.strerror(error.errno or 0)}; no entry of {root} was changed"
-    if error.errno in _FULL:
-        return StoreFullError(f"{what}: free some space or raise the quota")
-    if error.errno in _PASSING:
-        return StoreUnavailableError(f"{what}: this may pass")
-    if error.errno in _DENIED:
-        return StoreError(
-            f"{what}: check that {root}, {root}.kvreplay and all in them belong to this user,"
-            " and that the file system is not mounted read-only"
-        )
-    if error.errno in _FOREIGN:
-        return CorruptStoreError(f"{what}: a file or folder in it is not what it should be")
-    if error.errno == errno.EXDEV:
-        return StoreError(f"{what}: no mount point may lie between {root}.kvreplay and its files")
-    return StoreError(what)
+        ) from nameless(error)

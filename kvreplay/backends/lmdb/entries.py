@@ -3,6 +3,8 @@
 ``entries``: ``primary NUL secondary NUL key`` -> 8 bytes of expiry, then the value.
 ``expiry``: ``primary NUL expiry secondary NUL key`` -> nothing, for entries that expire.
 An expiry is ``expires_at + 1``, big-endian, so that zeros are free to say *none*.
+
+The transaction is each step's last argument, so that a step is brought to it as a ``partial``.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import string
 from functools import lru_cache
 from typing import Final
 
-from kvreplay.backends.lmdb.environment import Environment, Transaction
+from kvreplay.backends.lmdb.handle import Handle, Transaction
 from kvreplay.store import MAX_NAME_LENGTH, SweepResult, check_name, check_namespace
 
 __all__ = [
@@ -62,25 +64,25 @@ def index_key(entry: bytes, stamp: bytes) -> bytes:
     return primary + b"\0" + stamp + rest
 
 
-def put(environment: Environment, txn: Transaction, entry: bytes, value: bytes) -> None:
+def put(handle: Handle, entry: bytes, value: bytes, txn: Transaction) -> None:
     """Create or replace an entry, which then does not expire."""
-    old = txn.get(entry, None, environment.entries)
-    _replace(environment, txn, entry, old, value)
+    old = txn.get(entry, None, handle.entries)
+    _replace(handle, txn, entry, old, value)
 
 
-def delete(environment: Environment, txn: Transaction, entry: bytes) -> None:
+def delete(handle: Handle, entry: bytes, txn: Transaction) -> None:
     """Remove an entry if it is there."""
-    old = txn.get(entry, None, environment.entries)
-    _replace(environment, txn, entry, old, None)
+    old = txn.get(entry, None, handle.entries)
+    _replace(handle, txn, entry, old, None)
 
 
 def check_and_put(
-    environment: Environment,
-    txn: Transaction,
+    handle: Handle,
     entry: bytes,
     expected: bytes | None,
     value: bytes | None,
     expires_at: int | None,
+    txn: Transaction,
 ) -> bytes | None:
     """Change an entry if it is as expected; return what was found."""
     stamp = _NEVER
@@ -89,19 +91,19 @@ def check_and_put(
     if (
         expected is None
         and value is not None  # then one call looks and puts
-        and txn.put(entry, stamp + value, overwrite=False, db=environment.entries)
+        and txn.put(entry, stamp + value, overwrite=False, db=handle.entries)
     ):
-        _index(environment, txn, entry, stamp)
+        _index(handle, txn, entry, stamp)
         return None
-    old = txn.get(entry, None, environment.entries)
+    old = txn.get(entry, None, handle.entries)
     found = None if old is None else old[STAMP:]
     if found == expected:
-        _replace(environment, txn, entry, old, value, stamp)
+        _replace(handle, txn, entry, old, value, stamp)
     return found
 
 
 def _replace(
-    environment: Environment,
+    handle: Handle,
     txn: Transaction,
     entry: bytes,
     old: bytes | None,
@@ -110,28 +112,28 @@ def _replace(
 ) -> None:
     """Change an entry and its place in the expiry index together."""
     if old is not None and old[:STAMP] not in (_NEVER, stamp):
-        txn.delete(index_key(entry, old[:STAMP]), db=environment.expiry)
+        txn.delete(index_key(entry, old[:STAMP]), db=handle.expiry)
     if value is not None:
-        txn.put(entry, stamp + value, db=environment.entries)
-        _index(environment, txn, entry, stamp)
+        txn.put(entry, stamp + value, db=handle.entries)
+        _index(handle, txn, entry, stamp)
     elif old is not None:
-        txn.delete(entry, db=environment.entries)
+        txn.delete(entry, db=handle.entries)
 
 
-def _index(environment: Environment, txn: Transaction, entry: bytes, stamp: bytes) -> None:
+def _index(handle: Handle, txn: Transaction, entry: bytes, stamp: bytes) -> None:
     """Put an entry in its place in the expiry index, if it expires."""
     if stamp != _NEVER:
-        txn.put(index_key(entry, stamp), b"", db=environment.expiry)
+        txn.put(index_key(entry, stamp), b"", db=handle.expiry)
 
 
 def sweep(
-    environment: Environment, txn: Transaction, primary_namespace: str, now: int, limit: int
+    handle: Handle, primary_namespace: str, now: int, limit: int, txn: Transaction
 ) -> SweepResult:
     """Remove due entries of one primary namespace, the longest due first."""
     prefix = primary_namespace.encode() + b"\0"
     due: list[bytes] = []
     more = False
-    with txn.cursor(environment.expiry) as cursor:
+    with txn.cursor(handle.expiry) as cursor:
         found = cursor.set_range(prefix)
         while found:
             index = cursor.key()
@@ -146,23 +148,19 @@ def sweep(
     removed = 0
     for index in due:
         stamp, rest = index[len(prefix) : len(prefix) + STAMP], index[len(prefix) + STAMP :]
-        stored = txn.get(prefix + rest, None, environment.entries)
-        txn.delete(index, db=environment.expiry)
+        stored = txn.get(prefix + rest, None, handle.entries)
+        txn.delete(index, db=handle.expiry)
         if stored is not None and stored[:STAMP] == stamp:
-            removed += txn.delete(prefix + rest, db=environment.entries)
+            removed += txn.delete(prefix + rest, db=handle.entries)
     return SweepResult(len(due), removed, more)
 
 
 def keys_from(
-    environment: Environment,
-    txn: Transaction,
-    prefix: bytes,
-    start: bytes,
-    limit: int | None,
+    handle: Handle, prefix: bytes, start: bytes, limit: int | None, txn: Transaction
 ) -> list[bytes]:
     """Return the entries' keys from ``start`` on that have the prefix, at most ``limit``."""
     keys: list[bytes] = []
-    with txn.cursor(environment.entries) as cursor:
+    with txn.cursor(handle.entries) as cursor:
         found = cursor.set_range(start) if start else cursor.first()
         while found and len(keys) != limit:
             key = cursor.key()

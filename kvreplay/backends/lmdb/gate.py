@@ -1,7 +1,15 @@
 """The gate before an LMDB handle: many use it at a time, and it is changed while nobody does.
 
-``set_mapsize`` and ``close`` pull the map away from under open transactions, and a forked child
-must close its parent's handle without harming what the parent's threads are in the middle of.
+``set_mapsize`` and ``close`` pull the map away from under open transactions. So whoever uses the
+handle goes through the gate, and whoever changes it closes the gate first.
+
+What is always true:
+
+* The gate is closed exactly while ``handle`` is ``None``. Only the thread that holds ``_lock``
+  closes and opens it.
+* Whoever enters first announces itself in ``inside`` and then looks at ``handle``. Whoever closes
+  first takes ``handle`` away and then looks at ``inside``. So nobody is overlooked.
+* Nobody who is inside waits at the gate.
 """
 
 from __future__ import annotations
@@ -14,47 +22,27 @@ import lmdb
 
 from kvreplay.store import ForkSafeLock
 
-__all__ = ["FORK_PATIENCE", "Gate"]
-
-FORK_PATIENCE = 10.0
-"""Seconds that a fork waits, at most, for what other threads are in the middle of."""
+__all__ = ["Gate"]
 
 
 class Gate:
-    """Guards a handle; it is closed, and the handle ``None``, while the handle changes.
+    """Guards a handle; it is closed, and the handle ``None``, while the handle changes."""
 
-    Args:
-        handle: what it guards.
-        reopen: makes a new handle when there is none, behind the closed gate.
-        check_wait: called before waiting at a closed gate; may refuse by raising.
-    """
-
-    def __init__(
-        self,
-        handle: lmdb.Environment,
-        reopen: Callable[[], lmdb.Environment],
-        check_wait: Callable[[], None],
-    ) -> None:
+    def __init__(self, handle: lmdb.Environment) -> None:
         self.handle: lmdb.Environment | None = handle
-        self._reopen = reopen
-        self._check_wait = check_wait
         self._lock = ForkSafeLock()  # held by who has closed the gate
         self.inside: deque[None] = deque()  # one for each between enter and leave
         self.left = threading.Event()
-        self._forking: tuple[bool, bool, lmdb.Environment | None] = (False, False, None)
+        self._held_for_fork = False
+        self._kept: lmdb.Environment | None = None  # the handle, while it is held for a fork
 
-    def enter(self) -> lmdb.Environment:
-        """Wait until it is open; every return is followed by one :meth:`leave`."""
-        while True:
-            # First announce, then look: whoever closes the gate does it in the other order.
-            self.inside.append(None)
-            if (handle := self.handle) is not None:
-                return handle
-            self.leave()
-            self._check_wait()
-            with self._lock:  # until whoever closed it is done
-                if self.handle is None:
-                    self.handle = self._reopen()
+    def enter(self) -> lmdb.Environment | None:
+        """Return the handle, to be followed by one :meth:`leave`; ``None``: the gate is closed."""
+        self.inside.append(None)
+        if (handle := self.handle) is not None:
+            return handle
+        self.leave()
+        return None
 
     def leave(self) -> None:
         """Say that the handle, and all that came of it, is no longer in use."""
@@ -62,10 +50,16 @@ class Gate:
         if self.handle is None:
             self.left.set()
 
+    def reopen(self, make: Callable[[], lmdb.Environment]) -> None:
+        """Wait until the gate is open; if whoever closed it left no handle, ``make`` a new one."""
+        with self._lock:
+            if self.handle is None:
+                self.handle = make()
+
     def alone(self, change: Callable[[lmdb.Environment | None], lmdb.Environment | None]) -> None:
         """Replace the handle by ``change(handle)`` while nobody uses it.
 
-        If ``change`` raises, there is no handle, and whoever enters next makes a new one.
+        If ``change`` raises, there is no handle, and :meth:`reopen` makes a new one.
         """
         with self._lock:
             handle, self.handle = self.handle, None
@@ -96,37 +90,31 @@ class Gate:
             self.handle = handle
             self._lock.release()
 
-    def before_fork(self, own: int) -> None:
-        """Close the gate and let all but the ``own`` uses of this thread end, within reason."""
-        held = self._lock.acquire(timeout=FORK_PATIENCE)
-        handle, calm = None, False
-        if held:
-            handle, self.handle = self.handle, None
-            calm = self._drain(own, FORK_PATIENCE)
-        self._forking = held, calm, handle
+    # Forking. A call that another thread is in would never return in the child.
 
-    def after_fork_in_parent(self) -> None:
-        """Open it again."""
-        held, _, handle = self._forking
-        self._forking = (False, False, None)
-        if held:
-            self.handle = handle
+    def hold_for_fork(self, own: int, patience: float) -> None:
+        """Close the gate, and wait for some seconds until only ``own`` uses are left inside."""
+        if self._lock.acquire(timeout=patience):
+            self._kept, self.handle = self.handle, None
+            self._held_for_fork = True
+            self._drain(own, patience)
+
+    def go_on(self) -> None:
+        """Open it again, in the parent."""
+        if self._held_for_fork:
+            self._held_for_fork = False
+            self.handle, self._kept = self._kept, None
             self._lock.release()
 
-    def after_fork_in_child(self) -> tuple[lmdb.Environment | None, bool]:
-        """Leave the gate closed and empty.
+    def inherited(self, own: int) -> tuple[lmdb.Environment | None, bool]:
+        """In a forked child: return the parent's handle, and whether it can be closed.
 
-        Returns:
-            The parent's handle, if it had one, and whether it can be closed without a hang.
+        It cannot where another thread may have been in a call of it: the end of that call would
+        be waited for.
         """
-        held, calm, handle = self._forking
-        self._forking = (False, False, None)
-        self.handle = None
-        self.inside.clear()
-        self.left = threading.Event()
-        if held:
-            self._lock.release()
-        return handle, calm or (held and handle is None)
+        handle = self._kept if self._held_for_fork else self.handle
+        known = self._held_for_fork or handle is not None  # else it was being changed
+        return handle, known and len(self.inside) <= own
 
     def _drain(self, at_most: int, timeout: float | None) -> bool:
         """Wait, behind the closed gate, until only so many are inside."""

@@ -1,12 +1,25 @@
-"""Group commit: changes wait in a queue, and whoever is at its head commits for those behind.
+"""Group commit: writes wait in a queue, and whoever is at its head commits for those behind it.
 
-There is no thread of the queue's own. The thread whose change is at the head *leads*: it commits
-its change and those behind it in one transaction, and hands over to the next head. So a change
-waits for the batch under way and is in the next one, as far as that is not too large.
+There is no thread of the queue's own. The thread whose write is at the head *leads*: it takes its
+write and those behind it as a *batch*, commits them in one transaction, and hands over to the next
+head. So a write waits for the batch under way and is in the next one, as far as that is not too
+large.
 
-Whose change has landed is woken when the next leader has made its batch and begins to commit: they
-run while it waits for the disk. Woken earlier they would only contend with it for the interpreter's
-lock, on which everybody in the queue waits. If nobody is about to lead, they are woken at once.
+What is always true:
+
+* One thread leads at a time. It holds ``_leading``, and then the lock among processes.
+* A write is in the queue, or in the batch of the leader, or it has landed. It lands when it is
+  committed, or when it has failed for a reason of its own.
+* A batch has the order of arrival, so each write sees those before it.
+* No write fails for another one's sake: if a batch fails before it is written, its writes are run
+  again, each in a transaction of its own.
+* A place without an operation stands for a transaction of a caller's own. It is never part of a
+  batch.
+
+Who wakes whom: a thread that waits has a bell. When a batch has landed, its threads are not woken
+at once, since they would only contend for the interpreter's lock, for which everybody in the queue
+waits. The next leader wakes them when it begins to commit, and they run while it waits for the
+disk. If nobody is about to lead, they are woken at once.
 """
 
 from __future__ import annotations
@@ -15,27 +28,28 @@ import _thread
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import lmdb
 
-from kvreplay.backends.lmdb.process_lock import ProcessTurn
+from kvreplay.backends.lmdb.errors import store_error
+from kvreplay.backends.lmdb.handle import Handle, Transaction
+from kvreplay.backends.lmdb.process_lock import ProcessLock
+from kvreplay.errors import OutcomeUnknownError, StoreError
 from kvreplay.store import ForkSafeLock
 
-__all__ = ["ALONE", "Batch", "Bell", "Change", "CommitQueue", "Transaction"]
+__all__ = ["ALONE", "GroupCommit", "PendingWrite"]
 
-Transaction: TypeAlias = "lmdb.Transaction[bytes]"
-
-_MAX_CHANGES: Final = 1000  # a batch
+_MAX_WRITES: Final = 1000  # a batch
 _MAX_BYTES: Final = 16 * 1024 * 1024  # of values, unless a single one is larger
 ALONE: Final = _MAX_BYTES + 1
-"""The size of a change that takes long, and shares no commit: nobody waits for it in theirs."""
+"""The size of a write that takes long. It shares no commit, so that nobody waits for it in one."""
 
 _LOOK_AGAIN: Final = 1.0  # seconds, until one who waits looks whether an interrupt lost its turn
 
 
 class Bell:
-    """Wakes the one thread that waits for it, also if it begins to wait later."""
+    """Wakes the one thread that waits for it, even if it begins to wait later."""
 
     __slots__ = ("_lock",)
 
@@ -55,11 +69,11 @@ class Bell:
             pass  # it has been rung, and not been heard yet
 
 
-class Change:
-    """One change on its way: it has landed when it is committed, or has failed for itself.
+class PendingWrite:
+    """One write on its way.
 
     Args:
-        operation: makes the change in a transaction; it may be run again in another one. ``None``
+        operation: makes the write in a transaction; it may be run again in another one. ``None``
             keeps a place for a transaction of its thread's own.
         size: about how many bytes it writes.
     """
@@ -70,13 +84,13 @@ class Change:
         self.operation = operation
         self.size = size
         self.bell: Bell | None = None  # while a thread waits for it
-        self.leads = False  # its thread waits for the turn
+        self.leads = False  # its thread waits to lead
         self.landed = False
         self.result: Any = None  # the operation's
         self.error: Exception | None = None
 
     def fail(self, error: Exception) -> None:
-        """It did not happen, or nobody knows: what its thread is to raise."""
+        """It did not happen, or nobody knows: this is what its thread is to raise."""
         self.error = error
         self.landed = True
 
@@ -94,139 +108,128 @@ class Change:
         return True
 
 
-class Batch:
-    """The changes that a leader commits together."""
+class GroupCommit:
+    """The writes of one environment that wait, in the order of their arrival."""
 
-    __slots__ = ("_queue", "changes")
+    def __init__(self, handle: Handle, process_lock: ProcessLock) -> None:
+        self._handle = handle
+        self._process_lock = process_lock
+        self._waiting: deque[PendingWrite] = deque()
+        self._landed: Sequence[PendingWrite] = ()  # whose threads are still to be woken
+        self._leaving = ForkSafeLock()  # guards what leaves the queue
+        self._leading = ForkSafeLock()  # held by the leader
 
-    def __init__(self, queue: CommitQueue) -> None:
-        self._queue = queue
-        self.changes: list[Change] = []
-
-    def fill(self) -> None:
-        """Take from the queue what fits in, up to a thread that wants a transaction of its own."""
-        self._queue.move(self.changes)
-
-    def committing(self) -> None:
-        """Let those of the batch before run: now comes what takes long."""
-        self._queue.wake_landed()
-
-
-class CommitQueue:
-    """The changes of one environment that wait, in the order of their arrival.
-
-    Args:
-        commit: called by a leader with an empty batch. It lets everything that is put into it
-            land; if it raises, which only an interrupt makes it do, the rest goes back to the
-            head of the queue.
-        turn: this process's turn among all, which a leader takes.
-    """
-
-    def __init__(self, commit: Callable[[Batch], None], turn: ProcessTurn) -> None:
-        self._commit = commit
-        self._process_turn = turn
-        turn.before_waiting = self.wake_landed
-        self._waiting: deque[Change] = deque()
-        self._landed: Sequence[Change] = ()  # whose threads are still to be woken
-        self._leaving = ForkSafeLock(brief=True)  # guards what leaves the queue
-        self._turn = ForkSafeLock()  # held by the leader
-
-    def submit(self, changes: Sequence[Change]) -> None:
-        """Return when all of this thread's changes have landed, which it may have to lead to."""
-        self._waiting.extend(changes)
+    def submit(self, writes: Sequence[PendingWrite]) -> None:
+        """Return when all of this thread's writes have landed; it may have to lead for that."""
+        self._waiting.extend(writes)
         try:
-            for change in changes:
-                while self._await_turn(change):
-                    self._lead(change)
+            for write in writes:
+                while self._wait_for_lead(write):
+                    self._lead(write)
         except BaseException:  # an interrupt; what a leader has taken may still be committed
-            self._withdraw(changes)
+            self._withdraw(writes)
             raise
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
+    def alone(self) -> Iterator[None]:
         """Wait in the same queue for a block that commits on its own, or not at all."""
-        place: Change = Change(None)
+        place = PendingWrite(None)
         self._waiting.append(place)
         try:
-            self._await_turn(place)
-            with self._turn, self._process_turn:
-                self._withdraw((place,))
-                yield
+            self._wait_for_lead(place)
+            with self._leading:
+                try:
+                    self._take_process_lock()
+                    self._withdraw((place,))
+                    yield
+                finally:
+                    self._process_lock.give_back()
         finally:
             if place in self._waiting:  # an interrupt
                 self._withdraw((place,))
             self._call_next()
 
-    def shut(self) -> None:
-        """Give up what the turn among processes needs, until the next change needs it again."""
-        if self._turn.acquire(blocking=False):  # else a change is on its way, and has the say
+    def close(self) -> None:
+        """Close what the lock among processes needs, until the next write needs it again."""
+        if self._leading.acquire(blocking=False):  # else a write is on its way, which needs it
             try:
-                self._process_turn.close()
+                self._process_lock.close()
             finally:
-                self._turn.release()
+                self._leading.release()
 
-    def move(self, batch: list[Change]) -> None:
-        """Move what fits into the batch there; see :meth:`Batch.fill`."""
-        size = sum([change.size for change in batch])
-        waiting = self._waiting
-        with self._leaving:
-            while waiting and (head := waiting[0]).operation is not None:
-                size += head.size
-                if batch and (size > _MAX_BYTES or len(batch) >= _MAX_CHANGES):
-                    break
-                batch.append(head)
-                waiting.popleft()
+    # Waiting for the lead, and handing it over.
 
-    def wake_landed(self) -> None:
-        """Wake everybody whose change has landed and who still waits."""
-        landed, self._landed = self._landed, ()
-        for change in landed:
-            change.wake()
-
-    def _await_turn(self, change: Change) -> bool:
-        """Wait until the change is at the head of the queue; False if it has landed instead."""
-        while not change.landed:
-            if self._head() is change:
+    def _wait_for_lead(self, write: PendingWrite) -> bool:
+        """Wait until the write is at the head of the queue; False if it has landed instead."""
+        while not write.landed:
+            if self._head() is write:
                 return True
-            change.bell = Bell()
-            # Who looks for the bell does so after what is looked for here.
-            if not change.landed and self._head() is not change:
-                change.bell.wait()
-            change.bell = None
+            write.bell = Bell()
+            # Whoever looks for the bell does so after it has changed what is looked for here.
+            if not write.landed and self._head() is not write:
+                write.bell.wait()
+            write.bell = None
         return False
 
-    def _head(self) -> Change | None:
+    def _head(self) -> PendingWrite | None:
         try:
             return self._waiting[0] if self._waiting else None
         except IndexError:  # it was taken just then
             return None
 
-    def _lead(self, own: Change) -> None:
+    def _lead(self, own: PendingWrite) -> None:
         """Commit for the head of the queue and those behind it, and hand over."""
-        batch = Batch(self)
+        batch: list[PendingWrite] = []
         try:
             own.leads = True
             # Only the head waits here, so that the lock passes straight to the next leader.
-            with self._turn:
+            with self._leading:
                 if not own.landed:  # by a leader that was taking it just then
-                    with self._process_turn:
+                    try:
+                        self._take_process_lock()
                         self._commit(batch)
-                    self.wake_landed()  # of the batch before, if this one came to no commit
-                    self._landed = batch.changes
+                    finally:
+                        self._process_lock.give_back()
+                    self._wake_landed()  # of the batch before, if this one came to no commit
+                    self._landed = batch
         except BaseException:  # an interrupt
-            self._put_back(batch.changes)
+            self._put_back(batch)
             raise
         finally:
             self._call_next()
+
+    def _take_process_lock(self) -> None:
+        if not self._process_lock.take(wait=False):
+            self._wake_landed()  # nobody waits for another process's commit, too
+            self._process_lock.take(wait=True)
 
     def _call_next(self) -> None:
         """Wake the next leader, who wakes those that have landed; if there is none, do it now."""
         head = self._head()
         leads = head is not None and (head.leads or head.wake())
         if head is None or not leads or not head.is_brief:
-            self.wake_landed()
+            self._wake_landed()
 
-    def _put_back(self, batch: Sequence[Change]) -> None:
+    def _wake_landed(self) -> None:
+        landed, self._landed = self._landed, ()
+        for write in landed:
+            write.wake()
+
+    # What leaves the queue, and comes back to it.
+
+    def _fill(self, batch: list[PendingWrite]) -> None:
+        """Move into the batch what fits, up to a thread that wants a transaction of its own."""
+        size = sum([write.size for write in batch])
+        waiting = self._waiting
+        with self._leaving:
+            while waiting and (head := waiting[0]).operation is not None:
+                size += head.size
+                if batch and (size > _MAX_BYTES or len(batch) >= _MAX_WRITES):
+                    break
+                batch.append(head)
+                waiting.popleft()
+
+    def _put_back(self, batch: Sequence[PendingWrite]) -> None:
         """Return to the head of the queue what an interrupted leader has taken."""
         with self._leaving:
             left = [each for each in batch if not each.landed and each not in self._waiting]
@@ -234,11 +237,101 @@ class CommitQueue:
         for each in batch:
             each.wake()
 
-    def _withdraw(self, changes: Sequence[Change]) -> None:
+    def _withdraw(self, writes: Sequence[PendingWrite]) -> None:
         with self._leaving:
-            for change in changes:
+            for write in writes:
                 try:
-                    self._waiting.remove(change)
+                    self._waiting.remove(write)
                 except ValueError:
                     pass  # it is not waiting any more
         self._call_next()
+
+    # Committing a batch.
+
+    def _commit(self, batch: list[PendingWrite]) -> None:
+        """Take a batch from the queue, and let all of it land.
+
+        If it raises, which only an interrupt makes it do, some of the batch may not have landed.
+        """
+        failure = self._try(batch, filling=True)
+        if failure is None:
+            return
+        self._wake_landed()  # what follows may take many commits
+        if not batch:  # no transaction has even begun
+            self._fill(batch)
+        if isinstance(failure, OutcomeUnknownError):
+            for write in batch:
+                write.fail(_caused(OutcomeUnknownError(*failure.args), failure.__cause__))
+            return
+        for write in batch:
+            alone = failure if len(batch) == 1 else self._try([write])
+            if alone is not None:
+                write.fail(self._explained(alone))
+
+    def _try(self, batch: list[PendingWrite], *, filling: bool = False) -> Exception | None:
+        """Commit the batch, ``filling`` it once a transaction has begun; return why it was not."""
+        while True:
+            try:
+                env = self._handle.enter()
+            except StoreError as error:
+                return error
+            try:
+                self._run(env, env.begin(write=True), batch, filling)
+                return None
+            except Exception as error:  # whatever it is, the writes' own threads raise it
+                failure = error
+            finally:
+                self._handle.gate.leave()
+            try:
+                if not self._handle.repair(env, failure):
+                    return failure
+            except StoreError as error:  # the map cannot grow
+                return error
+
+    def _run(
+        self, env: lmdb.Environment, txn: Transaction, batch: list[PendingWrite], filling: bool
+    ) -> None:
+        """Run and commit the writes' operations: all have landed, or none has happened."""
+        try:
+            if filling:
+                self._fill(batch)
+            for write in batch:
+                assert write.operation is not None  # a place for a transaction is not taken
+                write.result = write.operation(txn)
+            if filling:
+                self._wake_landed()
+            self._handle.commit(env, txn)
+        except BaseException as error:
+            if not _is_over(txn):
+                self._handle.gate.quietly(txn.abort)
+                raise
+            if isinstance(error, Exception):
+                raise  # of the commit
+            _land(batch)  # an interrupt that came right after it
+            raise
+        _land(batch)
+
+    def _explained(self, failure: Exception) -> Exception:
+        """Say in kvreplay's terms why a write did not happen; a foreign exception stays."""
+        if isinstance(failure, lmdb.Error):
+            return _caused(store_error(failure, self._handle.path), failure)
+        return failure
+
+
+def _land(batch: Sequence[PendingWrite]) -> None:
+    for write in batch:
+        write.landed = True
+
+
+def _is_over(txn: Transaction) -> bool:
+    """Whether it was committed or aborted."""
+    try:
+        txn.id()
+    except lmdb.Error:
+        return True
+    return False
+
+
+def _caused(error: Exception, cause: BaseException | None) -> Exception:
+    error.__cause__ = cause
+    return error

@@ -1,80 +1,59 @@
-"""The turn to write among processes: so that no writer sleeps in LMDB's own lock.
+"""The lock among processes that write: so that no writer sleeps in LMDB's own lock.
 
-That lock is a robust mutex in shared memory. A process that is killed after it was woken, and
-before it got the lock, since another one was faster, takes the wake-up with it: the lock does not
-tell any more that others sleep, and they sleep until somebody else has to wait. A ``flock`` is the
-kernel's, which forgets a dead waiter and wakes all others.
+That lock is a robust mutex in shared memory. Suppose that a process is killed after the mutex has
+woken it, and before it has the mutex, because another process was faster. Then the wake-up is
+lost: the mutex no longer says that others sleep, and they sleep until somebody else has to wait.
+A ``flock`` is the kernel's. It forgets a dead waiter and wakes all others.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
-from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 
+from kvreplay.backends.file_lock import FileLock
 from kvreplay.errors import StoreUnavailableError
 
-__all__ = ["ProcessTurn"]
+__all__ = ["ProcessLock"]
 
 
-def _nothing() -> None:
-    pass
+class ProcessLock:
+    """A lock on the directory of a store; one thread of this process at a time uses it.
 
-
-class ProcessTurn:
-    """A lock on the directory of a store; one thread of this process at a time asks for it.
-
-    Entering it waits for the turn, without a time limit, and may raise StoreUnavailableError. It
-    keeps the directory open until :meth:`close`, which the same thread at a time may call.
-    ``before_waiting`` is called where another process has the turn.
+    It keeps the directory open until :meth:`close`.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._directory: int | None = None
-        self.before_waiting: Callable[[], None] = _nothing
+        self._directory: FileLock | None = None
 
-    def __enter__(self) -> None:
+    def take(self, *, wait: bool) -> bool:
+        """Take the lock; say whether it was taken, which with ``wait`` it is in the end.
+
+        Raises:
+            StoreUnavailableError: the directory cannot be locked; nothing was changed.
+        """
         try:
             if self._directory is None:
-                self._directory = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                fcntl.flock(self._directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self.before_waiting()
-                fcntl.flock(self._directory, fcntl.LOCK_EX)
+                self._directory = FileLock(str(self._path), os.O_RDONLY)
+            self._directory.lock(wait=wait)
+        except BlockingIOError:
+            return False
         except OSError as error:
             self.close()
             raise StoreUnavailableError(
                 f"the directory {self._path} cannot be locked: nothing was changed"
                 f" ({os.strerror(error.errno or 0)})"
             ) from error
-        except BaseException:  # an interrupt, perhaps right after it got the lock
-            self.close()
-            raise
+        return True
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._directory is not None:  # or this is a child that was forked meanwhile
-            try:
-                fcntl.flock(self._directory, fcntl.LOCK_UN)  # also of a copy that a child has
-            except OSError:
-                self.close()  # which ends the lock, too; it must not deny what was done
-
-    def __del__(self) -> None:
-        self.close()  # of a store that was closed while a change was on its way
+    def give_back(self) -> None:
+        """Give the lock back; this does nothing if it is not held, and never fails."""
+        if self._directory is not None:
+            self._directory.unlock()
 
     def close(self) -> None:
-        """Give up the descriptor, and with it the turn, unless somebody has a copy."""
+        """Close the directory, which gives the lock back too."""
         directory, self._directory = self._directory, None
         if directory is not None:
-            try:
-                os.close(directory)
-            except OSError:
-                pass  # Linux gives it back whatever it reports
+            directory.close()

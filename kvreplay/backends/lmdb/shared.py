@@ -1,7 +1,8 @@
-"""Which LMDB environments this process has open, for whom; and what a fork does to them.
+"""Which LMDB environments this process has open, and for how many stores.
 
-LMDB forbids opening the same files twice in a process, so store objects on the same files
-share an :class:`~kvreplay.backends.lmdb.environment.Environment`, counted.
+LMDB forbids opening the same files twice in a process, so store objects on the same files share an
+:class:`~kvreplay.backends.lmdb.environment.Environment`, counted. A forked child opens its own,
+when a store finds out that its environment is another process's.
 """
 
 from __future__ import annotations
@@ -13,77 +14,110 @@ from typing import Final
 
 from kvreplay.backends.lmdb.environment import Environment
 from kvreplay.backends.lmdb.files import identity_of
-from kvreplay.backends.lmdb.gate import FORK_PATIENCE
+from kvreplay.backends.lmdb.handle import Handle
 from kvreplay.errors import ConfigError
 from kvreplay.store import Durability, ForkSafeLock
 
-__all__ = ["acquire", "release"]
+__all__ = ["acquire", "lock", "reacquire", "release"]
+
+FORK_PATIENCE: Final = 10.0
+"""Seconds that a fork waits, at most, for what other threads are in the middle of."""
 
 _open: Final[dict[tuple[int, int] | None, Environment]] = {}
-_lock: Final = ForkSafeLock()
-_forking: Final = threading.local()
+lock: Final = ForkSafeLock()
+"""Guards which environments there are, and which one a store has."""
 
 
-def acquire(path: Path, *, map_size: int, durability: Durability, max_readers: int) -> Environment:
+def acquire(
+    path: Path, *, map_size: int, durability: Durability, max_readers: int, creating: bool = True
+) -> Environment:
     """Open the environment, or share the one that this process has open; count one user more.
 
     Raises:
         ConfigError: it is open with another durability.
+        StoreError: a forked child cannot use it, since its parent was in a call of it.
     """
-    with _lock:
+    with lock:
         identity = identity_of(path)
         environment = None if identity is None else _open.get(identity)
+        if environment is not None and environment.pid != os.getpid():
+            _abandon(environment)
+            environment = None
         if environment is None:
             environment = Environment(
-                path, map_size=map_size, durability=durability, max_readers=max_readers
+                Handle(
+                    path,
+                    map_size=map_size,
+                    durability=durability,
+                    max_readers=max_readers,
+                    creating=creating,
+                )
             )
             _open[environment.identity] = environment
-        elif environment.durability != durability:
+        elif environment.handle.durability != durability:
             raise ConfigError(
-                f"{path} is open in this process with durability={environment.durability}: open it"
-                f" with the same, not with durability={durability}"
+                f"{path} is open in this process with durability={environment.handle.durability}:"
+                f" open it with the same, not with durability={durability}"
             )
-        environment.users += 1
+        environment.handle.users += 1
         return environment
+
+
+def reacquire(inherited: Environment) -> Environment:
+    """In a forked child: acquire an environment of its own in the place of its parent's."""
+    with lock:
+        _abandon(inherited)
+        handle = inherited.handle
+        return acquire(
+            handle.path,
+            map_size=handle.map_size,
+            durability=handle.durability,
+            max_readers=handle.max_readers,
+            creating=False,
+        )
 
 
 def release(environment: Environment) -> None:
     """Count one user less; the last one closes the files, once no transaction is active."""
-    with _lock:
-        if environment.users == 1:
+    handle = environment.handle
+    with lock:
+        if handle.users == 1:
             environment.refuse_own_transaction()
-        environment.users -= 1
-        if environment.users:
+        handle.users -= 1
+        if handle.users:
             return
     # Without the lock: it may take as long as another thread's transaction.
     environment.close()
-    with _lock:
-        if not environment.users and _open.get(environment.identity) is environment:
+    with lock:
+        if not handle.users and _open.get(environment.identity) is environment:
             del _open[environment.identity]
 
 
+def _abandon(inherited: Environment) -> None:
+    inherited.handle.abandon()
+    if _open.get(inherited.identity) is inherited:
+        del _open[inherited.identity]
+
+
+# A call of LMDB's that another thread is in at a fork would never return in the child, which then
+# could not use the files. So a fork waits for such calls. A fork that runs no hooks does not wait,
+# and its child is told if it came at the wrong moment.
+
+_forking: Final = threading.local()
+
+
 def _before_fork() -> None:
-    _forking.locked = _lock.acquire(timeout=FORK_PATIENCE)
-    for environment in list(_open.values()):
-        environment.before_fork()
+    _forking.locked = lock.acquire(timeout=FORK_PATIENCE)
+    _forking.held = [each for each in list(_open.values()) if each.pid == os.getpid()]
+    for environment in _forking.held:
+        environment.handle.hold_for_fork(FORK_PATIENCE)
 
 
 def _after_fork_in_parent() -> None:
-    for environment in list(_open.values()):
-        environment.after_fork_in_parent()
+    for environment in _forking.held:
+        environment.handle.gate.go_on()
     if _forking.locked:
-        _lock.release()
+        lock.release()
 
 
-def _after_fork_in_child() -> None:
-    for environment in list(_open.values()):
-        environment.after_fork_in_child()
-    if _forking.locked:
-        _lock.release()
-
-
-os.register_at_fork(
-    before=_before_fork,
-    after_in_parent=_after_fork_in_parent,
-    after_in_child=_after_fork_in_child,
-)
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent)

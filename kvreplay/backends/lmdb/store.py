@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
+from os import getpid
 from pathlib import Path
-from types import TracebackType
-from typing import ClassVar, Final, Self
+from typing import ClassVar, Final
 
+from kvreplay.backends._support import check_durability, check_path
 from kvreplay.backends.lmdb import entries, shared
-from kvreplay.backends.lmdb.environment import Block, Environment, Transaction
+from kvreplay.backends.lmdb.environment import Block, Environment
 from kvreplay.backends.lmdb.group_commit import ALONE
 from kvreplay.errors import ConfigError, KeyNotFoundError, OutcomeUnknownError, StoreError
 from kvreplay.store import (
     Change,
+    Closing,
     Durability,
     KVTransaction,
     SweepResult,
@@ -30,15 +32,16 @@ from kvreplay.store import (
     check_namespace,
     check_sweep,
     check_value,
+    closed_error,
 )
 
 __all__ = ["LMDBStore"]
 
 _MAX_READERS: Final = 2**16  # 64 bytes each, in lock.mdb
-_SWEEP: Final = 1000  # due entries that a sweep visits in one transaction
+_SWEEP_BATCH: Final = 1000  # due entries that a sweep visits in one transaction
 
 
-class LMDBStore:
+class LMDBStore(Closing):
     """A :class:`~kvreplay.TransactionalKVStore` in one LMDB environment.
 
     Every call is atomic against all threads and processes that use the same files. A returned
@@ -78,13 +81,12 @@ class LMDBStore:
         durability: Durability = "full",
         max_readers: int = 512,
     ) -> None:
-        if durability not in ("full", "process"):
-            raise ConfigError('durability must be "full" or "process"')
+        check_durability(durability)
         if type(map_size) is not int or not 64 * 1024 <= map_size < 2**63:
             raise ConfigError("map_size must be an int of at least 65536 (bytes), below 2**63")
         if type(max_readers) is not int or not 1 <= max_readers <= _MAX_READERS:
             raise ConfigError(f"max_readers must be an int from 1 to {_MAX_READERS}")
-        self._path = _absolute(path)
+        self._path = Path(check_path(path, "LMDB")).absolute()
         self._environment = shared.acquire(
             self._path, map_size=map_size, durability=durability, max_readers=max_readers
         )
@@ -100,7 +102,10 @@ class LMDBStore:
     def read(self, primary_namespace: str, secondary_namespace: str, key: str) -> bytes:
         """Return the value; see :meth:`kvreplay.KVStoreSync.read`."""
         entry = entries.entry_key(primary_namespace, secondary_namespace, key)
-        stored = (self._environment or self._opened()).get(entry)
+        environment = self._environment
+        if environment is None or environment.pid != getpid():
+            environment = self._opened()
+        stored = environment.handle.get(entry)
         if stored is None:
             raise KeyNotFoundError("no entry under that name")
         return stored[entries.STAMP :]
@@ -112,7 +117,7 @@ class LMDBStore:
         entry = entries.entry_key(primary_namespace, secondary_namespace, key)
         check_value(value)
         environment = self._opened()
-        environment.write(lambda txn: entries.put(environment, txn, entry, value), len(value))
+        environment.write(partial(entries.put, environment.handle, entry, value), len(value))
 
     def remove(
         self, primary_namespace: str, secondary_namespace: str, key: str, lazy: bool = False
@@ -120,7 +125,7 @@ class LMDBStore:
         """Remove if present, durably even if ``lazy``; see :meth:`kvreplay.KVStoreSync.remove`."""
         entry = entries.entry_key(primary_namespace, secondary_namespace, key)
         environment = self._opened()
-        environment.write(lambda txn: entries.delete(environment, txn, entry))
+        environment.write(partial(entries.delete, environment.handle, entry))
 
     def list(self, primary_namespace: str, secondary_namespace: str) -> list[str]:
         """Return the namespace's keys, page by page; see :meth:`kvreplay.KVStoreSync.list`."""
@@ -153,7 +158,7 @@ class LMDBStore:
         check_change(expected, value, expires_at)
         environment = self._opened()
         return environment.write(
-            lambda txn: entries.check_and_put(environment, txn, entry, expected, value, expires_at),
+            partial(entries.check_and_put, environment.handle, entry, expected, value, expires_at),
             len(value or b""),
         )
 
@@ -171,7 +176,11 @@ class LMDBStore:
             except StoreError as error:
                 outcomes[index] = error
             else:
-                operations[index] = (_putting(environment, entry, each), len(each.value or b""))
+                operation = partial(
+                    entries.check_and_put,
+                    *(environment.handle, entry, each.expected, each.value, each.expires_at),
+                )
+                operations[index] = (operation, len(each.value or b""))
         results = environment.write_each(list(operations.values()))
         outcomes.update(zip(operations, results, strict=True))
         return [outcomes[index] for index in range(len(changes))]
@@ -187,14 +196,12 @@ class LMDBStore:
         check_sweep(primary_namespace, now, limit)
         environment = self._opened()
         total = SweepResult(0, 0, more=True)
-
-        def sweep(txn: Transaction) -> SweepResult:
-            batch = min(limit - total.visited, _SWEEP)
-            return entries.sweep(environment, txn, primary_namespace, now, batch)
-
         while total.more and total.visited < limit:
+            batch = min(limit - total.visited, _SWEEP_BATCH)
             try:
-                swept = environment.write(sweep, ALONE)
+                swept = environment.write(
+                    partial(entries.sweep, environment.handle, primary_namespace, now, batch), ALONE
+                )
             except StoreError as error:
                 if not total.visited:
                     raise
@@ -222,78 +229,56 @@ class LMDBStore:
         """Leave the environment; the last user in this process closes the files."""
         # In one step, so that of two threads that close it only one leaves.
         environment = vars(self).pop("_environment", None)
-        if environment is not None:
+        if environment is not None and environment.pid == getpid():  # else it is the parent's
             try:
                 shared.release(environment)
             except StoreError:
                 self._environment = environment
                 raise
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def __del__(self) -> None:
         if self._environment is not None:
             warnings.warn(f"{self!r} was not closed", ResourceWarning, stacklevel=2, source=self)
 
     def _opened(self) -> Environment:
-        if self._environment is None:
-            raise StoreError("this store is closed; nothing was done")
-        return self._environment
+        """Return this process's environment."""
+        environment = self._environment
+        if environment is not None and environment.pid != getpid():
+            environment = self._reopened()
+        if environment is None:
+            raise closed_error()
+        return environment
+
+    def _reopened(self) -> Environment | None:
+        """In a forked child: open the files anew, unless another thread has done so."""
+        with shared.lock:
+            environment = self._environment
+            if environment is not None and environment.pid != getpid():
+                environment = self._environment = shared.reacquire(environment)
+            return environment
 
     def _walk(self, prefix: bytes) -> Iterator[bytes]:
         """Yield the keys of all entries that start with ``prefix``, in key order."""
         start = prefix
         while True:
-            page = _page(self._opened(), prefix, start)
+            handle = self._opened().handle
+            page = handle.read(partial(entries.keys_from, handle, prefix, start, entries.PAGE))
             yield from page
             if len(page) < entries.PAGE:
                 return
             start = page[-1] + b"\0"  # the least key that is greater
 
 
-def _putting(
-    environment: Environment, entry: bytes, change: Change
-) -> Callable[[Transaction], bytes | None]:
-    return lambda txn: entries.check_and_put(
-        environment, txn, entry, change.expected, change.value, change.expires_at
-    )
-
-
-def _page(environment: Environment, prefix: bytes, start: bytes) -> list[bytes]:
-    return environment.read(
-        lambda txn: entries.keys_from(environment, txn, prefix, start, entries.PAGE)
-    )
-
-
-def _absolute(path: str | os.PathLike[str]) -> Path:
-    try:
-        spelt = os.fspath(path)
-        if not isinstance(spelt, str) or not spelt or "\0" in spelt:
-            raise TypeError
-    except TypeError:
-        raise ConfigError("the path of an LMDB store must be a non-empty str") from None
-    return Path(spelt).absolute()
-
-
 class _Transaction:
     """The store's calls inside a caller's transaction."""
 
     def __init__(self, environment: Environment, block: Block) -> None:
-        self._environment = environment
+        self._handle = environment.handle
         self._run = block.run
 
     def read(self, primary_namespace: str, secondary_namespace: str, key: str) -> bytes:
         entry = entries.entry_key(primary_namespace, secondary_namespace, key)
-        stored = self._run(lambda txn: txn.get(entry, None, self._environment.entries))
+        stored = self._run(lambda txn: txn.get(entry, None, self._handle.entries))
         if stored is None:
             raise KeyNotFoundError("no entry under that name")
         return stored[entries.STAMP :]
@@ -303,20 +288,18 @@ class _Transaction:
     ) -> None:
         entry = entries.entry_key(primary_namespace, secondary_namespace, key)
         check_value(value)
-        self._run(lambda txn: entries.put(self._environment, txn, entry, value))
+        self._run(partial(entries.put, self._handle, entry, value))
 
     def remove(
         self, primary_namespace: str, secondary_namespace: str, key: str, lazy: bool = False
     ) -> None:
         entry = entries.entry_key(primary_namespace, secondary_namespace, key)
-        self._run(lambda txn: entries.delete(self._environment, txn, entry))
+        self._run(partial(entries.delete, self._handle, entry))
 
     def list(self, primary_namespace: str, secondary_namespace: str) -> list[str]:
         check_namespace(primary_namespace, secondary_namespace)
         prefix = entries.prefix_of(primary_namespace, secondary_namespace)
-        keys = self._run(
-            lambda txn: entries.keys_from(self._environment, txn, prefix, prefix, None)
-        )
+        keys = self._run(partial(entries.keys_from, self._handle, prefix, prefix, None))
         return [key[len(prefix) :].decode() for key in keys]
 
     def check_and_put(
@@ -332,7 +315,5 @@ class _Transaction:
         entry = entries.entry_key(primary_namespace, secondary_namespace, key)
         check_change(expected, value, expires_at)
         return self._run(
-            lambda txn: entries.check_and_put(
-                self._environment, txn, entry, expected, value, expires_at
-            )
+            partial(entries.check_and_put, self._handle, entry, expected, value, expires_at)
         )

@@ -1,0 +1,136 @@
+"""What a failure of LMDB means to the caller. The messages name the store and never an entry."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Final
+
+import lmdb
+
+from kvreplay.errors import (
+    CorruptStoreError,
+    OutcomeUnknownError,
+    StoreError,
+    StoreFullError,
+    StoreUnavailableError,
+)
+
+__all__ = ["DATA", "commit_error", "no_access", "opening_error", "store_error"]
+
+DATA: Final = "data.mdb"
+"""LMDB's own name of the file with the entries."""
+
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DENIED: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
+_DAMAGED: Final = (
+    lmdb.InvalidError,
+    lmdb.CorruptedError,
+    lmdb.PageNotFoundError,
+    lmdb.VersionMismatchError,
+    lmdb.BadTxnError,  # a new transaction that cannot even read where its database begins
+)
+_NEARLY_FULL: Final = 16 * 1024 * 1024  # bytes free, below which a failed write means a full disk
+
+
+def commit_error(env: lmdb.Environment, error: lmdb.Error, path: Path) -> StoreError:
+    """Tell *nothing was written* from *nobody knows*, after a commit that failed.
+
+    LMDB writes the data pages, flushes them, and then writes the page that makes them count.
+    Only a failure of that last step panics the environment.
+    """
+    try:
+        env.begin().abort()
+    except lmdb.Error:  # most likely PanicError; else it cannot be told
+        return OutcomeUnknownError(
+            f"a commit to the LMDB store {path} failed, and may or may not have happened: read"
+            " again before deciding; what was stored before is intact"
+        )
+    return store_error(error, path)
+
+
+def store_error(error: Exception, path: Path) -> StoreError:
+    """Say in kvreplay's terms what a call that changed nothing met."""
+    match error:
+        case StoreError():
+            return error
+        case lmdb.ReadersFullError():
+            return StoreUnavailableError(
+                f"the LMDB store {path} has no free reader slot: nothing was changed; try again, or"
+                " close it in every process and open it with a larger max_readers"
+            )
+        case lmdb.MapFullError():
+            return StoreUnavailableError(
+                f"the map of the LMDB store {path} was too small and grows: nothing was changed;"
+                " run the transaction again"
+            )
+        case lmdb.PanicError() | lmdb.MapResizedError() | lmdb.MemoryError():
+            return StoreUnavailableError(
+                f"the LMDB store {path} cannot be used at this moment: nothing was changed; try"
+                f" again ({_reason(error)})"
+            )
+    if isinstance(error, _DAMAGED):
+        return CorruptStoreError(
+            f"the LMDB store {path} is damaged: nothing was changed; restore it from a backup"
+        )
+    if isinstance(error, lmdb.Error) and _disk_is_full(path, error.code):
+        return StoreFullError(
+            f"there is no room for the LMDB store {path}: nothing was written, and what was stored"
+            " is intact; free some space and try again"
+        )
+    return StoreError(f"the LMDB store {path} failed: nothing was changed ({_reason(error)})")
+
+
+def opening_error(error: lmdb.Error, path: Path) -> StoreError:
+    """Say what a failure of LMDB to open a store means."""
+    match error:
+        case lmdb.LockError():
+            return StoreUnavailableError(
+                f"cannot lock the LMDB store {path}: does a process of another PID namespace"
+                " (container) that has the same process id use it? Nothing was changed"
+            )
+        case lmdb.MemoryError():
+            return StoreError(
+                f"cannot map the LMDB store {path}: its map_size is more than this process may"
+                " address; give a smaller one or raise the limit"
+            )
+    if error.code in _DENIED:
+        return no_access(OSError(error.code, ""), path)
+    if "already open in this process" in str(error):
+        return StoreError(
+            f"this process has the LMDB environment {path} open already, with files that were"
+            " replaced since, or without kvreplay: close that first; nothing was changed"
+        )
+    if isinstance(error, _DAMAGED) or not error.code:
+        return CorruptStoreError(
+            f"{path / DATA} is damaged, cut short, or not in the format of LMDB 0.9: nothing was"
+            f" changed; restore it from a backup ({_reason(error)})"
+        )
+    return store_error(error, path)
+
+
+def no_access(error: OSError, path: Path) -> StoreError:
+    """Say what a failure to reach a store's files means."""
+    if _disk_is_full(path, error.errno):
+        return StoreFullError(f"there is no room to open the LMDB store {path}: free some space")
+    return StoreError(
+        f"cannot open the LMDB store {path}: {os.strerror(error.errno or 0)}; check the path, its"
+        " permissions and that the file system is writable; nothing was changed"
+    )
+
+
+def _disk_is_full(path: Path, code: int | None) -> bool:
+    """LMDB reports the short write that a full disk causes as EIO, so ask the disk as well."""
+    if code != errno.EIO:
+        return code in _FULL
+    try:
+        disk = os.statvfs(path)
+    except OSError:
+        return False
+    free = disk.f_bfree if os.geteuid() == 0 else disk.f_bavail
+    return free * disk.f_frsize < _NEARLY_FULL
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, lmdb.Error) else type(error).__name__

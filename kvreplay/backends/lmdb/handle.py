@@ -1,0 +1,249 @@
+"""An LMDB environment of this process: open behind its gate, read, committed to, and repaired.
+
+What LMDB says of a fault is mended here where it can be: a full map grows, a map that another
+process has grown is taken over, reader slots of killed processes are freed, and an environment
+that must not be used any more is opened anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, TypeAlias, TypeVar
+
+import lmdb
+
+from kvreplay.backends._support import OwnTransaction
+from kvreplay.backends.lmdb.errors import commit_error, store_error
+from kvreplay.backends.lmdb.files import open_files
+from kvreplay.backends.lmdb.gate import Gate
+from kvreplay.errors import (
+    OutcomeUnknownError,
+    StoreError,
+    StoreFullError,
+    StoreUnavailableError,
+)
+from kvreplay.store import Durability, closed_error
+
+__all__ = ["Handle", "Transaction"]
+
+T = TypeVar("T")
+Transaction: TypeAlias = "lmdb.Transaction[bytes]"
+
+_CROWDED: Final = 0.75  # of the map, from which a transaction grows it beforehand
+_REPAIRS: Final = 3  # in a row, before a read gives up
+
+
+class Handle:
+    """An open environment and its databases of entries and of their expiry.
+
+    Args:
+        creating: make the store if there is none.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        map_size: int,
+        durability: Durability,
+        max_readers: int,
+        creating: bool,
+    ) -> None:
+        self.path = path
+        self.durability = durability
+        self.max_readers = max_readers
+        self.map_size = map_size
+        self.users = 0  # the stores on it; without one it is not opened again
+        self.block: OwnTransaction | None = None  # a caller's transaction, if there is one
+        self.gate = Gate(self._open(creating=creating))
+
+    # Reading.
+
+    def get(self, key: bytes) -> bytes | None:
+        """Return the stored value of one entry, in one short read transaction."""
+        gate = self.gate
+        gate.inside.append(None)  # quick way, for enter() and read(): LMDB's rows of bench_hit
+        try:
+            if (env := gate.handle) is not None:
+                txn = env.begin()
+                try:
+                    return txn.get(key, None, self.entries)
+                finally:
+                    txn.abort()
+        except lmdb.Error:
+            pass  # repaired and tried again, or explained, by read()
+        finally:
+            gate.inside.pop()
+            if gate.handle is None:
+                gate.left.set()
+        return self.read(lambda txn: txn.get(key, None, self.entries))
+
+    def read(self, operation: Callable[[Transaction], T]) -> T:
+        """Run ``operation``, which must be short, on one snapshot."""
+        repairs = 0
+        while True:
+            env = self.enter()
+            try:
+                txn = env.begin()
+                try:
+                    return operation(txn)
+                finally:
+                    txn.abort()
+                    # The failure of an earlier attempt holds this frame, and it the reader slot.
+                    del txn
+            except lmdb.Error as error:
+                failure = error
+            finally:
+                self.gate.leave()
+            repairs += 1
+            if repairs > _REPAIRS or not self.repair(env, failure):
+                raise store_error(failure, self.path) from failure
+
+    # Using the environment: every return of these two is followed by one ``gate.leave()``.
+
+    def enter(self) -> lmdb.Environment:
+        """Return the environment, once it may be used."""
+        while (env := self.gate.enter()) is None:
+            self._refuse_to_wait()
+            self.gate.reopen(self._reopen)
+        return env
+
+    def begin_write(self) -> tuple[lmdb.Environment, Transaction]:
+        """Begin a write transaction that cannot be run again, so a crowded map grows beforehand."""
+        while True:
+            env = self.enter()
+            try:
+                info = env.info()
+                if (info["last_pgno"] + 1) * self._page_size <= _CROWDED * info["map_size"]:
+                    return env, env.begin(write=True)
+            except lmdb.Error as error:
+                self.gate.leave()
+                if not self.repair(env, error):
+                    raise store_error(error, self.path) from error
+            except BaseException:  # an interrupt
+                self.gate.leave()
+                raise
+            else:
+                self.gate.leave()
+                self.gate.alone(lambda current: self._resize(current, grow=True))
+
+    def commit(self, env: lmdb.Environment, txn: Transaction) -> None:
+        """Commit, or raise what became of it: LMDB's own error if the map is full."""
+        try:
+            txn.commit()
+        except lmdb.MapFullError:
+            raise  # LMDB has aborted it
+        except lmdb.Error as error:
+            raise commit_error(env, error, self.path) from error
+
+    # Repairing.
+
+    def repair(self, env: lmdb.Environment, error: Exception) -> bool:
+        """Mend what can be mended; say whether the operation may be run again."""
+        match error:
+            case lmdb.MapFullError():
+                self.gate.alone(lambda current: self._resize(current, grow=True))
+            case lmdb.MapResizedError():  # by another process
+                self.gate.alone(lambda current: self._resize(current, grow=False))
+            case lmdb.ReadersFullError():
+                self._free_reader_slots()
+            case lmdb.PanicError():
+                self.gate.alone(lambda current: _shut_if_same(current, env))
+            case OutcomeUnknownError():
+                self.gate.alone(lambda current: _shut_if_same(current, env))
+                return False
+            case _:
+                return False
+        return True
+
+    def _free_reader_slots(self) -> None:
+        """Free what killed processes have left."""
+        env = self.enter()
+        try:
+            # If this fails too, the caller tells that no slot was free.
+            with contextlib.suppress(lmdb.Error):
+                env.reader_check()
+        finally:
+            self.gate.leave()
+
+    def _resize(self, env: lmdb.Environment | None, *, grow: bool) -> lmdb.Environment:
+        env = env or self._reopen()
+        before = env.info()["map_size"]
+        try:
+            env.set_mapsize(0)  # take over what another process may have grown it to
+            if grow and env.info()["map_size"] <= before:
+                env.set_mapsize(2 * before)
+        except lmdb.Error as error:
+            env.close()  # it has no map any more
+            raise StoreFullError(
+                f"the map of the LMDB store {self.path} has {before} bytes, is full and cannot"
+                " grow: nothing was written; raise the limit of this process's address space"
+            ) from error
+        self.map_size = env.info()["map_size"]
+        return env
+
+    # Opening and closing the files.
+
+    def close(self) -> None:
+        """Close the files once nobody uses them; a new user's call opens them again."""
+        self.gate.alone(_shut)
+
+    def hold_for_fork(self, patience: float) -> None:
+        """Before a fork, let other threads' uses end, within reason, and begin no more."""
+        self.gate.hold_for_fork(int(self.block is not None and self.block.is_mine), patience)
+
+    def abandon(self) -> None:
+        """In a forked child: close what is the parent's, so that the files can be opened anew.
+
+        Raises:
+            StoreError: the parent was in a call of it, so that it can never be closed here.
+        """
+        # The parent's own transaction, in which its thread has forked, is not in a call.
+        own = int(self.block is not None and self.block.was_of_forking_thread)
+        env, can_be_closed = self.gate.inherited(own)
+        if not can_be_closed:
+            raise StoreError(
+                f"this process was forked while its parent was in a transaction of {self.path}: it"
+                " cannot use the store; fork when no other thread does, or spawn instead"
+            )
+        _shut(env)
+
+    def _open(self, *, creating: bool) -> lmdb.Environment:
+        env, self.entries, self.expiry = open_files(
+            self.path,
+            map_size=self.map_size,
+            durability=self.durability,
+            max_readers=self.max_readers,
+            creating=creating,
+        )
+        self._page_size = env.stat()["psize"]
+        return env
+
+    def _reopen(self) -> lmdb.Environment:
+        if not self.users:
+            raise closed_error()
+        return self._open(creating=False)
+
+    def _refuse_to_wait(self) -> None:
+        if self.block is not None and self.block.is_mine:
+            raise StoreUnavailableError(
+                f"the LMDB store {self.path} is being closed or reopened, which waits for this"
+                " thread's transaction: nothing was done; end it first"
+            )
+
+
+def _shut(env: lmdb.Environment | None) -> None:
+    if env is not None:
+        env.close()
+
+
+def _shut_if_same(
+    env: lmdb.Environment | None, failed: lmdb.Environment
+) -> lmdb.Environment | None:
+    """Shut the environment that failed, unless another thread has done so."""
+    if env is failed:
+        failed.close()
+        return None
+    return env
