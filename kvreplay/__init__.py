@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from kvreplay._protocol.keys import ReplayKey
 from kvreplay._protocol.record import ReplayRecord, State
 from kvreplay._protocol.steps import NOT_APPLIED, Applied, NotApplied
-from kvreplay._runtime.settings import Outcome
+from kvreplay._runtime.requests import Outcome
 from kvreplay.clock import Clock, SystemClock
 from kvreplay.errors import (
     ClaimLostError,
@@ -47,8 +47,9 @@ from kvreplay.store import (
 )
 
 if TYPE_CHECKING:
+    from kvreplay._runtime.settings import ReplaySettings
     from kvreplay.aio import AsyncReplay
-    from kvreplay.config.file import Config, ReplaySettings, load_config
+    from kvreplay.config.file import Config, load_config
     from kvreplay.config.registry import OpenStore, open_store
     from kvreplay.store.in_process import InProcessAtomicStore
 
@@ -59,7 +60,7 @@ _LATE = {
     "Config": "config.file",
     "InProcessAtomicStore": "store.in_process",
     "OpenStore": "config.registry",
-    "ReplaySettings": "config.file",
+    "ReplaySettings": "_runtime.settings",
     "load_config": "config.file",
     "open_store": "config.registry",
 }
@@ -128,4 +129,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

@@ -55,7 +55,7 @@ class InvalidNameError(StoreError, ValueError):
     """A namespace or key breaks LDK's name rules; nothing was touched."""
 
 
-class InvalidValueError(StoreError, TypeError):
+class InvalidValueError(StoreError, ValueError):
     """A value is not ``bytes``, or an expiry is not a time; nothing was touched."""
 
 

@@ -27,7 +27,7 @@ WINGS: dict[str, set[str]] = {
     "_runtime": {"_protocol", "clock", "errors", "events", "store"},
     "replay": {"_protocol", "_runtime", "clock", "errors", "events", "store"},
     "aio": {"_protocol", "_runtime", "clock", "errors", "events", "store"},
-    "config": {"_protocol", "errors", "store"},
+    "config": {"_protocol", "_runtime", "errors", "store"},
     "__init__": {
         *("_protocol", "_runtime", "aio", "clock", "config", "errors", "events", "replay"),
         "store",
@@ -44,8 +44,9 @@ ORDER: dict[str, tuple[str, ...]] = {
     "store": ("names", "locks", "closing", "contract", "in_process", "__init__"),
     "_protocol": ("params", "keys", "record", "steps", "flow", "__init__"),
     "_runtime": (
-        *("singleflight", "liveness", "settings", "run", "blocking", "renewal", "walking"),
-        *("sweeping", "aio_sweeping", "batching", "awaiting", "__init__"),
+        *("observer", "singleflight", "liveness", "settings", "requests", "run", "blocking"),
+        *("renewal", "walking", "sweeping", "aio_sweeping", "batching", "awaiting", "any_replay"),
+        "__init__",
     ),
     "config": ("units", "location", "registry", "file", "__init__"),
     "backends": ("_support", "durable_files", "file_lock", "memory", "__init__"),

@@ -135,7 +135,7 @@ def test_a_run_that_begins_again_leaves_no_token_behind() -> None:
     with MemoryStore() as store:
         replay = Replay(store, "ns", ttl=60)
         before = set(liveness._running)
-        run = Run(replay._namespace, ReplayKey("s", "i"))
+        run = Run(replay._settings, ReplayKey("s", "i"))
         tokens = [run.answer(BEGIN)[0] for _ in range(2)]
         assert liveness._running - before == {(os.getpid(), tokens[1])}
         run.end()

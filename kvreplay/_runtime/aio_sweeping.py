@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from types import TracebackType
 from typing import Self
 
 from kvreplay._runtime.sweeping import interval_of
@@ -30,12 +29,7 @@ class AsyncSweeper:
         self._task = asyncio.create_task(self._work(), name="kvreplay-sweeper")
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self._stop.set()
         await self._task
 

@@ -34,10 +34,10 @@ from kvreplay._runtime.batching import Batcher
 from kvreplay._runtime.blocking import transact
 from kvreplay._runtime.renewal import RENEWALS_PER_LEASE
 from kvreplay._runtime.run import Run
-from kvreplay._runtime.settings import ReplayNamespace, missing_methods
+from kvreplay._runtime.settings import Settings
 from kvreplay._runtime.singleflight import flights
 from kvreplay.events import logger
-from kvreplay.store import BatchingKVStore
+from kvreplay.store import BatchingKVStore, missing_methods
 
 __all__ = ["AsyncDriver", "in_thread"]
 
@@ -47,10 +47,10 @@ T = TypeVar("T")
 class AsyncDriver:
     """Answers the steps of the flows of one replay namespace, on any event loop."""
 
-    def __init__(self, namespace: ReplayNamespace) -> None:
-        self._namespace = namespace
-        self.reads_inline = bool(getattr(namespace.store, "reads_are_local", False))
-        self._batching = not missing_methods(namespace.store, BatchingKVStore)
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.reads_inline = bool(getattr(settings.store, "reads_are_local", False))
+        self._batching = not missing_methods(settings.store, BatchingKVStore)
         self._batchers: WeakKeyDictionary[asyncio.AbstractEventLoop, Batcher] = WeakKeyDictionary()
 
     async def drive(self, steps: Flow[T], run: Run, handler: Callable[..., Any] | None = None) -> T:
@@ -72,7 +72,7 @@ class AsyncDriver:
             run.end()
 
     async def _answer(self, step: Step, run: Run, handler: Callable[..., Any] | None) -> Any:
-        namespace = self._namespace
+        settings = self._settings
         if isinstance(step, Call):
             assert handler is not None  # a flow that calls is driven with one
             run.calling()
@@ -80,21 +80,21 @@ class AsyncDriver:
             with aboard:
                 async with self._renewing(step.held, run):
                     ended = run.ended(await _called(handler))
-            return ended, namespace.clock.now_ms()
+            return ended, settings.clock.now_ms()
         if isinstance(step, Wait):
             run.waiting()
             return await asyncio.sleep(step.delay / 1000)
         if isinstance(step, Reconcile):
-            assert namespace.reconcile is not None  # or the policy is another
+            assert settings.reconcile is not None  # or the policy is another
             run.bind()
-            return await _awaited(namespace.reconcile(step.record)), namespace.clock.now_ms()
+            return await _awaited(settings.reconcile(step.record)), settings.clock.now_ms()
         if isinstance(step, Transact):
             assert handler is not None
             return await in_thread(transact, step, run, handler)
         if isinstance(step, Begin | Probe) or (self.reads_inline and isinstance(step, Read)):
             return run.answer(step)
         if self._batching and isinstance(step, CheckAndPut):
-            return await self._batcher().check_and_put(run.change(step)), namespace.clock.now_ms()
+            return await self._batcher().check_and_put(run.change(step)), settings.clock.now_ms()
         return await in_thread(run.answer, step)
 
     def _batcher(self) -> Batcher:
@@ -102,14 +102,14 @@ class AsyncDriver:
         loop = asyncio.get_running_loop()
         batcher = self._batchers.get(loop)
         if batcher is None:
-            batcher = Batcher(cast(BatchingKVStore, self._namespace.store))
+            batcher = Batcher(cast(BatchingKVStore, self._settings.store))
             self._batchers[loop] = batcher
         return batcher
 
     @asynccontextmanager
     async def _renewing(self, held: HeldClaim | None, run: Run) -> AsyncIterator[None]:
         """Renew the claim, if that is asked for; no renewal is under way after the block."""
-        if held is None or not self._namespace.renew:
+        if held is None or not self._settings.renew:
             yield
             return
         done = asyncio.Event()
@@ -121,13 +121,13 @@ class AsyncDriver:
             await renewer
 
     async def _renew(self, held: HeldClaim, run: Run, done: asyncio.Event) -> None:
-        lease = self._namespace.policy.lease or 0
+        lease = self._settings.policy.lease or 0
         kept = True
         while kept:
             try:
                 await asyncio.wait_for(done.wait(), lease / RENEWALS_PER_LEASE / 1000)
             except TimeoutError:
-                own = Run(self._namespace, run.key)
+                own = Run(self._settings, run.key)
                 try:
                     kept = await self.drive(flow.renew(held, run.key, lease), own)
                 except Exception as error:  # the run goes on, whatever a renewal meets

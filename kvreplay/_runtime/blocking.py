@@ -60,7 +60,7 @@ def drive(
 
 def transact(step: Transact, run: Run, handler: Callable[[KVTransaction], Any]) -> Any:
     """Drive the step's flow, whose handler takes the transaction, inside one transaction."""
-    store = cast(TransactionalKVStore, run.namespace.store)
+    store = cast(TransactionalKVStore, run.settings.store)
     with store.transaction() as transaction:
         inner = run.inside(transaction)
         try:
@@ -72,7 +72,7 @@ def transact(step: Transact, run: Run, handler: Callable[[KVTransaction], Any]) 
 def _answer(
     step: object, run: Run, handler: Callable[..., Any] | None, renewing: Renewing | None
 ) -> Any:
-    clock = run.namespace.clock
+    clock = run.settings.clock
     if isinstance(step, Call):
         assert handler is not None  # a flow that calls is driven with one
         run.calling()
@@ -85,9 +85,9 @@ def _answer(
         time.sleep(step.delay / 1000)
         return None
     if isinstance(step, Reconcile):
-        assert run.namespace.reconcile is not None  # or the policy is another
+        assert run.settings.reconcile is not None  # or the policy is another
         run.bind()
-        return run.namespace.reconcile(step.record), clock.now_ms()
+        return run.settings.reconcile(step.record), clock.now_ms()
     assert isinstance(step, Transact)  # the last that needs a handler
     assert handler is not None
     return transact(step, run, handler)

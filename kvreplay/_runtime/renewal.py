@@ -15,7 +15,7 @@ from kvreplay._protocol.flow import renew
 from kvreplay._protocol.steps import HeldClaim
 from kvreplay._runtime.blocking import drive
 from kvreplay._runtime.run import Run
-from kvreplay._runtime.settings import ReplayNamespace
+from kvreplay._runtime.settings import Settings
 from kvreplay.events import logger
 from kvreplay.store import ForkSafeLock
 
@@ -49,8 +49,8 @@ class Renewer:
     What a forked child inherits is its parent's to renew; the child begins a round of its own.
     """
 
-    def __init__(self, namespace: ReplayNamespace) -> None:
-        self._lease = namespace.policy.lease or 0
+    def __init__(self, settings: Settings) -> None:
+        self._lease = settings.policy.lease or 0
         self._interval = self._lease / RENEWALS_PER_LEASE / 1000
         self._lock = ForkSafeLock()  # guards which round it is
         self._round = _Round()
@@ -85,7 +85,7 @@ class Renewer:
     def _work(self, own: _Round) -> None:
         while (holding := _next(own)) is not None:
             try:
-                again = Run(holding.run.namespace, holding.run.key)
+                again = Run(holding.run.settings, holding.run.key)
                 kept = drive(renew(holding.held, again.key, self._lease), again)
             except Exception as error:  # the run goes on, whatever a renewal meets
                 kept = True

@@ -17,7 +17,7 @@ from kvreplay._protocol.steps import (
     Transact,
 )
 from kvreplay._runtime import liveness
-from kvreplay._runtime.settings import ReplayNamespace
+from kvreplay._runtime.settings import Settings
 from kvreplay._runtime.singleflight import Flight, flights
 from kvreplay.errors import KeyNotFoundError
 from kvreplay.store import Change
@@ -63,41 +63,41 @@ class Run:
         "flight",
         "is_observed",
         "key",
-        "namespace",
         "raised",
+        "settings",
     )
 
     def __init__(
         self,
-        namespace: ReplayNamespace,
+        settings: Settings,
         key: ReplayKey,
         flight: Flight[Any] | None = None,
         *,
         transaction: ReadsAndPuts | None = None,
     ) -> None:
-        self.namespace = namespace
+        self.settings = settings
         self.key = key
         self.flight = flight
         # Nothing is decided before a transaction commits.
-        self.is_observed = namespace.is_observed and transaction is None
-        self._store: ReadsAndPuts = namespace.store if transaction is None else transaction
-        self._address = (namespace.name, scope_name(key.scope), name(key.id))
+        self.is_observed = settings.observer.is_there and transaction is None
+        self._store: ReadsAndPuts = settings.store if transaction is None else transaction
+        self._address = (settings.name, scope_name(key.scope), name(key.id))
         self.raised: Exception | None = None
         self._token: bytes | None = None
 
     def inside(self, transaction: ReadsAndPuts) -> Run:
         """Return the same run on a transaction of the store."""
-        return Run(self.namespace, self.key, self.flight, transaction=transaction)
+        return Run(self.settings, self.key, self.flight, transaction=transaction)
 
     def calling(self) -> None:
         """The handler is about to run, so the key belongs to this run's params."""
         self.bind()
-        self.namespace.emit("started", self.key)
+        self.settings.observer.emit("started", self.key)
 
     def waiting(self) -> None:
         """Another owner runs the key with this run's params."""
         self.bind()
-        self.namespace.emit("waited", self.key)
+        self.settings.observer.emit("waited", self.key)
 
     def ended(self, ended: Returned | Raised) -> Returned | Raised:
         """Keep in mind what the handler raised, which is no decision about this key."""
@@ -108,7 +108,7 @@ class Run:
     def emit_error(self, error: BaseException) -> None:
         """Tell the observer about an error that decides about the key."""
         if error is not self.raised:
-            self.namespace.emit_error(error, self.key)
+            self.settings.observer.emit_error(error, self.key)
 
     def bind(self) -> None:
         """The key belongs to this run's params: a request with others is stale at once."""
@@ -124,13 +124,13 @@ class Run:
                 value=step.value,
                 expires_at=step.expires_at,
             )
-            return seen, self.namespace.clock.now_ms()
+            return seen, self.settings.clock.now_ms()
         if isinstance(step, Read):
             try:
                 found = self._store.read(*self._address)
             except KeyNotFoundError:
-                return None, self.namespace.clock.now_ms()
-            return found, self.namespace.clock.now_ms()
+                return None, self.settings.clock.now_ms()
+            return found, self.settings.clock.now_ms()
         if isinstance(step, Begin):
             self.end()  # that of an attempt whose claim another owner was faster with
             self._token = liveness.begin()
@@ -146,9 +146,9 @@ class Run:
     def emit_decision(self, step: object, answer: Any) -> None:
         """Emit what a successful put or transaction has decided, if the run ``is_observed``."""
         if isinstance(step, CheckAndPut) and step.event and answer[0] == step.expected:
-            self.namespace.emit(step.event, self.key)
+            self.settings.observer.emit(step.event, self.key)
         elif isinstance(step, Transact) and isinstance(answer, Settled):
-            self.namespace.emit("completed", self.key)
+            self.settings.observer.emit("completed", self.key)
 
     def end(self) -> None:
         """Note that nothing runs any more under this run's token."""

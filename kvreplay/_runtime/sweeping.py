@@ -1,17 +1,63 @@
-"""The optional periodic sweeper as a thread; ``aio_sweeping.py`` has it as a task."""
+"""Sweeping: one bounded sweep, and the optional sweeper that repeats it from a thread.
+
+``aio_sweeping.py`` has the sweeper as a task.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from types import TracebackType
-from typing import Self
+from collections.abc import Callable, Iterator
+from typing import Self, cast
 
-from kvreplay.errors import ConfigError
+from kvreplay._protocol.flow import prune
+from kvreplay._protocol.record import ReplayRecord
+from kvreplay._runtime.blocking import drive
+from kvreplay._runtime.run import Run
+from kvreplay._runtime.settings import Settings
+from kvreplay._runtime.walking import Found, walk
+from kvreplay.errors import ConfigError, RecordError
 from kvreplay.events import logger
-from kvreplay.store import SweepResult
+from kvreplay.store import ExpiringKVStore, ForkSafeLock, SweepResult, check_sweep
 
-__all__ = ["Sweeper", "interval_of"]
+__all__ = ["Sweeper", "Walk", "interval_of"]
+
+
+class Walk:
+    """The sweeps of one namespace: by the store's index, or where it has none by a walk."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._left: Iterator[Found] | None = None  # of the round under way
+        self._lock = ForkSafeLock()  # one walker at a time: the iterator is shared
+
+    def sweep(self, limit: int) -> SweepResult:
+        """Remove at most ``limit`` entries that nobody needs.
+
+        A walk visits the next ``limit`` records, and goes on where it stopped; ``more`` then says
+        that the round is not over.
+        """
+        settings = self._settings
+        now = settings.clock.now_ms()
+        check_sweep(settings.name, now, limit)
+        if settings.sweeps_itself:
+            return cast(ExpiringKVStore, settings.store).sweep(settings.name, now, limit)
+        visited = removed = 0
+        with self._lock:
+            if self._left is None:
+                self._left = walk(settings)
+            for data, record in self._left:
+                visited += 1
+                if not isinstance(record, RecordError):
+                    removed += self._prune(data, record)
+                if visited == limit:
+                    return SweepResult(visited, removed, more=True)
+            self._left = None
+        return SweepResult(visited, removed, more=False)
+
+    def _prune(self, data: bytes, record: ReplayRecord) -> bool:
+        settings = self._settings
+        now = settings.clock.now_ms()
+        return drive(prune(data, record, now, settings.policy), Run(settings, record.key))
 
 
 class Sweeper:
@@ -28,12 +74,7 @@ class Sweeper:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
 

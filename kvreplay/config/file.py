@@ -9,42 +9,20 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import Final, Literal, Required, TypedDict, cast
+from typing import cast
 
 import attrs
 
 from kvreplay._protocol.record import ReplayRecord
 from kvreplay._protocol.steps import Verdict
+from kvreplay._runtime.settings import IN_A_FILE, ReplaySettings
 from kvreplay.config.location import Given, ask_table, ask_url
 from kvreplay.config.registry import Engine, OpenStore, StoreSettings, check_settings, engine_of
-from kvreplay.config.units import Kind, nearest, parse, shown, wrong
+from kvreplay.config.units import nearest, parse, shown, wrong
 from kvreplay.errors import InvalidNameError
 from kvreplay.store import check_namespace
 
-__all__ = ["Config", "ReplaySettings", "load_config"]
-
-_SETTINGS: Final[Mapping[str, Kind]] = {
-    "ttl": "duration",
-    "lease": "lease",
-    "tombstone_ttl": "duration",
-    "wait_timeout": "duration",
-    "on_in_doubt": ("raise", "rerun"),
-    "max_record_bytes": "size",
-    "renew": "boolean",
-}
-
-
-class ReplaySettings(TypedDict, total=False):
-    """Keyword arguments for ``Replay`` and ``AsyncReplay``; durations are seconds."""
-
-    namespace: Required[str]
-    ttl: Required[float]
-    lease: float | None
-    tombstone_ttl: float
-    wait_timeout: float
-    on_in_doubt: Literal["raise", "rerun"] | Callable[[ReplayRecord], Verdict]
-    max_record_bytes: int
-    renew: bool
+__all__ = ["Config", "load_config"]
 
 
 @attrs.frozen(repr=False)
@@ -209,7 +187,7 @@ def _known_variables(
         settings = (*engine.options, "path") if engine.location == "path" else engine.options
         known |= {f"KVREPLAY_STORE_{name.upper()}": [(None, name)] for name in settings}
     for namespace in replays:
-        for setting in _SETTINGS:
+        for setting in IN_A_FILE:
             variable = f"KVREPLAY_REPLAY_{namespace}_{setting}".upper().replace("-", "_")
             known.setdefault(variable, []).append((namespace, setting))
     return known
@@ -239,8 +217,8 @@ def _given_replays(tables: object, source: str) -> dict[str, dict[str, Given]]:
             problem = str(error).partition(";")[0]
             raise wrong(where, problem, "Choose a name of [A-Za-z0-9_-].") from None
         for key in value:
-            if key not in _SETTINGS:
-                raise wrong(where, f'unknown setting "{key}"', nearest(key, _SETTINGS))
+            if key not in IN_A_FILE:
+                raise wrong(where, f'unknown setting "{key}"', nearest(key, IN_A_FILE))
         given[name] = {key: Given(value[key], f"{where} {key}") for key in value}
     return given
 
@@ -251,7 +229,7 @@ def _replay(name: str, given: Mapping[str, Given], source: str) -> ReplaySetting
             f"{source} [replay.{name}]", '"ttl" is missing', 'Write for example ttl = "1h".'
         )
     settings: dict[str, object] = {"namespace": name}
-    for key, kind in _SETTINGS.items():
+    for key, kind in IN_A_FILE.items():
         if key in given:
             settings[key] = parse(kind, given[key].value, given[key].source)
     return cast("ReplaySettings", settings)

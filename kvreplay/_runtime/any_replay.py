@@ -1,0 +1,168 @@
+"""What ``Replay`` and ``AsyncReplay`` share: all but who waits, and how."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+from kvreplay._protocol import flow
+from kvreplay._protocol.record import encode_response
+from kvreplay._protocol.steps import Flow, Request, Settled
+from kvreplay._runtime.requests import (
+    Key,
+    Outcome,
+    arguments_of,
+    outcome_of,
+    replay_key,
+    request_of,
+    ttl_of,
+)
+from kvreplay._runtime.run import Run
+from kvreplay._runtime.settings import Configured
+from kvreplay._runtime.singleflight import Flight, flights, fresh
+from kvreplay._runtime.sweeping import Walk
+from kvreplay.clock import Duration
+from kvreplay.errors import InFlightError, ParamsMismatchError
+from kvreplay.store import SweepResult
+
+__all__ = ["LOOK_AGAIN", "AnyReplay", "Protocol"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+V = TypeVar("V")
+
+Protocol = Callable[[Request, Any], Flow[Settled]]
+"""A flow that answers a request: ``flow.execute`` or ``flow.execute_in_transaction``."""
+
+LOOK_AGAIN = 1.0
+"""Seconds, until a follower looks whether its leader's loop was closed."""
+
+
+class AnyReplay(Configured[V]):
+    """The common part of :class:`~kvreplay.Replay` and :class:`~kvreplay.AsyncReplay`."""
+
+    def _set_up(self) -> None:
+        self._walk = Walk(self._settings)
+
+    def idempotent(
+        self,
+        *,
+        key: Callable[P, Key],
+        params: Callable[P, object] | None = None,
+        ttl: Duration | None = None,
+    ) -> Callable[[Callable[P, R]], Callable[P, R]]:
+        """Decorate a function so that a call with the same key returns its first response.
+
+        ``Replay`` decorates plain functions, ``AsyncReplay`` coroutine functions.
+
+        Args:
+            key: called with the call's own arguments; returns its key.
+            params: called likewise; returns what must be equal in a retry. Without it all
+                arguments are compared, by name and with their defaults.
+            ttl: overrides the instance's.
+        """
+
+        def decorate(function: Callable[P, R]) -> Callable[P, R]:
+            params_of = params or arguments_of(function)
+
+            def call_of(*args: Any, **kwargs: Any) -> tuple[Key, object, Callable[[], R]]:
+                return (
+                    key(*args, **kwargs),
+                    params_of(*args, **kwargs),
+                    functools.partial(function, *args, **kwargs),
+                )
+
+            replayed: Callable[P, R] = self._replaying(function, call_of, ttl)
+            return functools.wraps(function)(replayed)
+
+        return decorate
+
+    def _replaying(
+        self,
+        function: Callable[..., Any],
+        call_of: Callable[..., tuple[Key, object, Callable[[], Any]]],
+        ttl: Duration | None,
+    ) -> Callable[..., Any]:
+        """Return what answers a call of the function by ``execute``."""
+        raise NotImplementedError
+
+    # Settling a key in doubt, and looking one up: the flow, and the run that answers its steps.
+
+    def _resolving(
+        self, key: Key, response: object, ttl: Duration | None
+    ) -> tuple[Flow[bool], Run]:
+        return self._settling(key, encode_response(response, "nothing was changed"), ttl)
+
+    def _releasing(self, key: Key) -> tuple[Flow[bool], Run]:
+        return self._settling(key, None, None)
+
+    def _settling(
+        self, key: Key, response: bytes | None, ttl: Duration | None
+    ) -> tuple[Flow[bool], Run]:
+        settings, own = self._settings, replay_key(key)
+        steps = flow.settle(own, response, ttl_of(settings, ttl), settings.policy)
+        return steps, Run(settings, own)
+
+    def _looking_up(self, key: Key, params: object) -> tuple[Flow[Settled | None], Run]:
+        request = request_of(self._settings, key, params, None)
+        self._refuse_running(request)
+        return flow.lookup(request, self._settings.policy), Run(self._settings, request.key)
+
+    def _found(self, settled: Settled | None, run: Run) -> Outcome | None:
+        if settled is None:
+            return None
+        self._settings.observer.emit_answer(settled, run.key)
+        return outcome_of(settled, replayed=True)
+
+    def _refuse_running(self, request: Request) -> None:
+        """Raise for a key that this process is running."""
+        flight = flights.bound(self._settings.flight_key(request.key))
+        if flight is None:
+            return
+        if flight.params != request.params:
+            raise self._running_with_others(request)
+        raise InFlightError("this process is running the key; nothing was changed", 1.0)
+
+    # Leading and following in single-flight.
+
+    def _flight_of(self, request: Request) -> Flight[object]:
+        return Flight(self._settings.flight_key(request.key), request.params)
+
+    def _begin_to_follow(self, flight: Flight[object], request: Request) -> bool:
+        """Say whether to wait only until it is known whose params the key belongs to."""
+        if flights.is_aboard(flight):  # it would wait for itself
+            raise InFlightError(
+                "a handler asked for the very key that it is running; nothing ran a second time",
+                1.0,
+            )
+        if flight.params != request.params:
+            return True
+        self._settings.observer.emit("waited", request.key)
+        return False
+
+    def _share(self, flight: Flight[object], request: Request) -> Outcome | None:
+        """Return or raise a follower's own copy of the leader's result; ``None``: start over."""
+        if flight.params != request.params:
+            if flight.bound:
+                raise self._running_with_others(request)
+            return None
+        result = flight.result
+        if isinstance(result, Settled):
+            self._settings.observer.emit("replayed", request.key)
+            return outcome_of(result, replayed=True)
+        if isinstance(result, Exception):
+            raise fresh(result) from result
+        return None  # interrupted: its record tells what became of it
+
+    def _running_with_others(self, request: Request) -> ParamsMismatchError:
+        self._settings.observer.emit("params_mismatch", request.key)
+        return ParamsMismatchError(
+            "this key is being run with other params; nothing ran here, and that run is untouched"
+        )
+
+    # Sweeping.
+
+    def _emit_swept(self, result: SweepResult) -> SweepResult:
+        self._settings.observer.emit("swept", None, result)
+        return result

@@ -1,0 +1,65 @@
+"""Whoever watches a replay namespace: events go there, and its failures go nowhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from kvreplay._protocol.keys import ReplayKey
+from kvreplay._protocol.steps import Settled
+from kvreplay.clock import Clock
+from kvreplay.errors import (
+    ClaimLostError,
+    CorruptRecordError,
+    ExpiredError,
+    InDoubtError,
+    ParamsMismatchError,
+)
+from kvreplay.events import EventKind, ReplayEvent, logger
+from kvreplay.store import SweepResult
+
+__all__ = ["Observer"]
+
+# What an error says about the key, for those that are decisions.
+_EVENT_OF: Final[Mapping[type[BaseException], EventKind]] = {
+    ParamsMismatchError: "params_mismatch",
+    ExpiredError: "expired",
+    InDoubtError: "in_doubt",
+    ClaimLostError: "claim_lost",
+    CorruptRecordError: "corrupt_record",
+}
+
+
+class Observer:
+    """Gives events to the caller's ``on_event``, if there is one."""
+
+    def __init__(
+        self, namespace: str, clock: Clock, on_event: Callable[[ReplayEvent], object] | None
+    ) -> None:
+        self._namespace = namespace
+        self._clock = clock
+        self._on_event = on_event
+        self.is_there = on_event is not None
+
+    def emit(
+        self, kind: EventKind, key: ReplayKey | None, swept: SweepResult | None = None
+    ) -> None:
+        """Emit an event. A failure of the observer never becomes the request's."""
+        if self._on_event is None:
+            return
+        digest = None if key is None else key.digest()
+        try:
+            self._on_event(ReplayEvent(kind, self._namespace, digest, self._clock.now_ms(), swept))
+        except Exception:  # the observer's own, whatever it is
+            logger().exception("on_event raised on %r; the request goes on", kind)
+
+    def emit_error(self, error: BaseException, key: ReplayKey) -> None:
+        """Emit the event of an error that is a decision."""
+        kind = _EVENT_OF.get(type(error))
+        if kind is not None:
+            self.emit(kind, key)
+
+    def emit_answer(self, settled: Settled, key: ReplayKey) -> None:
+        """Emit how a request was answered; a completion was emitted when it was put."""
+        if settled.replayed:
+            self.emit("replayed", key)

@@ -1,0 +1,123 @@
+"""From what a caller gives to a request, and from a stored answer to an outcome."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+
+from kvreplay._protocol.keys import ReplayKey, name, scope_name
+from kvreplay._protocol.params import canonical, comparable
+from kvreplay._protocol.record import answer_in, decode_response
+from kvreplay._protocol.steps import Request, Settled
+from kvreplay._runtime.settings import Settings
+from kvreplay._runtime.singleflight import flights
+from kvreplay.clock import Duration, to_ms
+from kvreplay.errors import InvalidParamsError, KeyNotFoundError
+
+__all__ = [
+    "Key",
+    "Outcome",
+    "arguments_of",
+    "outcome_of",
+    "peek",
+    "replay_key",
+    "request_of",
+    "ttl_of",
+]
+
+Key = ReplayKey | tuple[str, str]
+"""A replay key, or its ``(scope, id)``."""
+
+
+@attrs.define  # not frozen, which costs a replay some percent: it is the caller's own
+class Outcome:
+    """A request's answer. ``response`` is a copy of the caller's own, as decoded from the record.
+
+    ``replayed`` tells that the handler did not run for this request.
+    """
+
+    response: Any = attrs.field(repr=False)
+    replayed: bool
+
+
+def peek(settings: Settings, key: Any, params: object, ttl: Duration | None) -> Outcome | Request:
+    """Answer from a live record: one read, and no single-flight, which an answer does not need.
+
+    A request is returned for everything else, and the flow decides on it. A key or params that are
+    wrong raise what :func:`request_of` raises.
+    """
+    if ttl is not None:
+        to_ms(ttl, "ttl")  # a wrong one is told, even where it is not needed
+    packed = comparable(params)
+    if type(key) is tuple and len(key) == 2:  # quick way, without a ReplayKey: bench_hit
+        scope, own = key
+        plain = type(scope) is type(own) is str and own != ""
+    else:
+        key = replay_key(key)
+        scope, own, plain = key.scope, key.id, True
+    if packed is None or not plain:
+        return request_of(settings, key, params, ttl)
+    try:
+        data = settings.store.read(settings.name, scope_name(scope), name(own))
+    except (KeyNotFoundError, UnicodeEncodeError):
+        return request_of(settings, key, params, ttl, packed, settings.clock.now_ms())
+    response = answer_in(data, scope, own, packed, settings.clock.now_ms())
+    if response is None:
+        return request_of(settings, key, params, ttl)
+    if flights.table and flights.bound(settings.flight_key(replay_key(key))) is not None:
+        # An answer that can be read may not be durable yet: follow its run.
+        return request_of(settings, key, params, ttl)
+    if settings.observer.is_there:
+        settings.observer.emit("replayed", replay_key(key))
+    return Outcome(decode_response(response), True)
+
+
+def request_of(
+    settings: Settings,
+    key: Key,
+    params: object,
+    ttl: Duration | None,
+    packed: bytes | None = None,
+    absent_at: int | None = None,
+) -> Request:
+    """Check and encode what a caller gives, before anything runs.
+
+    Args:
+        packed: what :func:`~kvreplay._protocol.params.comparable` made of the params.
+        absent_at: when the key was last seen without a record; ``None``: look.
+    """
+    return Request(replay_key(key), canonical(params, packed), ttl_of(settings, ttl), absent_at)
+
+
+def ttl_of(settings: Settings, ttl: Duration | None) -> int:
+    """Return a call's own time to live in milliseconds, or that of the settings."""
+    return settings.ttl if ttl is None else to_ms(ttl, "ttl")
+
+
+def replay_key(key: Key) -> ReplayKey:
+    """Return a ReplayKey, made from a ``(scope, id)`` tuple if need be."""
+    if isinstance(key, ReplayKey):
+        return key
+    if isinstance(key, tuple) and len(key) == 2:
+        return ReplayKey(*key)
+    raise InvalidParamsError("a key is a ReplayKey or a tuple (scope, id) of texts; nothing ran")
+
+
+def outcome_of(settled: Settled, *, replayed: bool) -> Outcome:
+    """Decode a copy of the answer for one caller."""
+    return Outcome(decode_response(settled.response), replayed)
+
+
+def arguments_of(function: Callable[..., object]) -> Callable[..., dict[str, Any]]:
+    """Return what turns a call's arguments into a dict by parameter name, defaults included."""
+    signature = inspect.signature(function)
+
+    def arguments(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return dict(bound.arguments)
+
+    return arguments
