@@ -13,9 +13,10 @@ from typing import Any, Final, NoReturn
 
 import msgpack
 
-from kvreplay import ReplayKey, TransactionalKVStore, owner
+from kvreplay import ReplayKey, TransactionalKVStore
 from kvreplay._protocol.params import canonical
 from kvreplay._protocol.record import Claim, ReplayRecord, State, encode, encode_response
+from kvreplay._runtime import liveness
 
 NAMESPACE: Final = "request_invoice"
 SCOPE: Final = "02" + "ab" * 32
@@ -70,7 +71,7 @@ def completed(number: int, expires_at: int) -> tuple[ReplayKey, bytes]:
 def claimed(number: int) -> bytes:
     """Return the record of a request's claim."""
     key = ReplayKey(SCOPE, request_id(number))
-    claim = Claim(bytes(16), FAR, owner.this_process())
+    claim = Claim(bytes(16), FAR, liveness.this_process())
     return encode(ReplayRecord(State.IN_PROGRESS, key, _PARAMS, None, FAR, None, claim))
 
 
