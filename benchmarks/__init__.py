@@ -1,5 +1,5 @@
-"""The benchmarks: one file a question, each beside its floor or rival in the same run.
+"""The benchmarks: one file for each question. Each is measured beside its floor or its rival.
 
-``pytest benchmarks`` runs them, ``--short`` each once on small sizes; ``python -m benchmarks`` runs
-the lot and writes the tables and charts in ``docs/``.
+``pytest benchmarks`` runs them; with ``--short`` each runs once, on small sizes. ``python -m
+benchmarks`` runs them all and writes the tables and charts in ``docs/``.
 """

@@ -24,9 +24,9 @@ _HERE = Path(__file__).parent
 def main(argv: list[str]) -> int:
     """Return pytest's exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--short", action="store_true", help="each benchmark once, small")
-    parser.add_argument("--redraw", action="store_true", help="run nothing: from the last JSON")
-    parser.add_argument("--out", type=Path, help="a folder instead of docs/")
+    parser.add_argument("--short", action="store_true", help="run each once, on small sizes")
+    parser.add_argument("--redraw", action="store_true", help="run nothing: use the last JSON")
+    parser.add_argument("--out", type=Path, help="the folder to write to, instead of docs/")
     options, pytest_args = parser.parse_known_args(argv)
     out = options.out or _HERE.parent / "docs"
     if options.redraw:
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
 
 
 def compact(raw: dict[str, Any]) -> dict[str, Any]:
-    """Return our own rows and what they ran on, of all that pytest-benchmark tells."""
+    """Return our own rows and the machine, out of all that pytest-benchmark reports."""
     machine = raw["machine_info"]
     return {
         "machine": {

@@ -1,8 +1,8 @@
-"""How many first executions a second reach the disk, and how many commits does each take?
+"""How many first executions reach the disk in a second, and how many commits does each take?
 
-The rival is raw py-lmdb, one transaction a write: the same threads doing the same two writes, a
-claim's bytes and a record's with its place in the expiry index. Tasks' raw writes run in asyncio's
-own thread pool.
+The rival is raw py-lmdb with one transaction for each write: the same threads make the same two
+writes, the bytes of a claim, and those of a record with its place in the expiry index. The raw
+writes of tasks run in asyncio's own thread pool.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _SECONDARY: Final = SCOPE.encode() + b"\0"
 def put(folder: Path) -> Iterator[Put]:
     """Raw durable writes of one new key, a transaction each: a claim's bytes, and a record's.
 
-    The same bytes as the store's (``docs/format.md``), also those of the expiry index.
+    The bytes are those of the store (``docs/format.md``), even those of the expiry index.
     """
     env = lmdb.open(str(folder / "raw"), map_size=16 << 30, max_dbs=2, lib_version=0)
     entries, expiry = env.open_db(b"entries"), env.open_db(b"expiry")
@@ -175,8 +175,8 @@ def test_first_execution(
     claim: bool,
     folder: Path,
 ) -> None:
-    """One thread: its commits, and its time beside as many raw durable commits."""
-    # A round takes a tenth of a second or so, whatever the disk.
+    """One thread: its commits, and its time beside as many raw durable commits as it makes."""
+    # A round takes about a tenth of a second on any disk.
     calls = min(sizes.calls, max(10, int(20 / disk["flush ms"])))
     with open_store(url_of("lmdb", folder)) as store:
         replay = Replay(store, NAMESPACE, ttl=3600, lease=lease)

@@ -1,4 +1,4 @@
-"""What does a replay cost, over the least that could be done?
+"""What does a hit cost, compared with the least that it could cost?
 
 The floor is a raw py-lmdb get and one msgpack decoding of the same content as one map.
 """
@@ -83,7 +83,7 @@ def test_async_replay_hit(
 def test_where_the_time_goes(
     benchmark: Any, note: Note, floor: Any, sizes: Sizes, folder: Path
 ) -> None:
-    """The parts of a hit, each alone; what they leave is the calls between them."""
+    """The parts of a hit, each alone; the rest of the time is the calls between them."""
     with open_store(url_of("lmdb", folder)) as store:
         replay = Replay(store, NAMESPACE, ttl=3600)
         replay.execute(KEY, PARAMS, respond)

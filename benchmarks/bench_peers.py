@@ -1,7 +1,7 @@
-"""What do other libraries take for the same: a replay, and a first execution?
+"""How long do other libraries take for the same: a hit, and a first execution?
 
-Each beside kvreplay on LMDB, blocking or awaited as the peer is, in the same run. The peers come
-with the extra ``bench-peers``, and some need a ``redis-server``.
+Each is measured in the same run as kvreplay on LMDB, which blocks or is awaited as the peer is. The
+extra ``bench-peers`` installs the peers, and some need a ``redis-server``.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from benchmarks.measure import calling, in_turn
 from benchmarks.peers import OURS, PEERS, NoServer, Peer
 from benchmarks.workload import RESPONSE, request_id
 
-# What the peers' own code warns of is theirs.
+# Warnings from the peers' own code are not ours to mend.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 ROUNDS: Final = 11
-HITS, FIRSTS = 200, 20  # calls a round
+HITS, FIRSTS = 200, 20  # calls in a round
 FIRST: Final = request_id(0)
 
 Note = Callable[..., None]
@@ -76,7 +76,7 @@ def test_peer(benchmark: Any, note: Note, sizes: Sizes, name: str, folder: Path)
 
 
 def answers_of(peer: Peer, runner: asyncio.Runner) -> list[Any]:
-    """Make the first request, and again."""
+    """Make the first request twice; return both answers."""
     answers = (peer.execute(FIRST) for _ in range(2))
     return [runner.run(each) if peer.awaited else each for each in answers]
 
@@ -84,7 +84,7 @@ def answers_of(peer: Peer, runner: asyncio.Runner) -> list[Any]:
 def round_of(
     peer: Peer, ids: Iterator[str], calls: int, runner: asyncio.Runner
 ) -> Callable[[], float]:
-    """Return a round of calls, each for the next id; its figure is the seconds that one takes."""
+    """Return a round of calls, each for the next id; its figure is the seconds for one call."""
     if not peer.awaited:
         return calling(lambda: peer.execute(next(ids)), calls)
 

@@ -22,7 +22,7 @@ from benchmarks.workload import NAMESPACE, PARAMS, SCOPE, never, request_id
 from kvreplay import Replay, open_store
 
 KEYS: Final = 10_000
-"""Different ones that are asked for, at random."""
+"""How many different keys are asked for, in random order."""
 
 Note = Callable[..., None]
 
@@ -35,7 +35,7 @@ def hits(store: Any, records: int) -> Callable[[], object]:
     def hit() -> object:
         return replay.execute(next(keys), PARAMS, never)
 
-    for _ in numbers:  # the first touch of a page maps it into this process
+    for _ in numbers:  # the first read of a page maps it into this process
         hit()
     return hit
 
@@ -79,7 +79,7 @@ def test_open(
 
 
 def test_memory(benchmark: Any, note: Note, sizes: Sizes) -> None:
-    """In a process of its own, on a store in shared memory, since the disk does not matter."""
+    """Run in its own process, on a store in shared memory, since the disk does not matter here."""
     memory = Path("/dev/shm")
     folder = Path(tempfile.mkdtemp(dir=memory if memory.is_dir() else None))
     command = [sys.executable, "-m", "benchmarks.footprint", str(folder), str(sizes.executions)]
@@ -97,7 +97,7 @@ SUBPROCESS: Final = {
         **{
             name: value
             for name, value in os.environ.items()
-            # A node's modules are compiled once, when they are installed or first imported.
+            # In use, modules are compiled only once: when they are installed or first imported.
             if name != "PYTHONDONTWRITEBYTECODE"
         },
         "PYTHONPATH": os.pathsep.join(

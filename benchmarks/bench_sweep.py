@@ -1,4 +1,4 @@
-"""Does a sweep cost what it removes, whatever else is stored; and whom does it hold up?"""
+"""Does a sweep's cost depend only on what it removes? And how long does a writer wait for it?"""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from benchmarks.workload import FAR, LONG_AGO, NAMESPACE, fill, url_of
 from kvreplay import Replay, open_store
 
 LIMIT: Final = 1000
-"""Records a batch: what ``Replay.sweep`` takes by default."""
+"""Records in a batch: the default of ``Replay.sweep``."""
 
 ROUNDS: Final = 3
 Note = Callable[..., None]
@@ -37,7 +37,7 @@ def sweep_all(replay: Replay, due: int) -> float:
     return seconds
 
 
-# A file costs some fsyncs, so there the same question is asked of fewer.
+# A file costs some fsyncs, so the file system has fewer records.
 @pytest.mark.parametrize(("engine", "fewer"), [("lmdb", 1), ("memory", 10), ("filesystem", 200)])
 def test_due_among_live(
     benchmark: Any,
@@ -58,7 +58,7 @@ def test_due_among_live(
             fill(crowded, range(live), FAR)
 
         def sweep(store: Any) -> float:
-            # Of requests that are scattered among the live ones'.
+            # Their ids are scattered among the ids of the live ones.
             fill(store, range(live, live + due), LONG_AGO)
             return sweep_all(Replay(store, NAMESPACE, ttl=3600), due)
 
@@ -87,8 +87,8 @@ def test_writer_during_a_sweep(
     sizes: Sizes,
     filled: Callable[[int], str],
 ) -> None:
-    """A thread that writes, while another one sweeps: between two writes of its own it waits for
-    the batch that is under way, and must not be overtaken by the next one."""
+    """One thread writes while another one sweeps. A write waits for the batch that is running, and
+    the next batch must not go before that write."""
     live = sizes.live
     batches: list[tuple[float, float]] = []
     writes: list[tuple[float, float]] = []

@@ -1,4 +1,4 @@
-"""The charts in ``docs/``: SVG, text as text, on no background, so that any page shows through."""
+"""The charts in ``docs/``: SVG with real text and no background, so that they fit any page."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from matplotlib import pyplot as plt
 
 __all__ = ["draw"]
 
-# Okabe and Ito's colours, which the colour-blind can tell apart, in the shades that stand out from
-# white and from black alike.
+# Okabe and Ito's colours: colour-blind people can tell them apart. These shades are easy to see on
+# white and on black.
 OURS: Final = "#0080c8"
 OURS_TOO: Final = "#009e73"
 RIVAL: Final = "#d55e00"

@@ -1,4 +1,4 @@
-"""Options, sizes, and where the stores lie."""
+"""Options, sizes, and where the stores are."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ class Sizes:
 
     rounds: int
     calls: int
-    """A round, of what takes microseconds."""
+    """How many calls a round has, where a call takes microseconds."""
     seconds: float
-    """A round, of what is counted."""
+    """How long a round is, where calls are counted."""
     records: tuple[int, ...]
-    """In a store, to compare."""
+    """Sizes of the stores that are compared."""
     live: int
-    """In a store that is swept."""
+    """Live records in a store that is swept."""
     due: int
-    """There too."""
+    """Due records in that store."""
     executions: int
-    """For the memory they take."""
+    """Executions whose memory is measured."""
 
 
 NORMAL = Sizes(
@@ -54,8 +54,8 @@ SHORT = Sizes(
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("kvreplay")
-    group.addoption("--short", action="store_true", help="each benchmark once, on small sizes")
-    group.addoption("--huge", action="store_true", help="also a store of 10^7 records (20 GB)")
+    group.addoption("--short", action="store_true", help="run each benchmark once, on small sizes")
+    group.addoption("--huge", action="store_true", help="add a store of 10^7 records (20 GB)")
 
 
 def sizes_of(config: pytest.Config) -> Sizes:
@@ -88,7 +88,7 @@ def sizes(pytestconfig: pytest.Config) -> Sizes:
 
 @pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder on the disk that is measured, for what outlives a test; ``--basetemp`` moves it."""
+    """A folder on the measured disk, for files that outlive a test; ``--basetemp`` moves it."""
     folder = tmp_path_factory.mktemp("place")
     yield folder
     shutil.rmtree(folder)
@@ -96,7 +96,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def folder(place: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
-    """A test's own folder there, gone after the test."""
+    """A test's own folder on that disk; it is removed after the test."""
     folder = place / "test"
     folder.mkdir()
     yield folder
@@ -105,7 +105,7 @@ def folder(place: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def disk(place: Path, pytestconfig: pytest.Config) -> dict[str, Any]:
-    """What the disk is, and how long it takes for a flush around the time of these benchmarks."""
+    """The kind of file system, and how long a flush takes just before these benchmarks."""
     figures = {
         "file system": file_system_of(place),
         "flush ms": round(flush_seconds(place) * 1000, 3),
@@ -132,7 +132,7 @@ def rounded(value: Any) -> Any:
 
 @pytest.fixture(scope="session")
 def floor(place: Path) -> Iterator[Callable[[], Any]]:
-    """The least that a hit can be: a raw get, and one msgpack decoding of the same content."""
+    """The least that a hit can cost: a raw get, and one msgpack decoding of the same content."""
     env = lmdb.open(str(place / "floor"), map_size=1 << 30, max_dbs=1, lib_version=0)
     entries = env.open_db(b"entries")
     with env.begin(write=True) as txn:
@@ -148,7 +148,7 @@ def floor(place: Path) -> Iterator[Callable[[], Any]]:
 
 @pytest.fixture(scope="session")
 def filled(place: Path) -> Callable[[int], str]:
-    """Make and keep LMDB stores that hold so many live records; returns their URLs."""
+    """Make and keep LMDB stores with so many live records; return their URLs."""
 
     def filled(records: int) -> str:
         url = f"lmdb:{place / str(records)}?map_size=64GiB"

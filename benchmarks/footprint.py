@@ -1,4 +1,4 @@
-"""Print what executions leave in a process's memory: ``python -m benchmarks.footprint DIR N``."""
+"""Print how much memory executions leave in use: ``python -m benchmarks.footprint DIR N``."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from kvreplay._runtime.singleflight import flights
 
 
 def anonymous_bytes() -> int:
-    """Return this process's resident memory that is not of a file, such as LMDB's map."""
+    """Return this process's resident memory, without mapped files such as LMDB's."""
     gc.collect()
     for line in Path("/proc/self/status").read_text().splitlines():
         name, _, value = line.partition(":")
         if name == "RssAnon":
             return int(value.removesuffix("kB")) * 1024
-    raise RuntimeError("this kernel does not tell RssAnon")
+    raise RuntimeError("this kernel does not report RssAnon")
 
 
 def main(folder: str, executions: int) -> None:
-    """Execute once to load everything, then so many times, and compare."""
+    """Execute once to load everything, then so many times, and compare the memory."""
     with open_store(f"lmdb:{folder}/store") as store:
         replay = Replay(store, NAMESPACE, ttl=3600)
         replay.execute((SCOPE, request_id(0)), PARAMS, respond)

@@ -1,4 +1,4 @@
-"""How things are measured: in turn with their rivals, beside the figures of the disk."""
+"""How the benchmarks measure: each thing in turn with its rivals; and the figures of the disk."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def in_turn(
 ) -> list[float]:
     """Run what is measured and its rivals in turn, so that a noisy machine disturbs all alike.
 
-    Each callable runs one round and returns its figure. One round more goes before, unmeasured,
-    where there are several.
+    Each callable runs one round and returns its figure. If there are several rounds, one more
+    runs first, and is not counted.
 
     Returns:
-        The medians, of ``own`` first.
+        The medians; that of ``own`` comes first.
     """
     figures: list[list[float]] = [[] for _ in range(1 + len(rivals))]
 
@@ -52,7 +52,7 @@ def in_turn(
 
 
 def calling(function: Callable[[], object], calls: int) -> Callable[[], float]:
-    """Return a round of so many calls, whose figure is the seconds that one takes."""
+    """Return a round of so many calls; its figure is the seconds for one call."""
 
     def run() -> float:
         start = time.perf_counter()
@@ -67,7 +67,7 @@ def in_threads(threads: int, seconds: float, work: Callable[[], object]) -> floa
     """Have all threads call ``work``, again and again for some time.
 
     Returns:
-        The calls a second, from the moment when all are ready until the last one has returned.
+        The calls per second, from the moment when all are ready until the last one returns.
     """
     start = 0.0
 
@@ -92,7 +92,7 @@ def in_threads(threads: int, seconds: float, work: Callable[[], object]) -> floa
 
 
 def in_tasks(tasks: int, seconds: float, work: Callable[[], Awaitable[object]]) -> float:
-    """Do as :func:`in_threads`, in tasks of one event loop."""
+    """Do the same as :func:`in_threads`, in tasks of one event loop."""
 
     async def run(until: float) -> int:
         done = 0
@@ -119,7 +119,7 @@ print(env.info()["last_txnid"])
 def commits_of(environment: Path) -> int:
     """Return how many commits an LMDB environment has seen.
 
-    Asked by a process of its own, since LMDB forbids this one to open the files twice.
+    Another process looks, since LMDB forbids this one to open the files twice.
     """
     command = [sys.executable, "-c", _LAST_TRANSACTION, str(environment)]
     return int(subprocess.run(command, check=True, capture_output=True).stdout)
@@ -145,7 +145,7 @@ def flush_seconds(folder: Path, flushes: int = 100) -> float:
 
 
 def file_system_of(folder: Path) -> str:
-    """Return the type of the file system that a folder lies on."""
+    """Return the type of the file system that a folder is on."""
     try:
         mounts = list(_mounts())
     except OSError:

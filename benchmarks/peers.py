@@ -1,7 +1,7 @@
-"""The peers: how each is set up to do the same, as durably as its own options allow.
+"""The peers: each is set up to do the same, as durably as its own options allow.
 
-An adapter is a context manager on a folder, which gives a :class:`Peer`. Its imports are inside, so
-a peer that is not installed raises ``ModuleNotFoundError``.
+An adapter is a context manager: it takes a folder and gives a :class:`Peer`. It imports the peer
+only when it is called, so a peer that is not installed raises ``ModuleNotFoundError``.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ __all__ = ["OURS", "PEERS", "Peer"]
 
 @attrs.frozen
 class Peer:
-    """``execute(id)`` answers the request of that id: runs it once, or replays its answer."""
+    """``execute(id)`` answers the request with that id: it runs it once, or replays the answer."""
 
     survives: str
-    """What a returned answer survives, by which settings."""
+    """What a returned answer survives, and the settings for that."""
     execute: Callable[[str], Any]
     runs: list[str]
     """The ids whose handler ran."""
     awaited: bool = False
     close: Callable[[], Awaitable[object]] | None = None
-    """To be awaited on the loop that has executed."""
+    """Await it on the loop that executed."""
 
 
 Adapter = Callable[[Path], AbstractContextManager[Peer]]
@@ -120,7 +120,7 @@ def dbos(folder: Path) -> Iterator[Peer]:
     import sqlalchemy
     from dbos import DBOS, SetWorkflowID
 
-    if sqlite3.sqlite_version_info < (3, 42):  # which does not know the 'subsec' that DBOS asks for
+    if sqlite3.sqlite_version_info < (3, 42):  # it has no 'subsec', which DBOS needs
         sqlalchemy.event.listen(sqlalchemy.Engine, "connect", _give_subsec)
     runs: list[str] = []
     url = f"sqlite:///{folder / 'dbos.db'}"
@@ -224,7 +224,7 @@ def nutshell(folder: Path) -> Iterator[Peer]:
     from pydantic import create_model
 
     if limit is None and hasattr(sys, "tracebacklimit"):
-        del sys.tracebacklimit  # importing cashu has set it
+        del sys.tracebacklimit  # the import of cashu has set it
     logger.disable("cashu")
     runs: list[str] = []
     request_model = create_model("Request", scope=str, id=str, params=dict[str, Any])
@@ -254,7 +254,7 @@ def nutshell(folder: Path) -> Iterator[Peer]:
 
 
 OURS: Final[dict[bool, Adapter]] = {False: kvreplay_blocking, True: kvreplay_awaited}
-"""kvreplay as the peers are, by whether it is awaited."""
+"""kvreplay, by whether the peer is awaited."""
 
 PEERS: Final[dict[str, Adapter]] = {
     "justonce": justonce,

@@ -17,17 +17,18 @@ _SECTIONS: Final = {
     ),
     "hit parts": (
         "Where a hit's time goes",
-        "On LMDB, each part alone; what they leave of the whole is the calls between them.",
+        "On LMDB, each part alone. The rest of a whole hit is the calls between the parts.",
     ),
     "first execution": (
         "A first execution",
-        "One thread on LMDB, beside as many raw durable commits of the same bytes: those of the"
-        " entries, and of the expiry index. *Without an index*: of the entries alone.",
+        "One thread on LMDB, beside the same number of raw durable commits of the same bytes: those"
+        " of the entries and of the expiry index. *Without an index*: those of the entries only.",
     ),
     "durable": (
         "Durable first executions at once",
-        "Raw: py-lmdb with one transaction a write, the same threads doing the same two writes"
-        " (tasks: in asyncio's thread pool). Memory is not durable; it shows the cost of the code.",
+        "Raw: py-lmdb with one transaction for each write. The same threads make the same two"
+        " writes; for tasks, asyncio's thread pool makes them. Memory is not durable; it shows"
+        " the cost of the code.",
     ),
     "sweep": (
         "A sweep",
@@ -45,12 +46,12 @@ _SECTIONS: Final = {
     "import": ("Import", "Whole processes, with the import and without."),
     "peers": (
         "Peers",
-        "The same record, one caller, each peer in turn with kvreplay on LMDB (a power cut is"
-        " survived). *x kvreplay* is the peer's time over ours.",
+        "The same record, one caller, each peer in turn with kvreplay on LMDB (which survives a"
+        " power cut). *x kvreplay* is the peer's time divided by ours.",
     ),
 }
 
-# Figures where less than this is a row that we lose.
+# If one of these figures is less than this, we lose the row.
 _LOSING: Final = {"x raw": 1.0, "hit x kvreplay": 1.0, "first x kvreplay": 1.0}
 
 
@@ -58,8 +59,8 @@ def markdown(machine: Mapping[str, Any], rows: Rows) -> str:
     """Return the whole page."""
     parts = [
         "# Benchmarks",
-        "Made by `python -m benchmarks`. Medians and ratios inside one run; what is compared was"
-        " measured in turn. **Bold**: a target that is missed, or a row that we lose.",
+        "Made by `python -m benchmarks`. Medians, and ratios between figures of one run; what is"
+        " compared was measured in turn. **Bold**: a missed target, or a row that we lose.",
         _machine(machine),
         "## Targets",
         _targets(rows),
@@ -115,7 +116,7 @@ def table(head: list[str], lines: Iterable[list[str]]) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return a figure as a reader wants it: three digits that matter, or all before the point."""
+    """Return a figure for a reader: three significant digits, or all digits before the point."""
     if value is None:
         return "-"
     if isinstance(value, float):

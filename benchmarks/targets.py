@@ -1,4 +1,4 @@
-"""What must be reached. Ratios hold inside one run; absolute figures are the disk's."""
+"""The targets. Ratios compare figures of one run; absolute figures depend on the disk."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import attrs
 __all__ = ["TARGETS", "Rows", "Target"]
 
 Rows = Mapping[str, Mapping[str, Any]]
-"""The figures by their names, by the names of the rows."""
+"""For each row's name, its figures by their names."""
 
 
 @attrs.frozen
 class Target:
-    """A figure of a row that must be at most, or at least, so much."""
+    """A limit for one figure of one row: it must be at most, or at least, this."""
 
     what: str
     row: str
@@ -29,7 +29,7 @@ class Target:
         return None if figure is None else float(figure)
 
     def reached(self, figure: float) -> bool:
-        """Tell whether that is enough."""
+        """Tell whether the figure is within the limit."""
         return (self.at_most is None or figure <= self.at_most) and (
             self.at_least is None or figure >= self.at_least
         )

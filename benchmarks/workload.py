@@ -1,6 +1,6 @@
 """The one request that every benchmark makes, and stores full of its records.
 
-8 params and a response, 0.7 KB together. Ids are scattered over the key space, as random ones are.
+8 params and a response, 0.7 KB together. Ids are spread over the key space, as random ids are.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import Any, Final, NoReturn
 
 import msgpack
 
-from kvreplay import ReplayKey, TransactionalKVStore, owner
+from kvreplay import ReplayKey, TransactionalKVStore
 from kvreplay._protocol.params import canonical
 from kvreplay._protocol.record import Claim, ReplayRecord, State, encode, encode_response
+from kvreplay._runtime import liveness
 
 NAMESPACE: Final = "request_invoice"
 SCOPE: Final = "02" + "ab" * 32
@@ -37,21 +38,21 @@ FAR: Final = 4_000_000_000_000
 LONG_AGO: Final = 1_000_000_000_000
 """When due records expired: in 2001."""
 
-_CHUNK: Final = 10_000  # records a transaction
+_CHUNK: Final = 10_000  # records in one transaction
 
 
 def request_id(number: int) -> str:
-    """Return the id of a request: another one for each number below 2**32."""
+    """Return the id of a request: a different one for each number below 2**32."""
     return f"claim-session-{number * 2_654_435_761 % 2**32:08x}"
 
 
 def respond(*_: object) -> dict[str, str]:
-    """Be a handler that has the answer at once."""
+    """A handler that returns the answer at once."""
     return RESPONSE
 
 
 def never(*_: object) -> NoReturn:
-    """Be the handler of a request that is replayed."""
+    """The handler of a request that is replayed: it must not run."""
     raise AssertionError("a hit does not run the handler")
 
 
@@ -70,12 +71,12 @@ def completed(number: int, expires_at: int) -> tuple[ReplayKey, bytes]:
 def claimed(number: int) -> bytes:
     """Return the record of a request's claim."""
     key = ReplayKey(SCOPE, request_id(number))
-    claim = Claim(bytes(16), FAR, owner.this_process())
+    claim = Claim(bytes(16), FAR, liveness.this_process())
     return encode(ReplayRecord(State.IN_PROGRESS, key, _PARAMS, None, FAR, None, claim))
 
 
 def fill(store: Any, numbers: Iterable[int], expires_at: int) -> None:
-    """Store the answers to requests; the n-th one's expires n ms after ``expires_at``."""
+    """Store the answers to requests; the n-th answer expires n ms after ``expires_at``."""
     answers = enumerate(numbers)
     while chunk := list(islice(answers, _CHUNK)):
         transactional = isinstance(store, TransactionalKVStore)

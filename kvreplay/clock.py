@@ -36,7 +36,8 @@ def to_ms(duration: Duration, name: str) -> int:
     """Return whole milliseconds, rounded up, from 0 to 100 years.
 
     Raises:
-        ConfigError: not a duration, negative, or absurd; it names the argument.
+        ConfigError: the value is no duration, negative, or over 100 years; the message names
+            the argument.
     """
     if isinstance(duration, timedelta):
         seconds = duration.total_seconds()

@@ -1,7 +1,7 @@
 """One hierarchy of errors: one class for each decision that a caller can take.
 
-Nothing here, neither a message nor a ``repr``, ever contains a payload or a key:
-an error may be logged as it is.
+No message and no ``repr`` of these errors ever contains a payload or a key:
+you may log an error as it is.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class StoreError(KVReplayError):
 
 
 class KeyNotFoundError(StoreError, KeyError):
-    """``read`` found no entry under that name. No other failure is ever reported so."""
+    """``read`` found no entry under that name. No other failure raises this class."""
 
     # KeyError would show its message in quotes, as if it were a key.
     __str__ = Exception.__str__
@@ -60,7 +60,7 @@ class InvalidValueError(StoreError, ValueError):
 
 
 class CorruptStoreError(StoreError):
-    """The store's own files are damaged, emptied, foreign or of another format."""
+    """The store's own files are damaged, emptied, another program's or of another format."""
 
 
 class StoreUnavailableError(StoreError):
@@ -72,27 +72,27 @@ class StoreFullError(StoreError):
 
 
 class OutcomeUnknownError(StoreError):
-    """The commit may or may not have happened: read again before deciding."""
+    """The commit may or may not have happened: read again before you decide."""
 
 
 class RecordError(KVReplayError):
-    """A stored replay record cannot be used; it is never taken for an answer."""
+    """A stored replay record cannot be used; it is never returned as an answer."""
 
 
 class CorruptRecordError(RecordError):
-    """The bytes fail their checksum or shape, or belong to another key."""
+    """The bytes have a wrong checksum or shape, or belong to another key."""
 
 
 class UnsupportedRecordVersionError(RecordError):
-    """An intact record that a newer kvreplay wrote: upgrade this node to read it."""
+    """A newer kvreplay wrote this intact record: upgrade this node to read it."""
 
 
 class ReplayError(KVReplayError):
-    """The replay protocol's answer to a request that it neither ran nor replayed."""
+    """The root of the replay protocol's errors: this request has no answer."""
 
 
 class InvalidParamsError(ReplayError, ValueError):
-    """Parameters, a key or a call's option that cannot be stored; nothing ran."""
+    """The parameters, the key or an option of the call cannot be stored; nothing ran."""
 
 
 class StaleFlowError(ReplayError):
@@ -104,14 +104,14 @@ class ParamsMismatchError(StaleFlowError):
 
 
 class ExpiredError(StaleFlowError):
-    """The key was answered once, and the answer's time is over."""
+    """The key had an answer, and that answer has expired."""
 
 
 class InFlightError(ReplayError):
     """Another owner is running this key; nothing ran here.
 
     Attributes:
-        retry_after: seconds after which asking again is worth it.
+        retry_after: how many seconds to wait before asking again.
     """
 
     def __init__(self, message: str, retry_after: float) -> None:
@@ -123,7 +123,7 @@ class InFlightError(ReplayError):
 
 
 class InDoubtError(ReplayError):
-    """A run began and nobody knows its end: it may or may not have taken effect.
+    """A run began, and nobody knows how it ended: it may or may not have taken effect.
 
     It is never run again silently. Ask the system that the handler acts on, then
     settle the key with ``resolve`` or ``release``, or give ``Replay`` a policy.
@@ -131,7 +131,7 @@ class InDoubtError(ReplayError):
 
 
 class ClaimLostError(ReplayError):
-    """The handler ran, but another owner had taken the key over: its result rules."""
+    """The handler ran, but another owner had taken the key over: that owner's result counts."""
 
 
 class IndeterminateError(ReplayError):

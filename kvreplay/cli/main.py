@@ -1,4 +1,4 @@
-"""The command ``kvreplay``. Here, and only here, an exception becomes an exit code.
+"""The command ``kvreplay``. An exception becomes an exit code here, and nowhere else.
 
 =====  ===========================================================
 0      everything is true
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = _demo(asked)
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # the reader has gone, as in `kvreplay demo | head`
+    except BrokenPipeError:  # nobody reads any more, as in `kvreplay demo | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 2
     except (KVReplayError, OSError) as error:
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _demo(asked: argparse.Namespace) -> int:
-    from kvreplay.demo import story  # it needs an extra, and time
+    from kvreplay.demo import story  # imported late: it needs an extra, and is slow
 
     engines = story.ENGINES if asked.engine == "all" else (asked.engine,)
     return story.tell(engines, asked.dir)
@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     demo = commands.add_parser(
         "demo",
-        help="tell, on a real node process, that a retried request makes one invoice",
+        help="show, on a real node process, that a retried request makes only one invoice",
         description="Start a real node process, race, kill and restart it, and check that"
         " async_order.request_invoice makes each invoice once. Needs the extra: pip install"
         " 'kvreplay[demo]'. The exit code is 1 if a step is untrue.",
@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         "--engine",
         choices=("lmdb", "filesystem", "memory", "all"),
         default="all",
-        help="the store to tell it on (default: all, one after the other)",
+        help="the store to use (default: all, one after the other)",
     )
     demo.add_argument(
         "--dir",

@@ -1,4 +1,4 @@
-"""A node's configuration: a TOML file, and ``KVREPLAY_*`` variables over it.
+"""A node's configuration: a TOML file, and ``KVREPLAY_*`` variables that override it.
 
 The file names the store and any number of replay namespaces. Everything is checked before
 anything is opened.
@@ -30,7 +30,7 @@ class Config:
     """What a file and the environment say, checked; nothing is open yet.
 
     Attributes:
-        store: which store.
+        store: the store to open.
         tables: the application's own top-level tables, raw, by name.
     """
 
@@ -56,10 +56,10 @@ class Config:
     ) -> ReplaySettings:
         """Return keyword arguments: ``Replay(store, **config.replay("request_invoice"))``.
 
-        They are ``namespace``, ``ttl`` and those others that were set.
+        They are ``namespace``, ``ttl`` and every other setting that was given.
 
         Args:
-            on_in_doubt: a reconciler, which no file can hold; it goes over what the file says.
+            on_in_doubt: a reconciler, which a file cannot hold; it overrides the file.
 
         Raises:
             ConfigError: there is no such namespace.
@@ -88,14 +88,15 @@ def load_config(
     """Read a TOML file and the environment, check everything, and open nothing.
 
     ``KVREPLAY_STORE`` (a URL) replaces the ``[store]`` table. ``KVREPLAY_STORE_PATH`` and
-    ``KVREPLAY_STORE_<OPTION>`` each set one thing of the store, whichever of the two names
-    it. ``KVREPLAY_REPLAY_<NAMESPACE>_<SETTING>`` sets one setting of a namespace that the
-    file names (upper case, ``-`` as ``_``). No other variable may start with ``KVREPLAY_``.
-    Relative paths are relative to the file, those in variables to the current directory.
+    ``KVREPLAY_STORE_<OPTION>`` each set one thing of the store, whether the table or the URL
+    names the store. ``KVREPLAY_REPLAY_<NAMESPACE>_<SETTING>`` sets one setting of a namespace
+    that the file names; write the name in upper case, and ``_`` for ``-``. No other variable
+    may start with ``KVREPLAY_``. A relative path in the file is relative to the file; a
+    relative path in a variable is relative to the current directory.
 
     Args:
-        path: the file, or ``None``: the environment alone, which must name the store.
-        environ: the environment, by default the process's own.
+        path: the file. ``None``: only the environment is read, and it must name the store.
+        environ: the environment; by default that of this process.
         also: top-level tables that belong to the application; any other is an error.
 
     Raises:
@@ -178,9 +179,9 @@ def _read_toml(file: str) -> dict[str, object]:
 def _known_variables(
     engine: Engine | None, replays: Iterable[str]
 ) -> dict[str, list[tuple[str | None, str]]]:
-    """Map each valid variable to the (namespace, setting) it sets; the store's have no namespace.
+    """Map each valid variable to the (namespace, setting) it sets; for the store, no namespace.
 
-    More than one means that two namespaces cannot be told apart in upper case.
+    A variable with several of them stands for namespaces that look alike in upper case.
     """
     known: dict[str, list[tuple[str | None, str]]] = {"KVREPLAY_STORE": [(None, "url")]}
     if engine is not None:

@@ -1,8 +1,8 @@
-"""A store as someone asks for it, a URL or a mapping, taken apart.
+"""Split what a user asks for, a URL or a mapping, into the parts that name a store.
 
-Nothing here knows an engine: what the parts mean is checked against the backend's
-declarations in :mod:`kvreplay.config`. Percent-encoding is that of RFC 3986, so a ``+`` is
-a plus sign. No message shows the credentials in a URL, or its query.
+This module knows no engine: :mod:`kvreplay.config.registry` checks the parts against the
+backend's declarations. Percent-encoding is that of RFC 3986, so a ``+`` is a plus sign.
+No message shows the credentials in a URL, or its query.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _stray_percent = re.compile(r"%(?![0-9A-Fa-f]{2})").search
 
 @attrs.frozen
 class Given:
-    """A value as written, and the place to name if it is wrong."""
+    """A value as written, and the place that a message names if the value is wrong."""
 
     value: object
     source: str
@@ -35,7 +35,7 @@ class Given:
 
 @attrs.frozen
 class Asked:
-    """A store as it was asked for: split up, nothing looked up or checked yet."""
+    """A store as the user asked for it, split into parts; nothing is checked yet."""
 
     backend: str
     source: str
@@ -45,14 +45,14 @@ class Asked:
     base: str | os.PathLike[str] | None
 
     def override(self, name: str, given: Given) -> Asked:
-        """Replace one option, or the path, with what a variable says."""
+        """Replace one option, or the path, by the value of a variable."""
         if name == "path":
             return attrs.evolve(self, rest=None, path=given, base=None)
         return attrs.evolve(self, options={**self.options, name: given})
 
 
 def ask_url(url: str, source: str, base: str | os.PathLike[str] | None) -> Asked:
-    """Take a URL apart."""
+    """Split a URL into its parts."""
     scheme, colon, rest = url.partition(":")
     scheme = scheme.lower()
     if not colon or not _is_scheme(scheme):
@@ -80,7 +80,7 @@ def ask_url(url: str, source: str, base: str | os.PathLike[str] | None) -> Asked
 def ask_table(
     table: Mapping[str, object], source: str, base: str | os.PathLike[str] | None
 ) -> Asked:
-    """Take a mapping apart; its options override those of its ``url``."""
+    """Split a mapping into its parts; its options override those of its ``url``."""
     for key in table:
         if not isinstance(key, str):
             raise wrong(source, f"a key is of type {type(key).__name__}", "Write it as text.")
@@ -150,7 +150,11 @@ def locate(asked: Asked, kind: str) -> str | None:
             else 'Write for example "/var/lib/node/replay".',
         )
     if path.startswith("~"):
-        raise wrong(source, 'a "~" is not expanded', 'Write the whole path, or "./~…" to mean it.')
+        raise wrong(
+            source,
+            'a "~" is not expanded',
+            'Write the whole path, or "./~…" if the name itself begins with "~".',
+        )
     return os.path.abspath(path if asked.base is None else os.path.join(asked.base, path))
 
 
@@ -159,11 +163,11 @@ def _url_path(rest: str, scheme: str, source: str) -> str:
         host, slash, path = rest[2:].partition("/")
         if host:
             plain = host.rpartition("@")[2] + slash + path
-            if "@" in plain:  # part of a password may look like a path
+            if "@" in plain:  # it may hold a part of a password, which looks like a path
                 plain = "PATH"
             raise wrong(
                 source,
-                f'a path follows "{scheme}://", which begins a network address',
+                f'the path follows "{scheme}://", but that begins a network address',
                 f"Write {scheme}:///{plain} if it is absolute, {scheme}:{plain} if relative.",
             )
         rest = slash + path
@@ -184,6 +188,6 @@ def _decoded(text: str, source: str) -> str:
 
 
 def without_credentials(url: str) -> str:
-    """Replace what is between the scheme and the last ``@``, encoded or not."""
+    """Hide what is between the scheme and the last ``@``, percent-encoded or not."""
     head, at, tail = url.rpartition("@")
     return f"{head.partition(':')[0]}:…@{tail}" if at else url

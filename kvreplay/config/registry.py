@@ -1,20 +1,22 @@
-"""Which store: one line, ``lmdb:///var/lib/node/replay?map_size=4GiB``, or the same as a mapping.
+"""Open the store that a URL names, or a mapping.
+
+Such a URL is ``lmdb:///var/lib/node/replay?map_size=4GiB``.
 
 Everything is checked before anything is opened, and no message or ``repr`` shows the
 credentials in a URL, its query, or the value of an option that is text.
 
-A backend is a class with two declarations, which is all that this module knows of it:
+A backend is a class with two declarations. This module knows nothing else of it:
 
 ``OPTIONS``
     a mapping: the name of each keyword argument -> ``"size"`` (bytes, an int of at least 1),
     ``"integer"`` (at least 0), ``"duration"`` (seconds, a float), ``"boolean"``, ``"text"``,
-    or the tuple of its legal words.
+    or a tuple of the legal words.
 ``LOCATION``
     ``"path"``: constructed as ``cls(absolute_path, **options)``; ``"none"``:
     ``cls(**options)``; ``"url"``: ``cls(url_without_its_query, **options)``.
 
-A third party registers its class as an entry point of the group ``kvreplay.backends``,
-named as the URL scheme. It cannot replace a built-in backend: the built-in one wins.
+A third party registers its class as an entry point of the group ``kvreplay.backends``; the entry
+point's name is the URL scheme. It cannot replace a built-in backend: the built-in one wins.
 """
 
 from __future__ import annotations
@@ -59,10 +61,10 @@ _LOCATIONS: Final = ("path", "none", "url")
 
 @runtime_checkable
 class OpenStore(ExpiringKVStore, Protocol):
-    """What a backend gives: a store that its opener closes.
+    """An open store. Whoever opened it closes it.
 
-    Every engine of ours is at least this. A third party's may lack a capability, and then
-    ``Replay`` names it when it is needed.
+    Every built-in engine has at least these capabilities. A third party's engine may lack
+    one; ``Replay`` then names it when it is needed.
     """
 
     def close(self) -> None:
@@ -85,7 +87,7 @@ def _frozen(options: Mapping[str, object]) -> Mapping[str, object]:
 
 @attrs.frozen(repr=False)
 class StoreSettings:
-    """A checked answer to: which store, where, with which options.
+    """Checked settings: which store, where it is, and its options.
 
     Attributes:
         backend: the URL scheme, such as ``"lmdb"``.
@@ -100,7 +102,7 @@ class StoreSettings:
     _words: frozenset[str] = attrs.field(default=frozenset(), eq=False)
 
     def open(self) -> OpenStore:
-        """Open the store; what the engine raises is its own :class:`~kvreplay.StoreError`."""
+        """Open the store; the engine's failures are :class:`~kvreplay.StoreError` of its own."""
         where = () if self.location is None else (self.location,)
         return engine_of(self.backend, "the store").construct(*where, **self.options)
 
@@ -123,10 +125,10 @@ def open_store(
 
     URLs: ``memory:``, ``filesystem:relative/path``, ``lmdb:///absolute/path?map_size=4GiB``.
     A mapping holds ``backend``, ``path`` and options, or ``url`` and options that override
-    the URL's. The environment is not looked at; :func:`load_config` does that.
+    the URL's. This does not read the environment; :func:`load_config` does.
 
     Args:
-        base: the directory of relative paths; by default the current one.
+        base: the directory that relative paths start from; by default the current one.
 
     Raises:
         ConfigError: a name, option or value is wrong, or a driver is missing; nothing was
@@ -194,7 +196,7 @@ def engine_of(name: str, source: str) -> Engine:
         origin = entry.dist.name if entry.dist is not None else entry.value
         try:
             engine = entry.load()
-        except Exception as error:  # foreign code: whatever it raises, name whose it is
+        except Exception as error:  # not our code, it may raise anything: say whose it is
             raise wrong(
                 source,
                 f'the backend "{name}" of the distribution "{origin}" cannot be imported'

@@ -1,8 +1,8 @@
 """Settings as people write them: sizes, durations and words become checked values.
 
 Every function takes the value (text, or a number of the right type) and where it came
-from, and raises :class:`~kvreplay.ConfigError` naming that place, the value and what to
-write instead.
+from. It raises :class:`~kvreplay.ConfigError`, which names that place, the value and what
+to write instead.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from kvreplay.errors import ConfigError
 __all__ = ["KINDS", "Kind", "near", "nearest", "parse", "shown", "wrong"]
 
 Kind = str | tuple[str, ...]
-"""What a setting takes: a name out of :data:`KINDS`, or the tuple of its legal words."""
+"""The kind of a setting's value: a name in :data:`KINDS`, or a tuple of the legal words."""
 
 MAX_INTEGER: Final = 2**63 - 1
 MAX_SECONDS: Final = 100 * 365.25 * 86400
@@ -60,7 +60,7 @@ _A_DURATION: Final = 'Write seconds, or a number with a unit: 30, "500ms", "10mi
 
 
 def wrong(where: str, problem: str, instead: str) -> ConfigError:
-    """Make the error for one wrong setting; ``instead`` is what to write, as a sentence."""
+    """Make the error for one wrong setting; ``instead`` is a sentence that says what to write."""
     return ConfigError(f"{where}: {problem}; nothing was opened. {instead}")
 
 
@@ -69,7 +69,7 @@ def near(word: str, valid: Iterable[str]) -> str | None:
     from difflib import get_close_matches
 
     by_lower = {name.lower(): name for name in valid}
-    # The same letters in another order come first: "GBi" is GiB, though GB is as near.
+    # The same letters in another order come first: "GBi" means GiB, though GB is as near.
     same = [name for name in by_lower if sorted(name) == sorted(word.lower())]
     found = same or get_close_matches(word.lower(), by_lower, n=1)
     return by_lower[found[0]] if found else None
@@ -85,7 +85,7 @@ def nearest(word: str, valid: Collection[str]) -> str:
 
 
 def shown(value: object) -> str:
-    """Quote a value for a message: cut short, and withheld if it may hold credentials."""
+    """Quote a value for a message; shorten it, and hide it if it may hold credentials."""
     if not isinstance(value, str | int | float):
         return f"a value of type {type(value).__name__}"
     if isinstance(value, str):
@@ -99,7 +99,7 @@ def shown(value: object) -> str:
 
 
 def parse(kind: Kind, value: object, where: str) -> object:
-    """Turn what was written into the value of that kind.
+    """Turn what the user wrote into a value of that kind.
 
     Raises:
         ConfigError: it names ``where``, the value, and what is valid there.
@@ -163,7 +163,7 @@ def duration(value: object, where: str) -> float:
         seconds = value
     else:
         raise wrong(where, f"{shown(value)} is not a duration", _A_DURATION)
-    # NaN fails this comparison too, and an int is compared before it could overflow a float.
+    # NaN fails this comparison too. An int is compared as it is: it could overflow a float.
     if not 0 <= seconds <= MAX_SECONDS:
         raise wrong(where, f"{shown(value)} is not from 0 seconds to 100 years", _A_DURATION)
     return float(seconds)
@@ -210,7 +210,7 @@ def _word(value: object, where: str, words: tuple[str, ...]) -> str:
 
 def _bounded(digits: str) -> int:
     digits = digits.lstrip("0") or "0"
-    # More digits than any valid number has, and int() refuses thousands of them.
+    # No valid number has more digits, and int() refuses thousands of them.
     return int(digits) if len(digits) <= 19 else MAX_INTEGER + 1
 
 
@@ -222,4 +222,4 @@ KINDS: Final[dict[str, Callable[[object, str], object]]] = {
     "boolean": boolean,
     "text": text,
 }
-"""The kinds of value, by the name a backend's ``OPTIONS`` declares."""
+"""The kinds of values, by the names that a backend's ``OPTIONS`` uses."""

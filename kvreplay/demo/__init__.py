@@ -1,5 +1,5 @@
-"""The story that ``kvreplay demo`` tells, and the node that it tells it about.
+"""The story that ``kvreplay demo`` tells, and the node that the story is about.
 
-The node is what a user of kvreplay writes: it imports public names only. :mod:`.orders` is the
-part to read first.
+A user of kvreplay would write such a node: it imports public names only. Read :mod:`.orders`
+first.
 """

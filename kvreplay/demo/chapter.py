@@ -1,7 +1,6 @@
-"""The story on one store, step by step: what each says, and the check that it is true.
+"""The story on one store, step by step: the sentence of each step, and the check that it is true.
 
-What a store that forgets cannot do is told as what it is: the steps of memory check that it has
-forgotten.
+The memory store forgets everything when its process ends. Its steps say so, and check it.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ TTL: Final = "300ms"
 class Step:
     """One sentence of the story, and its check, which raises if it is untrue.
 
-    ``needs``: the sentence of an earlier step, without which this one means nothing.
+    ``needs``: the sentence of an earlier step that must be true, or this one means nothing.
     """
 
     sentence: str
@@ -39,13 +38,13 @@ class Chapter:
     """The steps, on one stage.
 
     Args:
-        forgets: the store ends with its process.
+        forgets: the store's entries end with its process.
     """
 
     def __init__(self, stage: Stage, *, forgets: bool) -> None:
         self._stage = stage
         self._forgets = forgets
-        # The first request and its answer, which later steps go back to.
+        # The first request and its answer; later steps use them again.
         self._order: dict[str, Any] = {}
         self._answer: dict[str, Any] = {}
 
@@ -197,7 +196,7 @@ class Chapter:
     def _two_memories(self) -> None:
         self._stage.start()
         ports = [node.port for node in self._stage.nodes]
-        with self._stage.changes(invoices=1, made=2, completed=1):  # as one of them sees it
+        with self._stage.changes(invoices=1, made=2, completed=1):  # as one node sees it
             answers = ask_at_once(ports, REQUEST, self._stage.new_order(), TIMES)
             same(distinct(answers), 2, f"different invoices in {TIMES} answers of two nodes")
 

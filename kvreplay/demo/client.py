@@ -1,4 +1,4 @@
-"""The other side: start a node process, ask it, kill it. Every wait has a deadline."""
+"""The client's side: start a node process, ask it, kill it. Every wait has a deadline."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ __all__ = ["NODE", "Client", "Node", "NodeFailedError", "ask_at_once"]
 NODE: Final = (sys.executable, "-m", "kvreplay.demo.node")
 """The command that runs a node."""
 
-_DEADLINE: Final = 30.0  # seconds, for anything that a node is waited for
+_DEADLINE: Final = 30.0  # seconds, for every wait for a node
 
 _ids = itertools.count(1)
 
 
 class NodeFailedError(Exception):
-    """A node did not start, or said something unexpected; with the end of its log."""
+    """A node did not start, or said something unexpected; the message shows the end of its log."""
 
 
 class Client:
@@ -65,14 +65,14 @@ class Client:
         )
         answer = json.loads(content)
         if status != 200 or answer["jsonrpc"] != "2.0" or answer["id"] != id_:
-            raise http.client.HTTPException(f"status {status}, which is not the answer to the call")
+            raise http.client.HTTPException(f"status {status}: this is not the answer to the call")
         if "error" in answer:
             error = answer["error"]
             raise RpcError(error["code"], error["message"], error.get("data"))
         return answer["result"]
 
     def post(self, body: bytes) -> tuple[int, bytes]:
-        """Post any bytes, and return the HTTP status and what came back."""
+        """Post any bytes, and return the HTTP status and the body of the answer."""
         self._http.request("POST", "/", body, {"Content-Type": "application/json"})
         response = self._http.getresponse()
         return response.status, response.read()
@@ -83,12 +83,12 @@ class Node:
 
     Args:
         config: its config file.
-        log: what it writes to stderr is appended here.
+        log: a file; the node's stderr is appended to it.
         environ: variables to add; no other ``KVREPLAY_*`` variable reaches it.
 
     Attributes:
         port: where it listens.
-        lines: what it prints, line by line, and an empty text at the end.
+        lines: what it prints, line by line, then an empty text at the end.
 
     Raises:
         NodeFailedError: it did not get ready.
@@ -110,7 +110,7 @@ class Node:
         with log.open("ab") as stderr:
             self._process = subprocess.Popen(
                 [*command, "--config", str(config), "--until-eof", *options],
-                stdin=subprocess.PIPE,  # which ends with this process, whatever becomes of it
+                stdin=subprocess.PIPE,  # it closes when this process ends, even by a kill
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 env=inherited | (environ or {}),
@@ -131,7 +131,7 @@ class Node:
         return self._process.poll() is None
 
     def wait_for(self, start: str) -> str:
-        """Return the node's next line, which must start so."""
+        """Return the node's next line, which must start with this text."""
         try:
             line = self.lines.get(timeout=_DEADLINE)
         except queue.Empty:
@@ -144,7 +144,7 @@ class Node:
         return line
 
     def last_words(self) -> str:
-        """Return the end of the node's log, indented, on lines of its own."""
+        """Return the end of the node's log, on new lines and indented."""
         lines = self._log.read_text(errors="replace").splitlines()[-8:]
         return "".join(f"\n      {line}" for line in lines)
 
@@ -154,13 +154,13 @@ class Node:
             return client.call(method, params)
 
     def kill(self) -> None:
-        """SIGKILL the process group, and wait until it is gone."""
+        """Send SIGKILL to the process group, and wait until it is gone."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait(_DEADLINE)
 
     def stop(self) -> int:
-        """SIGTERM, and return the exit code; the node ends its requests and closes its store."""
+        """Send SIGTERM, return the exit code; the node ends its requests and closes its store."""
         self._process.terminate()
         code = self._process.wait(_DEADLINE)
         self.close()
@@ -182,7 +182,7 @@ class Node:
 
 
 def ask_at_once(ports: Sequence[int], method: str, params: object, times: int) -> list[Any]:
-    """Ask so many times at one moment, over the ports in turn; return or raise what they say."""
+    """Ask so many times at one moment, over the ports in turn; return the answers, or raise."""
     barrier = threading.Barrier(times)
 
     def ask(port: int) -> Any:
@@ -191,7 +191,7 @@ def ask_at_once(ports: Sequence[int], method: str, params: object, times: int) -
                 barrier.wait(_DEADLINE)
                 return client.call(method, params)
         except OSError:
-            barrier.abort()  # the others need not wait for this one
+            barrier.abort()  # so the others do not wait for this one
             raise
 
     with ThreadPoolExecutor(times) as threads:

@@ -17,7 +17,7 @@ try:
     from bolt11.models.features import Feature, FeatureExtra, Features, FeatureState
     from bolt11.models.signature import Signature
     from bolt11.models.tags import Tag, TagChar, Tags
-except ImportError as error:  # missing, or with a bitstring that it does not work with
+except ImportError as error:  # missing, or beside a bitstring that it cannot use
     raise ConfigError(
         f"the demo makes real invoices with the package bolt11, which cannot be imported ({error});"
         " nothing was started. Install it: pip install 'kvreplay[demo]'"
@@ -37,7 +37,7 @@ _FEATURES: Final[dict[Feature | FeatureExtra, FeatureState]] = {
 
 @attrs.frozen(repr=False)
 class NodeKey:
-    """A node's key for regtest. It follows from its seed: never use it for money."""
+    """A node's key for regtest. Whoever knows the seed has the key: never use it for money."""
 
     secret: str
 
@@ -68,7 +68,7 @@ class Invoice:
 
 
 def make_invoice(request: InvoiceRequest, key: NodeKey) -> str:
-    """Make and sign a new invoice. No two are alike: each has a payment secret of its own."""
+    """Make and sign a new invoice. No two are equal: each has its own payment secret."""
     tags = [
         Tag(TagChar.payment_hash, request.payment_hash),
         Tag(TagChar.payment_secret, secrets.token_hex(32)),
@@ -88,7 +88,7 @@ def read_invoice(encoded: str) -> Invoice:
     """Decode an invoice, and recover who signed it.
 
     Raises:
-        ValueError: it is no invoice, or lacks what each of ours has.
+        ValueError: it is no invoice, or lacks a field that our invoices have.
     """
     try:
         read = bolt11.decode(encoded, strict=True)
@@ -101,5 +101,5 @@ def read_invoice(encoded: str) -> Invoice:
             expiry_sec=read.expiry,
             min_final_cltv_expiry_delta=read.min_final_cltv_expiry,
         )
-    except Exception as error:  # each layer of the foreign decoder has errors of its own
+    except Exception as error:  # each layer of bolt11's decoder raises its own errors
         raise ValueError(f"no BOLT11 invoice ({type(error).__name__})") from error

@@ -1,16 +1,16 @@
-"""The node: a process that answers JSON-RPC 2.0 over HTTP, on loopback.
+"""The node: a process that answers JSON-RPC 2.0 over HTTP, on the loopback address.
 
 ::
 
     python -m kvreplay.demo.node --config node.toml
 
-It prints ``listening 127.0.0.1:PORT`` when it is ready. The config file is kvreplay's, with a
-table of the node's own::
+It prints ``listening 127.0.0.1:PORT`` when it is ready. The config file is kvreplay's, with one
+more table for the node::
 
     [node]
     host = "127.0.0.1"
     port = 0                       # 0: any free one
-    seed = "what its key follows from"
+    seed = "its key is derived from this"
 
     [store]
     url = "lmdb:store"
@@ -56,7 +56,7 @@ class NodeSettings:
 
     @classmethod
     def read(cls, config: Config) -> NodeSettings:
-        """Check the table, or take what it does not say by default.
+        """Check the table; what it does not set has its default.
 
         Raises:
             ConfigError: it names the setting.
@@ -73,8 +73,8 @@ class NodeSettings:
         settings = cls(**table)
         if not _is_loopback(settings.host):
             raise ConfigError(
-                "[node] host: it is no IPv4 loopback address, and this node asks nobody who they"
-                ' are; nothing was started. Write "127.0.0.1".'
+                "[node] host: it is no IPv4 loopback address, and this node does not check who"
+                ' asks; nothing was started. Write "127.0.0.1".'
             )
         if type(settings.port) is not int or not 0 <= settings.port <= 65_535:
             raise ConfigError("[node] port: it is not from 0 to 65535; nothing was started")
@@ -84,10 +84,10 @@ class NodeSettings:
 
 
 class Server(ThreadingHTTPServer):
-    """One thread a connection; stopping lets running requests end."""
+    """One thread for each connection; a stop lets running requests end."""
 
     request_queue_size = 512
-    daemon_threads = True  # idle connections do not hold up the end
+    daemon_threads = True  # idle connections do not delay the end
 
     def __init__(self, address: tuple[str, int], methods: Mapping[str, rpc.Method]) -> None:
         self.methods = methods
@@ -101,7 +101,7 @@ class Server(ThreadingHTTPServer):
         self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
 
     def answer(self, body: bytes) -> bytes | None:
-        """Answer one body, and count it as running meanwhile."""
+        """Answer one body; while this runs, it counts as a running request."""
         with self._idle:
             self._running += 1
         try:
@@ -112,12 +112,12 @@ class Server(ThreadingHTTPServer):
                 self._idle.notify_all()
 
     def wait_until_idle(self, timeout: float) -> None:
-        """Wait for running requests, so long at most."""
+        """Wait until no request runs, but at most this many seconds."""
         with self._idle:
             self._idle.wait_for(lambda: not self._running, timeout)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away in the middle is no news."""
+        """Log nothing when a client goes away in the middle of a request."""
         if not isinstance(sys.exception(), ConnectionError | TimeoutError):
             super().handle_error(request, client_address)
 
@@ -128,8 +128,8 @@ class Connection(BaseHTTPRequestHandler):
     server: Server
     protocol_version = "HTTP/1.1"
     server_version = "kvreplay-demo"
-    timeout = 60  # seconds, of silence
-    wbufsize = -1  # head and body of an answer leave together
+    timeout = 60  # seconds of silence
+    wbufsize = -1  # the head and the body of an answer are sent together
 
     def do_POST(self) -> None:
         """Answer one JSON-RPC body."""
@@ -156,17 +156,17 @@ class Connection(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def _refuse(self, status: int, problem: str) -> None:
-        """Refuse, and hang up: where the next request begins may not be known."""
+        """Refuse, and close: nobody may know where the next request begins."""
         self.send_error(status, problem)
         self.wfile.flush()
-        # To hang up on what is under way would take the answer away from who sends it.
+        # The client may still be sending: if we closed now, it would lose this answer.
         self.connection.settimeout(1.0)
         while self.rfile.read1(MAX_BODY):
             pass
         self.close_connection = True
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Log no request line: it is the client's text."""
+        """Do not log the request line: a client wrote it."""
 
 
 def main(arguments: Sequence[str] | None = None, orders: Callable[..., Orders] = Orders) -> int:
@@ -185,7 +185,7 @@ def main(arguments: Sequence[str] | None = None, orders: Callable[..., Orders] =
     except (KVReplayError, OSError) as error:
         print(f"kvreplay.demo.node: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:  # before it served
+    except KeyboardInterrupt:  # before it served anything
         return 130
     return 0
 
@@ -203,9 +203,9 @@ def _serve(settings: NodeSettings, service: Orders, *, until_eof: bool) -> None:
 
 
 def _stop_at_eof(server: Server) -> None:
-    """Stop when whoever started this node is gone, whatever became of it."""
+    """Stop when the process that started this node is gone, even by a kill."""
     stdin = sys.stdin.fileno()
-    while os.read(stdin, 4096):  # not sys.stdin: the interpreter could not end with a reader in it
+    while os.read(stdin, 4096):  # sys.stdin itself would keep Python from ending
         pass
     server.shutdown()
 
@@ -214,7 +214,7 @@ def _go_on() -> None: ...
 
 
 def _hold() -> None:
-    """Say so, and wait for the SIGKILL."""
+    """Say that this node holds, and wait for the SIGKILL."""
     print("holding", flush=True)
     threading.Event().wait()
 
@@ -233,7 +233,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--config", metavar="FILE", required=True, help="a TOML file")
     parser.add_argument(
-        "--until-eof", action="store_true", help="stop when stdin ends, as when a parent is gone"
+        "--until-eof",
+        action="store_true",
+        help="stop when stdin ends, as it does when the parent process is gone",
     )
     parser.add_argument(
         "--hold-after-ledger",

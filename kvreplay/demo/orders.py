@@ -1,7 +1,8 @@
 """``async_order.request_invoice``: what a node does with kvreplay.
 
-The handler makes an invoice and writes it into the payment ledger. kvreplay sees to it that a
-retry gets that invoice again, and asks the ledger when a crash has left it in doubt.
+The handler makes an invoice and writes it into the payment ledger. kvreplay makes
+sure that a retry gets that invoice again. If a crash has left a request in doubt, the reconciler
+asks the ledger whether the invoice was made.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ _log: Final = logging.getLogger("kvreplay.demo")
 
 
 class Ledger:
-    """The invoices that this node may be paid by: a namespace of its own, without expiry."""
+    """The invoices that others may pay to this node, in their own namespace and without expiry."""
 
     NAMESPACE: Final = "inbound_payments"
 
@@ -72,7 +73,7 @@ class Ledger:
         return found
 
     def add(self, request: InvoiceRequest, bolt11: str) -> bool:
-        """Write an invoice down, durably; ``False``: that payment hash has one already."""
+        """Write an invoice down durably; ``False``: the payment hash has an invoice already."""
         entry = msgpack.packb({**request.params, "bolt11": bolt11})
         found = self._store.check_and_put(
             self.NAMESPACE, "", request.payment_hash, expected=None, value=entry
@@ -88,8 +89,8 @@ class Orders:
     """The node's methods, over one store.
 
     Args:
-        written: called in the handler when the invoice is in the ledger, and nothing of it in
-            the replay record yet: the worst moment to crash.
+        written: the handler calls it when the invoice is in the ledger, but not yet in the
+            replay record. This is the worst moment to crash.
     """
 
     REPLAYS: Final = "request_invoice"
@@ -111,7 +112,7 @@ class Orders:
 
     @property
     def methods(self) -> Mapping[str, Method]:
-        """The methods by their JSON-RPC names; all that they raise on purpose is an RpcError."""
+        """The methods by their JSON-RPC names; on purpose they raise only RpcError."""
         return {
             "async_order.request_invoice": _reporting(self.request_invoice),
             "node.invoice": _reporting(self.invoice),
@@ -134,7 +135,7 @@ class Orders:
             raise RpcError(STALE_FLOW, "stale_flow", {"reason": "expired"}) from None
         except InFlightError as error:
             raise RpcError(IN_FLIGHT, "in_flight", {"retry_after": error.retry_after}) from None
-        except ClaimLostError:  # whoever took over has the answer
+        except ClaimLostError:  # the owner that took over has the answer
             raise RpcError(IN_FLIGHT, "in_flight", {"retry_after": 1.0}) from None
         except (InDoubtError, IndeterminateError, ResponseNotStorableError):
             raise RpcError(IN_DOUBT, "in_doubt", {"retry_after": 1.0}) from None
@@ -147,7 +148,7 @@ class Orders:
         return entry and _result(entry)
 
     def status(self, params: Mapping[str, Any]) -> object:
-        """Count: invoices in the ledger, invoices this process made, replay records by state."""
+        """Count the ledger's invoices, those this process made, and replay records by state."""
         check_fields(params, ())
         states = Counter(record.state.name.lower() for record in self.replay.records())
         return {"invoices": self.ledger.count(), "made": self._made, "records": states}
@@ -177,7 +178,7 @@ class Orders:
 
 
 def _reporting(method: Method) -> Method:
-    """Say over the wire what went wrong, and no more than that."""
+    """Tell the client what went wrong, and no more than that."""
 
     @functools.wraps(method)
     def reporting(params: Mapping[str, Any]) -> object:

@@ -1,4 +1,4 @@
-"""The parameters of ``async_order.request_invoice``: checked and normalised before kvreplay.
+"""The parameters of ``async_order.request_invoice``: checked and normalised first.
 
 Two spellings of one value must not look like two requests, so hex becomes lower case, and a
 decimal string loses its leading zeros.
@@ -49,7 +49,7 @@ class InvalidFieldError(ValueError):
 
 
 class _Wrong(Exception):
-    """What is wrong with a value; who reads it knows the field."""
+    """What is wrong with a value; the caller adds the field's name."""
 
 
 @attrs.frozen(repr=False)
@@ -87,7 +87,7 @@ class InvoiceRequest:
 
     @property
     def params(self) -> dict[str, Any]:
-        """What must be equal in a retry: everything."""
+        """Everything that must be equal in a retry: all fields."""
         return attrs.asdict(self)
 
 
@@ -133,7 +133,7 @@ def _text(value: object) -> str:
 
 
 def _node_id(value: object) -> str:
-    """Any text; one that is a public key (33 bytes in hex) is the same key in either case."""
+    """Any text; a public key (33 bytes in hex) becomes lower case, since it is the same key."""
     text = _text(value)
     return text.lower() if _is_public_key(text) else text
 

@@ -1,6 +1,6 @@
 """JSON-RPC 2.0 (https://www.jsonrpc.org/specification): bytes in, bytes out, no I/O.
 
-Parameters are by name. A batch is answered one request after the other.
+Parameters are given by name. A batch is answered one request after the other.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _respond(request: object, methods: Mapping[str, Method]) -> dict[str, object
     try:
         method, params = _read(request)
     except RpcError as error:
-        return _failure(id_, error)  # even without an id: what was no request is no notification
+        return _failure(id_, error)  # even without an id: no valid request, so no notification
     assert isinstance(request, dict)
     try:
         if method not in methods:
@@ -92,8 +92,8 @@ def _respond(request: object, methods: Mapping[str, Method]) -> dict[str, object
         response = {"jsonrpc": "2.0", "result": methods[method](params), "id": id_}
     except RpcError as error:
         response = _failure(id_, error)
-    except Exception as error:  # a bug: the log learns where, the caller that much
-        # Not its message, which may show a payload.
+    except Exception as error:  # a bug: only the log says where
+        # The log does not show its message, which may hold a payload.
         where = "".join(traceback.format_tb(error.__traceback__))
         _log.error("a bug in %s\n%s%s", method, where, type(error).__name__)
         response = _failure(id_, RpcError(INTERNAL_ERROR, "internal error"))
@@ -138,6 +138,6 @@ def _refuse(constant: str) -> NoReturn:
 
 def _object_of(pairs: list[tuple[str, object]]) -> dict[str, object]:
     members = dict(pairs)
-    if len(members) != len(pairs):  # which of the two would it mean?
+    if len(members) != len(pairs):  # nobody knows which of the two is meant
         raise ValueError("a name is repeated")
     return members

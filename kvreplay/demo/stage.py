@@ -1,4 +1,4 @@
-"""What the story is told with: one store's config and nodes, requests, counts, comparisons."""
+"""The means of the story: one store's config and nodes, requests, counts, comparisons."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ seed = "{seed}"
 
 
 class UntrueError(Exception):
-    """What was told is not so; the message says what is."""
+    """A sentence of the story is not true; the message says what is true."""
 
 
 class Stage:
@@ -46,8 +46,8 @@ class Stage:
 
     Args:
         url: the store's line in the config.
-        directory: an empty one, for the config, the log and the store.
-        command: what runs a node.
+        directory: an empty directory for the config, the log and the store.
+        command: the command that runs a node.
     """
 
     def __init__(self, url: str, directory: Path, command: Sequence[str] = NODE) -> None:
@@ -69,7 +69,7 @@ class Stage:
 
     @property
     def nodes(self) -> Sequence[Node]:
-        """The nodes that run: one, unless more were started. One is started if none runs."""
+        """The running nodes. If the last one does not run, a new one is started first."""
         if not self._nodes or not self._nodes[-1].running:
             self.start()
         return tuple(self._nodes)
@@ -83,7 +83,7 @@ class Stage:
         return node
 
     def kill(self) -> None:
-        """SIGKILL every node."""
+        """Send SIGKILL to every node."""
         self.close()
 
     def new_order(self) -> dict[str, Any]:
@@ -108,7 +108,7 @@ class Stage:
         return self.nodes[-1].call(REQUEST, order)
 
     def refusal(self, order: Mapping[str, Any], code: int) -> RpcError:
-        """Ask for an invoice, and return the error of that code that must come instead."""
+        """Ask for an invoice; an error with that code must come instead. Return that error."""
         try:
             self.request(order)
         except RpcError as error:
@@ -117,7 +117,7 @@ class Stage:
         raise UntrueError(f"the node gave an invoice instead of error {code}")
 
     def ask_until_refused(self, order: Mapping[str, Any], answer: Any) -> RpcError:
-        """Repeat a request, whose answer must stay the same until it is an error; return that."""
+        """Repeat a request until it fails; return the error. Before, its answer must not change."""
         deadline = time.monotonic() + _DEADLINE
         while time.monotonic() < deadline:
             try:
@@ -128,7 +128,7 @@ class Stage:
         raise UntrueError(f"{_DEADLINE} s later, the request is still answered")
 
     def crash_after_ledger(self, order: Mapping[str, Any]) -> Any:
-        """SIGKILL a node that has written the invoice down and answered nobody; return it."""
+        """Kill a node that has written the invoice down but not answered; return the invoice."""
         self.kill()
         node = self.start("--hold-after-ledger")
         answers: list[object] = []
@@ -138,7 +138,7 @@ class Stage:
                 answers.append(node.call(REQUEST, order))
             except (OSError, http.client.HTTPException) as error:
                 answers.append(error)
-            node.lines.put("an answer")  # which must not come before it says that it holds
+            node.lines.put("an answer")  # "holding" must come first
 
         asking = threading.Thread(target=ask)
         with self.changes(invoices=1, made=1, in_progress=1):
@@ -146,7 +146,7 @@ class Stage:
             try:
                 node.wait_for("holding")
             except BaseException:
-                self.kill()  # which ends the asking
+                self.kill()  # this ends the thread that asks
                 raise
         written = self.ledger(order)
         self.kill()
@@ -160,7 +160,7 @@ class Stage:
         return self.nodes[-1].call("node.invoice", {"payment_hash": order["payment_hash"]})
 
     def counts(self) -> dict[str, int]:
-        """Count invoices in the ledger and records as one node sees them; made: by all nodes."""
+        """Count the invoices and the records that one node sees, and what all nodes have made."""
         statuses = [node.call("node.status", {}) for node in self.nodes]
         records = statuses[-1]["records"]
         return {
@@ -172,7 +172,7 @@ class Stage:
 
     @contextmanager
     def changes(self, **expected: int) -> Iterator[None]:
-        """Check that the block changes these counts so, and no others."""
+        """Check that the block changes these counts by so much, and no others."""
         before = self.counts()
         yield
         after = self.counts()

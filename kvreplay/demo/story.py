@@ -22,14 +22,14 @@ from kvreplay.demo.stage import Stage, UntrueError
 __all__ = ["ENGINES", "tell"]
 
 ENGINES: Final[Mapping[str, str]] = {
-    # engine: the store's line in the config, which is all that changes
+    # engine: the store's line in the config; nothing else changes
     "lmdb": "lmdb:store",
     "filesystem": "filesystem:store",
     "memory": "memory:",
 }
 
 _WIDTH: Final = 96
-# What makes a step untrue; anything else is a bug of the story, and ends it.
+# These make a step untrue; any other exception is a bug of the story, and ends it.
 _UNTRUE: Final = (
     UntrueError,
     NodeFailedError,
@@ -47,7 +47,7 @@ def tell(
 
     Args:
         directory: where stores, configs and logs are kept; a temporary one by default.
-        command: what runs a node.
+        command: the command that runs a node.
 
     Raises:
         ConfigError: the directory cannot be used.
@@ -88,7 +88,7 @@ def _tell_on(engine: str, place: Path, printer: _Printer, command: Sequence[str]
 
 @contextmanager
 def _place(directory: str | None) -> Iterator[Path]:
-    """Yield the directory to keep things in, or a temporary one."""
+    """Yield the directory where things are kept, or a temporary one."""
     if directory is None:
         with tempfile.TemporaryDirectory(prefix="kvreplay-demo-") as temporary:
             yield Path(temporary)
@@ -168,5 +168,5 @@ class _Printer:
 
     def _print(self, line: str) -> None:
         encoding = self._stream.encoding or "utf-8"
-        # A node's log may hold what this terminal cannot show.
+        # A node's log may hold characters that this terminal cannot show.
         print(line.encode(encoding, "replace").decode(encoding), file=self._stream, flush=True)

@@ -1,4 +1,4 @@
-"""The store contract as tests: any backend, ours or a stranger's, runs them.
+"""The store contract as tests. Any backend can run them, ours or yours.
 
 ::
 
@@ -10,7 +10,7 @@ It needs pytest, and Hypothesis for one of its tests: ``pip install 'kvreplay[te
 
 import pytest
 
-# Before they are imported: a failing assertion in them then shows what it compared.
+# This comes before their import, so that a failing assertion shows what it compared.
 pytest.register_assert_rewrite(
     *(
         f"kvreplay.testing.{module}"

@@ -1,4 +1,4 @@
-"""``BatchingKVStore``: many changes at once, each a step of its own."""
+"""``BatchingKVStore``: many changes in one call, each a step of its own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["BatchTests"]
 
 
 class BatchTests:
-    """It answers for each change as ``check_and_put`` does, in their order."""
+    """Each change has the answer that ``check_and_put`` would give; they happen in their order."""
 
     def test_each_of_many_changes_has_its_own_outcome(self, batching: BatchingKVStore) -> None:
         batching.write("p", "s", "there", b"old")

@@ -1,4 +1,4 @@
-"""``AtomicKVStore``: the one primitive, which is one step against every thread."""
+"""``AtomicKVStore``: the one primitive. No thread sees a half of it or comes between."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ __all__ = ["CheckAndPutTests"]
 
 
 class CheckAndPutTests:
-    """It answers with what it found, and changes something iff that was expected."""
+    """It returns what it found. It changes the entry only if that was the expected value."""
 
     @pytest.mark.parametrize("there", [None, b"", b"1", b"other"])
     def test_check_and_put(self, atomic: AtomicKVStore, there: bytes | None) -> None:
-        """Every combination of what is there, expected and put, with an expiry and without."""
+        """Try every combination of what is there, expected and put, with an expiry and without."""
         atomic.write("p", "s", "beside", b"1")
         after = {("p", "s", "beside"): b"1"}
         combinations = itertools.product([None, b"", b"1"], [None, b"", b"1", b"2"], [None, 5])
@@ -71,7 +71,7 @@ class CheckAndPutTests:
         assert content(atomic) == {}
 
     def test_arguments_of_check_and_put_by_name(self, atomic: AtomicKVStore) -> None:
-        """The longest name with an expiry, all by their names."""
+        """The longest names and the latest expiry, as keyword arguments."""
         found = atomic.check_and_put(
             primary_namespace=LONGEST,
             secondary_namespace=LONGEST,
@@ -124,7 +124,7 @@ class CheckAndPutTests:
         assert atomic.read("p", "s", "n") == b"200"
 
     def test_a_writer_does_not_come_between(self, atomic: AtomicKVStore) -> None:
-        """A plain write is before a check-and-put or after it: it is never lost."""
+        """A plain write happens before a check-and-put or after it: it is never lost."""
         for n in range(20):
             key = f"k{n}"
             atomic.write("p", "s", key, b"old")

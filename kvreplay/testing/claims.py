@@ -1,4 +1,4 @@
-"""What a store claims: the capabilities whose methods it has. Tests of others are left out."""
+"""A store offers the capabilities whose methods it has. Tests of the others are left out."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CAPABILITIES: Final[Mapping[str, tuple[type, tuple[str, ...]]]] = {
 
 
 def unclaimed(store: object) -> dict[str, str]:
-    """The fixtures of capabilities that a store, or its class, does not claim, and why."""
+    """The fixtures of the capabilities that a store, or its class, does not offer, and why."""
     name = store.__name__ if isinstance(store, type) else type(store).__name__
     reasons: dict[str, str] = {}
     for fixture, (capability, methods) in CAPABILITIES.items():
@@ -42,14 +42,14 @@ def unclaimed(store: object) -> dict[str, str]:
 
 
 def class_opened_by(opens: Callable[..., Any]) -> type | None:
-    """The class of the stores that it opens, if it is the class or says so in its annotation."""
+    """The class of the stores that it opens, if it is that class or its annotation names it."""
     returned: object = opens
     if not isinstance(opens, type):
         try:
             returned = typing.get_type_hints(opens).get("return")
         except NameError:  # a name that is imported for type checkers only
             return None
-    # A class that looks its attributes up elsewhere tells nothing before it is opened.
+    # A class with __getattr__ shows its methods only once it is opened.
     if returned is Any or not isinstance(returned, type) or hasattr(returned, "__getattr__"):
         return None
     return returned

@@ -1,4 +1,4 @@
-"""Closing: it may happen twice, nothing goes on after it, and it loses nothing."""
+"""Closing: it may be called twice, no call works after it, and it loses nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["ClosingTests"]
 
 
 class ClosingTests:
-    """A closed store answers every call with ``StoreError``, whatever it holds."""
+    """A closed store raises ``StoreError`` at every call, whatever it holds."""
 
     def test_closed(self, store: Any) -> None:
         store.write("p", "s", "k", b"v")
@@ -38,7 +38,7 @@ class ClosingTests:
         assert content(reopen()) == {("p", "s", "k"): b"v"}
 
     def test_closed_during_a_walk(self, walkable: MigratableKVStore) -> None:
-        """It does not end as if it had shown everything."""
+        """The walk does not end as if it had shown everything."""
         for p in ("a", "b", "c"):
             walkable.write(p, "s", "k", b"v")
         walk = walkable.list_all_keys()

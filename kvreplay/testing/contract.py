@@ -1,4 +1,4 @@
-"""The class that a backend's test inherits: how its store is opened, and every test."""
+"""The class that a backend's test inherits: it opens the store, and holds every test."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ class StoreContract(
 ):
     """The whole store contract over one backend.
 
-    A subclass, named ``Test…``, says how its store is opened. What a store claims is which
-    methods it has, and the tests of a capability that it lacks are left out; or skipped with that
-    reason, where it is not known before it is opened.
+    A subclass, named ``Test…``, says how its store is opened. A store offers the capabilities
+    whose methods it has, and the tests of the others are left out. Where only the opened store
+    shows its methods, they are skipped instead, and the reason names the missing method.
     """
 
     open: ClassVar[Callable[..., Any]]
-    """The store's class, or a method annotated with it. ``open(path)`` opens a store at a path in
-    a folder of this test's; at first there is nothing, and later calls find the entries, if the
-    store is ``durable``.
+    """The store's class, or a method whose return annotation is that class. ``open(path)`` opens a
+    store at a path in the test's own folder. At first there is nothing; later calls find the
+    entries, if the store is ``durable``.
 
-    Other processes open the store by it, so it stands at the top of an importable module.
+    Other processes call it too, so define it at the top of a module that can be imported.
     """
 
     durable: ClassVar[bool] = True
@@ -76,7 +76,7 @@ class StoreContract(
 
     @pytest.fixture
     def opened(self) -> Iterator[list[Any]]:
-        """The stores that a test has opened, which are closed after it."""
+        """The stores that a test has opened; they are closed after it."""
         stores: list[Any] = []
         yield stores
         for store in stores:
@@ -84,7 +84,7 @@ class StoreContract(
 
     @pytest.fixture
     def open_again(self, path: Path, opened: list[Any]) -> Callable[[], Any]:
-        """Open this test's store: once, or while it is open if it may be shared."""
+        """Open this test's store; again while it is open, if several may be open at once."""
 
         def open_again() -> Any:
             opened.append(self.open(path))
@@ -131,7 +131,7 @@ class StoreContract(
 
     @pytest.fixture
     def shared(self) -> bool:
-        """Whether a forked child's entries are its parent's."""
+        """Whether a forked child shares the entries of its parent."""
         return self.durable and self.multi_process
 
     @pytest.fixture
@@ -141,7 +141,7 @@ class StoreContract(
 
     @pytest.fixture
     def spawn(self, path: Path) -> Iterator[Callable[[Callable[[Any], Any]], Process]]:
-        """``spawn(action)`` starts a process that opens the store, which is closed here."""
+        """``spawn(action)`` starts a process that opens the store; it is closed in this process."""
         processes: list[Process] = []
 
         def spawn(action: Callable[[Any], Any]) -> Process:
@@ -156,12 +156,12 @@ class StoreContract(
     def beside(
         self, spawn: Callable[[Callable[[Any], Any]], Process]
     ) -> Callable[[Callable[[Any], Any]], Process]:
-        """``beside(action)`` starts a process that opens the store, which is open here too."""
+        """``beside(action)`` starts a process that opens the store; it is open in this one too."""
         return spawn
 
     @pytest.fixture
     def fork(self) -> type[Child]:
-        """``fork(action)`` runs an action in a forked child; ``.join()`` says that it went well."""
+        """``fork(action)`` runs an action in a forked child; ``.join()`` fails if that failed."""
         if not hasattr(os, "fork"):
             pytest.skip("this system has no fork")
         return Child

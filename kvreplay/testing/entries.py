@@ -22,7 +22,7 @@ def put(
     expires_at: int | None = None,
     primary: str = "p",
 ) -> None:
-    """Put by check-and-put, whatever is there."""
+    """Put a value by check-and-put, whatever is there."""
     try:
         expected = store.read(primary, "s", key)
     except KeyNotFoundError:
@@ -34,7 +34,7 @@ def put(
 
 
 def count_up(store: AtomicKVStore, times: int) -> None:
-    """Add to the number in the entry ``p/s/n``, against others who do the same."""
+    """Add to the number in the entry ``p/s/n``, while others do the same."""
     for _ in range(times):
         expected = store.read("p", "s", "n")
         while True:
@@ -47,7 +47,7 @@ def count_up(store: AtomicKVStore, times: int) -> None:
 
 
 def content(store: Any, *namespaces: tuple[str, str]) -> dict[Address, bytes]:
-    """Everything in a store; of one that cannot be walked, what is in these namespaces."""
+    """Every entry of a store; if it cannot be walked, every entry of these namespaces."""
     if hasattr(store, "list_all_keys"):
         addresses = list(store.list_all_keys())
     else:

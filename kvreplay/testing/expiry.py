@@ -26,7 +26,7 @@ UNTIL_500 = (
 
 
 class ExpiryTests:
-    """Due is what its last change made due; it is visible until a sweep removes it."""
+    """An entry's last change says when it is due. It is visible until a sweep removes it."""
 
     def test_a_sweep_removes_what_is_due_and_nothing_else(self, expiring: ExpiringKVStore) -> None:
         for at in (0, 1, 99, 100, 101, 10**13, LAST):
@@ -151,7 +151,7 @@ class ExpiryTests:
     def test_a_sweep_costs_what_is_due_and_not_what_is_stored(
         self, expiring: ExpiringKVStore
     ) -> None:
-        """Counted in calls of functions, which no other load on the machine disturbs."""
+        """The cost is a count of function calls: other load on the machine does not change it."""
         costs = []
         for live in (5, 80):
             for n in range(live):
@@ -241,7 +241,7 @@ def _refresh(store: ExpiringKVStore, how: str) -> None:
 
 
 def _counting_calls(action: Callable[[], T]) -> tuple[int, T]:
-    """How many functions, Python's and C's, an action calls, and what it returns."""
+    """Count the functions, Python's and C's, that an action calls; return its result too."""
     calls = 0
 
     def count(_frame: object, event: str, _argument: object) -> None:

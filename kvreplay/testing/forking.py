@@ -20,7 +20,7 @@ __all__ = ["Child", "ForkingTests"]
 
 
 class Child:
-    """A forked child that runs an action, to be joined once."""
+    """A forked child that runs an action. Join it once."""
 
     def __init__(self, action: Callable[[], object]) -> None:
         with warnings.catch_warnings():
@@ -41,7 +41,7 @@ class Child:
         return os.fork()
 
     def join(self) -> None:
-        """Wait for its end, and say that it went well."""
+        """Wait for its end; fail if the child failed."""
         code = self.wait()
         assert code != -signal.SIGALRM, "the forked child has not come back: a deadlock"
         assert code == 0, "the forked child failed, as standard error shows"
@@ -56,7 +56,7 @@ Fork = Callable[[Callable[[], object]], Child]
 
 
 class ForkingTests:
-    """Where entries are shared by processes, the child shares them; elsewhere it has a copy."""
+    """If processes share the entries, the child shares them too; if not, it has a copy."""
 
     def test_a_forked_child_goes_on(self, store: KVStoreSync, fork: Fork, shared: bool) -> None:
         store.write("p", "s", "k", b"v")
@@ -131,7 +131,7 @@ class ForkingTests:
     def test_a_fork_inside_a_transaction(
         self, transactional: TransactionalKVStore, fork: Fork
     ) -> None:
-        """It stays the parent's, which goes on with it."""
+        """The transaction stays the parent's, and the parent goes on with it."""
         transactional.write("p", "s", "k", b"old")
 
         def child() -> None:
@@ -148,7 +148,7 @@ class ForkingTests:
         transactional.write("p", "s", "k", b"later")
 
     def test_a_child_of_a_child(self, atomic: AtomicKVStore, fork: Fork, shared: bool) -> None:
-        """The one between has not touched the store when it forks."""
+        """The child has not used the store yet when it forks."""
         atomic.write("p", "s", "n", b"0")
 
         def grandchild() -> None:

@@ -20,7 +20,7 @@ from kvreplay.testing.entries import Address, content
 
 __all__ = ["check_against_a_dictionary"]
 
-# Few of each, so that they meet.
+# Few of each, so that many calls meet on one entry.
 NAMESPACES = [("", ""), ("p", ""), ("p", "s")]
 _namespaces = st.sampled_from(NAMESPACES)
 _keys = st.sampled_from(["a", "b"])
@@ -120,7 +120,7 @@ def check_against_a_dictionary(
             gone = self.entries.keys() - content(self.store)
             assert gone <= due, "something was removed that is not due"
             assert len(gone) == result.removed <= result.visited <= limit
-            assert result.more or gone == due, "what is due was left, and no more announced"
+            assert result.more or gone == due, "due entries were left, and not announced"
             for address in gone:
                 del self.entries[address]
 
@@ -161,7 +161,7 @@ def check_against_a_dictionary(
             max_examples=max(settings().max_examples // 2, 1),  # 50, unless a profile says more
             stateful_step_count=25,
             deadline=None,
-            # Explaining a failure takes thousands of stores more.
+            # To explain a failure would take thousands more stores.
             phases=[phase for phase in Phase if phase is not Phase.explain],
             suppress_health_check=list(HealthCheck),
         ),
@@ -169,7 +169,7 @@ def check_against_a_dictionary(
 
 
 class _UndoneError(Exception):
-    """What a transaction raises that is to be undone."""
+    """Raised inside a transaction to undo it."""
 
 
 def _value(entries: dict[Address, Entry], address: Address) -> bytes | None:

@@ -34,7 +34,7 @@ ILLEGAL: list[Any] = [
     "\n",
     "a\0",
     "\xe9",
-    "\u0663",  # a digit, but not one of ours
+    "\u0663",  # a digit, but not an ASCII digit
     "[empty]",
     "k.tmp",
     "a%b",
@@ -50,7 +50,7 @@ NO_TIMES: list[Any] = [-1, 2**63, 1.5, True, "1", b"1"]
 
 
 class NameTests:
-    """LDK's name rules at their edges, values that are bytes, times that are times."""
+    """LDK's name rules at their limits; only bytes are values, only valid times are expiries."""
 
     @pytest.mark.parametrize("name", LEGAL)
     def test_legal_names(self, store: KVStoreSync, name: str) -> None:

@@ -16,7 +16,7 @@ __all__ = ["PlainTests"]
 
 
 class PlainTests:
-    """What is read is what was written, whole, under its own name and no other."""
+    """A read returns what was written, whole, under its own name and no other."""
 
     def test_round_trip(self, store: KVStoreSync) -> None:
         assert store.list("p", "s") == []
@@ -57,7 +57,7 @@ class PlainTests:
         assert content(store) == {("p", "s", "k"): value}
 
     def test_addresses_are_distinct(self, store: KVStoreSync) -> None:
-        """Each name alone tells two entries apart, and neighbours do not run into each other."""
+        """Two entries differ if one of their three names differs, and names never run together."""
         namespaces = [(p, s) for p in ("", "a", "aa", "A") for s in ("", "a", "aa") if p or not s]
         addresses = {(p, s, k): f"{p}/{s}/{k}".encode() for p, s in namespaces for k in "aAb"}
         for address, value in addresses.items():
@@ -71,7 +71,7 @@ class PlainTests:
             assert content(store, *namespaces) == addresses
 
     def test_absence(self, store: KVStoreSync) -> None:
-        """It is ``KeyNotFoundError`` to read, nothing to remove, and an empty list."""
+        """An absent entry: ``read`` raises, ``remove`` does nothing, and the list is empty."""
         store.write("p", "s", "k", b"v")
         for p, s, k in [
             ("p", "s", "q"),
@@ -90,7 +90,7 @@ class PlainTests:
         assert content(store) == {("p", "s", "k"): b"v"}
 
     def test_messages_and_repr_show_no_entry(self, store: KVStoreSync) -> None:
-        """Any of them may be logged."""
+        """A user may log each of them."""
         store.write("secret-p", "secret-s", "secret-k", b"secret-v")
         assert "secret" not in repr(store)
         with pytest.raises(KeyNotFoundError) as caught:
@@ -140,7 +140,7 @@ class PlainTests:
         assert content(reopen()) == {("p", "s", "k"): b"new"}
 
     def test_threads_that_write_apart(self, store: KVStoreSync) -> None:
-        """No entry of one thread is lost to another's."""
+        """No thread loses an entry because of another thread."""
 
         def work(name: str) -> None:
             for n in range(20):

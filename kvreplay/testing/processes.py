@@ -1,4 +1,4 @@
-"""Several processes: what returned survives a kill, and each sees what the others did."""
+"""Several processes: a change that returned survives a kill, and each sees what others did."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["Process", "ProcessTests"]
 
 
 class Process:
-    """A spawned process that opens the store for itself, and acts on it when it is told to.
+    """A spawned process that opens the store itself, and acts on it when it is told to.
 
     After its action it keeps the store open until it is told to end, or is killed.
     """
@@ -101,7 +101,7 @@ class ProcessTests:
     def test_what_returned_survives_a_kill(
         self, store: KVStoreSync, reopen: Callable[[], Any], spawn: Spawn
     ) -> None:
-        """A process that does not come to its close has kept every change that returned."""
+        """A process that is killed before it closes its store keeps every change that returned."""
         store.write("p", "s", "changes", b"before")
         store.write("p", "s", "goes", b"before")
         store.close()  # type: ignore[attr-defined]
@@ -239,7 +239,8 @@ def _refresh_and_sweep(store: Any) -> int:
     return int(store.sweep("p", 5, 10).removed)
 
 
-_held: list[tuple[AbstractContextManager[Any], Any]] = []  # or it would end when it is forgotten
+# Without this reference to it, the transaction would end.
+_held: list[tuple[AbstractContextManager[Any], Any]] = []
 
 
 def _commit_and_begin_another(store: Any) -> None:

@@ -1,4 +1,4 @@
-"""Actions on threads of their own, so that a store that hangs fails a test and ends it."""
+"""Actions on threads of their own, so that a store that hangs makes its test fail and end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["PATIENCE", "Running", "at_once", "elsewhere", "watched_by"]
 T = TypeVar("T")
 
 PATIENCE = 60.0
-"""Seconds after which something that has not come back is taken for a deadlock."""
+"""After so many seconds, an action that has not come back counts as a deadlock."""
 
 
 class Running(Generic[T]):
@@ -31,7 +31,7 @@ class Running(Generic[T]):
     def _run(self) -> None:
         try:
             self._results.append(self._action())
-        except BaseException as error:  # it is raised where the result is asked for
+        except BaseException as error:  # result() raises it
             self._error = error
 
     @property
@@ -50,12 +50,12 @@ class Running(Generic[T]):
 
 
 def elsewhere(action: Callable[[], T]) -> T:
-    """What an action returns on another thread."""
+    """Run an action on another thread; return its result."""
     return Running(action).result()
 
 
 def at_once(*actions: Callable[[], T]) -> list[T]:
-    """What several actions return that begin together, each on its own thread."""
+    """Run actions that begin together, each on its own thread; return their results."""
     start = threading.Barrier(len(actions))
 
     def with_the_others(action: Callable[[], T]) -> Callable[[], T]:
@@ -72,7 +72,7 @@ def at_once(*actions: Callable[[], T]) -> list[T]:
 
 @contextmanager
 def watched_by(*looks: Callable[[], object]) -> Iterator[None]:
-    """While a block runs, threads look again and again; what they raise is raised at its end."""
+    """While a block runs, threads look again and again; its end raises what they raised."""
     done = threading.Event()
 
     def again_and_again(look: Callable[[], object]) -> Callable[[], None]:
@@ -95,7 +95,7 @@ def watched_by(*looks: Callable[[], object]) -> Iterator[None]:
 
 @contextmanager
 def _switching_often() -> Iterator[None]:
-    """Let another thread come between any two steps."""
+    """Let another thread run between any two steps."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:

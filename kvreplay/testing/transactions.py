@@ -1,4 +1,4 @@
-"""``TransactionalKVStore``: all or nothing, for this thread alone, and nobody reads in between."""
+"""``TransactionalKVStore``: all or nothing, for one thread only; readers never see a part."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["TransactionTests"]
 
 
 class TransactionTests:
-    """The store's calls inside a block that commits at its end, or is undone if it raises."""
+    """The store's calls inside a block, which commits at its end, or is undone if it raises."""
 
     def test_a_transaction_commits_as_a_whole(self, transactional: TransactionalKVStore) -> None:
         transactional.write("p", "s", "goes", b"v")
@@ -53,7 +53,7 @@ class TransactionTests:
     def test_a_transaction_that_raises_changes_nothing(
         self, transactional: TransactionalKVStore, error: type[BaseException]
     ) -> None:
-        """Nor does it keep the write lock."""
+        """It does not keep the write lock either."""
         put(transactional, "k", b"v", 5)
         with pytest.raises(error), transactional.transaction() as txn:
             txn.write("p", "s", "k", b"w")
@@ -96,7 +96,7 @@ class TransactionTests:
             assert txn.check_and_put("p", "s", "b", expected=b"again", value=None) == b"again"
             assert txn.list("p", "s") == ["a"]
             assert txn.list("p", "") == txn.list("q", "s") == []
-            assert transactional.read("p", "s", "a") == b"old", "outside, nothing has happened yet"
+            assert transactional.read("p", "s", "a") == b"old", "outside, nothing has changed yet"
             assert sorted(transactional.list("p", "s")) == ["a", "b"]
             assert len(list(transactional.list_all_keys())) == 2
         assert content(transactional) == {("p", "s", "a"): b"new"}
@@ -203,7 +203,7 @@ class TransactionTests:
         assert transactional.read("p", "s", "n") == b"2"
 
     def test_threads_that_transact(self, transactional: TransactionalKVStore) -> None:
-        """Transactions and single changes count together, and none is lost."""
+        """Transactions and single changes count up together, and no count is lost."""
         transactional.write("p", "s", "n", b"0")
 
         def transact() -> None:

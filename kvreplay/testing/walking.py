@@ -13,7 +13,7 @@ __all__ = ["WalkingTests"]
 
 
 class WalkingTests:
-    """A walk is how a store is migrated, so what it misses is lost."""
+    """A migration walks the store, so an entry that the walk misses is lost."""
 
     def test_a_migration_copies_all(self, walkable: MigratableKVStore) -> None:
         source = {
