@@ -64,7 +64,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         *("params", "invoice", "rpc", "orders", "node", "client", "stage", "chapter", "story"),
         "__init__",
     ),
-    "cli": ("main", "__init__"),
+    "cli": ("demo", "main", "__init__"),
 }
 # What a wing may import from outside of the package, besides the standard library and attrs.
 PACKAGES: dict[str, set[str]] = {

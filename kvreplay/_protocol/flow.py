@@ -1,15 +1,29 @@
 """The replay protocol as generators: no I/O, no clock, no threads.
 
-A flow *yields* the step that it needs next and is *sent* the step's answer; a step that fails is
-*thrown* its exception. :mod:`kvreplay.replay` answers with blocking calls, :mod:`kvreplay.aio`
-with awaits, a simulator in any order it likes. All times are milliseconds since the epoch, UTC,
-and come with the answers.
+A flow *yields* the step that it needs next and is *sent* the step's answer. A step that fails is
+*thrown* its exception. Whoever does that *drives* the flow: ``_runtime/blocking.py`` with blocking
+calls, ``_runtime/awaiting.py`` with awaits, and a simulator in the tests in any order it likes.
+All times are milliseconds since the epoch, UTC, and come with the answers.
+
+What is always true:
+
+* A key's record changes only by a check-and-put that expects exactly the bytes that were read.
+  Whoever loses learns what the winner has stored, and decides anew.
+* The handler runs only after this run's claim is stored. (With ``lease=None`` there is no claim,
+  and in a transaction none is needed.)
+* A claim ends in one of three ways: an answer takes its place, it is removed because the handler
+  said that nothing happened, or it stays. A claim that stays and has no living owner is *in doubt*.
+* A key in doubt is never run again, unless the policy or the caller's reconciler says so.
+* A response is returned only after it is stored, as it is decoded from what was stored.
+* Other params than the record's change nothing, whatever state the record is in. A record whose
+  time is over binds nobody's params.
 
 The path of a miss::
 
     Read -> decide -> Begin -> CheckAndPut(claim) -> Call -> CheckAndPut(completed)
 
-and of a hit: ``Read -> decide``.
+and of a hit: ``Read -> decide``. Most hits do not even come here:
+``_runtime/requests.py`` answers them after one read.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
+from kvreplay.cli import demo
 from kvreplay.errors import KVReplayError
 
 __all__ = ["main"]
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     asked = _parser().parse_args(arguments)
     try:
-        code = _demo(asked)
+        code: int = asked.run(asked)
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # nobody reads any more, as in `kvreplay demo | head`
@@ -43,13 +44,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _demo(asked: argparse.Namespace) -> int:
-    from kvreplay.demo import story  # imported late: it needs an extra, and is slow
-
-    engines = story.ENGINES if asked.engine == "all" else (asked.engine,)
-    return story.tell(engines, asked.dir)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="kvreplay",
@@ -57,25 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    demo = commands.add_parser(
-        "demo",
-        help="show, on a real node process, that a retried request makes only one invoice",
-        description="Start a real node process, race, kill and restart it, and check that"
-        " async_order.request_invoice makes each invoice once. Needs the extra: pip install"
-        " 'kvreplay[demo]'. The exit code is 1 if a step is untrue.",
-    )
-    demo.add_argument(
-        "--engine",
-        choices=("lmdb", "filesystem", "memory", "all"),
-        default="all",
-        help="the store to use (default: all, one after the other)",
-    )
-    demo.add_argument(
-        "--dir",
-        metavar="PATH",
-        help="a new or empty directory for the stores, configs and logs, which are kept"
-        " (default: a temporary one, removed at the end)",
-    )
+    demo.add_to(commands)
     return parser
 
 
