@@ -7,8 +7,6 @@ import threading
 from typing import Any
 
 import pytest
-from replaying import Caller, Handler, OneByOne
-from test_replay import WalkableStore
 
 from kvreplay import (
     AsyncReplay,
@@ -21,6 +19,8 @@ from kvreplay import (
     ReplayKey,
 )
 from kvreplay._runtime.singleflight import flights
+from support.plain_stores import WalkableStore
+from support.replaying import Caller, Handler, OneByOne
 
 KEY = ("lsp", "session")
 PARAMS = {"amount": 1}

@@ -16,6 +16,7 @@ from kvreplay.config.file import Config, load_config
 from kvreplay.config.registry import BACKENDS, OpenStore, StoreSettings, open_store
 from kvreplay.config.units import KINDS, Kind, nearest, parse
 from kvreplay.errors import ConfigError
+from support.programs import run_python
 
 HOUR = 3600.0
 ENGINES_WITH_A_PATH = ("filesystem", "lmdb")
@@ -100,14 +101,7 @@ def write(tmp_path: Path) -> Callable[[str], Path]:
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        cwd=Path(__file__).parent.parent,
-    )
+    return run_python("-W", "error", "-c", code)
 
 
 # --- values ---------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ import threading
 from typing import Any
 
 import pytest
-from replaying import START, Caller, FakeClock, Handler, OneByOne
 
 from kvreplay import (
     AsyncReplay,
@@ -20,6 +19,7 @@ from kvreplay import (
 from kvreplay._protocol.record import decode
 from kvreplay._runtime.aio_sweeping import AsyncSweeper
 from kvreplay._runtime.sweeping import Sweeper
+from support.replaying import START, Caller, FakeClock, Handler, OneByOne
 
 KEY = ("lsp", "session")
 PARAMS = {"amount": 1}

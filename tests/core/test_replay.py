@@ -11,7 +11,6 @@ from typing import Any
 
 import msgpack
 import pytest
-from replaying import START, Async, Caller, FakeClock, Handler, Interrupt, OneByOne, Sync
 
 from kvreplay import (
     NOT_APPLIED,
@@ -37,6 +36,8 @@ from kvreplay import (
 from kvreplay._protocol.keys import name
 from kvreplay._protocol.record import State, decode
 from kvreplay._runtime.singleflight import flights
+from support.plain_stores import PlainStore, WalkableStore
+from support.replaying import START, Async, Caller, FakeClock, Handler, Interrupt, OneByOne, Sync
 
 KEY = ("02lsp", "session-1")
 PARAMS = {"amount_msat": 1000, "hash": b"\x01" * 32}
@@ -760,32 +761,6 @@ def test_no_key_and_no_payload_is_shown(make: Callable[..., Any], face: Any) -> 
 
 
 # A node's own plain store, through the explicit wrapper.
-
-
-class PlainStore:
-    """What a node may already have: LDK's four methods, and its own error for absence."""
-
-    def __init__(self) -> None:
-        self.entries: dict[tuple[str, str, str], bytes] = {}
-
-    def read(self, p: str, s: str, k: str) -> bytes:
-        return self.entries[p, s, k]
-
-    def write(self, p: str, s: str, k: str, value: bytes) -> None:
-        self.entries[p, s, k] = value
-
-    def remove(self, p: str, s: str, k: str, lazy: bool = False) -> None:
-        self.entries.pop((p, s, k), None)
-
-    def list(self, p: str, s: str) -> list[str]:
-        return [key for *namespace, key in self.entries if namespace == [p, s]]
-
-
-class WalkableStore(PlainStore):
-    """One that can also be walked, in the order of its writes."""
-
-    def list_all_keys(self) -> Any:
-        return iter(list(self.entries))
 
 
 def test_a_plain_store_needs_the_wrapper(face: Any) -> None:

@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import broken_atomic_stores
 import pytest
-from broken_stores import BROKEN
 
 from kvreplay.backends.memory import MemoryStore
 from kvreplay.testing import threads
+from support import broken_atomic_stores
+from support.broken_stores import BROKEN
 
 pytest_plugins = ["pytester"]
 
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parent.parent
 
 
 class FourCalls:
@@ -79,7 +79,7 @@ def run(pytester: pytest.Pytester) -> Any:
 
 def test_both_modules_of_broken_stores_are_there() -> None:
     modules = {store.__module__ for store in BROKEN}
-    assert modules == {"broken_stores", broken_atomic_stores.__name__}
+    assert modules == {"support.broken_stores", broken_atomic_stores.__name__}
 
 
 @pytest.mark.parametrize("broken", BROKEN, ids=lambda store: store.__name__)
@@ -141,7 +141,7 @@ def test_a_failure_shows_what_was_found(pytester: pytest.Pytester) -> None:
     """Where nothing of kvreplay was imported before pytest began."""
     pytester.makepyfile(
         test_it="""
-        from broken_atomic_stores import AnswersYesOrNo
+        from support.broken_atomic_stores import AnswersYesOrNo
         from kvreplay.testing import StoreContract
 
 
@@ -157,7 +157,7 @@ def test_a_failure_shows_what_was_found(pytester: pytest.Pytester) -> None:
             *(sys.executable, "-m", "pytest", "-W", "error", "-p", "no:cacheprovider"),
             *(
                 "-o",
-                f"pythonpath={HERE}",
+                f"pythonpath={TESTS}",
                 "--basetemp=run",
                 "test_it.py::TestIt::test_check_and_put[None]",
             ),

@@ -1,6 +1,6 @@
 """Mutation testing: break the code on purpose, one place at a time, and see the tests go red.
 
-``python tests/mutation.py`` tries a fixed sample, ``--all`` every mutant, ``--all kvreplay._protocol.flow``
+``python -m mutation`` in ``tests/`` tries a fixed sample, ``--all`` every mutant, ``--all kvreplay._protocol.flow``
 every mutant of one module. It fails if a mutant survives that ``docs/mutation.md`` does not
 explain, or if that page explains one that does not exist any more.
 
@@ -34,9 +34,10 @@ import hypothesis.strategies
 import lmdb  # noqa: F401
 import msgpack  # noqa: F401
 import pytest
-from mutants import Mutant, mutants_of, on_one_line, source_of
 
-ROOT = Path(__file__).parent.parent
+from mutation.mutants import Mutant, mutants_of, on_one_line, source_of
+
+ROOT = Path(__file__).parents[2]
 EXPLAINED = ROOT / "docs" / "mutation.md"
 # Tests that take long, and see what the quick ones see.
 _SLOW = "costs or threads or and_lists_during or forked or race or killed or each_step or atomic_over or model"

@@ -18,12 +18,13 @@ from typing import Any
 
 import attrs
 import pytest
-from crew import run_together
-from linearizability import Operation, linearization
 
 from kvreplay import open_store
+from support.crew import run_together
+from support.linearizability import Operation, linearization
+from support.programs import PROGRAMS
 
-SCRIPT = Path(__file__).with_name("history_process.py")
+SCRIPT = PROGRAMS / "history_process.py"
 KEYS = ["a", "b", "c", "d"]
 
 History = list[Operation]

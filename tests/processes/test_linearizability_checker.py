@@ -11,7 +11,8 @@ import attrs
 import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
-from linearizability import Operation, Value, linearization
+
+from support.linearizability import Operation, Value, linearization
 
 
 def read(found: Value, invoked: float, returned: float = math.inf) -> Operation:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from replaying import Async, Caller, FakeClock, Handler, Sync
 
 from kvreplay import (
     NOT_APPLIED,
@@ -24,6 +23,8 @@ from kvreplay import (
     ParamsMismatchError,
     Replay,
 )
+from support.programs import PROGRAMS
+from support.replaying import Async, Caller, FakeClock, Handler, Sync
 
 KEY = ("lsp", "session")
 PARAMS = {"amount": 1}
@@ -32,7 +33,7 @@ OTHER = {"amount": 2}
 # Memory is one process's own, which is what it promises.
 pytestmark = pytest.mark.parametrize("engine", ["filesystem", "lmdb"], indirect=True)
 
-SCRIPT = Path(__file__).with_name("node_process.py")
+SCRIPT = PROGRAMS / "node_process.py"
 
 
 class Node:

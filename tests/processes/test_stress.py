@@ -16,15 +16,16 @@ import attrs
 import lmdb
 import msgpack
 import pytest
-from crew import run_together
-from replaying import FakeClock
-from stress_process import SETTINGS, START, Request, how
 
 from kvreplay import InDoubtError, Replay, ReplayRecord, State, open_store
 from kvreplay._protocol.params import canonical
 from kvreplay._protocol.record import decode
+from support.crew import run_together
+from support.programs import PROGRAMS
+from support.replaying import FakeClock
+from support.stress_process import SETTINGS, START, Request, how
 
-SCRIPT = Path(__file__).with_name("stress_process.py")
+SCRIPT = PROGRAMS / "stress_process.py"
 
 
 @attrs.frozen

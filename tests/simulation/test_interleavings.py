@@ -1,6 +1,6 @@
 """Every schedule of up to three requests for one key, and the bugs that walking them all finds.
 
-``INTERLEAVINGS=long pytest tests/test_interleavings.py`` walks for about half an hour instead of a
+``INTERLEAVINGS=long pytest tests/simulation`` walks for about half an hour instead of a
 minute, in a few GB of memory: more crashes, faults and clock moves together.
 """
 
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from functools import cache
 
 import pytest
+
 from simulation.explore import Counterexample, Explored, explore, shortest
 from simulation.flows import REAL, Node
 from simulation.matrix import AT_LENGTH, EVERY_TIME

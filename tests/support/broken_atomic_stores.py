@@ -10,11 +10,11 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import attrs
-from broken_stores import caught_by, others_are_at_it
 
 from kvreplay.backends.memory import MemoryStore
 from kvreplay.errors import KeyNotFoundError, StoreError
 from kvreplay.store import Change, SweepResult
+from support.broken_stores import caught_by, others_are_at_it
 
 # Check-and-put.
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import attrs
 import pytest
-from replaying import START, Async, Caller, FakeClock, Sync
 
 from kvreplay import (
     ExpiredError,
@@ -24,6 +23,7 @@ from kvreplay import (
 )
 from kvreplay._protocol.params import canonical
 from kvreplay._protocol.record import Claim, decode, encode
+from support.replaying import START, Async, Caller, FakeClock, Sync
 
 HOUR = 3_600_000
 DAY = 24 * HOUR

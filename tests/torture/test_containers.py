@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from replaying import FakeClock
 
 from kvreplay import InDoubtError, InFlightError, Replay
 from kvreplay._protocol.record import decode
+from support.needs import UNSHARE, needs_pid_namespaces
+from support.replaying import FakeClock
 from torture.audit import State, audit, sound
 from torture.ledger import PARAMS, SCOPE, Ledger
-from torture.needs import UNSHARE, needs_pid_namespaces
 
 TESTS = Path(__file__).parent.parent
 BEHIND_A_SHELL = ("sh", "-c", '"$@"; exit $?', "sh")  # so that it is the second process there

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from kvreplay import InDoubtError, Replay, StoreFullError
+from support.needs import mounted, needs_disks
 from torture.audit import State, committed, look_up, sound
-from torture.disks import Ext4, tmpfs
+from torture.disks import Ext4
 from torture.ledger import PARAMS, SCOPE
-from torture.needs import needs_disks
 from torture.node import MODES, Mode
 
 KEY = "session"
@@ -32,7 +32,7 @@ def small_disk(kind: str, folder: Path) -> Iterator[Path]:
         with disk.mounted():
             yield disk.path
     else:
-        with tmpfs(folder / "disk", KINDS[kind]) as path:
+        with mounted(folder / "disk", KINDS[kind]) as path:
             yield path
 
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import lmdb
 import pytest
-from replaying import Caller, Interrupt
 
 from kvreplay import (
     AsyncReplay,
@@ -36,6 +35,7 @@ from kvreplay.backends.lmdb import group_commit as lmdb_queue
 from kvreplay.backends.lmdb import store as lmdb_backend
 from kvreplay.backends.lmdb.environment import Environment
 from kvreplay.store import BatchingKVStore
+from support.replaying import Caller, Interrupt
 
 KIB = 1024
 
