@@ -11,6 +11,7 @@ from typing import Any
 import lmdb
 
 from kvreplay.backends.lmdb import LMDBStore
+from kvreplay.backends.lmdb import files as lmdb_files
 from kvreplay.backends.lmdb import shared as lmdb_sharing
 from kvreplay.testing.entries import Address, content
 from support.programs import Program, unmeasured
@@ -27,6 +28,8 @@ __all__ = [
     "map_size",
     "nothing_is_open",
     "open_files_of",
+    "traced",
+    "users_of",
 ]
 
 KIB = 1024
@@ -58,6 +61,13 @@ def in_process(code: str, path: Path, **options: Any) -> str:
     """Run code to its good end; return what it said."""
     with Process(code, path, **options) as process:
         return str(process.join())
+
+
+def traced(log: Path, root: Path, calls: str, fault: str = "") -> tuple[str, ...]:
+    """A command to put before another: strace logs its calls on the data file, and injects a fault."""
+    data = str(root / "data.mdb")
+    command = ("strace", "-f", "--seccomp-bpf", "-o", str(log), "-P", data, "-e", f"trace={calls}")
+    return (*command, "-e", f"inject={calls}:{fault}") if fault else command
 
 
 def filled(root: Path) -> dict[Address, bytes]:
@@ -104,6 +114,11 @@ def map_size(store: LMDBStore) -> int:
 def commits(store: LMDBStore) -> int:
     """How many transactions that changed something the files have seen."""
     return int(environment_of(store).read(lambda txn: txn.id()))
+
+
+def users_of(root: Path) -> int:
+    """How many stores of this process share the files."""
+    return int(lmdb_sharing._open[lmdb_files.identity_of(root)].users)
 
 
 def nothing_is_open() -> bool:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
 __all__ = [
     "UNSHARE",
-    "mounted",
+    "complaint_of",
+    "missing",
     "needs_disks",
     "needs_pid_namespaces",
     "needs_root",
@@ -26,7 +24,7 @@ UNSHARE = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
 
 def needs_root() -> None:
     if os.geteuid() != 0:
-        _missing("needs root")
+        missing("needs root")
 
 
 def needs_disks() -> None:
@@ -34,36 +32,23 @@ def needs_disks() -> None:
     needs_root()
     for tool in ("mkfs.ext4", "mount", "umount", "losetup"):
         if shutil.which(tool) is None:
-            _missing(f"needs {tool}")
+            missing(f"needs {tool}")
     if not os.path.exists("/dev/loop-control"):
-        _missing("needs loop devices")
+        missing("needs loop devices")
 
 
 def needs_strace() -> None:
-    if _complaint("strace", "-o", "/dev/null", "true") is not None:
-        _missing("needs strace, and the right to trace")
+    if complaint_of("strace", "-o", "/dev/null", "true") is not None:
+        missing("needs strace, and the right to trace")
 
 
 def needs_pid_namespaces() -> None:
-    if _complaint(*UNSHARE, "true") is not None:
-        _missing("needs the right to make a PID namespace")
+    if complaint_of(*UNSHARE, "true") is not None:
+        missing("needs the right to make a PID namespace")
 
 
-@contextmanager
-def mounted(folder: Path, options: str) -> Iterator[Path]:
-    """Mount a tmpfs there, which needs the right to do so."""
-    folder.mkdir(exist_ok=True)
-    complaint = _complaint("mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder))
-    if complaint is not None:
-        _missing(f"needs the right to mount a tmpfs: {complaint}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
-
-
-def _complaint(*command: str) -> str | None:
-    """Run a command; ``None``: it went well."""
+def complaint_of(*command: str) -> str | None:
+    """Run a command, and return what is wrong with it; ``None``: nothing."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError as error:
@@ -71,7 +56,7 @@ def _complaint(*command: str) -> str | None:
     return done.stderr.strip() if done.returncode else None
 
 
-def _missing(reason: str) -> None:
+def missing(reason: str) -> None:
     if os.environ.get("CI") == "true":
         pytest.fail(reason)
     pytest.skip(reason)

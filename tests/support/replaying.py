@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from kvreplay import AsyncReplay, Change, Outcome, Replay, ReplayRecord, SweepResult
+from support.waiting import PATIENCE
 
 START = 1_700_000_000_000
 
@@ -112,7 +113,7 @@ class Handler:
     def __call__(self) -> Any:
         self.runs += 1
         self.started.set()
-        assert self._go.wait(30)
+        assert self._go.wait(PATIENCE)
         response = self._responses[min(self.runs, len(self._responses)) - 1]
         if isinstance(response, BaseException):
             raise response
@@ -138,9 +139,13 @@ class Caller(threading.Thread):
         except BaseException as error:
             self._error = error
 
-    def result(self) -> Any:
-        self.join(30)
+    def end(self) -> None:
+        """Wait for the end of the call, whatever it is."""
+        self.join(PATIENCE)
         assert not self.is_alive(), "the call never came back"
+
+    def result(self) -> Any:
+        self.end()
         if self._error is not None:
             raise self._error
         return self._value
@@ -172,3 +177,8 @@ class OneByOne:
 
 class Interrupt(BaseException):
     """Not an ``Exception``, and not one that event loops treat apart."""
+
+
+def never() -> Any:
+    """A handler that must not run."""
+    raise AssertionError("the handler ran a second time")

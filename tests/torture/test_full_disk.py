@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from kvreplay import InDoubtError, Replay, StoreFullError
-from support.needs import mounted, needs_disks
+from support.disks import mounted
+from support.needs import needs_disks
 from torture.audit import State, committed, look_up, sound
 from torture.disks import Ext4
 from torture.ledger import PARAMS, SCOPE
