@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from kvreplay.cli import main
+from support.programs import run_python
 
 try:
     import bolt11  # noqa: F401
@@ -34,14 +35,8 @@ sys.modules['bitstring'] = types.ModuleType('bitstring')
 """
 
 
-def run(*arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, timeout=timeout, check=False
-    )
-
-
 def test_version() -> None:
-    done = run("-m", "kvreplay", "--version")
+    done = run_python("-m", "kvreplay", "--version")
     assert (done.returncode, done.stdout) == (0, f"kvreplay {version('kvreplay')}\n")
 
 
@@ -75,7 +70,7 @@ def test_help_names_the_extra_and_the_exit_code(capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize("absent", [BLOCKED, pytest.param(INCOMPATIBLE, marks=needs_extra)])
 def test_a_missing_extra_is_2_and_says_what_to_install(absent: str) -> None:
     call = "from kvreplay.cli import main; sys.exit(main(['demo']))"
-    done = run("-c", f"import sys, types\n{absent}\n{call}")
+    done = run_python("-c", f"import sys, types\n{absent}\n{call}")
     assert done.returncode == 2
     assert done.stdout == ""
     assert "pip install 'kvreplay[demo]'" in done.stderr
@@ -83,7 +78,7 @@ def test_a_missing_extra_is_2_and_says_what_to_install(absent: str) -> None:
 
 
 def test_importing_kvreplay_or_its_command_line_imports_no_demo() -> None:
-    done = run(
+    done = run_python(
         "-c",
         "import sys, kvreplay, kvreplay.cli\n"
         "print([name for name in sys.modules if name.startswith(('kvreplay.demo', 'bolt11'))])",

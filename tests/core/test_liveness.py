@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
 import sys
 
 import pytest
@@ -16,6 +15,10 @@ from kvreplay._runtime import liveness
 from kvreplay._runtime.liveness import Liveness, look_up, this_process
 from kvreplay._runtime.run import Run
 from kvreplay.backends.memory import MemoryStore
+from support.forking import Child
+from support.needs import needs_root
+from support.programs import Program, run_code
+from support.waiting import until
 
 TOKEN = b"t" * 16
 
@@ -45,38 +48,28 @@ ASK = "from kvreplay._runtime.liveness import this_process; import sys; print(th
 
 
 def test_another_process_is_looked_up() -> None:
-    child = subprocess.Popen(
-        [sys.executable, "-c", ASK.format("sys.stdin.read()")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert child.stdout is not None
-    theirs = child.stdout.readline().strip()
-    assert look_up(claim(theirs)) is Liveness.RUNNING
-    reused = theirs.rpartition(":")[0] + ":1"  # the same pid, started at another time
-    assert look_up(claim(reused)) is Liveness.GONE
-    child.kill()
-    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    assert look_up(claim(theirs)) is Liveness.GONE  # a zombie
-    child.communicate()
-    assert look_up(claim(theirs)) is Liveness.GONE
+    with Program([sys.executable, "-c", ASK.format("sys.stdin.read()")]) as child:
+        theirs = child.hear()
+        assert look_up(claim(theirs)) is Liveness.RUNNING
+        reused = theirs.rpartition(":")[0] + ":1"  # the same pid, started at another time
+        assert look_up(claim(reused)) is Liveness.GONE
+        child.popen.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert look_up(claim(theirs)) is Liveness.GONE  # a zombie
+        child.rest()
+        assert look_up(claim(theirs)) is Liveness.GONE
 
 
 def test_another_user_can_still_look_it_up() -> None:
-    if os.geteuid() != 0:
-        assert os.environ.get("CI") is None, "CI runs this as root"
-        pytest.skip("needs root, to become somebody else")
+    needs_root()
     # All that it imports is imported before it becomes somebody else, who may not read it.
     script = (
         "import os, sys; from kvreplay._runtime.liveness import look_up, this_process;"
         "from kvreplay._protocol.record import Claim; this_process(); os.setuid(65534);"
         "print(look_up(Claim(b't' * 16, 0, sys.argv[1])).name)"
     )
-    out = subprocess.run(
-        [sys.executable, "-c", script, this_process()], capture_output=True, text=True, check=True
-    )
-    assert out.stdout.strip() == "RUNNING"
+    done = run_code(script, this_process())
+    assert done.stdout.strip() == "RUNNING", done.stderr
 
 
 def test_elsewhere_nothing_is_known() -> None:
@@ -120,13 +113,13 @@ def test_without_proc_there_is_a_name_that_nobody_can_look_up(
 def test_a_child_is_another_owner_and_runs_nothing() -> None:
     token = liveness.begin()
     before = this_process()
-    child = os.fork()
-    if not child:
-        ok = this_process() != before
-        ok = ok and look_up(claim(this_process(), token)) is Liveness.GONE
-        ok = ok and look_up(claim(before, token)) is Liveness.RUNNING
-        os._exit(0 if ok else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+    def child() -> None:
+        assert this_process() != before
+        assert look_up(claim(this_process(), token)) is Liveness.GONE
+        assert look_up(claim(before, token)) is Liveness.RUNNING
+
+    Child(child).join()
     liveness.end(token)
 
 
@@ -165,16 +158,11 @@ threading.Thread(target=sys.stdin.read).start()
 print(this_process(), flush=True)
 ctypes.CDLL(None).pthread_exit(None)
 """
-    command = [sys.executable, "-c", leaderless]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        its = claim(process.stdout.readline().strip())
-        while liveness._stat(process.pid)[0] != "Z":
-            os.sched_yield()
+    with Program([sys.executable, "-c", leaderless]) as process:
+        its = claim(process.hear())
+        until(lambda: liveness._stat(process.pid)[0] == "Z")
         assert look_up(its) is Liveness.RUNNING
-        process.kill()
+        process.popen.kill()
         # It stays a zombie until it is waited for, and then without threads.
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         assert liveness._stat(process.pid)[0] == "Z"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 
 from kvreplay import InFlightError, KeyNotFoundError
 from kvreplay._runtime.singleflight import Abandoned, Flight, SingleFlight, fresh
+from support.forking import Child
 
 
 def board(flights: Any, key: str) -> Any:
@@ -115,14 +115,16 @@ def test_a_child_starts_with_an_empty_table() -> None:
     from kvreplay._runtime.singleflight import flights as of_this_process
 
     flight = board(of_this_process, "key")
+
+    def child() -> None:
+        assert len(of_this_process) == 0
+        own = Flight("key", b"")
+        assert of_this_process.board(own) is own
+        of_this_process.land(flight, "the parent's, which must not end the child's own")
+        assert len(of_this_process) == 1
+
     try:
-        child = os.fork()
-        if not child:
-            ok = len(of_this_process) == 0
-            leads = of_this_process.board(own := Flight("key", b"")) is own
-            of_this_process.land(flight, "the parent's, which must not end the child's own")
-            os._exit(0 if ok and leads and len(of_this_process) == 1 else 1)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        Child(child).join()
         assert len(of_this_process) == 1
     finally:
         of_this_process.land(flight, "done")

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["PROGRAMS", "Program", "run_python", "unmeasured"]
+__all__ = ["PROGRAMS", "Program", "run_code", "run_python", "unmeasured"]
 
 PROGRAMS = Path(__file__).parent
 """Where the programs are that several tests run: ``node_process.py`` and its like."""
@@ -29,6 +29,11 @@ def run_python(
         check=False,
         **options,
     )
+
+
+def run_code(code: str, *arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    """The same for code that is no file. Its warnings are errors."""
+    return run_python("-W", "error", "-c", code, *arguments, **options)
 
 
 def unmeasured() -> dict[str, str]:

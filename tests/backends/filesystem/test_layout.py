@@ -12,7 +12,7 @@ from kvreplay.backends.filesystem import FilesystemStore
 from kvreplay.store import ExpiringKVStore, TransactionalKVStore
 from kvreplay.testing.entries import put
 from support.file_stores import files
-from support.programs import run_python
+from support.programs import run_code
 
 
 def test_is_an_expiring_store_without_transactions(store: FilesystemStore, root: Path) -> None:
@@ -91,7 +91,7 @@ for durability in ("full", "process"):
         store.remove("p", "s", "key", lazy=True)
 print(sorted(names))
 """
-    done = run_python("-W", "error", "-c", script, root)
+    done = run_code(script, root)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "['p', 'p/s', 'p/s/key']"
     assert files(root) == {}
