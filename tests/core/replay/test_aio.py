@@ -18,18 +18,11 @@ from kvreplay import (
     Replay,
     ReplayKey,
 )
-from kvreplay._runtime.singleflight import flights
 from support.plain_stores import WalkableStore
 from support.replaying import Caller, Handler, OneByOne
 
 KEY = ("lsp", "session")
 PARAMS = {"amount": 1}
-
-
-@pytest.fixture(autouse=True)
-def no_flight_left() -> Any:
-    yield
-    assert len(flights) == 0
 
 
 class Held:
