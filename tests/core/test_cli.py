@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from kvreplay.cli import main
+from support.interrupts import hearing_ctrl_c
 from support.programs import run_python
 
 try:
@@ -106,12 +107,13 @@ def test_a_directory_that_cannot_be_used_is_2(
 
 @needs_extra
 def test_an_interrupt_is_130_and_leaves_no_node(tmp_path: Path) -> None:
-    story = subprocess.Popen(
-        [sys.executable, "-m", "kvreplay", "demo", "--dir", str(tmp_path / "kept")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    with hearing_ctrl_c():
+        story = subprocess.Popen(
+            [sys.executable, "-m", "kvreplay", "demo", "--dir", str(tmp_path / "kept")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
     try:
         assert story.stdout is not None
         while "a node process starts" not in story.stdout.readline():

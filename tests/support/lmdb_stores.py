@@ -46,7 +46,6 @@ from kvreplay.errors import *
 path = sys.argv[1]
 def say(text): print(text, flush=True)
 def wait(): return sys.stdin.readline().strip()
-signal.signal(signal.SIGINT, signal.default_int_handler)  # it may have been started with Ctrl-C ignored
 signal.alarm(100)
 """
 

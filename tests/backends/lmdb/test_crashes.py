@@ -14,6 +14,7 @@ import pytest
 from kvreplay.backends.lmdb import LMDBStore
 from kvreplay.store import SweepResult
 from kvreplay.testing.entries import content
+from support.interrupts import hearing_ctrl_c
 from support.lmdb_stores import Process, in_process, traced
 from support.needs import needs_strace
 from support.waiting import until_it_waits_for_a_lock
@@ -226,7 +227,7 @@ store.close()
 say("closed")
 """
     LMDBStore(root).close()
-    with Process(blocked, root) as process:
+    with hearing_ctrl_c(), Process(blocked, root) as process:
         assert process.hear() == "ready"
         for _ in range(2):
             with Process(hold, root) as holder:

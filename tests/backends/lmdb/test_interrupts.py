@@ -2,38 +2,17 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from kvreplay.backends.lmdb import LMDBStore
 from support.group_commits import putting, queue_of, queued, together, waiting
+from support.interrupts import interrupted_when
 from support.lmdb_stores import commits, environment_of
 from support.replaying import Caller, Interrupt
-from support.waiting import HeldTransaction, until
-
-
-@contextmanager
-def interrupted_when(true: Callable[[], bool]) -> Iterator[None]:
-    """Send this thread a Ctrl-C as soon as something is true."""
-
-    def send() -> None:
-        until(true)
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-
-    # A run in the background may have been started with Ctrl-C ignored.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    sender = threading.Thread(target=send)
-    sender.start()
-    try:
-        yield
-    finally:
-        sender.join()
-        signal.signal(signal.SIGINT, before)
+from support.waiting import HeldTransaction
 
 
 @pytest.mark.parametrize("place", ["at the head", "behind others"])
