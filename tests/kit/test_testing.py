@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from kvreplay.backends.memory import MemoryStore
 from kvreplay.testing import threads
 from support import broken_atomic_stores
 from support.broken_stores import BROKEN
+from support.programs import run_python
 
 pytest_plugins = ["pytester"]
 
@@ -152,18 +151,9 @@ def test_a_failure_shows_what_was_found(pytester: pytest.Pytester) -> None:
                 return AnswersYesOrNo()
         """
     )
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "pytest", "-W", "error", "-p", "no:cacheprovider"),
-            *(
-                "-o",
-                f"pythonpath={TESTS}",
-                "--basetemp=run",
-                "test_it.py::TestIt::test_check_and_put[None]",
-            ),
-        ],
-        capture_output=True,
-        text=True,
+    done = run_python(
+        *("-m", "pytest", "-W", "error", "-p", "no:cacheprovider", "--basetemp=run"),
+        *("-o", f"pythonpath={TESTS}", "test_it.py::TestIt::test_check_and_put[None]"),
     )
     assert done.returncode == 1, done.stdout
     assert "assert found == there" in done.stdout

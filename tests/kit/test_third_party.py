@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from support.programs import run_code, run_python, unmeasured
 
 SOURCES = Path(__file__).with_name("third_party")
 
@@ -27,11 +26,10 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory that the sample is installed in, next to none of its sources."""
     target = tmp_path_factory.mktemp("site")
     sources = shutil.copytree(SOURCES, tmp_path_factory.mktemp("built") / "tablestore")
-    command = [
-        *(sys.executable, "-m", "pip", "-q", "--disable-pip-version-check", "install"),
-        *("--no-index", "--no-deps", "--no-build-isolation", "--target", str(target), str(sources)),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run_python(
+        *("-m", "pip", "-q", "--disable-pip-version-check", "install"),
+        *("--no-index", "--no-deps", "--no-build-isolation", "--target", target, sources),
+    )
     assert done.returncode == 0, done.stderr
     return target
 
@@ -39,21 +37,19 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def environment(installed: Path) -> dict[str, str]:
     # A stranger's run is not measured: it forks among threads that are in coverage's own lock.
-    ours = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
-    return {**ours, "PYTHONPATH": str(installed), "PYTHONSAFEPATH": "1"}
+    return {**unmeasured(), "PYTHONPATH": str(installed), "PYTHONSAFEPATH": "1"}
 
 
 def test_it_is_found_by_its_entry_point(tmp_path: Path, environment: dict[str, str]) -> None:
-    command = [sys.executable, "-W", "error", "-c", REPLAYS, str(tmp_path / "db")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = run_code(REPLAYS, tmp_path / "db", env=environment)
     assert done.stdout.splitlines() == ["<TableStore open> False", "<TableStore open> True"]
 
 
 def test_it_passes_the_contract(tmp_path: Path, environment: dict[str, str]) -> None:
     for name in ("pyproject.toml", "test_tablestore.py"):
         shutil.copy(SOURCES / name, tmp_path)
-    command = [sys.executable, "-m", "pytest", "-q", f"--basetemp={tmp_path / 'run'}"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    command = ("-m", "pytest", "-q", f"--basetemp={tmp_path / 'run'}")
+    done = run_python(*command, cwd=tmp_path, env=environment, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     last = done.stdout.splitlines()[-1]
     assert "passed" in last and "skipped" not in last, done.stdout

@@ -9,9 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
 import random
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ import pytest
 from kvreplay import open_store
 from support.crew import run_together
 from support.linearizability import Operation, linearization
+from support.needs import needs_strace
 from support.programs import PROGRAMS
 
 SCRIPT = PROGRAMS / "history_process.py"
@@ -177,8 +176,7 @@ def test_unknown_outcomes_of_a_failing_disk_can_be_explained(
     engine: str, call: str, histories: int, tmp_path: Path, tell: Any
 ) -> None:
     """Some calls fail in one process, which goes on, as all others do."""
-    if subprocess.run(["strace", "-qq", "-o", "/dev/null", "true"], check=False).returncode:
-        unavailable("needs strace, and the right to trace")
+    needs_strace()
     tally = Tally()
     for seed in range(math.ceil(histories / len(KEYS) / 4)):
         url = f"{engine}:{tmp_path}/store{seed}"
@@ -191,12 +189,6 @@ def test_unknown_outcomes_of_a_failing_disk_can_be_explained(
             tally.add(history)
     assert tally.unknown, "every outcome was known: nothing was tested"
     tell(tally.told())
-
-
-def unavailable(reason: str) -> None:
-    if os.environ.get("CI"):
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 def unexplained(history: History, seed: int, key: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -23,8 +22,9 @@ from kvreplay import (
     ParamsMismatchError,
     Replay,
 )
-from support.programs import PROGRAMS
-from support.replaying import Async, Caller, FakeClock, Handler, Sync
+from support.programs import PROGRAMS, Program
+from support.replaying import Async, Caller, FakeClock, Handler, Sync, never
+from support.waiting import PATIENCE
 
 KEY = ("lsp", "session")
 PARAMS = {"amount": 1}
@@ -33,39 +33,20 @@ OTHER = {"amount": 2}
 # Memory is one process's own, which is what it promises.
 pytestmark = pytest.mark.parametrize("engine", ["filesystem", "lmdb"], indirect=True)
 
-SCRIPT = PROGRAMS / "node_process.py"
 
-
-class Node:
+class Node(Program):
     """One process of ``node_process.py``."""
 
     def __init__(self, **told: Any) -> None:
         told = {"key": KEY, "params": PARAMS, **told}
-        self.process = subprocess.Popen(
-            [sys.executable, str(SCRIPT), json.dumps(told)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        super().__init__([sys.executable, str(PROGRAMS / "node_process.py"), json.dumps(told)])
 
     def says(self) -> Any:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        return json.loads(line) if line else None
+        return json.loads(self.hear())
 
-    def let_go(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-
-    def kill(self) -> None:
-        self.process.kill()
-        assert self.process.wait(30) == -signal.SIGKILL
-
-    def end(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.communicate()
+    def was_killed(self) -> None:
+        """Wait for its end, which is a kill."""
+        assert self.popen.wait(PATIENCE) == -signal.SIGKILL
 
 
 @pytest.fixture(params=["sync", "async"])
@@ -93,15 +74,11 @@ def make(store: Any, face_name: str) -> Any:
     return lambda **settings: face(store, "ns", **{"ttl": 60, "wait_timeout": 0, **settings})
 
 
-def never() -> Any:
-    raise AssertionError("the handler ran a second time")
-
-
 def test_an_answer_survives_a_kill(start: Any, make: Any) -> None:
     node = start(die_after=True)
     assert node.says() == "running"
     first = node.says()
-    assert node.process.wait(30) == -signal.SIGKILL
+    node.was_killed()
     again = make().execute(KEY, PARAMS, never)
     assert (again.response, again.replayed) == (first["response"], True)
     with pytest.raises(ParamsMismatchError):
@@ -112,7 +89,7 @@ def test_an_answer_expires_for_every_process(start: Any, make: Any, store: Any) 
     node = start(die_after=True)
     node.says()
     node.says()
-    node.process.wait(30)
+    node.was_killed()
     later = FakeClock()
     later.now = next(iter(make().records())).expires_at
     with pytest.raises(ExpiredError):
@@ -138,7 +115,7 @@ def test_a_kill_in_the_handler_leaves_the_key_in_doubt_at_once(start: Any, make:
 
 @pytest.mark.parametrize("policy", ["rerun", "applied", "not applied", "resolve", "release"])
 def test_every_way_out_of_doubt(start: Any, make: Any, policy: str) -> None:
-    start(die_in_handler=True).process.wait(30)
+    start(die_in_handler=True).was_killed()
     if policy == "rerun":
         assert make(on_in_doubt="rerun").execute(KEY, PARAMS, Handler("again")).response == "again"
     elif policy == "applied":
@@ -164,7 +141,7 @@ def test_a_request_waits_for_another_process(start: Any, make: Any) -> None:
     assert waits.wait(30)
     with pytest.raises(ParamsMismatchError):  # at once, whoever waits
         replay.execute(KEY, OTHER, never)
-    node.let_go()
+    node.tell()
     assert caller.result().response == node.says()["response"]
 
 
@@ -196,7 +173,7 @@ def test_a_kill_at_each_step(
     effects = tmp_path / "effects"
     effects.touch()
     node = start(kill=kill, effects=str(effects))
-    assert node.process.wait(30) == -signal.SIGKILL
+    node.was_killed()
     before = effects.read_text().splitlines()
     handler = Handler("second")
     if left == "in doubt":
@@ -211,7 +188,7 @@ def test_a_kill_at_each_step(
 
 def test_without_a_lease_a_kill_before_the_answer_leaves_no_trace(start: Any, make: Any) -> None:
     node = start(kill=["before", 1], settings={"ttl": 60, "lease": None})
-    assert node.process.wait(30) == -signal.SIGKILL
+    node.was_killed()
     assert make(lease=None).execute(KEY, PARAMS, Handler("second")).response == "second"
 
 
@@ -224,7 +201,7 @@ def test_a_kill_inside_a_transaction_leaves_nothing(
         return
     node = start(transaction=True, die_in_handler=True)
     assert node.says() == "running"
-    assert node.process.wait(30) == -signal.SIGKILL
+    node.was_killed()
     assert store.list("ledger", "") == []
     outcome = make().execute_in_transaction(
         KEY, PARAMS, lambda txn: txn.write("ledger", "", "hash", b"paid")
@@ -243,7 +220,7 @@ def test_a_burst_over_processes_gets_one_answer(
     for node in nodes:
         assert node.says() == "ready"
     for node in nodes:
-        node.let_go()
+        node.tell()
     outcomes = []
     for node in nodes:
         said = node.says()

@@ -22,7 +22,7 @@ from kvreplay._protocol.params import canonical
 from kvreplay._protocol.record import decode
 from support.crew import run_together
 from support.programs import PROGRAMS
-from support.replaying import FakeClock
+from support.replaying import FakeClock, never
 from support.stress_process import SETTINGS, START, Request, how
 
 SCRIPT = PROGRAMS / "stress_process.py"
@@ -352,7 +352,3 @@ def last_moment(record: ReplayRecord, settings: dict[str, Any]) -> int | None:
     if record.expires_at is None or record.state is State.TOMBSTONE:
         return record.expires_at
     return record.expires_at + 1000 * int(settings.get("tombstone_ttl", 0))
-
-
-def never() -> Any:
-    raise AssertionError("the handler ran a second time")

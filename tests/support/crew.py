@@ -12,6 +12,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from support.programs import unmeasured
+
 __all__ = ["run_together"]
 
 
@@ -38,8 +40,7 @@ def run_together(
                 stdin=starter,
                 stdout=subprocess.PIPE,
                 text=True,
-                # Their coverage would be written down at their end, which some do not see.
-                env={name: value for name, value in os.environ.items() if "COVERAGE" not in name},
+                env=unmeasured(),
             )
             stack.callback(process.communicate)
             stack.callback(process.kill)
