@@ -105,25 +105,34 @@ def test_a_directory_that_cannot_be_used_is_2(
     assert [each.read_text() for each in tmp_path.rglob("*") if each.is_file()] == ["precious"]
 
 
+def story_on(directory: Path) -> subprocess.Popen[str]:
+    """Start to tell the story, with everything that it needs below the directory."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "kvreplay", "demo", "--dir", str(directory / "kept")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def read_until_a_node_runs(story: subprocess.Popen[str]) -> None:
+    assert story.stdout is not None
+    while "a node process starts" not in story.stdout.readline():
+        assert story.poll() is None
+
+
 @needs_extra
 def test_an_interrupt_is_130_and_leaves_no_node(tmp_path: Path) -> None:
     with hearing_ctrl_c():
-        story = subprocess.Popen(
-            [sys.executable, "-m", "kvreplay", "demo", "--dir", str(tmp_path / "kept")],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        story = story_on(tmp_path)
     try:
-        assert story.stdout is not None
-        while "a node process starts" not in story.stdout.readline():
-            assert story.poll() is None
+        read_until_a_node_runs(story)
         assert nodes_on(tmp_path)
         story.send_signal(signal.SIGINT)
         _, error = story.communicate(timeout=60)
     finally:
         story.kill()
-        story.wait()
+        story.communicate()
     assert story.returncode == 130
     assert error == "kvreplay: interrupted\n"
     assert not nodes_on(tmp_path)
@@ -131,14 +140,8 @@ def test_an_interrupt_is_130_and_leaves_no_node(tmp_path: Path) -> None:
 
 @needs_extra
 def test_a_killed_story_leaves_no_node(tmp_path: Path) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-m", "kvreplay", "demo", "--dir", str(tmp_path / "kept")],
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as story:
-        assert story.stdout is not None
-        while "a node process starts" not in story.stdout.readline():
-            assert story.poll() is None
+    with story_on(tmp_path) as story:
+        read_until_a_node_runs(story)
         story.kill()
     for pid in nodes_on(tmp_path):
         try:
@@ -152,12 +155,7 @@ def test_a_killed_story_leaves_no_node(tmp_path: Path) -> None:
 
 @needs_extra
 def test_a_reader_that_goes_away_ends_it_without_a_traceback(tmp_path: Path) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-m", "kvreplay", "demo", "--dir", str(tmp_path / "kept")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as story:
+    with story_on(tmp_path) as story:
         assert story.stdout is not None
         assert story.stderr is not None
         story.stdout.readline()

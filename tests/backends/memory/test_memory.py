@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import signal
 import threading
 from typing import Any
 
@@ -13,13 +12,8 @@ from kvreplay.backends import memory
 from kvreplay.backends.memory import MemoryStore
 from kvreplay.errors import StoreError
 from kvreplay.store import SweepResult, TransactionalKVStore
-from kvreplay.store.locks import ForkSafeLock
-
-
-def put(store: MemoryStore, key: str, value: bytes | None, expires_at: int | None = None) -> None:
-    entry = store._find(("p", "s", key))
-    expected = None if entry is None else entry[0]
-    store.check_and_put("p", "s", key, expected=expected, value=value, expires_at=expires_at)
+from kvreplay.testing.entries import put
+from support.waiting import HeldTransaction
 
 
 def test_what_it_is() -> None:
@@ -180,13 +174,7 @@ def test_a_fork_waits_for_a_change_in_the_middle(fork: Any) -> None:
 
 def test_a_child_goes_on_while_the_parents_transaction_is_another_threads(fork: Any) -> None:
     store = MemoryStore()
-    inside, over = threading.Event(), threading.Event()
-
-    def transact() -> None:
-        with store.transaction() as txn:
-            txn.write("p", "s", "k", b"parent")
-            inside.set()
-            assert over.wait(30)
+    transaction = HeldTransaction(store, b"parent")
 
     def child() -> None:
         assert store.list("p", "s") == []
@@ -194,19 +182,14 @@ def test_a_child_goes_on_while_the_parents_transaction_is_another_threads(fork: 
         with store.transaction() as txn:
             assert txn.read("p", "s", "k") == b"child"
 
-    transacting = threading.Thread(target=transact)
-    transacting.start()
-    assert inside.wait(30)
     fork(child).join()
-    over.set()
-    transacting.join()
+    transaction.end()
     assert store.read("p", "s", "k") == b"parent"
 
 
 def test_a_child_may_end_the_transaction_in_which_it_was_forked(fork: Any) -> None:
     """Its entries are a copy, and the transaction is one too."""
     store = MemoryStore()
-    children = []
 
     def child(txn: Any, block: Any) -> None:
         with pytest.raises(StoreError, match="transaction"):
@@ -219,68 +202,5 @@ def test_a_child_may_end_the_transaction_in_which_it_was_forked(fork: Any) -> No
     block = store.transaction()
     with block as txn:
         txn.write("p", "s", "k", b"parent")
-        children.append(fork(lambda: child(txn, block)))
-        children[0].join()
+        fork(lambda: child(txn, block)).join()
     assert store.list("p", "s") == ["k"]
-
-
-def test_a_fork_gives_up_waiting(fork: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kvreplay.store.locks.FORK_PATIENCE", 0.01)
-    lock = ForkSafeLock(brief=True)
-    held, over = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with lock:
-            assert lock.is_mine
-            held.set()
-            assert over.wait(30)
-
-    def child() -> None:
-        assert not lock.is_mine
-        assert lock.acquire(0)
-        lock.release()
-
-    holder = threading.Thread(target=hold)
-    holder.start()
-    assert held.wait(30)
-    fork(child).join()
-    assert not lock.acquire(0), "in the parent it is held as before"
-    over.set()
-    holder.join()
-    assert lock.acquire(0)
-    fork(lambda: None).join()
-    assert lock.is_mine
-    lock.release()
-
-
-def test_fork_safe_locks_are_not_kept() -> None:
-    from kvreplay.store import locks
-
-    before = len(locks._fork_safe_locks)
-    MemoryStore()
-    assert len(locks._fork_safe_locks) == before
-
-
-@pytest.mark.untraced
-def test_a_ctrl_c_at_any_moment_leaves_a_lock_free() -> None:
-    """Thousands of interrupts, each somewhere in taking the lock, holding it and leaving it."""
-    lock = ForkSafeLock()
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGALRM, interrupt)
-    try:
-        for number in range(3000):
-            try:
-                signal.setitimer(signal.ITIMER_REAL, 10e-6 + number % 50 * 4e-6)
-                while True:
-                    with lock:
-                        pass
-            except KeyboardInterrupt:
-                pass
-            finally:
-                signal.setitimer(signal.ITIMER_REAL, 0)
-            assert not lock.is_mine
-    finally:
-        signal.signal(signal.SIGALRM, previous)
