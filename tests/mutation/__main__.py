@@ -42,13 +42,14 @@ EXPLAINED = ROOT / "docs" / "mutation.md"
 # Tests that take long, and see what the quick ones see.
 _SLOW = "costs or threads or and_lists_during or forked or race or killed or each_step or atomic_over or model"
 IN_MEMORY = ("-k", "not filesystem and not lmdb")
+CONTRACT = "tests/kit/test_store_contract.py"
 IN_LMDB = (
-    *("tests/test_store_contract.py", "tests/test_lmdb.py", "tests/test_group_commit.py", "-k"),
+    *(CONTRACT, "tests/backends/lmdb", "-k"),
     f"not filesystem and not memory and not ({_SLOW}) and (contract or sweep or bytes or linger or stray"
     " or illegal or remembered or longest or takes_pages)",
 )
 ON_FILES = (
-    *("tests/test_store_contract.py", "tests/test_filesystem.py"),
+    *(CONTRACT, "tests/backends/filesystem"),
     *("-k", f"not memory and not lmdb and not ({_SLOW} or walk)"),
 )
 MEMORY_LIMIT = 4 << 30  # bytes, for a mutant that collects without end
@@ -67,26 +68,28 @@ class Target:
 
 
 TARGETS = [
-    Target("kvreplay._protocol.flow", ("tests/test_flow.py", "tests/test_replay.py", *IN_MEMORY)),
+    Target("kvreplay._protocol.flow", ("tests/core/flow", "tests/core/replay", *IN_MEMORY)),
     Target(
         "kvreplay._protocol.record",
-        ("tests/test_record.py", "tests/test_flow.py", "tests/test_replay.py", *IN_MEMORY),
+        ("tests/core/test_record.py", "tests/core/flow", "tests/core/replay", *IN_MEMORY),
     ),
-    Target("kvreplay._protocol.params", ("tests/test_canonical.py",)),
-    Target("kvreplay._protocol.keys", ("tests/test_keys.py",)),
+    Target("kvreplay._protocol.params", ("tests/core/test_params.py",)),
+    Target("kvreplay._protocol.keys", ("tests/core/test_keys.py",)),
     Target(
         "kvreplay._runtime.singleflight",
         (
-            *("tests/test_singleflight.py", "tests/test_replay.py", "tests/test_aio.py"),
+            *("tests/core/test_singleflight.py", "tests/core/replay", "tests/core/test_aio.py"),
             *IN_MEMORY,
         ),
     ),
-    Target("kvreplay._runtime.sweeping", ("tests/test_periodic.py", *IN_MEMORY)),
-    Target("kvreplay._runtime.aio_sweeping", ("tests/test_periodic.py", *IN_MEMORY)),
-    Target("kvreplay._runtime.walking", ("tests/test_replay.py", "tests/test_aio.py", *IN_MEMORY)),
+    Target("kvreplay._runtime.sweeping", ("tests/core/test_periodic.py", *IN_MEMORY)),
+    Target("kvreplay._runtime.aio_sweeping", ("tests/core/test_periodic.py", *IN_MEMORY)),
+    Target(
+        "kvreplay._runtime.walking", ("tests/core/replay", "tests/core/test_aio.py", *IN_MEMORY)
+    ),
     Target(
         "kvreplay.backends.memory",
-        ("tests/test_store_contract.py", "tests/test_memory.py", *IN_MEMORY),
+        (CONTRACT, "tests/backends/memory", *IN_MEMORY),
         frozenset({"sweep", "_put", "_delete", "_drop", "_unindex"}),
     ),
     Target("kvreplay.backends.lmdb.entries", IN_LMDB),

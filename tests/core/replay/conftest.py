@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from kvreplay._runtime.singleflight import flights
 from support.replaying import Async, FakeClock, Sync
 from support.requesting import NAMESPACE
 
@@ -45,9 +44,3 @@ def make(face: Any, store: Any, clock: FakeClock, events: list[str]) -> Callable
 @pytest.fixture
 def replay(make: Callable[..., Any]) -> Any:
     return make()
-
-
-@pytest.fixture(autouse=True)
-def no_flight_left() -> Any:
-    yield
-    assert len(flights) == 0

@@ -1,4 +1,4 @@
-"""Threads and processes that change one store, and their locks."""
+"""Threads and processes that share one store, and their locks."""
 
 from __future__ import annotations
 
