@@ -9,13 +9,7 @@ from typing import Any
 
 import pytest
 
-from kvreplay import (
-    AsyncReplay,
-    ConfigError,
-    InFlightError,
-    Replay,
-    StoreUnavailableError,
-)
+from kvreplay import AsyncReplay, ConfigError, InFlightError, Replay, StoreUnavailableError
 from kvreplay._protocol.record import decode
 from kvreplay._runtime.aio_sweeping import AsyncSweeper
 from kvreplay._runtime.sweeping import Sweeper

@@ -6,15 +6,8 @@ from typing import Any
 
 import attrs
 
-from kvreplay import (
-    ReplayKey,
-    ReplayRecord,
-)
-from kvreplay._protocol.flow import (
-    execute,
-    execute_in_transaction,
-    settle,
-)
+from kvreplay import ReplayKey, ReplayRecord
+from kvreplay._protocol.flow import execute, execute_in_transaction, settle
 from kvreplay._protocol.params import canonical
 from kvreplay._protocol.record import Claim, State, encode, encode_response
 from kvreplay._protocol.steps import (

@@ -25,14 +25,7 @@ from typing import Any
 import attrs
 import msgpack
 
-from kvreplay import (
-    AsyncReplay,
-    InFlightError,
-    KVReplayError,
-    Outcome,
-    Replay,
-    open_store,
-)
+from kvreplay import AsyncReplay, InFlightError, KVReplayError, Outcome, Replay, open_store
 from kvreplay._runtime.singleflight import flights
 
 START = 1_700_000_000_000

@@ -13,14 +13,7 @@ from typing import Any
 import attrs
 import pytest
 
-from kvreplay import (
-    ExpiredError,
-    InDoubtError,
-    InFlightError,
-    ReplayKey,
-    ReplayRecord,
-    State,
-)
+from kvreplay import ExpiredError, InDoubtError, InFlightError, ReplayKey, ReplayRecord, State
 from kvreplay._protocol.params import canonical
 from kvreplay._protocol.record import Claim, decode, encode
 from support.replaying import START, Async, Caller, FakeClock, Sync

@@ -14,11 +14,7 @@ import pytest
 
 from kvreplay.backends.filesystem import FilesystemStore
 from kvreplay.backends.filesystem.layout import Entry, flocked, lock_file
-from kvreplay.errors import (
-    OutcomeUnknownError,
-    StoreError,
-    StoreFullError,
-)
+from kvreplay.errors import OutcomeUnknownError, StoreError, StoreFullError
 from kvreplay.store import SweepResult
 from kvreplay.testing.entries import put
 from support.file_stores import MINUTE, NEW, OLD, beside, files, fresh, index_files, value_of

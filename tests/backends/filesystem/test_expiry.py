@@ -12,10 +12,7 @@ import pytest
 from kvreplay.backends.filesystem import FilesystemStore
 from kvreplay.backends.filesystem.expiry import DueMarker, Mark
 from kvreplay.backends.filesystem.layout import Entry
-from kvreplay.errors import (
-    OutcomeUnknownError,
-    StoreError,
-)
+from kvreplay.errors import OutcomeUnknownError, StoreError
 from kvreplay.store import SweepResult
 from kvreplay.testing.entries import put
 from support.file_stores import MINUTE, beside, files, index_files

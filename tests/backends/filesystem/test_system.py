@@ -11,11 +11,7 @@ from pathlib import Path
 import pytest
 
 from kvreplay.backends.filesystem import FilesystemStore
-from kvreplay.errors import (
-    StoreError,
-    StoreFullError,
-    StoreUnavailableError,
-)
+from kvreplay.errors import StoreError, StoreFullError, StoreUnavailableError
 from kvreplay.store import SweepResult
 from kvreplay.testing.entries import put
 from support.disks import fill_up, mounted

@@ -9,13 +9,7 @@ from typing import Any
 
 import pytest
 
-from kvreplay import (
-    AsyncReplay,
-    Change,
-    InvalidNameError,
-    InvalidValueError,
-    StoreError,
-)
+from kvreplay import AsyncReplay, Change, InvalidNameError, InvalidValueError, StoreError
 from kvreplay._runtime.batching import Batcher
 from kvreplay._runtime.singleflight import flights
 from kvreplay.backends.lmdb import LMDBStore

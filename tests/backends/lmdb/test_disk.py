@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 
 from kvreplay.backends.lmdb import LMDBStore
-from kvreplay.errors import (
-    StoreFullError,
-)
+from kvreplay.errors import StoreFullError
 from kvreplay.store import SweepResult
 from kvreplay.testing.entries import content
 from support.disks import fill_up, mounted

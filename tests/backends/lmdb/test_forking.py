@@ -13,9 +13,7 @@ import pytest
 
 from kvreplay.backends.lmdb import LMDBStore
 from kvreplay.backends.lmdb import files as lmdb_files
-from kvreplay.errors import (
-    StoreError,
-)
+from kvreplay.errors import StoreError
 from kvreplay.testing.entries import content
 from support.lmdb_stores import Process, environment_of, in_process
 from support.waiting import until

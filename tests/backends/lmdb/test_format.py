@@ -13,9 +13,7 @@ import lmdb
 import pytest
 
 from kvreplay.backends.lmdb import LMDBStore
-from kvreplay.errors import (
-    CorruptStoreError,
-)
+from kvreplay.errors import CorruptStoreError
 from kvreplay.testing.entries import content
 from support.lmdb_stores import KIB, MARKER, Process, filled, handle_of, in_process
 from support.needs import needs_strace

@@ -10,12 +10,7 @@ from typing import Any
 import lmdb
 import pytest
 
-from kvreplay import (
-    OutcomeUnknownError,
-    StoreError,
-    StoreFullError,
-    SweepResult,
-)
+from kvreplay import OutcomeUnknownError, StoreError, StoreFullError, SweepResult
 from kvreplay.backends.lmdb import LMDBStore
 from kvreplay.backends.lmdb import entries as lmdb_entries
 from kvreplay.backends.lmdb import group_commit as lmdb_queue

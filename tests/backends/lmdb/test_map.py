@@ -13,9 +13,7 @@ import pytest
 
 from kvreplay.backends.lmdb import LMDBStore
 from kvreplay.backends.lmdb import environment as lmdb_environment
-from kvreplay.errors import (
-    StoreUnavailableError,
-)
+from kvreplay.errors import StoreUnavailableError
 from kvreplay.store import SweepResult
 from kvreplay.testing.entries import content
 from support.lmdb_stores import KIB, Process, in_process, map_size

@@ -10,14 +10,11 @@ from pathlib import Path
 import pytest
 
 from kvreplay.backends.lmdb import LMDBStore
-from kvreplay.errors import (
-    CorruptStoreError,
-    StoreError,
-    StoreFullError,
-)
+from kvreplay.errors import CorruptStoreError, StoreError, StoreFullError
 from kvreplay.testing.entries import content
+from support.disks import mounted
 from support.lmdb_stores import MARKER, Process, filled, in_process
-from support.needs import UNSHARE, mounted, needs_pid_namespaces, needs_root
+from support.needs import UNSHARE, needs_pid_namespaces, needs_root
 
 
 def test_the_directories_are_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

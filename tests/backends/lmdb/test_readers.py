@@ -12,9 +12,7 @@ import pytest
 
 from kvreplay.backends.lmdb import LMDBStore
 from kvreplay.backends.lmdb import entries as lmdb_entries
-from kvreplay.errors import (
-    StoreUnavailableError,
-)
+from kvreplay.errors import StoreUnavailableError
 from support.lmdb_stores import KIB, Process, environment_of, handle_of, in_process
 
 READ = """

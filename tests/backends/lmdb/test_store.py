@@ -12,12 +12,7 @@ import pytest
 from kvreplay.backends.lmdb import LMDBStore
 from kvreplay.backends.lmdb import entries as lmdb_entries
 from kvreplay.backends.lmdb import shared as lmdb_sharing
-from kvreplay.errors import (
-    ConfigError,
-    InvalidNameError,
-    KeyNotFoundError,
-    StoreError,
-)
+from kvreplay.errors import ConfigError, InvalidNameError, KeyNotFoundError, StoreError
 from kvreplay.store import SweepResult, TransactionalKVStore
 from support.lmdb_stores import KIB, MARKER, environment_of, handle_of, in_process, traced
 from support.needs import needs_strace

@@ -10,10 +10,7 @@ import lmdb
 import pytest
 
 from kvreplay.backends.lmdb import LMDBStore
-from kvreplay.errors import (
-    CorruptStoreError,
-    OutcomeUnknownError,
-)
+from kvreplay.errors import CorruptStoreError, OutcomeUnknownError
 from kvreplay.testing.entries import content
 from support.lmdb_stores import handle_of, map_size, nothing_is_open, open_files_of
 

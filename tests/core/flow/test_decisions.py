@@ -7,14 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvreplay import (
-    RecordError,
-    ReplayKey,
-)
-from kvreplay._protocol.flow import (
-    Decision,
-    decide,
-)
+from kvreplay import RecordError, ReplayKey
+from kvreplay._protocol.flow import Decision, decide
 from kvreplay._protocol.record import answer_in, decode, encode
 from support.flow_script import KEY, NOW, OTHER, PARAMS, claimed, completed, tombstone
 

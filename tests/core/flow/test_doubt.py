@@ -12,16 +12,9 @@ from kvreplay import (
     InDoubtError,
     InFlightError,
 )
-from kvreplay._protocol.flow import (
-    execute,
-    lookup,
-)
+from kvreplay._protocol.flow import execute, lookup
 from kvreplay._protocol.record import decode, encode_response
-from kvreplay._protocol.steps import (
-    Call,
-    InDoubtPolicy,
-    Settled,
-)
+from kvreplay._protocol.steps import Call, InDoubtPolicy, Settled
 from support.flow_script import (
     KEY,
     NOW,

@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from kvreplay import (
-    OutcomeUnknownError,
-)
-from kvreplay._protocol.flow import (
-    renew,
-)
+from kvreplay import OutcomeUnknownError
+from kvreplay._protocol.flow import renew
 from kvreplay._protocol.record import Claim, decode
-from kvreplay._protocol.steps import (
-    HeldClaim,
-)
+from kvreplay._protocol.steps import HeldClaim
 from support.flow_script import KEY, NOW, OTHERS, Script, claimed
 
 

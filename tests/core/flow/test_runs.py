@@ -19,17 +19,9 @@ from kvreplay import (
     ResponseNotStorableError,
     StoreFullError,
 )
-from kvreplay._protocol.flow import (
-    execute,
-    execute_in_transaction,
-    prune,
-)
+from kvreplay._protocol.flow import execute, execute_in_transaction, prune
 from kvreplay._protocol.record import Claim, State, decode, encode, encode_response
-from kvreplay._protocol.steps import (
-    READ,
-    CheckAndPut,
-    Settled,
-)
+from kvreplay._protocol.steps import READ, CheckAndPut, Settled
 from support.flow_script import (
     KEY,
     NOW,

@@ -5,20 +5,10 @@ from __future__ import annotations
 import attrs
 import pytest
 
-from kvreplay import (
-    CorruptRecordError,
-    InDoubtError,
-    InFlightError,
-    ReplayKey,
-)
-from kvreplay._protocol.flow import (
-    lookup,
-    settle,
-)
+from kvreplay import CorruptRecordError, InDoubtError, InFlightError, ReplayKey
+from kvreplay._protocol.flow import lookup, settle
 from kvreplay._protocol.record import decode, encode, encode_response
-from kvreplay._protocol.steps import (
-    InDoubtPolicy,
-)
+from kvreplay._protocol.steps import InDoubtPolicy
 from support.flow_script import (
     KEY,
     NOW,

@@ -13,14 +13,9 @@ from kvreplay import (
     ReplayKey,
     ResponseNotStorableError,
 )
-from kvreplay._protocol.flow import (
-    execute_in_transaction,
-)
+from kvreplay._protocol.flow import execute_in_transaction
 from kvreplay._protocol.record import decode, encode, encode_response
-from kvreplay._protocol.steps import (
-    Settled,
-    Transact,
-)
+from kvreplay._protocol.steps import Settled, Transact
 from support.flow_script import (
     KEY,
     NOW,

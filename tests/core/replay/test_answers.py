@@ -6,11 +6,7 @@ from typing import Any
 
 import pytest
 
-from kvreplay import (
-    ParamsMismatchError,
-    ReplayKey,
-    StaleFlowError,
-)
+from kvreplay import ParamsMismatchError, ReplayKey, StaleFlowError
 from kvreplay._protocol.record import State, decode
 from support.replaying import START, FakeClock, Handler
 from support.requesting import KEY, NAMESPACE, OTHER, PARAMS, entry

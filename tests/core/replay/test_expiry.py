@@ -8,10 +8,7 @@ from typing import Any
 
 import pytest
 
-from kvreplay import (
-    ExpiredError,
-    StaleFlowError,
-)
+from kvreplay import ExpiredError, StaleFlowError
 from kvreplay._protocol.record import State, decode
 from support.replaying import FakeClock, Handler
 from support.requesting import KEY, OTHER, PARAMS, abandon, entry

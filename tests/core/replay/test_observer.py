@@ -7,10 +7,7 @@ from typing import Any
 
 import pytest
 
-from kvreplay import (
-    ParamsMismatchError,
-    ReplayKey,
-)
+from kvreplay import ParamsMismatchError, ReplayKey
 from support.replaying import START, Handler
 from support.requesting import KEY, NAMESPACE, PARAMS
 

@@ -6,12 +6,7 @@ from typing import Any
 
 import pytest
 
-from kvreplay import (
-    ConfigError,
-    InProcessAtomicStore,
-    ParamsMismatchError,
-    SweepResult,
-)
+from kvreplay import ConfigError, InProcessAtomicStore, ParamsMismatchError, SweepResult
 from support.plain_stores import PlainStore, WalkableStore
 from support.replaying import FakeClock, Handler
 from support.requesting import KEY, NAMESPACE, OTHER, PARAMS, abandon

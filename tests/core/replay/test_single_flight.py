@@ -9,11 +9,7 @@ from typing import Any
 
 import pytest
 
-from kvreplay import (
-    InFlightError,
-    ParamsMismatchError,
-    StoreFullError,
-)
+from kvreplay import InFlightError, ParamsMismatchError, StoreFullError
 from kvreplay._protocol.record import decode
 from kvreplay._runtime.singleflight import flights
 from support.replaying import START, Async, Caller, FakeClock, Handler, OneByOne

@@ -14,12 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Self
 
-from kvreplay.errors import (
-    KeyNotFoundError,
-    OutcomeUnknownError,
-    StoreError,
-    StoreUnavailableError,
-)
+from kvreplay.errors import KeyNotFoundError, OutcomeUnknownError, StoreError, StoreUnavailableError
 from kvreplay.store import (
     ForkSafeLock,
     SweepResult,
