@@ -23,6 +23,7 @@ from kvreplay._protocol.steps import (
     Reconcile,
     Request,
     Returned,
+    Transact,
     Wait,
 )
 
@@ -85,6 +86,11 @@ class Script:
         """Answer a check-and-put; by default it succeeds."""
         assert isinstance(self.step, CheckAndPut)
         return self._send((self.step.expected if found is bytes else found, now))
+
+    def transacts(self, found: object) -> Script:
+        """Answer with what the flow inside the transaction returned."""
+        assert isinstance(self.step, Transact)
+        return self._send(found)
 
     def calls(self, response: object, now: int = NOW) -> Script:
         assert isinstance(self.step, Call)

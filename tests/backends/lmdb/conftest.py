@@ -9,7 +9,8 @@ from typing import Any
 import lmdb
 import pytest
 
-from kvreplay.backends.lmdb import LMDBStore
+from kvreplay.backends.lmdb import LMDBStore, group_commit
+from kvreplay.backends.lmdb import store as lmdb_store
 from kvreplay.backends.lmdb.environment import Environment
 from kvreplay.errors import OutcomeUnknownError
 
@@ -50,3 +51,20 @@ def unknown(after_the_next_commit: Callable[[BaseException], None]) -> Callable[
         after_the_next_commit(error)
 
     return arm
+
+
+@pytest.fixture
+def limits(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """``limits(changes=2)`` makes a limit of the group commit so small that a test meets it."""
+    places = {
+        "changes": (group_commit, "_MAX_CHANGES"),  # of a batch
+        "size": (group_commit, "_MAX_BYTES"),  # of a batch
+        "look_again": (group_commit, "_LOOK_AGAIN"),  # seconds after which nobody relies on a call
+        "sweep": (lmdb_store, "_SWEEP"),  # entries of one of a sweep's transactions
+    }
+
+    def limit(**limits: float) -> None:
+        for name, value in limits.items():
+            monkeypatch.setattr(*places[name], value)
+
+    return limit

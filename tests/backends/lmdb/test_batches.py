@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -13,7 +13,6 @@ from kvreplay import AsyncReplay, Change, InvalidNameError, InvalidValueError, S
 from kvreplay._runtime.batching import Batcher
 from kvreplay._runtime.singleflight import flights
 from kvreplay.backends.lmdb import LMDBStore
-from kvreplay.backends.lmdb import group_commit as lmdb_queue
 from kvreplay.store import BatchingKVStore
 from support.group_commits import change, found
 from support.lmdb_stores import commits
@@ -46,8 +45,8 @@ def test_many_changes_are_refused_inside_a_transaction(store: LMDBStore) -> None
         store.check_and_put_each([change("a", None, b"1")])
 
 
-def test_more_changes_than_a_batch_holds(store: LMDBStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lmdb_queue, "_MAX_CHANGES", 3)
+def test_more_changes_than_a_batch_holds(store: LMDBStore, limits: Callable[..., None]) -> None:
+    limits(changes=3)
     outcomes = store.check_and_put_each([change(f"k{n}", None, b"v") for n in range(10)])
     assert list(outcomes) == [None] * 10
     assert len(store.list("p", "s")) == 10

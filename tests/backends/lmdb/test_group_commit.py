@@ -13,8 +13,6 @@ import pytest
 from kvreplay import OutcomeUnknownError, StoreError, StoreFullError, SweepResult
 from kvreplay.backends.lmdb import LMDBStore
 from kvreplay.backends.lmdb import entries as lmdb_entries
-from kvreplay.backends.lmdb import group_commit as lmdb_queue
-from kvreplay.backends.lmdb import store as lmdb_backend
 from kvreplay.backends.lmdb.environment import Environment
 from support.group_commits import found, putting, queue_of, queued, together, waiting
 from support.lmdb_stores import KIB, commits, environment_of
@@ -82,9 +80,9 @@ def test_a_writer_does_not_wait_for_the_sweep_behind_it(store: LMDBStore) -> Non
 
 
 def test_a_large_sweep_lets_writers_in_between(
-    store: LMDBStore, monkeypatch: pytest.MonkeyPatch
+    store: LMDBStore, limits: Callable[..., None]
 ) -> None:
-    monkeypatch.setattr(lmdb_backend, "_SWEEP", 10)
+    limits(sweep=10)
     for n in range(35):
         store.check_and_put("p", "s", f"k{n}", expected=None, value=b"v", expires_at=n)
     before = commits(store)
@@ -97,9 +95,9 @@ def test_a_large_sweep_lets_writers_in_between(
 
 
 def test_a_sweep_that_breaks_off_says_that_some_are_gone(
-    store: LMDBStore, monkeypatch: pytest.MonkeyPatch
+    store: LMDBStore, monkeypatch: pytest.MonkeyPatch, limits: Callable[..., None]
 ) -> None:
-    monkeypatch.setattr(lmdb_backend, "_SWEEP", 2)
+    limits(sweep=2)
     for n in range(6):
         store.check_and_put("p", "s", f"k{n}", expected=None, value=b"v", expires_at=n)
     sweep, calls = lmdb_entries.sweep, []
@@ -121,12 +119,12 @@ def test_a_sweep_that_breaks_off_says_that_some_are_gone(
     assert store.sweep("p", 10, 6) == SweepResult(4, 4, more=False)
 
 
-def test_a_batch_is_bounded(store: LMDBStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lmdb_queue, "_MAX_CHANGES", 4)
+def test_a_batch_is_bounded(store: LMDBStore, limits: Callable[..., None]) -> None:
+    limits(changes=4)
     before = commits(store)
     together(store, *(putting(store, f"k{n}", None, b"v") for n in range(10)))
     assert commits(store) == before + 3
-    monkeypatch.setattr(lmdb_queue, "_MAX_BYTES", 10 * KIB)
+    limits(size=10 * KIB)
     before = commits(store)
     values = [bytes(5 * KIB), bytes(5 * KIB), bytes(30 * KIB), bytes(1)]
     together(store, *(putting(store, f"large{n}", None, value) for n, value in enumerate(values)))

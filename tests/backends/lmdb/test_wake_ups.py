@@ -39,7 +39,6 @@ class Course:
 
         monkeypatch.setattr(lmdb_queue.Change, "wake", noted_wake)
         monkeypatch.setattr(Environment, "commit", noted_commit)
-        monkeypatch.setattr(lmdb_queue, "_LOOK_AGAIN", 1000.0)  # nobody is woken by that
 
     def change(self, name: str, size: int = 0) -> Callable[[], Any]:
         """Return a call that changes the store, and is known by that name."""
@@ -51,11 +50,18 @@ class Course:
         return lambda: environment_of(self._store).write(operation, size)
 
 
+@pytest.fixture
+def course(
+    store: LMDBStore, monkeypatch: pytest.MonkeyPatch, limits: Callable[..., None]
+) -> Course:
+    limits(look_again=1000.0)  # so that nobody is woken by that
+    return Course(store, monkeypatch)
+
+
 def test_who_has_landed_is_woken_when_the_next_batch_is_made(
-    store: LMDBStore, monkeypatch: pytest.MonkeyPatch
+    store: LMDBStore, limits: Callable[..., None], course: Course
 ) -> None:
-    monkeypatch.setattr(lmdb_queue, "_MAX_CHANGES", 2)
-    course = Course(store, monkeypatch)
+    limits(changes=2)
     together(store, *(course.change(name) for name in ("a", "b", "c", "d")))
     assert course.steps[:2] == ["commit", "a"]  # first that of the transaction before
     assert course.steps[2:] == ["b", "commit", "c", "d", "wake b", "commit", "wake d"]
@@ -63,10 +69,8 @@ def test_who_has_landed_is_woken_when_the_next_batch_is_made(
 
 @pytest.mark.parametrize("next_one", ["a sweep", "a transaction"])
 def test_who_has_landed_does_not_wait_for_what_takes_long(
-    store: LMDBStore, monkeypatch: pytest.MonkeyPatch, next_one: str
+    store: LMDBStore, course: Course, next_one: str
 ) -> None:
-    course = Course(store, monkeypatch)
-
     def transact() -> None:
         with store.transaction():
             course.steps.append("long")
@@ -77,11 +81,14 @@ def test_who_has_landed_does_not_wait_for_what_takes_long(
 
 
 def test_who_has_landed_does_not_wait_for_another_process(
-    store: LMDBStore, root: Path, monkeypatch: pytest.MonkeyPatch
+    store: LMDBStore,
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    limits: Callable[..., None],
+    course: Course,
 ) -> None:
     """Whose turn it is, that is; here it is a lock of this process's own."""
-    monkeypatch.setattr(lmdb_queue, "_MAX_CHANGES", 2)
-    course = Course(store, monkeypatch)
+    limits(changes=2)
     directory = os.open(root, os.O_RDONLY)
     try:
         take_the_turn = course.change("b")
@@ -108,10 +115,9 @@ def test_who_has_landed_does_not_wait_for_another_process(
 
 
 def test_who_has_landed_does_not_wait_for_changes_that_are_tried_one_by_one(
-    store: LMDBStore, monkeypatch: pytest.MonkeyPatch
+    store: LMDBStore, limits: Callable[..., None], course: Course
 ) -> None:
-    monkeypatch.setattr(lmdb_queue, "_MAX_CHANGES", 2)
-    course = Course(store, monkeypatch)
+    limits(changes=2)
 
     def bad(txn: Any) -> None:
         course.steps.append("bad")
@@ -130,11 +136,10 @@ def test_who_has_landed_does_not_wait_for_changes_that_are_tried_one_by_one(
 
 
 def test_a_thread_with_more_changes_than_a_batch_is_called_for_the_rest(
-    store: LMDBStore, monkeypatch: pytest.MonkeyPatch
+    store: LMDBStore, limits: Callable[..., None]
 ) -> None:
     """It waits for its first change, and is the next leader."""
-    monkeypatch.setattr(lmdb_queue, "_LOOK_AGAIN", 1000.0)
-    monkeypatch.setattr(lmdb_queue, "_MAX_CHANGES", 2)
+    limits(look_again=1000.0, changes=2)
     changes = [change(f"k{n}", None, b"v") for n in range(5)]
     with store.transaction():
         callers = queued(store, putting(store, "first", None, b"v"))
@@ -146,10 +151,10 @@ def test_a_thread_with_more_changes_than_a_batch_is_called_for_the_rest(
 
 
 def test_a_change_that_lands_before_its_thread_waits_is_seen(
-    store: LMDBStore, monkeypatch: pytest.MonkeyPatch
+    store: LMDBStore, monkeypatch: pytest.MonkeyPatch, limits: Callable[..., None]
 ) -> None:
     """It has looked, and has no bell yet, when a leader commits for it."""
-    monkeypatch.setattr(lmdb_queue, "_LOOK_AGAIN", 1000.0)
+    limits(look_again=1000.0)
     holder = HeldTransaction(store)
     (leader,) = queued(store, putting(store, "first", None, b"v"))
     bell = lmdb_queue.Bell
@@ -166,10 +171,9 @@ def test_a_change_that_lands_before_its_thread_waits_is_seen(
     holder.end()
 
 
-def test_no_wake_up_is_lost(store: LMDBStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_wake_up_is_lost(store: LMDBStore, limits: Callable[..., None]) -> None:
     """All kinds of changes at once, of which none looks again by itself."""
-    monkeypatch.setattr(lmdb_queue, "_LOOK_AGAIN", 1000.0)
-    monkeypatch.setattr(lmdb_queue, "_MAX_CHANGES", 7)
+    limits(look_again=1000.0, changes=7)
 
     def mix(own: int) -> None:
         for n in range(12):
@@ -197,12 +201,12 @@ def test_no_wake_up_is_lost(store: LMDBStore, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("lost", ["the call of the next head", "the call of who has landed"])
 def test_a_call_that_an_interrupt_lost_is_made_up_for(
-    store: LMDBStore, monkeypatch: pytest.MonkeyPatch, lost: str
+    store: LMDBStore, monkeypatch: pytest.MonkeyPatch, limits: Callable[..., None], lost: str
 ) -> None:
-    monkeypatch.setattr(lmdb_queue, "_LOOK_AGAIN", 0.01)
+    limits(look_again=0.01)
     if lost == "the call of the next head":
         monkeypatch.setattr(queue_of(store), "_call_next", lambda: None)
-        monkeypatch.setattr(lmdb_queue, "_MAX_CHANGES", 2)
+        limits(changes=2)
     else:
         monkeypatch.setattr(lmdb_queue.Bell, "ring", lambda self: None)
     callers = together(store, *(putting(store, f"k{n}", None, b"v") for n in range(6)))

@@ -89,7 +89,7 @@ def test_a_transaction_decides_again_inside() -> None:
     assert inner.step.expected == tombstone(NOW)
     moved = Script(execute_in_transaction(REQUEST, POLICY)).reads(None)
     free = Script(moved.step.flow).reads(completed()).result
-    assert moved._send(free).result.replayed
+    assert moved.transacts(free).result.replayed
 
 
 def test_a_transactions_response_that_cannot_be_stored_undoes_it() -> None:
