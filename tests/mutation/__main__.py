@@ -137,7 +137,7 @@ def outcome_of(mutant: Mutant, tests: tuple[str, ...], timeout: float) -> str:
             ended, _, _ = select.select([handle], [], [], timeout)
         finally:
             os.close(handle)
-            os.killpg(child, signal.SIGKILL)  # also what a test left behind
+            os.killpg(child, signal.SIGKILL)  # even what a test left behind
             _, status = os.waitpid(child, 0)
     if not ended:
         return "timed out"

@@ -156,7 +156,7 @@ def tell(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> 
 def test_what_was_seen_can_be_explained(
     engine: str, crew: dict[str, int], histories: int, tmp_path: Path, tell: Any
 ) -> None:
-    """Also where LMDB shows a change before its last flush: that is before the call returns."""
+    """Even where LMDB shows a change before its last flush: it does so before the call returns."""
     tally = Tally()
     for seed in range(math.ceil(histories / len(KEYS))):
         url = "memory:"

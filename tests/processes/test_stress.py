@@ -216,7 +216,7 @@ def test_no_effect_is_doubled(after: Aftermath) -> None:
 
 
 def test_each_run_is_told_to_one_caller(after: Aftermath) -> None:
-    """Also of keys that expire and run anew: each effect is some caller's own, and each answer's."""
+    """Even of keys that expire and run anew: each effect is some caller's own, and each answer's."""
     for at in after.effects.keys() | after.answers.keys():
         ran = Counter(nonce_in(answer) for end, answer in after.answers[at] if end == "ran")
         nonces = {effect.nonce for effect in after.effects[at]}

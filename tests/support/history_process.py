@@ -180,7 +180,7 @@ def main(told: dict[str, Any]) -> None:
                     print("kill me", flush=True)
         except BaseException:
             traceback.print_exc()
-            os._exit(1)  # at once, also where the other threads go on until they are killed
+            os._exit(1)  # at once, even where the other threads go on until they are killed
 
     ready = threading.Barrier(told["threads"] + 1)
     threads = [threading.Thread(target=work, args=(n,)) for n in range(told["threads"])]

@@ -1,4 +1,4 @@
-"""Ctrl-C, also where it is ignored: a run in the background may have been started so, and its children are."""
+"""Ctrl-C, even in a run that was started in the background: there it is ignored, and by all children too."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class KillingStore:
         return found
 
     def check_and_put_each(self, changes: Any) -> list[Any]:
-        """One request's changes come one at a time, also where a store takes many."""
+        """One request's changes come one at a time, even where a store takes many."""
         (change,) = changes
         return [self.check_and_put(**attrs.asdict(change))]
 

@@ -152,7 +152,7 @@ class Caller(threading.Thread):
 
 
 class OneByOne:
-    """For a store's proxy: its own ``check_and_put`` sees each change, also of those that come many."""
+    """For a store's proxy: its own ``check_and_put`` sees each change, even where many come at once."""
 
     check_and_put: Callable[..., Any]
 

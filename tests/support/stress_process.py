@@ -246,7 +246,7 @@ def main(told: dict[str, Any]) -> None:
                 work(*args)
             except BaseException:
                 traceback.print_exc()
-                os._exit(1)  # at once, also where the others go on until they are killed
+                os._exit(1)  # at once, even where the others go on until they are killed
 
         thread = threading.Thread(target=run)
         thread.start()

@@ -59,7 +59,7 @@ def start(durable: Any, ledger: Ledger) -> Iterator[Any]:
 def test_two_containers_race(
     durable: Any, start: Any, mode: str, ledger: Ledger, tally: Any, times: int
 ) -> None:
-    """Each key runs once over both of them, also if their process ids are equal."""
+    """Each key runs once over both of them, even if their process ids are equal."""
     keys = [f"key-{n}" for n in range(100 * times)]
     durable.open().close()
     one = start(mode=mode, keys=keys)

@@ -128,7 +128,7 @@ def ask(store: Any, mode: Mode, full: Any) -> str:
         except InDoubtError as error:
             assert isinstance(error.__cause__, StoreFullError)
             said = "in doubt"
-        state, response = look_up(Replay(store, "ns", ttl=60), KEY)  # also while it is full
+        state, response = look_up(Replay(store, "ns", ttl=60), KEY)  # even while it is full
     assert effects == [] or said != "nothing changed" or mode.transaction
     if said == "answer":
         assert response == ANSWER

@@ -84,7 +84,7 @@ def transact(store: LMDBStore) -> None:
 
 
 def test_a_panic_that_is_met_later(store: LMDBStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another thread's commit has panicked the environment: it is opened again, by who meets it."""
+    """Another thread's commit has panicked the environment: whoever meets that opens it again."""
     store.write("p", "s", "k", b"v")
     gate = environment_of(store).gate
     for use in (

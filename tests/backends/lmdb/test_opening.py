@@ -166,7 +166,7 @@ def test_files_that_vanish_while_they_are_opened_are_not_left_open(
 
 
 def test_opened_while_the_last_one_closes(root: Path) -> None:
-    """Closing waits for another thread's transaction; who opens meanwhile gets a usable store."""
+    """Closing waits for another thread's transaction; a store that is opened meanwhile is usable."""
     first = LMDBStore(root)
     transaction = HeldTransaction(first, b"v")
     with ThreadPoolExecutor(1) as pool:
@@ -218,7 +218,7 @@ def test_a_close_that_is_refused_counts_nothing(root: Path) -> None:
 
 
 def test_an_interrupt_during_the_last_close(root: Path) -> None:
-    """It leaves the files open, and the next one who opens them shares and closes them."""
+    """The files stay open; the next store shares them, and closes them."""
     store = LMDBStore(root)
     environment = environment_of(store)
     handle = environment.gate.handle

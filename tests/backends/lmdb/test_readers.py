@@ -61,7 +61,7 @@ def test_slots_of_killed_readers_are_freed(root: Path, call: str) -> None:
                 assert one.hear() == other.hear() == "reading"
                 one.kill()
                 other.kill()
-            # LMDB cannot free them while it opens: who has it open already does.
+            # LMDB cannot free them while it opens: a process that has it open already does.
             assert in_process(OPEN, root).strip() == "unavailable"
             if call == "read":
                 assert store.read("p", "s", "k") == b"v"

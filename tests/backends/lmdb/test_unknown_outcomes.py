@@ -71,7 +71,7 @@ def test_closing_after_the_files_could_not_be_opened_again(
 
 
 def test_other_errors_inside_a_transaction_are_the_callers_own(store: LMDBStore) -> None:
-    """Also if they are of another LMDB environment, or of another store."""
+    """Even if they are of another LMDB environment, or of another store."""
     handle = handle_of(store)
     for error in (lmdb.MapFullError("theirs"), OutcomeUnknownError("theirs")):
         with pytest.raises(type(error)) as caught, store.transaction() as txn:

@@ -1,4 +1,4 @@
-"""Who has landed runs while the next batch is on its way to the disk, and nobody is forgotten."""
+"""A thread whose change has landed runs while the next batch is written; nobody waits for ever."""
 
 from __future__ import annotations
 

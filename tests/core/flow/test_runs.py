@@ -237,7 +237,7 @@ def test_an_expired_record_is_pruned_only_as_what_it_was() -> None:
     assert script.step == CheckAndPut(stored, None)
     with pytest.raises(ExpiredError):
         script.puts()
-    with pytest.raises(ExpiredError):  # also when somebody else was faster
+    with pytest.raises(ExpiredError):  # even when somebody else was faster
         executing().reads(stored).puts(found=claimed())
 
 
