@@ -2,60 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import attrs
 import pytest
 
-from kvreplay.backends.filesystem import FilesystemStore
-from kvreplay.backends.lmdb import LMDBStore
-from kvreplay.backends.memory import MemoryStore
-from kvreplay.testing import forking
+# Before they are imported: then a failing assertion of a helper shows what it compared.
+pytest.register_assert_rewrite("support", "torture")
 
-collect_ignore = ["third_party"]  # a stranger's distribution, whose tests run where it is installed
+from support.engines import ENGINES, Engine  # noqa: E402
+from support.forking import Child  # noqa: E402
 
-ENGINES = ("memory", "filesystem", "lmdb")
+# A stranger's distribution, whose tests run where it is installed.
+collect_ignore = ["kit/third_party"]
+
 TORTURE = Path(__file__).with_name("torture")
-
-
-@attrs.define
-class Engine:
-    """A kind of store, and where this test's entries of it are."""
-
-    name: str
-    path: Path
-    opened: list[Any] = attrs.field(factory=list)
-
-    @property
-    def durable(self) -> bool:
-        """Whether entries outlive the store object and its process."""
-        return self.name != "memory"
-
-    @property
-    def transactional(self) -> bool:
-        return self.name != "filesystem"
-
-    @property
-    def code(self) -> str:
-        """A Python expression that opens the store in another process, if it is durable."""
-        store = {"filesystem": "FilesystemStore", "lmdb": "LMDBStore"}[self.name]
-        module = f"__import__('kvreplay.backends.{self.name}', fromlist=['{store}'])"
-        return f"{module}.{store}({str(self.path)!r})"
-
-    def open(self, **options: Any) -> Any:
-        """Open the store on this test's directory: the entries are those of every other call."""
-        if self.name == "memory":
-            store: Any = self.opened[0] if self.opened else MemoryStore(**options)
-        elif self.name == "filesystem":
-            store = FilesystemStore(self.path, **options)
-        else:
-            store = LMDBStore(self.path, **options)
-        self.opened.append(store)
-        return store
 
 
 @pytest.fixture
@@ -94,22 +56,6 @@ def transactional_engine(
 @pytest.fixture
 def transactional(transactional_engine: Engine) -> Any:
     return transactional_engine.open()
-
-
-class Child(forking.Child):
-    """A forked child that may be struck meanwhile."""
-
-    def kill(self) -> bool:
-        """Kill it; say whether it was still running."""
-        os.kill(self.pid, signal.SIGKILL)
-        code = self.wait()
-        assert code in (0, -signal.SIGKILL), "the forked child failed before it was killed"
-        return code != 0
-
-    def wait_for_stop(self) -> int | None:
-        """Wait until it has stopped itself, or has ended: then return what ``wait`` would."""
-        _, status = os.waitpid(self.pid, os.WUNTRACED)
-        return None if os.WIFSTOPPED(status) else os.waitstatus_to_exitcode(status)
 
 
 @pytest.fixture

@@ -71,7 +71,7 @@ def test_the_examples_for_a_backends_author(
 
 
 def test_the_sample_is_registered_as_the_docs_say() -> None:
-    sample = (ROOT / "tests" / "third_party" / "pyproject.toml").read_text(encoding="utf-8")
+    sample = (ROOT / "tests" / "kit" / "third_party" / "pyproject.toml").read_text(encoding="utf-8")
     (documented,) = blocks("toml", "docs/testing.md")
     declared = tomllib.loads(sample)["project"]["entry-points"]
     assert tomllib.loads(documented)["project"]["entry-points"] == declared

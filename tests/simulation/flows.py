@@ -10,11 +10,7 @@ from collections.abc import Callable, Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
-from kvreplay import (
-    IndeterminateError,
-    OutcomeUnknownError,
-    StoreUnavailableError,
-)
+from kvreplay import IndeterminateError, OutcomeUnknownError, StoreUnavailableError
 from kvreplay._protocol import flow as real_flow
 from kvreplay._protocol.record import decode
 from kvreplay._protocol.steps import BEGIN, READ, Call, Flow, HeldClaim, Policy, Raised, Returned

@@ -53,16 +53,6 @@ class Ext4:
             os.close(fd)
 
 
-@contextmanager
-def tmpfs(folder: Path, options: str) -> Iterator[Path]:
-    folder.mkdir(exist_ok=True)
-    run("mount", "-t", "tmpfs", "-o", options, "tmpfs", folder)
-    try:
-        yield folder
-    finally:
-        run("umount", folder)
-
-
 def run(*command: str | Path) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert not done.returncode, f"{command}: {done.stderr}"

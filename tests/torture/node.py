@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import attrs
-from replaying import Async, Sync
 
 from kvreplay import InDoubtError, InFlightError, KeyNotFoundError, StoreError
+from support.replaying import Async, Sync
 from torture.ledger import PARAMS, SCOPE, Ledger, answer
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from replaying import Async, FakeClock, Sync
 
 from kvreplay import CorruptRecordError, ExpiredError, Replay
+from support.replaying import Async, FakeClock, Sync
 from torture.strike import die
 
 KEY = ("02lsp", "session-7")

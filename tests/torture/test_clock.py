@@ -12,18 +12,11 @@ from typing import Any
 
 import attrs
 import pytest
-from replaying import START, Async, Caller, FakeClock, Sync
 
-from kvreplay import (
-    ExpiredError,
-    InDoubtError,
-    InFlightError,
-    ReplayKey,
-    ReplayRecord,
-    State,
-)
+from kvreplay import ExpiredError, InDoubtError, InFlightError, ReplayKey, ReplayRecord, State
 from kvreplay._protocol.params import canonical
 from kvreplay._protocol.record import Claim, decode, encode
+from support.replaying import START, Async, Caller, FakeClock, Sync
 
 HOUR = 3_600_000
 DAY = 24 * HOUR

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -12,19 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from replaying import FakeClock
 
 from kvreplay import InDoubtError, InFlightError, Replay
 from kvreplay._protocol.record import decode
+from support.needs import UNSHARE, needs_pid_namespaces
+from support.programs import Program
+from support.replaying import FakeClock
 from torture.audit import State, audit, sound
 from torture.ledger import PARAMS, SCOPE, Ledger
-from torture.needs import UNSHARE, needs_pid_namespaces
 
 TESTS = Path(__file__).parent.parent
 BEHIND_A_SHELL = ("sh", "-c", '"$@"; exit $?', "sh")  # so that it is the second process there
 
 
-class Container:
+class Container(Program):
     """A process of ``container.py`` in a PID namespace of its own."""
 
     def __init__(self, engine: Any, ledger: Ledger, *before: str, **told: Any) -> None:
@@ -38,26 +38,7 @@ class Container:
             **told,
         }
         program = [sys.executable, "-m", "torture.container", json.dumps(told)]
-        self.process = subprocess.Popen(
-            [*UNSHARE, *before, *program],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(TESTS)},
-        )
-
-    def says(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
-
-    def let_go(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-
-    def end(self) -> None:
-        self.process.kill()
-        self.process.communicate()
+        super().__init__([*UNSHARE, *before, *program], {**os.environ, "PYTHONPATH": str(TESTS)})
 
 
 @pytest.fixture
@@ -78,17 +59,17 @@ def start(durable: Any, ledger: Ledger) -> Iterator[Any]:
 def test_two_containers_race(
     durable: Any, start: Any, mode: str, ledger: Ledger, tally: Any, times: int
 ) -> None:
-    """Each key runs once over both of them, also if their process ids are equal."""
+    """Each key runs once over both of them, even if their process ids are equal."""
     keys = [f"key-{n}" for n in range(100 * times)]
     durable.open().close()
     one = start(mode=mode, keys=keys)
     # LMDB tells its processes apart by their ids alone.
     other = start(*(BEHIND_A_SHELL if durable.name == "lmdb" else ()), mode=mode, keys=keys)
-    assert one.says() == "ready 1"
-    assert other.says() == ("ready 2" if durable.name == "lmdb" else "ready 1")
+    assert one.hear() == "ready 1"
+    assert other.hear() == ("ready 2" if durable.name == "lmdb" else "ready 1")
     for container in (one, other):
-        container.let_go()
-    assert one.says() == other.says() == "done"
+        container.tell()
+    assert one.hear() == other.hear() == "done"
     with durable.open() as store:
         claims = mode != "sync-without-lease"
         found = audit(store, ledger, keys, claims=claims)
@@ -104,14 +85,14 @@ def test_a_claim_of_another_container_is_decided_by_its_lease(
     """Whether its owner is alive or dead, and whatever process has the same id here."""
     durable.open().close()
     holder = start(held="held")
-    assert holder.says() == "ready 1"
-    holder.let_go()
-    assert holder.says() == "running"
+    assert holder.hear() == "ready 1"
+    holder.tell()
+    assert holder.hear() == "running"
     if durable.name == "filesystem":
         other = start(keys=["held"], threads=1, settings={"wait_timeout": 0})
-        assert other.says() == "ready 1"
-        other.let_go()
-        assert other.says() == "done"
+        assert other.hear() == "ready 1"
+        other.tell()
+        assert other.hear() == "done"
         (failure,) = ledger.accounts()["held"].failures
         assert "InFlightError" in failure
     with durable.open() as store:
@@ -134,8 +115,8 @@ def test_lmdb_refuses_an_equal_process_id(start: Any, durable: Any) -> None:
     """And says why; the files are shared by those whose ids differ."""
     durable.open().close()
     one = start()
-    assert one.says() == "ready 1"
-    said = start().says()
+    assert one.hear() == "ready 1"
+    said = start().hear()
     assert said == "ready 1" if durable.name == "filesystem" else "PID namespace" in said
 
 

@@ -104,7 +104,7 @@ def test_random_bytes(tally: Any, data: bytes, key: ReplayKey) -> None:
 
 @given(mutations(), st.data())
 def test_mutated_records(tally: Any, mutated: bytes, data: st.DataObject) -> None:
-    """Also for whom the mutation is the answer's own key, params and time."""
+    """Even when asked for with the mutation's own key, params and time."""
     try:
         fields: Any = msgpack.unpackb(mutated)
         key, params = ReplayKey(fields[2], fields[3]), bytes(memoryview(fields[4]))

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 from kvreplay import InDoubtError, Replay, StoreFullError
+from support.disks import mounted
+from support.needs import needs_disks
 from torture.audit import State, committed, look_up, sound
-from torture.disks import Ext4, tmpfs
+from torture.disks import Ext4
 from torture.ledger import PARAMS, SCOPE
-from torture.needs import needs_disks
 from torture.node import MODES, Mode
 
 KEY = "session"
@@ -32,7 +33,7 @@ def small_disk(kind: str, folder: Path) -> Iterator[Path]:
         with disk.mounted():
             yield disk.path
     else:
-        with tmpfs(folder / "disk", KINDS[kind]) as path:
+        with mounted(folder / "disk", KINDS[kind]) as path:
             yield path
 
 
@@ -127,7 +128,7 @@ def ask(store: Any, mode: Mode, full: Any) -> str:
         except InDoubtError as error:
             assert isinstance(error.__cause__, StoreFullError)
             said = "in doubt"
-        state, response = look_up(Replay(store, "ns", ttl=60), KEY)  # also while it is full
+        state, response = look_up(Replay(store, "ns", ttl=60), KEY)  # even while it is full
     assert effects == [] or said != "nothing changed" or mode.transaction
     if said == "answer":
         assert response == ANSWER

@@ -13,14 +13,14 @@ from signal import SIGBUS
 from typing import Any
 
 import pytest
-from conftest import Engine
 
 from kvreplay import StoreError
 from kvreplay.backends.lmdb import files as lmdb_files
+from support.engines import Engine
+from support.needs import needs_disks
 from torture.audit import State, audit, every_record, sound
 from torture.disks import Ext4
 from torture.ledger import Ledger
-from torture.needs import needs_disks
 from torture.node import MODES, Node
 
 CUTS = 50  # of each engine, in CI's budget

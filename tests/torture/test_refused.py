@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from kvreplay import InDoubtError, KVReplayError, Replay, StoreError, StoreFullError
+from support.needs import needs_disks, needs_root
 from torture.audit import sound
 from torture.disks import Ext4, run
 from torture.faults import ACT, Slate
-from torture.needs import needs_disks, needs_root
 
 PARAMS = {"amount_msat": 250_000}
 ANSWERED, NEW = ("lsp", "answered"), ("lsp", "new")

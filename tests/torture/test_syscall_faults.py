@@ -30,9 +30,9 @@ from kvreplay import (
 from kvreplay._protocol.params import canonical
 from kvreplay._protocol.record import Claim, encode
 from kvreplay._runtime import liveness
+from support.needs import needs_strace
 from torture.audit import State, sound
 from torture.faults import ACT, Slate, Struck, struck
-from torture.needs import needs_strace
 from torture.strike import die
 
 PARAMS = {"amount_msat": 250_000}

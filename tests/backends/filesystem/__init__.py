@@ -1,0 +1,1 @@
+"""The file-system store: its bytes on disk, its crashes, its races and its refusals."""

@@ -1,0 +1,150 @@
+"""Directories, permissions, places that cannot be used."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from kvreplay.backends.lmdb import LMDBStore
+from kvreplay.errors import CorruptStoreError, StoreError, StoreFullError
+from kvreplay.testing.entries import content
+from support.disks import mounted
+from support.lmdb_stores import MARKER, Process, filled, in_process
+from support.needs import UNSHARE, needs_pid_namespaces, needs_root
+
+
+def test_the_directories_are_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LMDB flushes none. The marker comes last: it vouches for all that was flushed before."""
+    flushed: list[str] = []
+    fsync = os.fsync
+
+    def spy(fd: int) -> None:
+        name = os.readlink(f"/proc/self/fd/{fd}")
+        marked = (tmp_path / "a" / "b" / MARKER).exists()
+        data = (tmp_path / "a" / "b" / "data.mdb").exists()
+        short = os.path.relpath(name, tmp_path)
+        flushed.append("temporary" if short.endswith(".tmp") else f"{short} {data:d}{marked:d}")
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", spy)
+    with LMDBStore(tmp_path / "a" / "b"):
+        pass
+    assert set(flushed[:4]) == {"a 00", ". 00", "a/b 00"}
+    assert flushed[-3:] == ["a/b 10", "temporary", "a/b 11"]
+    flushed.clear()
+    with LMDBStore(tmp_path / "a" / "b"):
+        pass
+    assert flushed == []
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_permissions_whatever_the_umask(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        with LMDBStore(tmp_path / "a" / "store") as store:
+            store.write("p", "s", "k", b"v")
+            modes = {
+                str(path.relative_to(tmp_path)): stat.S_IMODE(path.stat().st_mode)
+                for path in tmp_path.rglob("*")
+            }
+    finally:
+        os.umask(before)
+    assert modes == {
+        "a": 0o700,
+        "a/store": 0o700,
+        "a/store/data.mdb": 0o600,
+        "a/store/lock.mdb": 0o600,
+        f"a/store/{MARKER}": 0o600,
+    }
+
+
+def test_a_path_that_is_a_file(root: Path) -> None:
+    root.write_bytes(b"precious")
+    with pytest.raises(StoreError, match="not a directory"):
+        LMDBStore(root)
+    with pytest.raises(StoreError):
+        LMDBStore(root / "below")
+    assert root.read_bytes() == b"precious"
+
+
+def test_a_path_of_links_that_go_round(root: Path) -> None:
+    root.symlink_to(root)
+    with pytest.raises(StoreError, match="symbolic links"):
+        LMDBStore(root)
+
+
+def test_a_link_that_leads_nowhere(root: Path) -> None:
+    root.symlink_to(root.with_name("nowhere"))
+    with pytest.raises(StoreError):
+        LMDBStore(root)
+    assert not root.with_name("nowhere").exists()
+
+
+def test_a_read_only_file_system(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    with mounted(disk, "size=4m"):
+        with LMDBStore(disk / "store") as store:
+            store.write("p", "s", "k", b"v")
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        for name in ("store", "new"):
+            with pytest.raises(StoreError, match="writable") as caught:
+                LMDBStore(disk / name)
+            assert not isinstance(caught.value, CorruptStoreError | StoreFullError)
+        subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+        with LMDBStore(disk / "store") as store:
+            assert store.read("p", "s", "k") == b"v"
+
+
+@pytest.mark.parametrize("what", ["folder", "data.mdb", "lock.mdb", MARKER, "parent"])
+def test_permission_denied(tmp_path: Path, what: str) -> None:
+    needs_root()
+    for folder in [tmp_path, *tmp_path.parents]:
+        if folder.stat().st_uid == 0 and str(folder).startswith("/tmp/"):
+            folder.chmod(0o755)
+    root = tmp_path / "parent" / "store"
+    before = filled(root)
+    for path in [root.parent, root, *root.iterdir()]:
+        path.chmod(0o777 if path.is_dir() else 0o666)
+    denied = {"folder": root, "parent": root.parent}.get(what, root / what)
+    denied.chmod(0)
+    code = """
+LMDBStore(path).close()  # whom nothing is denied; and all is imported that another user may not read
+os.setgid(65534); os.setuid(65534)
+try:
+    LMDBStore(path)
+except StoreError as error:
+    assert type(error) is StoreError, type(error)
+    say(str(error))
+"""
+    assert "permissions" in in_process(code, root)
+    denied.chmod(0o777)
+    with LMDBStore(root) as store:
+        assert content(store) == before
+
+
+def test_the_same_process_id_in_two_pid_namespaces(root: Path) -> None:
+    """Two containers that share a volume: LMDB cannot tell their processes apart."""
+    needs_pid_namespaces()
+    code = """
+try:
+    store = LMDBStore(path)
+    say(f"opened as {os.getpid()}")
+    wait()
+    store.close()
+except StoreUnavailableError as error:
+    say(str(error))
+"""
+    with Process(code, root, before=UNSHARE) as one, Process(code, root, before=UNSHARE) as other:
+        first = one.hear()
+        second = other.hear()
+        said = sorted([first, second])
+        assert said[1].startswith("opened as ")
+        assert "PID namespace" in said[0]
+        for process, line in ((one, first), (other, second)):
+            if line.startswith("opened"):
+                process.tell()
+    in_process("LMDBStore(path).close()", root)

@@ -1,0 +1,167 @@
+"""Variables of the environment, which go over what a file says."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kvreplay.config.file import load_config
+from kvreplay.config.registry import StoreSettings
+from support.configuring import HOUR, STORE, WHOLE, complaint
+
+
+def test_the_environment_alone(here: Path) -> None:
+    environ = {"KVREPLAY_STORE": "lmdb:data", "KVREPLAY_STORE_MAP_SIZE": "32MiB", "HOME": "/root"}
+    config = load_config(None, environ=environ)
+    assert config.store == StoreSettings("lmdb", str(here / "data"), {"map_size": 32 * 1024**2})
+    assert config.replays == ()
+    message = complaint(load_config, None, environ={})
+    assert message.startswith("the environment: no store is named; nothing was opened.")
+    assert 'Set KVREPLAY_STORE, such as "lmdb:///var/lib/node/replay".' in message
+
+
+def test_the_processs_environment_is_the_default(
+    write: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("KVREPLAY_")]:
+        monkeypatch.delenv(name)
+    path = write(WHOLE)
+    assert load_config(path).store.backend == "lmdb"
+    monkeypatch.setenv("KVREPLAY_STORE", "memory:")
+    assert load_config(path).store.backend == "memory"
+    assert load_config(path, environ={}).store.backend == "lmdb"
+
+
+def test_a_store_variable_replaces_the_whole_table(
+    write: Callable[[str], Path], here: Path
+) -> None:
+    path = write('[store]\nurl = "lmdb:file?map_size=1GiB"\ndurability = "process"\n')
+    environ = {"KVREPLAY_STORE": "lmdb:variable"}
+    assert load_config(path, environ=environ).store == StoreSettings(
+        "lmdb", str(here / "variable"), {}
+    )
+    broken = write('[store]\nurl = "nonsense"\n')
+    assert load_config(broken, environ=environ).store.backend == "lmdb"
+    complaint(load_config, broken, environ={})
+
+
+@pytest.mark.parametrize(
+    "table", ['url = "lmdb:file?map_size=1GiB"', 'backend = "lmdb"\npath = "file"\nmap_size = 1']
+)
+def test_a_variable_sets_one_option_of_the_store(
+    write: Callable[[str], Path], here: Path, table: str
+) -> None:
+    path = write(f'[store]\n{table}\ndurability = "process"\n')
+    one = load_config(path, environ={"KVREPLAY_STORE_MAP_SIZE": "2GiB"})
+    assert one.store == StoreSettings(
+        "lmdb",
+        str(path.parent / "file"),
+        {"map_size": 2 * 1024**3, "durability": "process"},
+    )
+    other = load_config(path, environ={"KVREPLAY_STORE_PATH": "variable"})
+    assert other.store.location == str(here / "variable")
+    assert other.store.options == load_config(path, environ={}).store.options
+
+
+def test_an_option_variable_wins_over_the_store_variable(here: Path) -> None:
+    environ = {
+        "KVREPLAY_STORE_MAP_SIZE": "2GiB",
+        "KVREPLAY_STORE": "lmdb:url?map_size=1GiB",
+        "KVREPLAY_STORE_PATH": "path%20",
+    }
+    store = load_config(None, environ=environ).store
+    assert store.options == {"map_size": 2 * 1024**3}
+    assert store.location == str(here / "path%20")  # a path is not a URL: nothing is decoded
+
+
+def test_a_variable_sets_one_setting_of_a_namespace(write: Callable[[str], Path]) -> None:
+    path = write(STORE + '[replay.request_invoice]\nttl = "1h"\nrenew = false\n[replay.pay-out]\n')
+    environ = {
+        "KVREPLAY_REPLAY_REQUEST_INVOICE_TTL": "2h",
+        "KVREPLAY_REPLAY_REQUEST_INVOICE_LEASE": "none",
+        "KVREPLAY_REPLAY_REQUEST_INVOICE_RENEW": "true",
+        "KVREPLAY_REPLAY_PAY_OUT_TTL": "500ms",
+        "KVREPLAY_REPLAY_PAY_OUT_ON_IN_DOUBT": "rerun",
+    }
+    config = load_config(path, environ=environ)
+    assert config.replay("request_invoice") == {
+        "namespace": "request_invoice",
+        "ttl": 2 * HOUR,
+        "lease": None,
+        "renew": True,
+    }
+    assert config.replay("pay-out") == {"namespace": "pay-out", "ttl": 0.5, "on_in_doubt": "rerun"}
+    assert '[replay.pay-out]: "ttl" is missing' in complaint(load_config, path, environ={})
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "variable"),
+    [
+        ("pay-out", "pay_out", "KVREPLAY_REPLAY_PAY_OUT_TTL"),
+        ("pay", "PAY", "KVREPLAY_REPLAY_PAY_TTL"),
+        ("a", "a_tombstone", "KVREPLAY_REPLAY_A_TOMBSTONE_TTL"),
+    ],
+)
+def test_namespaces_that_collide_are_wrong_only_if_such_a_variable_is_set(
+    write: Callable[[str], Path], first: str, second: str, variable: str
+) -> None:
+    path = write(STORE + f"[replay.{first}]\nttl = 1\n[replay.{second}]\nttl = 2\n")
+    assert load_config(path, environ={}).replays == (first, second)
+    message = complaint(load_config, path, environ={variable: "5"})
+    assert message.startswith(f"{variable}: it means ")
+    assert f"[replay.{first}] and" in message
+    assert f"[replay.{second}];" in message
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        (
+            "KVREPLAY_STROE",
+            "memory:",
+            'no such variable; nothing was opened. Did you mean "KVREPLAY',
+        ),
+        ("KVREPLAY_STORE_MAPSIZE", "1", 'Did you mean "KVREPLAY_STORE_MAP_SIZE"?'),
+        ("KVREPLAY_STORE_URL", "lmdb:x", "kvreplay has no such variable"),
+        ("KVREPLAY_STORE_BACKEND", "lmdb", "kvreplay has no such variable"),
+        ("KVREPLAY_REPLAY_A_TLL", "1", 'Did you mean "KVREPLAY_REPLAY_A_TTL"?'),
+        ("KVREPLAY_REPLAY_B_TTL", "1", 'Did you mean "KVREPLAY_REPLAY_A_TTL"?'),
+        ("KVREPLAY_", "1", "kvreplay has no such variable"),
+        ("KVREPLAY_STORE", "", "does not begin with a backend's name"),
+        ("KVREPLAY_STORE", "lmbd:x", 'unknown backend "lmbd"'),
+        ("KVREPLAY_STORE", "memory:x", "has no location"),
+        ("KVREPLAY_STORE_MAP_SIZE", "4GBi", 'unknown unit "GBi"'),
+        ("KVREPLAY_STORE_MAP_SIZE", "", '"" is not a size'),
+        ("KVREPLAY_STORE_DURABILITY", "ful", 'Did you mean "full"?'),
+        ("KVREPLAY_STORE_PATH", "", "the path is empty"),
+        ("KVREPLAY_STORE_PATH", "~/x", "is not expanded"),
+        ("KVREPLAY_REPLAY_A_TTL", "1hr", 'unknown unit "hr"'),
+        ("KVREPLAY_REPLAY_A_RENEW", "ture", 'Did you mean "true"?'),
+        ("KVREPLAY_REPLAY_A_ON_IN_DOUBT", "rrun", 'Did you mean "rerun"?'),
+    ],
+)
+def test_a_wrong_variable_is_named(
+    write: Callable[[str], Path], variable: str, value: str, says: str
+) -> None:
+    path = write('[store]\nurl = "lmdb:data"\n[replay.a]\nttl = 1\n')
+    message = complaint(load_config, path, environ={variable: value})
+    assert message.startswith(f"{variable}: ")
+    assert says in message
+
+
+def test_a_backend_without_a_path_has_no_variable_for_one() -> None:
+    environ = {"KVREPLAY_STORE": "memory:", "KVREPLAY_STORE_PATH": "x"}
+    assert complaint(load_config, None, environ=environ).startswith("KVREPLAY_STORE_PATH: ")
+
+
+def test_a_variable_for_a_store_that_nobody_names_is_wrong(write: Callable[[str], Path]) -> None:
+    path = write("")
+    for file in (None, path):
+        environ = {"KVREPLAY_STORE_PATH": "x"}
+        message = complaint(load_config, file, environ=environ)
+        assert 'Did you mean "KVREPLAY_STORE"?' in message
+    with_url = 'or write [store] with url = "lmdb:PATH".'
+    assert with_url in complaint(load_config, path, environ={})

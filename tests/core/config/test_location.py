@@ -1,0 +1,130 @@
+"""A store by URL or by mapping: each spelling, and each that is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from kvreplay.config.registry import OpenStore, open_store
+from support.configuring import ENGINES_WITH_A_PATH, Stranger, complaint, put_and_close
+
+
+@pytest.mark.parametrize("where", ["memory:", "memory://", "MEMORY:", {"backend": "memory"}])
+def test_memory_opens(where: str | Mapping[str, object]) -> None:
+    with open_store(where) as store:
+        assert isinstance(store, OpenStore)
+        assert type(store).__name__ == "MemoryStore"
+        put_and_close(store)
+
+
+@pytest.mark.parametrize("engine", ENGINES_WITH_A_PATH)
+def test_every_spelling_of_a_path_opens_that_path(engine: str, here: Path, tmp_path: Path) -> None:
+    absolute = tmp_path / "absolute store"
+    other = tmp_path / "other"
+    other.mkdir()
+    spellings: list[tuple[str | Mapping[str, object], Path | None, Path]] = [
+        (f"{engine}://{tmp_path}/absolute%20store", None, absolute),
+        (f"{engine}:{tmp_path}/absolute store", other, absolute),
+        (f"{engine}:relative", None, here / "relative"),
+        (f"{engine}:./a%23b%3Fc%25", None, here / "a#b?c%"),
+        (f"{engine}:plus+sign", None, here / "plus+sign"),
+        (f"{engine}:relative", other, other / "relative"),
+        (f"{engine}:sub/../up", other, other / "up"),
+        ({"backend": engine, "path": "mapped"}, None, here / "mapped"),
+        ({"backend": engine.upper(), "path": Path("mapped")}, other, other / "mapped"),
+        ({"backend": engine, "path": "100%25"}, None, here / "100%25"),
+        ({"url": f"{engine}:by-url"}, other, other / "by-url"),
+    ]
+    for where, base, expected in spellings:
+        assert not expected.exists() or expected == absolute
+        put_and_close(open_store(where, base=base))
+        assert expected.is_dir()
+    put_and_close(open_store(f"{engine}:text-base", base=str(other)))
+    assert (other / "text-base").is_dir()
+
+
+@pytest.mark.parametrize("engine", ENGINES_WITH_A_PATH)
+def test_what_was_written_is_there_when_opened_again(engine: str, tmp_path: Path) -> None:
+    url = f"{engine}://{tmp_path}/store?durability=process"
+    put_and_close(open_store(url))
+    with open_store({"backend": engine, "path": f"{tmp_path}/store"}) as store:
+        assert store.read("p", "s", "k") == b"value"
+
+
+@pytest.mark.parametrize(
+    ("where", "says"),
+    [
+        ("", "does not begin with a backend's name"),
+        ("/var/lib/replay", "Write lmdb:relative/path or lmdb:///absolute/path."),
+        (":x", "does not begin with"),
+        ("lm db:x", "does not begin with"),
+        ("lmbd:x", 'unknown backend "lmbd"; nothing was opened. Did you mean "lmdb"?'),
+        ("zzz:x", 'Valid: "memory", "filesystem", "lmdb"'),
+        ("memory:x", 'the backend "memory" has no location'),
+        ("memory:///x", "Write memory:"),
+        ("lmdb:", "the path is empty"),
+        ("lmdb://", "lmdb:relative/path or lmdb:///absolute/path"),
+        ("lmdb:?map_size=1GiB", "the path is empty"),
+        ("lmdb:a#b", "Write %23"),
+        ("lmdb:a?durability=full#b", "it has a fragment"),
+        ("lmdb:a%zz", "Write %25"),
+        ("lmdb:a%ff", "is not UTF-8"),
+        ("lmdb:a%00b", "a zero character"),
+        ("lmdb:~/replay", 'a "~" is not expanded'),
+        ("lmdb:a?", "is not name=value"),
+        ("lmdb:a?map_size", "is not name=value"),
+        ("lmdb:a?map_size=1GiB&", "is not name=value"),
+        ("lmdb:a?=1", "is not name=value"),
+        ("lmdb:a?map_size=1GiB&map_size=1GiB", '"map_size" is repeated'),
+        ("lmdb:a?map_size=1GiB&map%5Fsize=1GiB", '"map_size" is repeated'),
+        ("lmdb:a?map-size=1GiB", 'has no option "map-size"; nothing was opened. Did you mean "map'),
+        ("lmdb:a?path=b", 'the backend "lmdb" has no option "path"'),
+        ("memory:?map_size=1GiB", "There is none to choose from."),
+        ("lmdb:a?map_size=1GBi", 'the store URL, option "map_size": "1GBi" has the unknown unit'),
+        ("lmdb:a?durability=fill", 'Did you mean "full"?'),
+        ("lmdb:a?max_readers=many", '"many" is not an integer'),
+        ({}, 'neither "url" nor "backend"'),
+        ({"bakend": "lmdb", "path": "x"}, 'Did you mean "backend" by "bakend"?'),
+        ({"map_size": 1}, 'Write url = "lmdb:PATH"'),
+        ({"backend": "lmdb", "url": "lmdb:x"}, 'both "url" and "backend"'),
+        ({"url": "lmdb:x", "path": "y"}, 'both "url" and "path"'),
+        ({"url": 5}, "the store url: 5 is not text"),
+        ({"backend": "lmdb"}, "needs a path"),
+        ({"backend": "lmdb", "path": ""}, "the store path: the path is empty"),
+        ({"backend": "lmdb", "path": "a\0b"}, "a zero character"),
+        ({"backend": "lmdb", "path": 5}, "5 is not a path"),
+        ({"backend": "lmdb", "path": "~/x"}, "is not expanded"),
+        ({"backend": "lmdb", "pth": "x", "path": "y"}, 'Did you mean "path"?'),
+        ({"backend": "memory", "path": "x"}, 'the store path: the backend "memory" has no path'),
+        ({"backend": "lmbd", "path": "x"}, 'Did you mean "lmdb"?'),
+        ({"backend": 5}, "not the name of a backend"),
+        ({"backend": "lmdb", "path": "x", "map_size": None}, "the store map_size: a value of type"),
+        ({5: "x"}, "a key is of type int"),
+        (Path("/var/lib/replay"), "neither a URL nor a mapping"),
+    ],
+)
+def test_a_wrong_store_names_what_and_touches_nothing(
+    where: str | Mapping[str, object], says: str, here: Path
+) -> None:
+    assert says in complaint(open_store, where)
+    assert list(here.iterdir()) == []
+
+
+def test_a_path_in_the_place_of_a_host_shows_both_right_spellings(here: Path) -> None:
+    message = complaint(open_store, "lmdb://relative/path?map_size=1GiB")
+    assert "lmdb:///relative/path if it is absolute" in message
+    assert "lmdb:relative/path if relative" in message
+    assert list(here.iterdir()) == []
+
+
+def test_a_mapping_overrides_the_options_of_its_url(stranger: Stranger) -> None:
+    stranger.install("rec")
+    store = open_store({"url": "rec:x?pool=1&tls=yes", "pool": 2})
+    assert store.options == {"pool": 2, "tls": True}  # type: ignore[attr-defined]
+
+
+def test_the_current_environment_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KVREPLAY_STORE", "nonsense")
+    open_store("memory:").close()

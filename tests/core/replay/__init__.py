@@ -1,0 +1,1 @@
+"""Every rule of the protocol, on every engine, blocking and awaited."""

@@ -1,0 +1,84 @@
+"""Bad input: the error class, before anything ran."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from kvreplay import (
+    ConfigError,
+    InvalidParamsError,
+    InvalidValueError,
+    ParamsMismatchError,
+    SweepResult,
+)
+from support.replaying import Handler
+from support.requesting import KEY, PARAMS
+
+
+@pytest.mark.parametrize(
+    ("key", "params", "options", "error"),
+    [
+        (KEY, float("nan"), {}, InvalidParamsError),
+        (KEY, {"when": object()}, {}, InvalidParamsError),
+        (KEY, {"amount": 2**64}, {}, InvalidParamsError),
+        (("a", ""), PARAMS, {}, InvalidParamsError),
+        (("a",), PARAMS, {}, InvalidParamsError),
+        ("ab", PARAMS, {}, InvalidParamsError),
+        (("a", 1), PARAMS, {}, InvalidParamsError),
+        (KEY, PARAMS, {"ttl": -1}, ConfigError),
+        (KEY, PARAMS, {"ttl": float("nan")}, ConfigError),
+        (KEY, PARAMS, {"ttl": float("inf")}, ConfigError),
+        (KEY, PARAMS, {"ttl": 1e12}, ConfigError),
+        (KEY, PARAMS, {"ttl": "1h"}, ConfigError),
+        (KEY, PARAMS, {"ttl": True}, ConfigError),
+        (KEY, PARAMS, {"ttl": timedelta(seconds=-1)}, ConfigError),
+        (KEY, "x" * 1_100_000, {}, InvalidParamsError),
+    ],
+)
+def test_bad_input_runs_nothing(
+    replay: Any, store: Any, key: Any, params: Any, options: Any, error: type[Exception]
+) -> None:
+    handler = Handler("r")
+    with pytest.raises(error):
+        replay.execute(key, params, handler, **options)
+    assert handler.runs == 0
+    assert list(store.list_all_keys()) == []
+    assert replay.execute(KEY, PARAMS, handler, ttl=1).response == "r"
+    with pytest.raises((error, ParamsMismatchError)):  # nor beside an answer
+        replay.execute(key, params, handler, **options)
+    assert handler.runs == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"ttl": -1}, "ttl"),
+        ({"lease": 0}, "lease"),
+        ({"lease": float("nan")}, "lease"),
+        ({"tombstone_ttl": -1}, "tombstone_ttl"),
+        ({"wait_timeout": "10"}, "wait_timeout"),
+        ({"on_in_doubt": "ignore"}, "on_in_doubt"),
+        ({"max_record_bytes": 0}, "max_record_bytes"),
+        ({"renew": True, "lease": None}, "renew"),
+    ],
+)
+def test_bad_settings_are_named(make: Callable[..., Any], settings: Any, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        make(**settings)
+
+
+def test_a_namespace_obeys_the_name_rules(face: Any, store: Any) -> None:
+    for bad in ("a b", "x" * 121, "", None, 5):
+        with pytest.raises(ConfigError, match="namespace"):
+            face(store, bad, ttl=1)
+
+
+@pytest.mark.parametrize("limit", [0, -1, 1.5, True])
+def test_a_sweep_has_a_sane_limit(replay: Any, limit: Any) -> None:
+    with pytest.raises(InvalidValueError, match="nothing was swept"):
+        replay.sweep(limit)
+    assert replay.sweep(1) == SweepResult(0, 0, False)

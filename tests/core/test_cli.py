@@ -1,0 +1,179 @@
+"""The command line: what it prints, and which exit code each end has."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from kvreplay.cli import main
+from support.interrupts import hearing_ctrl_c
+from support.programs import run_python
+
+try:
+    import bolt11  # noqa: F401
+except ImportError:
+    if os.environ.get("CI") == "true":
+        raise
+    HAS_EXTRA = False
+else:
+    HAS_EXTRA = True
+
+needs_extra = pytest.mark.skipif(not HAS_EXTRA, reason="the extra 'demo' (bolt11) is missing")
+
+BLOCKED = "sys.modules['bolt11'] = None"
+# bolt11 2.2.0 with bitstring 5, which has no ConstBitStream any more
+INCOMPATIBLE = """
+for name in [name for name in sys.modules if name.startswith(('bolt11', 'bitstring'))]:
+    del sys.modules[name]
+sys.modules['bitstring'] = types.ModuleType('bitstring')
+"""
+
+
+def test_version() -> None:
+    done = run_python("-m", "kvreplay", "--version")
+    assert (done.returncode, done.stdout) == (0, f"kvreplay {version('kvreplay')}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ([], "COMMAND"),
+        (["dmeo"], "dmeo"),
+        (["demo", "--engine", "lmbd"], "lmbd"),
+        (["demo", "--fast"], "--fast"),
+    ],
+)
+def test_wrong_usage_is_2_and_names_what_is_wrong(
+    arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert named in capsys.readouterr().err
+
+
+def test_help_names_the_extra_and_the_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["demo", "--help"])
+    assert caught.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "pip install 'kvreplay[demo]'" in text
+    assert "exit code is 1" in text
+
+
+@pytest.mark.parametrize("absent", [BLOCKED, pytest.param(INCOMPATIBLE, marks=needs_extra)])
+def test_a_missing_extra_is_2_and_says_what_to_install(absent: str) -> None:
+    call = "from kvreplay.cli import main; sys.exit(main(['demo']))"
+    done = run_python("-c", f"import sys, types\n{absent}\n{call}")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "pip install 'kvreplay[demo]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_importing_kvreplay_or_its_command_line_imports_no_demo() -> None:
+    done = run_python(
+        "-c",
+        "import sys, kvreplay, kvreplay.cli\n"
+        "print([name for name in sys.modules if name.startswith(('kvreplay.demo', 'bolt11'))])",
+    )
+    assert (done.returncode, done.stdout) == (0, "[]\n")
+
+
+@needs_extra
+@pytest.mark.parametrize("place", ["a file", "a used directory"])
+def test_a_directory_that_cannot_be_used_is_2(
+    place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = tmp_path / "place"
+    if place == "a file":
+        where.write_text("precious")
+    else:
+        where.mkdir()
+        (where / "precious").write_text("precious")
+    assert main(["demo", "--engine", "memory", "--dir", str(where)]) == 2
+    error = capsys.readouterr().err
+    assert "--dir" in error
+    assert "nothing was started" in error
+    assert [each.read_text() for each in tmp_path.rglob("*") if each.is_file()] == ["precious"]
+
+
+def story_on(directory: Path) -> subprocess.Popen[str]:
+    """Start to tell the story, with everything that it needs below the directory."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "kvreplay", "demo", "--dir", str(directory / "kept")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def read_until_a_node_runs(story: subprocess.Popen[str]) -> None:
+    assert story.stdout is not None
+    while "a node process starts" not in story.stdout.readline():
+        assert story.poll() is None
+
+
+@needs_extra
+def test_an_interrupt_is_130_and_leaves_no_node(tmp_path: Path) -> None:
+    with hearing_ctrl_c():
+        story = story_on(tmp_path)
+    try:
+        read_until_a_node_runs(story)
+        assert nodes_on(tmp_path)
+        story.send_signal(signal.SIGINT)
+        _, error = story.communicate(timeout=60)
+    finally:
+        story.kill()
+        story.communicate()
+    assert story.returncode == 130
+    assert error == "kvreplay: interrupted\n"
+    assert not nodes_on(tmp_path)
+
+
+@needs_extra
+def test_a_killed_story_leaves_no_node(tmp_path: Path) -> None:
+    with story_on(tmp_path) as story:
+        read_until_a_node_runs(story)
+        story.kill()
+    for pid in nodes_on(tmp_path):
+        try:
+            node = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue  # it has ended since
+        select.select([node], [], [], 30)  # readable when it has ended
+        os.close(node)
+    assert not nodes_on(tmp_path)
+
+
+@needs_extra
+def test_a_reader_that_goes_away_ends_it_without_a_traceback(tmp_path: Path) -> None:
+    with story_on(tmp_path) as story:
+        assert story.stdout is not None
+        assert story.stderr is not None
+        story.stdout.readline()
+        story.stdout.close()
+        error = story.stderr.read()
+        code = story.wait(60)
+    assert (code, error) == (2, "")
+    assert not nodes_on(tmp_path)
+
+
+def nodes_on(directory: Path) -> dict[int, str]:
+    """Return the node processes with a config below the directory: pid -> command line."""
+    found = {}
+    for each in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = each.read_bytes().decode(errors="replace")
+        except OSError:  # ended just now
+            continue
+        if "kvreplay.demo.node" in command and str(directory) in command:
+            found[int(each.parent.name)] = command.replace("\0", " ")
+    return found

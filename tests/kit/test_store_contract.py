@@ -1,0 +1,41 @@
+"""Every engine runs the store contract that ships; so does the wrapper around a plain store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kvreplay.backends.filesystem import FilesystemStore
+from kvreplay.backends.lmdb import LMDBStore
+from kvreplay.backends.memory import MemoryStore
+from kvreplay.store.in_process import InProcessAtomicStore
+from kvreplay.testing import StoreContract
+from support.plain_stores import WalkableStore
+
+
+class TestMemory(StoreContract):
+    durable = False
+
+    def open(self, path: Path) -> MemoryStore:
+        return MemoryStore()
+
+
+class TestFilesystem(StoreContract):
+    open = FilesystemStore
+
+
+class TestLMDB(StoreContract):
+    open = LMDBStore
+
+
+class TestWrappedPlainStore(StoreContract):
+    durable = False
+
+    def open(self, path: Path) -> InProcessAtomicStore:
+        return InProcessAtomicStore(WalkableStore())
+
+
+class TestWrappedDurableStore(StoreContract):
+    multi_process = False
+
+    def open(self, path: Path) -> InProcessAtomicStore:
+        return InProcessAtomicStore(FilesystemStore(path))

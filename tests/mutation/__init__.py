@@ -1,0 +1,1 @@
+"""Mutation testing; docs/mutation.md describes it."""

@@ -1,0 +1,1 @@
+"""What takes several real processes, of which some are killed."""

@@ -1,0 +1,137 @@
+"""Every schedule of up to three requests for one key, and the bugs that walking them all finds.
+
+``INTERLEAVINGS=long pytest tests/simulation`` walks for about half an hour instead of a
+minute, in a few GB of memory: more crashes, faults and clock moves together.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache
+
+import pytest
+
+from simulation.explore import Counterexample, Explored, explore, shortest
+from simulation.flows import REAL, Node
+from simulation.matrix import AT_LENGTH, EVERY_TIME
+from simulation.moves import Moves
+from simulation.planted import PLANTED, Planted
+from simulation.scenario import Caller, Left, Scenario
+from simulation.world import World
+
+pytestmark = pytest.mark.exhaustive
+
+LONG = os.environ.get("INTERLEAVINGS") == "long"
+SCENARIOS = EVERY_TIME | AT_LENGTH if LONG else EVERY_TIME
+
+
+@cache
+def walked(name: str) -> Explored:
+    return explore(SCENARIOS[name])
+
+
+@pytest.fixture(scope="module")
+def tally(request: pytest.FixtureRequest) -> Iterator[dict[str, Explored]]:
+    """Takes what was walked, and prints it when all of it was."""
+    rows: dict[str, Explored] = {}
+    yield rows
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        print(f"\n{'schedules':>25} {'states':>9}  scenario")
+        for name, row in rows.items():
+            print(f"{row.schedules:25,} {row.states:9,}  {name}")
+        schedules = sum(row.schedules for row in rows.values())
+        states = sum(row.states for row in rows.values())
+        print(f"{schedules:25,} {states:9,}  all {len(rows)} scenarios")
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_no_schedule_breaks_an_invariant(name: str, tally: dict[str, Explored]) -> None:
+    tally[name] = walked(name)
+
+
+def test_the_schedules_meet_every_end() -> None:
+    """What is never met is not tested."""
+    ends: Counter[str] = Counter()
+    for name in EVERY_TIME:
+        ends.update(walked(name).ends)
+    shared = {"the answer", "ExpiredError", "InDoubtError", "ParamsMismatchError"}
+    assert ends.keys() >= {f"execute: shares {end}" for end in shared}
+    answers = {"answered", "replayed", "ParamsMismatchError", "ExpiredError"}
+    assert ends.keys() >= {f"transact: {end}" for end in answers}
+    assert ends.keys() >= {
+        f"execute: {end}"
+        for end in (
+            *answers,
+            *("InDoubtError", "InFlightError", "ClaimLostError", "refused by its own process"),
+            *("IndeterminateError", "Interrupted", "Declined"),
+            *("OutcomeUnknownError", "StoreUnavailableError"),
+        )
+    }
+    lookups = {"replayed", "None", "InDoubtError", "InFlightError", "ParamsMismatchError"}
+    assert ends.keys() >= {f"lookup: {end}" for end in lookups}
+    assert ends.keys() >= {"operator: True", "walk: True", "walk: False"}
+
+
+@pytest.mark.parametrize("planted", PLANTED, ids=lambda planted: planted.name)
+def test_a_planted_bug_is_found(planted: Planted) -> None:
+    found = shortest(planted.scenario, planted.plant())
+    assert found is not None
+    print(found)
+    assert re.search(planted.broken, found.broken)
+    assert shortest(planted.scenario, REAL) is None
+
+
+class WithoutSingleFlight(Moves):
+    """Nobody in a process follows anybody."""
+
+    def _leader(self, world: World, process: int) -> None:
+        return None
+
+
+class WithoutLanding(Moves):
+    """A leader that ends tells nobody."""
+
+    def _land(self, label: str, world: World, index: int, node: Node) -> World:
+        return world
+
+
+def test_a_counterexample_is_told_step_by_step() -> None:
+    scenario = Scenario((Caller("A"), Caller("A")), lease=None)
+    with pytest.raises(Counterexample, match="twice at a time in one process"):
+        explore(scenario, moves=WithoutSingleFlight)
+    assert str(shortest(scenario, moves=WithoutSingleFlight)).splitlines() == [
+        "BROKEN: the handler runs twice at a time in one process",
+        "in: r1: execute A in P0, r2: execute A in P0; places 0; in doubt: raise; lease None, ttl 1, tombstone 0",
+        "   1. r1 (P0) takes the lead in its process",
+        "   2. r1 (P0) reads nothing",
+        "   3. r1 (P0) runs the handler, which returns",
+        "   4. r2 (P0) takes the lead in its process",
+        "   5. r2 (P0) reads nothing",
+        "   6. r2 (P0) runs the handler",
+    ]
+
+
+def test_who_waits_for_ever_is_seen() -> None:
+    scenario = Scenario((Caller("A"), Caller("A")))
+    with pytest.raises(Counterexample, match="somebody waits for ever"):
+        explore(scenario, moves=WithoutLanding)
+    assert explore(scenario).ends["execute: shares the answer"]
+
+
+@pytest.mark.parametrize("callers", [1, 2, 3, 4])
+def test_all_orders_are_walked(callers: int) -> None:
+    """Lookups of an absent key are one step each: n! schedules over 2^n states."""
+    lookups = Scenario((Caller("A", 0, "lookup"),) * callers)
+    walk = explore(lookups)
+    assert (walk.schedules, walk.states) == ((1, 2, 6, 24)[callers - 1], 2**callers)
+
+
+def test_a_crash_comes_at_every_step() -> None:
+    """Of read, claim, run, answer: not at all, or after the first, second or third of them."""
+    walk = explore(Scenario((Caller("A"),), Left(crashes=1)))
+    assert walk.schedules == 4
+    assert walk.ends == {"execute: answered": 2, "execute: InDoubtError": 2}

@@ -1,0 +1,184 @@
+"""One face for ``Replay`` and ``AsyncReplay``, so that each rule is written once for both."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from kvreplay import AsyncReplay, Change, Outcome, Replay, ReplayRecord, SweepResult
+from support.waiting import PATIENCE
+
+START = 1_700_000_000_000
+
+
+class FakeClock:
+    """A clock that goes where a test puts it."""
+
+    def __init__(self) -> None:
+        self.now = START
+
+    def now_ms(self) -> int:
+        return self.now
+
+    def pass_seconds(self, seconds: float) -> None:
+        self.now += round(seconds * 1000)
+
+
+class Sync:
+    """``Replay`` as it is."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        self.replay = Replay(*args, **settings)
+        self.lookup = self.replay.lookup
+        self.resolve = self.replay.resolve
+        self.release = self.replay.release
+        self.sweep = self.replay.sweep
+        self.execute_in_transaction = self.replay.execute_in_transaction
+
+    def execute(self, *args: Any, **options: Any) -> Outcome:
+        return self.replay.execute(*args, **options)
+
+    def records(self) -> list[ReplayRecord]:
+        return list(self.replay.records())
+
+    def decorated(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        return self.replay.idempotent(**options)(function)
+
+
+class Async:
+    """``AsyncReplay``, each call in an event loop of its own on the calling thread."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        reconcile = settings.get("on_in_doubt")
+        if callable(reconcile):
+            settings["on_in_doubt"] = awaited(reconcile)
+        self.replay = AsyncReplay(*args, **settings)
+
+    def execute(self, key: Any, params: Any, handler: Any, **options: Any) -> Outcome:
+        return asyncio.run(self.replay.execute(key, params, awaited(handler), **options))
+
+    def execute_in_transaction(self, *args: Any, **options: Any) -> Outcome:
+        return asyncio.run(self.replay.execute_in_transaction(*args, **options))
+
+    def lookup(self, *args: Any) -> Outcome | None:
+        return asyncio.run(self.replay.lookup(*args))
+
+    def resolve(self, *args: Any, **options: Any) -> bool:
+        return asyncio.run(self.replay.resolve(*args, **options))
+
+    def release(self, *args: Any) -> bool:
+        return asyncio.run(self.replay.release(*args))
+
+    def sweep(self, limit: int = 1000) -> SweepResult:
+        return asyncio.run(self.replay.sweep(limit))
+
+    def records(self) -> list[ReplayRecord]:
+        async def collect() -> list[ReplayRecord]:
+            return [record async for record in self.replay.records()]
+
+        return asyncio.run(collect())
+
+    def decorated(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        decorated = self.replay.idempotent(**options)(awaited(function))
+        return lambda *args, **kwargs: asyncio.run(decorated(*args, **kwargs))
+
+
+def awaited(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A coroutine function that does the same, on a thread if it may block."""
+
+    async def wrapper(*args: Any, **kwargs: Any) -> Any:
+        if getattr(function, "blocks", False):
+            return await asyncio.to_thread(function, *args, **kwargs)
+        return function(*args, **kwargs)
+
+    wrapper.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+    return wrapper
+
+
+class Handler:
+    """Counts its runs; can be held at its start until it is let go."""
+
+    def __init__(self, *responses: Any, held: bool = False) -> None:
+        self.runs = 0
+        self.blocks = held
+        self.started = threading.Event()
+        self._go = threading.Event()
+        self._responses = responses
+        if not held:
+            self._go.set()
+
+    def __call__(self) -> Any:
+        self.runs += 1
+        self.started.set()
+        assert self._go.wait(PATIENCE)
+        response = self._responses[min(self.runs, len(self._responses)) - 1]
+        if isinstance(response, BaseException):
+            raise response
+        return response
+
+    def let_go(self) -> None:
+        self._go.set()
+
+
+class Caller(threading.Thread):
+    """One call on a thread of its own; ``result()`` is its outcome or raises its error."""
+
+    def __init__(self, call: Callable[..., Any], *args: Any, **options: Any) -> None:
+        super().__init__(daemon=True)
+        self._call = lambda: call(*args, **options)
+        self._value: Any = None
+        self._error: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._value = self._call()
+        except BaseException as error:
+            self._error = error
+
+    def end(self) -> None:
+        """Wait for the end of the call, whatever it is."""
+        self.join(PATIENCE)
+        assert not self.is_alive(), "the call never came back"
+
+    def result(self) -> Any:
+        self.end()
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+
+class OneByOne:
+    """For a store's proxy: its own ``check_and_put`` sees each change, even where many come at once."""
+
+    check_and_put: Callable[..., Any]
+
+    def check_and_put_each(self, changes: Sequence[Change]) -> list[Any]:
+        outcomes: list[Any] = []
+        for each in changes:
+            try:
+                found = self.check_and_put(
+                    each.primary_namespace,
+                    each.secondary_namespace,
+                    each.key,
+                    expected=each.expected,
+                    value=each.value,
+                    expires_at=each.expires_at,
+                )
+            except Exception as error:
+                outcomes.append(error)
+            else:
+                outcomes.append(found)
+        return outcomes
+
+
+class Interrupt(BaseException):
+    """Not an ``Exception``, and not one that event loops treat apart."""
+
+
+def never() -> Any:
+    """A handler that must not run."""
+    raise AssertionError("the handler ran a second time")
