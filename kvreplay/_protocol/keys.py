@@ -33,7 +33,7 @@ class ReplayKey:
     id: str
 
     def __attrs_post_init__(self) -> None:
-        scope, own = self.scope, self.id
+        scope, own = self.scope, self.id  # quick way, for ASCII texts: bench_hit
         if type(scope) is type(own) is str and own and scope.isascii() and own.isascii():
             return
         for part, value in (("scope", self.scope), ("id", self.id)):
