@@ -1,8 +1,9 @@
 """The replay protocol as generators: no I/O, no clock, no threads.
 
 A flow *yields* the step that it needs next and is *sent* the step's answer. A step that fails is
-*thrown* its exception. Whoever does that *drives* the flow: ``_runtime/blocking.py`` with blocking
-calls, ``_runtime/awaiting.py`` with awaits, and a simulator in the tests in any order it likes.
+*thrown* its exception. The code that does this *drives* the flow: ``_runtime/blocking.py`` with
+blocking calls, ``_runtime/awaiting.py`` with awaits, and a simulator in the tests in any order it
+likes.
 All times are milliseconds since the epoch, UTC, and come with the answers.
 
 What is always true:
@@ -151,7 +152,7 @@ def settle(key: ReplayKey, response: bytes | None, ttl: int, policy: Policy) -> 
             break
         if (yield from _is_running(record.claim, now)):
             raise InFlightError(
-                "the key's owner is alive and running it; nothing was changed",
+                "the key's owner is running it, or may be; nothing was changed: try again later",
                 _retry_after(record.claim, now),
             )
         if response is None:

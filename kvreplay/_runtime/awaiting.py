@@ -108,7 +108,7 @@ class AsyncDriver:
 
     @asynccontextmanager
     async def _renewing(self, held: HeldClaim | None, run: Run) -> AsyncIterator[None]:
-        """Renew the claim if the settings ask for it; no renewal goes on after the block."""
+        """Renew the claim if the settings ask for it; no renewal runs after the block."""
         if held is None or not self._settings.renew:
             yield
             return

@@ -58,7 +58,7 @@ class Renewer:
 
     @contextmanager
     def __call__(self, held: HeldClaim, run: Run) -> Iterator[None]:
-        """Renew the claim until the block ends; no renewal goes on after it."""
+        """Renew the claim until the block ends; no renewal runs after it."""
         with self._lock:
             if self._round.pid != os.getpid():
                 self._round = _Round()

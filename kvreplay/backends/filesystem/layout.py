@@ -89,7 +89,7 @@ def open_folders(root: str, sidecar: str) -> None:
         if not os.path.isdir(root):
             raise CorruptStoreError(
                 f"{root} is missing, but {sidecar} says that it was in use: bring it back"
-                f" (is its disk mounted?), or remove {sidecar} to begin anew"
+                f" (is its disk mounted?), or remove {sidecar} to begin a new store"
             )
         _make_sidecar(sidecar)  # some copying programs leave empty folders out
     else:

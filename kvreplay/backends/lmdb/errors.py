@@ -35,7 +35,7 @@ _NEARLY_FULL: Final = 16 * 1024 * 1024  # bytes free, below which a failed write
 
 
 def commit_error(env: lmdb.Environment, error: lmdb.Error, path: Path) -> StoreError:
-    """Tell *nothing was written* from *nobody knows*, after a commit that failed.
+    """Distinguish *nothing was written* from *nobody knows*, after a commit that failed.
 
     LMDB writes the data pages, flushes them, and then writes the page that makes them count.
     Only a failure of that last step panics the environment.
