@@ -28,7 +28,7 @@ from kvreplay.store import KVTransaction, SweepResult
 
 __all__ = ["AsyncReplay"]
 
-_PAGE: Final = 100  # records that one hop to the executor brings back
+_PAGE: Final = 100  # records that one call in the executor brings back
 
 
 class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
@@ -37,17 +37,17 @@ class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
     Handlers and reconcilers may be coroutine functions, or plain ones, which run on the loop. The
     run of a key has a task of its own: cancelling a caller cancels neither the handler nor another
     caller. If the loop itself ends and cancels that task, the key is in doubt. With ``renew=True``
-    a task beside each handler moves its lease.
+    a task beside each handler renews its lease.
 
     Single-flight is shared with every other ``Replay`` and ``AsyncReplay`` of the process on the
-    same store. A *blocking* call for a key that the same thread's loop is running would wait for
-    ever: use this class on a loop.
+    same store. A *blocking* call on the loop's thread, for a key that this loop is running, would
+    wait for ever: on a loop, use only this class.
     """
 
     def _set_up(self) -> None:
         super()._set_up()
         self._driver = AsyncDriver(self._settings)
-        self._leaders: set[asyncio.Task[Settled]] = set()  # a loop keeps only weak references
+        self._leaders: set[asyncio.Task[Settled]] = set()  # the loop keeps only weak references
 
     async def execute(
         self,
@@ -70,7 +70,7 @@ class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
     ) -> Outcome:
         """Commit a handler's writes and its answer together, on one thread of the executor.
 
-        ``handler`` is a plain function, since it holds the store's write lock. Otherwise as
+        ``handler`` is a plain function, since it holds the store's write lock. All else is as in
         :meth:`kvreplay.Replay.execute_in_transaction`.
         """
         self._settings.require_transactions("execute_in_transaction")
@@ -104,13 +104,13 @@ class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
                 yield each
 
     async def sweep(self, limit: int = 1000) -> SweepResult:
-        """Remove at most ``limit`` needless records; see :meth:`kvreplay.Replay.sweep`."""
+        """Remove at most ``limit`` records that nobody needs; see :meth:`kvreplay.Replay.sweep`."""
         return self._emit_swept(await in_thread(self._walk.sweep, limit))
 
     def sweeping(
         self, every: Duration = 60.0, limit: int = 1000
     ) -> AbstractAsyncContextManager[AsyncSweeper]:
-        """Sweep periodically, from a task of the block's; see :meth:`kvreplay.Replay.sweeping`."""
+        """Sweep from a task during an ``async with``; see :meth:`kvreplay.Replay.sweeping`."""
         return AsyncSweeper(self.sweep, to_ms(every, "every"), limit)
 
     def _replaying(
@@ -155,7 +155,7 @@ class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
             outcome = await self._follow(flight, request)
             if outcome is not None:
                 return outcome
-            request.absent_at = None  # that was before the other's run
+            request.absent_at = None  # it was seen before the other's run
 
     def _lead(
         self,
@@ -164,7 +164,7 @@ class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
         protocol: Protocol,
         handler: Callable[..., Any],
     ) -> asyncio.Task[Settled]:
-        """Start the run in a task of its own, which no caller's cancellation reaches."""
+        """Start the run in a task of its own, so that cancelling a caller does not cancel it."""
         run = Run(self._settings, request.key, flight)
         loop = asyncio.get_running_loop()
 
@@ -177,7 +177,7 @@ class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
         steps = protocol(request, self._settings.policy)
         task = loop.create_task(self._driver.drive(steps, run, handler))
         self._leaders.add(task)
-        # In a callback, since a task that is cancelled before its first step runs no line.
+        # In a callback, since a task that is cancelled before its first step runs none of its code.
         task.add_done_callback(functools.partial(self._landed, run))
         return task
 
@@ -193,7 +193,7 @@ class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
             flights.land(run.flight, error)
 
     async def _follow(self, flight: Flight[object], request: Request) -> Outcome | None:
-        """Share the leader's result; ``None``: it has none to share, start over."""
+        """Share the leader's result; ``None``: there is nothing to share, start over."""
         until_bound = self._begin_to_follow(flight, request)
         loop = asyncio.get_running_loop()
         while True:
@@ -205,7 +205,7 @@ class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
 
 
 def _waker(changed: asyncio.Future[None]) -> Callable[[], None]:
-    """Return what resolves the future, from any thread."""
+    """Return a function that resolves the future, and that any thread may call."""
 
     def resolve() -> None:
         if not changed.done():
@@ -224,6 +224,6 @@ def _page(walk: Iterator[ReplayRecord]) -> list[ReplayRecord | KVReplayError]:
     page: list[ReplayRecord | KVReplayError] = []
     try:
         page.extend(itertools.islice(walk, _PAGE))
-    except KVReplayError as error:  # raised on the loop, after the records before it
+    except KVReplayError as error:  # the loop raises it, after the records before it
         page.append(error)
     return page

@@ -45,7 +45,7 @@ class ReplayEvent:
 
 
 def logger() -> Logger:
-    """Return the library's logger, whose module is loaded when there is something to say."""
+    """Return the library's logger; ``logging`` is loaded only when there is something to log."""
     import logging
 
     return logging.getLogger("kvreplay")

@@ -29,16 +29,18 @@ __all__ = ["Replay"]
 class Replay(AnyReplay[Verdict]):
     """Restart-safe request replay in one namespace of a store.
 
-    What holds, over threads, processes and restarts, for one key while its answer lives:
+    For one key, while its answer lives, this holds over threads, processes and restarts:
 
     * The handler runs once. It runs again only after it raised an ``Exception`` (which says that
       nothing happened), or where ``on_in_doubt`` allows it.
-    * Everybody with the same params gets the same response, and nobody with others gets one.
-    * An answer that was returned is stored, durably at the store's level.
-    * A run whose process died is *in doubt*, and is never silently run again.
+    * Every request with the same params gets the same response, and none with other params does.
+    * An answer is returned only after it is stored, as durably as the store declares.
+    * A run whose process died leaves its key *in doubt*. It is never run again silently.
 
-    With ``renew=True`` a thread of this object's moves the leases, while there is a handler whose
-    claim has one.
+    With ``lease=None`` no claim is stored: then the first and the last point do not hold over
+    processes and restarts.
+
+    With ``renew=True`` a thread of this object renews the leases. It lives while a handler runs.
     """
 
     def _set_up(self) -> None:
@@ -55,28 +57,32 @@ class Replay(AnyReplay[Verdict]):
     ) -> Outcome:
         """Run ``handler()`` once for this key and params, or return the answer it gave.
 
-        A call for a key that this process is running waits for that run and shares its end. If the
-        handler raises an ``Exception``, nothing is stored, the exception propagates, and a retry
-        runs again; if it raises :class:`~kvreplay.IndeterminateError` or anything that is not an
-        ``Exception``, the key is in doubt. So it is if it lets pass on that it does not know: an
-        ``OutcomeUnknownError`` of its store, or an in-doubt error of a request nested in it.
+        If this process is running the key already, the call waits for that run, and returns or
+        raises the same. If the handler raises an ``Exception``, nothing is stored, the exception
+        propagates, and a retry runs again. Some errors leave the key in doubt instead:
+        :class:`~kvreplay.IndeterminateError`, anything that is not an ``Exception``, an
+        ``OutcomeUnknownError`` of the handler's store, and the ``InDoubtError``, ``ClaimLostError``
+        or ``ResponseNotStorableError`` of a request nested in the handler.
 
-        Followers of a run in this process wait without a time limit, so two handlers must not
-        ask for each other's key, nor a handler for its own from a thread that it starts.
+        Followers of a run in this process wait without a time limit. So two handlers must not ask
+        for each other's key, and a handler must not ask for its own from a thread that it starts.
 
         Args:
             key: a ReplayKey or a ``(scope, id)`` tuple.
             params: what must be equal in a retry; dict, list, tuple, str, bytes, int,
                 float, bool and None.
-            ttl: overrides the instance's.
+            handler: called without arguments; returns what msgpack can hold.
+            ttl: how long this answer is kept, in seconds or a timedelta; by default the setting.
 
         Raises:
-            ParamsMismatchError, ExpiredError: stale flows.
-            InFlightError: another process runs the key, longer than ``wait_timeout``.
-            InDoubtError: a run began and its end is unknown, or could not be stored.
-                With ``lease=None``: this run's answer may not be stored.
-            ClaimLostError: the handler ran, and another owner had taken the key over.
-            ResponseNotStorableError: the handler ran, and the key is in doubt.
+            ParamsMismatchError, ExpiredError: the request is stale; nothing ran.
+            InFlightError: another process still runs the key after ``wait_timeout``, or a handler
+                asks for its own key; nothing ran.
+            InDoubtError: a run began, and its end is unknown or could not be stored.
+                With ``lease=None``: the handler ran, and its answer may not be stored.
+            ClaimLostError: the handler ran, but another owner had taken the key over.
+            ResponseNotStorableError: the handler ran, and the key is in doubt. With
+                ``lease=None``: a retry runs it again.
             InvalidParamsError, ConfigError, RecordError, StoreError: nothing ran.
         """
         seen = peek(self._settings, key, params, ttl)
@@ -94,15 +100,17 @@ class Replay(AnyReplay[Verdict]):
     ) -> Outcome:
         """Commit the writes of ``handler(transaction)`` and its answer together: exactly once.
 
-        One commit, no claim, nothing in doubt: after a crash either both are there or neither.
+        There is one commit and no claim, so no key is left in doubt: after a crash either both are
+        there or neither is.
         The handler holds the store's write lock, so it must do no network I/O, and must change
         the store through its transaction only.
 
         Raises:
             ConfigError: the store has no transactions.
-            StoreError: nothing was changed; after ``OutcomeUnknownError`` a retry tells.
+            StoreError: nothing was changed. An ``OutcomeUnknownError`` means that it is not known,
+                and a retry finds out.
             ResponseNotStorableError: the writes were undone.
-            StaleFlowError, InFlightError, InDoubtError: as :meth:`execute`.
+            StaleFlowError, InFlightError, InDoubtError: as in :meth:`execute`.
         """
         self._settings.require_transactions("execute_in_transaction")
         seen = peek(self._settings, key, params, ttl)
@@ -114,9 +122,9 @@ class Replay(AnyReplay[Verdict]):
         """Return the stored answer, or ``None`` if there is none; never run, wait or take over.
 
         Raises:
-            ParamsMismatchError, ExpiredError: as :meth:`execute`; an expired record is pruned.
+            ParamsMismatchError, ExpiredError: as in :meth:`execute`; an expired record is pruned.
             InFlightError: the key is running.
-            InDoubtError: its run was abandoned.
+            InDoubtError: the key is in doubt.
         """
         steps, run = self._looking_up(key, params)
         return self._found(self._drive(steps, run), run)
@@ -125,7 +133,7 @@ class Replay(AnyReplay[Verdict]):
         """Settle a key in doubt whose effect happened: record ``response`` as its answer.
 
         Returns:
-            Whether this call settled it; ``False``: the key was not claimed, nothing was changed.
+            Whether this call settled it. ``False``: there was no claim, and nothing was changed.
 
         Raises:
             InFlightError: its owner is alive, or may be; nothing was changed.
@@ -136,25 +144,26 @@ class Replay(AnyReplay[Verdict]):
     def release(self, key: Key) -> bool:
         """Settle a key in doubt whose effect did not happen: the next request runs it.
 
-        Returns and raises as :meth:`resolve`.
+        It returns and raises the same as :meth:`resolve`.
         """
         return drive(*self._releasing(key))
 
     def records(self) -> Iterator[ReplayRecord]:
-        """Yield every record of the namespace in no promised order, expired ones too.
+        """Yield every record of the namespace in no promised order, even expired ones.
 
         It walks the keys of the whole store.
 
         Raises:
-            RecordError: after all others were yielded, if some could not be read.
+            RecordError: some records could not be read; all others were yielded before.
         """
         return records(self._settings)
 
     def sweep(self, limit: int = 1000) -> SweepResult:
         """Remove at most ``limit`` records that nobody needs any more; claims are never removed.
 
-        On an expiring store this costs what it removes. On any other it visits the next ``limit``
-        records of the namespace, round and round, and walks the keys of the whole store for it.
+        On an expiring store this visits only what is due. On any other it visits the next ``limit``
+        records of the namespace, and begins anew after the last one. For this it walks the keys of
+        the whole store.
 
         Raises:
             InvalidValueError: ``limit`` is not an int of at least 1; nothing was swept.
@@ -164,10 +173,16 @@ class Replay(AnyReplay[Verdict]):
     def sweeping(
         self, every: Duration = 60.0, limit: int = 1000
     ) -> AbstractContextManager[Sweeper]:
-        """Sweep periodically, from a thread of the block's own.
+        """Sweep periodically, from a thread that lives as long as the ``with`` block.
 
-        Each round sweeps until nothing more is due. A failing store is logged, and tried again in
-        the next round.
+        Each round sweeps until nothing more is due. If a sweep fails, that is logged, and the next
+        round tries again.
+
+        Args:
+            every: the time between two rounds, in seconds or a timedelta.
+
+        Raises:
+            ConfigError: ``every`` is not a time, or 0.
         """
         return Sweeper(self.sweep, to_ms(every, "every"), limit)
 
@@ -178,7 +193,7 @@ class Replay(AnyReplay[Verdict]):
         ttl: Duration | None,
     ) -> Callable[..., Any]:
         if inspect.iscoroutinefunction(function):
-            raise ConfigError("a coroutine function is decorated by AsyncReplay's idempotent")
+            raise ConfigError("decorate a coroutine function with AsyncReplay's idempotent")
 
         def replayed(*args: Any, **kwargs: Any) -> Any:
             return self.execute(*call_of(*args, **kwargs), ttl=ttl).response
@@ -205,10 +220,10 @@ class Replay(AnyReplay[Verdict]):
             outcome = self._follow(flight, request)
             if outcome is not None:
                 return outcome
-            request.absent_at = None  # that was before the other's run
+            request.absent_at = None  # it was seen before the other's run
 
     def _follow(self, flight: Flight[object], request: Request) -> Outcome | None:
-        """Share the leader's result; ``None``: it has none to share, start over."""
+        """Share the leader's result; ``None``: there is nothing to share, start over."""
         until_bound = self._begin_to_follow(flight, request)
         changed = threading.Event()
         while flights.wake_on_change(flight, changed.set, until_bound=until_bound):

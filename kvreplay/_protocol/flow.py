@@ -1,28 +1,29 @@
 """The replay protocol as generators: no I/O, no clock, no threads.
 
 A flow *yields* the step that it needs next and is *sent* the step's answer. A step that fails is
-*thrown* its exception. Whoever does that *drives* the flow: ``_runtime/blocking.py`` with blocking
-calls, ``_runtime/awaiting.py`` with awaits, and a simulator in the tests in any order it likes.
+*thrown* its exception. The code that does this *drives* the flow: ``_runtime/blocking.py`` with
+blocking calls, ``_runtime/awaiting.py`` with awaits, and a simulator in the tests in any order it
+likes.
 All times are milliseconds since the epoch, UTC, and come with the answers.
 
 What is always true:
 
 * A key's record changes only by a check-and-put that expects exactly the bytes that were read.
-  Whoever loses learns what the winner has stored, and decides anew.
+  The loser learns what the winner has stored, and decides again.
 * The handler runs only after this run's claim is stored. (With ``lease=None`` there is no claim,
   and in a transaction none is needed.)
 * A claim ends in one of three ways: an answer takes its place, it is removed because the handler
   said that nothing happened, or it stays. A claim that stays and has no living owner is *in doubt*.
 * A key in doubt is never run again, unless the policy or the caller's reconciler says so.
-* A response is returned only after it is stored, as it is decoded from what was stored.
-* Other params than the record's change nothing, whatever state the record is in. A record whose
-  time is over binds nobody's params.
+* A response is returned only after it is stored. It is decoded from the stored bytes.
+* A request whose params differ from the record's changes nothing, whatever state the record is in.
+  Once a record has expired, params are not compared any more.
 
 The path of a miss::
 
     Read -> decide -> Begin -> CheckAndPut(claim) -> Call -> CheckAndPut(completed)
 
-and of a hit: ``Read -> decide``. Most hits do not even come here:
+and of a hit: ``Read -> decide``. Most hits do not even reach this file:
 ``_runtime/requests.py`` answers them after one read.
 """
 
@@ -103,7 +104,7 @@ class Decision(Enum):
 
 
 def decide(record: ReplayRecord | None, params: bytes, now: int) -> Decision:
-    """Decide on one read, purely. An answer whose time is over binds nobody's params."""
+    """Decide from what one read found. The params of an expired answer are not compared."""
     if record is None:
         return Decision.FREE
     if record.expires_at is None:
@@ -121,7 +122,7 @@ def decide(record: ReplayRecord | None, params: bytes, now: int) -> Decision:
 def execute(request: Request, policy: Policy) -> Flow[Settled]:
     """Answer from the record, or run the handler once and record its answer."""
     run = _run_claimless if policy.lease is None else _run_claimed
-    # What was seen before may be old news: a claim compares, and a run without one asks again.
+    # The key may have a record by now. A claim compares; a run without a claim reads again.
     absent_at = None if policy.lease is None else request.absent_at
     return _admit_and_run(request, policy, absent_at, run)
 
@@ -142,7 +143,7 @@ def lookup(request: Request, policy: Policy) -> Flow[Settled | None]:
 def settle(key: ReplayKey, response: bytes | None, ttl: int, policy: Policy) -> Flow[bool]:
     """Settle a key in doubt: complete it with ``response``, or free it if that is None.
 
-    Returns whether this did it; a key that is not claimed is left alone.
+    Returns whether this call did it. A key that is not claimed is left alone.
     """
     found, now = yield READ
     while found is not None:
@@ -151,7 +152,7 @@ def settle(key: ReplayKey, response: bytes | None, ttl: int, policy: Policy) -> 
             break
         if (yield from _is_running(record.claim, now)):
             raise InFlightError(
-                "the key's owner is alive and running it; nothing was changed",
+                "the key's owner is running it, or may be; nothing was changed: try again later",
                 _retry_after(record.claim, now),
             )
         if response is None:
@@ -166,12 +167,12 @@ def settle(key: ReplayKey, response: bytes | None, ttl: int, policy: Policy) -> 
 
 
 def renew(held: HeldClaim, key: ReplayKey, lease: int) -> Flow[bool]:
-    """Move the lease of a claim once; say whether the claim is still held."""
+    """Renew the lease of a claim once; say whether the claim is still held."""
     found, now = yield READ
     if found != held.data:
         return False
     claim = held.record.claim
-    assert claim is not None  # a claim is what is held
+    assert claim is not None  # what is held is a claim
     moved = HeldClaim(
         attrs.evolve(held.record, claim=attrs.evolve(claim, lease_expires_at=now + lease))
     )
@@ -189,7 +190,7 @@ def renew(held: HeldClaim, key: ReplayKey, lease: int) -> Flow[bool]:
 
 
 def prune(found: bytes, record: ReplayRecord, now: int, policy: Policy) -> Flow[bool]:
-    """Replace an expired record by its tombstone, or by nothing, if it is still that record.
+    """Replace an expired record by its tombstone, or remove it, if it is still that record.
 
     Returns whether the entry is gone.
     """
@@ -217,7 +218,7 @@ class _Patience:
         self._delay = 2
 
     def take(self) -> int:
-        """Return the next delay; 0: no patience is left."""
+        """Return the next delay (ms); 0: the time to wait is over."""
         delay = min(self._delay, self._left)
         self._left -= delay
         self._delay = min(2 * self._delay, 100)
@@ -230,10 +231,10 @@ def _admit_and_run(
     absent_at: int | None,
     run: Callable[[Free, Request, Policy], Flow[Settled | Free]],
 ) -> Flow[Settled]:
-    """Answer from the record, or ``run``, for which another owner may turn out to be faster.
+    """Answer from the record, or ``run``; begin again if another owner was faster.
 
-    ``absent_at``: when there was no record, for a ``run`` that compares before it calls; ``None``:
-    read.
+    ``absent_at``: when the key was seen without a record, for a ``run`` that compares before it
+    calls the handler. It saves the first read. ``None``: read.
     """
     found, now = (yield READ) if absent_at is None else (None, absent_at)
     patience = _Patience(policy.wait_timeout)
@@ -251,7 +252,7 @@ def _admit_and_run(
 def _admit(
     found: bytes | None, now: int, request: Request, policy: Policy, patience: _Patience
 ) -> Flow[Settled | Free]:
-    """Decide, and wait or reconcile where that is the answer, until the key is settled or free."""
+    """Decide, and wait or reconcile where needed, until the key is settled or free."""
     while True:
         record = None if found is None else decode(found, request.key)
         decision = decide(record, request.params, now)
@@ -281,7 +282,7 @@ def _admit(
         if policy.on_in_doubt is InDoubtPolicy.RERUN:
             return Free(found, now, in_doubt=True)
         seen, now = yield READ
-        if seen != found:  # its owner had ended it, and was gone when we looked
+        if seen != found:  # its owner changed it, and was gone when we looked
             found = seen
             continue
         if policy.on_in_doubt is InDoubtPolicy.RAISE:
@@ -307,7 +308,7 @@ def _admit(
 
 
 def _run_claimed(entry: Free, request: Request, policy: Policy) -> Flow[Settled | Free]:
-    """Claim the key, run the handler, record its answer; ``Free`` if another was faster."""
+    """Claim the key, run the handler, record its answer; ``Free`` if another owner was faster."""
     assert policy.lease is not None  # or there is no claim
     token, owner = yield BEGIN
     claim = Claim(token, entry.now + policy.lease, owner)
@@ -330,14 +331,15 @@ def _run_claimed(entry: Free, request: Request, policy: Policy) -> Flow[Settled 
         except StoreError as error:
             raise InDoubtError(
                 "the handler ran, but the store may not have saved its response: the key is in"
-                " doubt, or will be replayed if it did; find out, then resolve() or release() it"
+                " doubt unless it did; lookup() shows which, then resolve() or release() a key in"
+                " doubt"
             ) from error
         if found == held.data:
             return Settled(packed, replayed=False)
         if not _is_claim_of(found, token):
             raise ClaimLostError(
-                "the handler ran, but another owner had taken this key over meanwhile: its answer"
-                " rules, and this response was not stored"
+                "the handler ran, but another owner took this key over meanwhile: that owner's"
+                " answer counts, and this response was not stored"
             )
         held.data = found  # our own claim, with a lease whose renewal seemed to have failed
 
@@ -373,7 +375,7 @@ def _run_claimless(entry: Free, request: Request, policy: Policy) -> Flow[Settle
         except StoreError as error:
             raise InDoubtError(
                 "the handler ran, but the store may not have saved its response; there is no claim"
-                " (lease=None), so a retry runs the handler again unless it did"
+                " (lease=None), so a retry runs the handler again if the response was not saved"
             ) from error
         if found == expected:
             return Settled(packed, replayed=False)
@@ -411,7 +413,7 @@ def _run_in_transaction(entry: Free, request: Request, policy: Policy) -> Flow[S
     return Settled(packed, replayed=False)
 
 
-# What a handler raises that did not say that nothing happened; a nested request may raise the rest.
+# Errors of a handler that leave its end unknown. All but the first come from calls inside it.
 _END_UNKNOWN: Final = (
     IndeterminateError,
     OutcomeUnknownError,
@@ -445,7 +447,7 @@ def _complete(
     policy: Policy,
     consequence: str = "nothing was changed",
 ) -> CheckAndPut:
-    """Make the step that records an answer; the store may drop it once its tombstone is over."""
+    """Make the step that stores an answer. The store may drop it when its tombstone ends."""
     expires_at = now + ttl
     data = encode_fields(
         *(State.COMPLETED, record.key, record.params, response),
@@ -470,7 +472,7 @@ def _response_of(record: ReplayRecord) -> bytes:
 
 
 def _retry_after(claim: Claim, now: int) -> float:
-    """Return seconds: soon, since a run is over long before its lease as a rule."""
+    """Return seconds: at most one, since a run usually ends long before its lease."""
     left = claim.lease_expires_at - now
     return min(left, 1000) / 1000 if left > 0 else 1.0
 

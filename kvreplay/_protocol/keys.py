@@ -19,11 +19,11 @@ _is_name = re.compile(rf"(?!{_HASHED}){NAME}").fullmatch
 
 @attrs.frozen(repr=False)
 class ReplayKey:
-    """An idempotency key: ``id`` as chosen by ``scope``: ``(lsp_node_id, claim_session_id)``.
+    """An idempotency key, such as ``(lsp_node_id, claim_session_id)``.
 
     Args:
-        scope: who asked; any text, also none.
-        id: which request of theirs; any text but the empty one.
+        scope: who asked; any text, even the empty one.
+        id: which request of theirs; any text except the empty one.
 
     Raises:
         InvalidParamsError: a part is not text, cannot be written as UTF-8, or ``id`` is empty.
@@ -33,7 +33,7 @@ class ReplayKey:
     id: str
 
     def __attrs_post_init__(self) -> None:
-        scope, own = self.scope, self.id
+        scope, own = self.scope, self.id  # quick way, for ASCII texts: bench_hit
         if type(scope) is type(own) is str and own and scope.isascii() and own.isascii():
             return
         for part, value in (("scope", self.scope), ("id", self.id)):
@@ -55,8 +55,8 @@ class ReplayKey:
         return f"<ReplayKey {self.digest()}>"
 
     def digest(self) -> str:
-        """Return 16 hex digits that stand for the key in logs and events, one way only."""
-        import hashlib  # late, since few need it
+        """Return 16 hex digits that stand for the key in logs and events, and do not show it."""
+        import hashlib  # late, since few callers need it
 
         scope = self.scope.encode()
         text = len(scope).to_bytes(8, "big") + scope + self.id.encode()
@@ -64,7 +64,7 @@ class ReplayKey:
 
 
 def name(text: str) -> str:
-    """Return the store name of a scope or id: total and injective for any text.
+    """Return the store name of a scope or id. Every text has one, and no two texts share one.
 
     A legal LDK name that does not start with ``sha256-`` stands for itself, so that an
     operator can read it; any other text becomes ``sha256-`` and the unpadded base64url of
@@ -81,4 +81,4 @@ def name(text: str) -> str:
 
 
 scope_name: Final = lru_cache(maxsize=1024)(name)
-""":func:`name` for scopes, of which there are few: a node's peers, not their requests."""
+""":func:`name` with a cache, for scopes: there are few, a node's peers and not their requests."""

@@ -1,10 +1,10 @@
-"""Parameters as canonical msgpack bytes: equal parameters, equal bytes, and never else.
+"""Parameters as canonical msgpack bytes: parameters are equal if and only if their bytes are.
 
 Maps are sorted by their encoded keys at every depth; numbers and lengths take msgpack's
 shortest form, floats always eight bytes. ``1``, ``1.0``, ``True``, ``"1"`` and ``b"1"`` all
 differ, a list equals a tuple, and ``0.0`` differs from ``-0.0``. Text is compared as given:
-normalising the domain's spellings (hex case, ``"0042"`` for ``"42"``, Unicode forms) is the
-caller's job.
+the caller normalises the spellings of its domain (hex case, ``"0042"`` for ``"42"``, Unicode
+forms).
 
 The bytes are msgpack (https://github.com/msgpack/msgpack/blob/master/spec.md).
 """
@@ -36,14 +36,14 @@ def canonical(params: object, packed: bytes | None = None) -> bytes:
     """Encode parameters made of dict, list, tuple, str, bytes, int, float, bool and None.
 
     Args:
-        packed: what :func:`comparable` made of them, which is it already where all is plain.
+        packed: what :func:`comparable` made of them; the result, if all values are plain.
 
     Raises:
-        InvalidParamsError: another type (a subclass too), NaN, an integer beyond 64 bits, a lone
+        InvalidParamsError: another type (even a subclass), NaN, an integer beyond 64 bits, a lone
             surrogate, or nesting deeper than :data:`MAX_DEPTH`. It names the kind of the
             value, and never shows the value.
     """
-    if packed is not None and _is_flat(params):
+    if packed is not None and _is_flat(params):  # quick way, for plain params: bench_hit
         return packed
     try:
         encoded: bytes = _pack(_ordered(params, 0))
@@ -57,22 +57,22 @@ def canonical(params: object, packed: bytes | None = None) -> bytes:
 
 
 def comparable(params: object) -> bytes | None:
-    """Encode a map as :func:`canonical` does, but unchecked: only good to compare with its bytes.
+    """Encode a map as :func:`canonical` does, but without its checks: only to compare the bytes.
 
-    Where both are equal the params are the same, up to a ``bytearray`` for its bytes. Other bytes
-    mean nothing, and neither does ``None``: :func:`canonical` has the say.
+    If these bytes equal those of :func:`canonical`, the params are the same (a ``bytearray`` equals
+    its bytes). If they differ, or for ``None``, ask :func:`canonical`.
     """
-    try:
+    try:  # quick way, for canonical(): bench_hit
         if type(params) is dict and (form := _form_of(tuple(params))):
             packed: bytes = _pack_strictly(form | params)
             return packed
     except (TypeError, ValueError, OverflowError):
-        pass  # which canonical() explains
+        pass  # canonical() says what is wrong
     return None
 
 
 def _is_flat(params: object) -> bool:
-    """Whether they are what they nearly always are: a map of texts to plain scalars."""
+    """Whether the params are a map of texts to plain scalars, as they nearly always are."""
     return (
         type(params) is dict
         and _TEXT.issuperset(map(type, params))
@@ -82,11 +82,11 @@ def _is_flat(params: object) -> bool:
 
 @lru_cache(maxsize=512)
 def _form_of(keys: tuple[object, ...]) -> dict[str, object] | None:
-    """Return an empty form to fill in: ASCII texts in the order of their encoded bytes."""
+    """Return a dict of the keys in the order of their encoded bytes; ``None``: one is not ASCII."""
     texts = [key for key in keys if isinstance(key, str) and key.isascii()]
     if len(texts) < len(keys):
         return None
-    return dict.fromkeys(sorted(sorted(texts), key=len))  # the length comes first
+    return dict.fromkeys(sorted(sorted(texts), key=len))  # msgpack begins with the length
 
 
 def _ordered(value: object, depth: int) -> object:

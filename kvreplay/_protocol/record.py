@@ -50,7 +50,7 @@ _crc32: Final = zlib.crc32
 
 
 class State(IntEnum):
-    """Where a key is in its life."""
+    """The state of a key's record."""
 
     IN_PROGRESS = 1
     COMPLETED = 2
@@ -62,7 +62,7 @@ _COMPLETED: Final = int(State.COMPLETED)
 
 @attrs.frozen
 class Claim:
-    """Who runs the handler, and until when a machine that cannot look the owner up believes it."""
+    """Who runs the handler, and until when a machine that cannot look up the owner believes it."""
 
     token: bytes = attrs.field(repr=False)
     lease_expires_at: int
@@ -95,7 +95,7 @@ class ReplayRecord:
         )
 
     def load_params(self) -> Any:
-        """Decode the original parameters, tuples as lists; ``None`` of a tombstone."""
+        """Decode the original parameters, tuples as lists; ``None`` for a tombstone."""
         return decode_response(self.params) if self.params else None
 
     def load_response(self) -> Any:
@@ -104,7 +104,7 @@ class ReplayRecord:
 
 
 def encode(record: ReplayRecord) -> bytes:
-    """Return the bytes that :func:`decode` takes back."""
+    """Return the bytes that :func:`decode` decodes."""
     return encode_fields(
         record.state,
         record.key,
@@ -137,7 +137,7 @@ def encode_fields(
             created_at,
             expires_at,
             None if claim is None else (claim.token, claim.lease_expires_at, claim.owner),
-            0xFFFFFFFF,  # as wide as every checksum, which takes its place
+            0xFFFFFFFF,  # as wide as the checksum that takes its place
         )
     )
     body = packed[:-_CRC_SIZE]
@@ -145,7 +145,7 @@ def encode_fields(
 
 
 def decode(data: bytes, key: ReplayKey | None = None) -> ReplayRecord:
-    """Take stored bytes back, whole or not at all.
+    """Decode stored bytes, all of them or none.
 
     Args:
         key: the key that the record must carry; ``None``: any.
@@ -165,7 +165,7 @@ def decode(data: bytes, key: ReplayKey | None = None) -> ReplayRecord:
     if type(fields) is list and fields and type(fields[0]) is int and fields[0] > VERSION:
         raise UnsupportedRecordVersionError(
             f"a stored record has version {fields[0]}, this kvreplay reads up to {VERSION}:"
-            " upgrade it; the record was not touched"
+            " upgrade kvreplay; the record was not touched"
         )
     record = _record_of(fields)
     if key is not None and record.key != key:
@@ -176,7 +176,7 @@ def decode(data: bytes, key: ReplayKey | None = None) -> ReplayRecord:
 def _corrupt(problem: str) -> CorruptRecordError:
     return CorruptRecordError(
         f"a stored record {problem}: it was not used, and is left as it is; restore it from a"
-        " backup, or find out what became of the request and then remove that entry of the store"
+        " backup, or find out how the request ended and then remove that entry of the store"
     )
 
 
@@ -206,7 +206,7 @@ def _record_of(fields: Any) -> ReplayRecord:
                 expires_at,
                 None if claim is None else _claim_of(claim),
             )
-    raise _corrupt("has another shape than its version")
+    raise _corrupt("does not have the shape of its version")
 
 
 # state -> whether it has a response, an expiry, a claim
@@ -228,11 +228,11 @@ def _claim_of(packed: Any) -> Claim:
 
 
 def answer_in(data: bytes, scope: str, id_: str, params: bytes, now: int) -> bytes | None:
-    """Return the response if this is, plainly, that key's live answer to these params.
+    """Return the response if these bytes are plainly that key's live answer to these params.
 
-    ``None`` leaves the say to :func:`decode`, which tells every other case apart.
+    ``None``: they are not; :func:`decode` finds out what they are.
     """
-    try:
+    try:  # quick way, for decode(): bench_hit
         version, state, own_scope, own_id, own, response, created, until, claim, crc = _unpackb(
             data
         )
@@ -241,7 +241,7 @@ def answer_in(data: bytes, scope: str, id_: str, params: bytes, now: int) -> byt
             and now < until
             and crc == _crc32(data[:-_CRC_SIZE])
             and data[-_CRC_SIZE] == _UINT32[0]
-            and version is VERSION  # not only equal: True and 1.0 are no versions
+            and version is VERSION  # not ==, since True and 1.0 are no versions
             and state is _COMPLETED
             and own_scope == scope
             and own_id == id_
@@ -251,7 +251,7 @@ def answer_in(data: bytes, scope: str, id_: str, params: bytes, now: int) -> byt
         ):
             return response
     except (TypeError, ValueError):
-        pass  # not a record of ours, which decode() explains
+        pass  # not a record; decode() says what is wrong
     return None
 
 
@@ -259,10 +259,10 @@ def encode_response(response: object, consequence: str) -> bytes:
     """Encode a handler's response: what msgpack can hold, tuples as lists.
 
     Args:
-        consequence: what to tell the caller, should it fail.
+        consequence: what the error says about the handler and the key.
 
     Raises:
-        ResponseNotStorableError: it cannot be encoded, or not be decoded again.
+        ResponseNotStorableError: it cannot be encoded, or not be decoded afterwards.
     """
     try:
         packed: bytes = msgpack.packb(response)

@@ -46,11 +46,12 @@ __all__ = [
 T = TypeVar("T")
 
 
-# What a flow is told. What is made for each request is not frozen, which would cost twice the time.
+# What a flow is told. An object that each request makes anew is not frozen: frozen, it takes twice
+# the time to make.
 
 
 class InDoubtPolicy(Enum):
-    """What a request does that finds its key in doubt."""
+    """What a request does when it finds its key in doubt."""
 
     RAISE = "raise"
     RERUN = "rerun"
@@ -72,7 +73,7 @@ class Policy:
 class Request:
     """One request: the key, its canonical params, and for how long (ms) its answer is kept.
 
-    ``absent_at``: when its key was last seen without a record; ``None``: look.
+    ``absent_at``: when its key was last seen without a record; ``None``: not known, so read.
     """
 
     key: ReplayKey
@@ -93,7 +94,7 @@ class Read:
 class CheckAndPut:
     """The store's primitive on the key's entry: sent ``(found, now)``.
 
-    ``event`` is the decision that it makes true if it succeeds.
+    ``event``: the event to emit if it succeeds.
     """
 
     expected: bytes | None
@@ -104,12 +105,12 @@ class CheckAndPut:
 
 @attrs.define(repr=False)
 class Begin:
-    """Note a fresh token as running here until the flow ends: sent ``(token, owner)``."""
+    """Make a token that counts as running here until the flow ends: sent ``(token, owner)``."""
 
 
 @attrs.define(repr=False)
 class Probe:
-    """Look the claim's owner up: sent True (runs), False (gone) or None (the lease decides)."""
+    """Look up the claim's owner: sent True (runs), False (gone) or None (the lease decides)."""
 
     claim: Claim
 
@@ -118,7 +119,8 @@ class Probe:
 class Call:
     """Run the handler: sent ``(Returned | Raised, now)``. ``held``: the claim to renew, or None.
 
-    An exception that is *thrown* here is not the handler's ``Exception``: nobody knows its end.
+    An exception that is *thrown* here is not an ``Exception`` that the handler raised: nobody knows
+    how the handler ended.
     """
 
     held: HeldClaim | None
@@ -147,14 +149,14 @@ class Wait:
 
 @attrs.define(repr=False)
 class Reconcile:
-    """Ask the caller's ledger about a key in doubt: sent ``(Applied | NOT_APPLIED, now)``."""
+    """Ask the caller's reconciler about a key in doubt: sent ``(Applied | NOT_APPLIED, now)``."""
 
     record: ReplayRecord
 
 
 @attrs.define(repr=False)
 class Transact:
-    """Drive ``flow`` inside one write transaction, whole: sent what it returns."""
+    """Drive the whole ``flow`` inside one write transaction: sent what it returns."""
 
     flow: Flow[Settled | Free]
 
@@ -179,7 +181,7 @@ class Settled:
 
 @attrs.define(repr=False, unsafe_hash=True)
 class Free:
-    """The key may be claimed, if its entry is still ``found`` (an entry in doubt: take it over)."""
+    """The key may be claimed if its entry is still ``found``; ``in_doubt``: that is a claim."""
 
     found: bytes | None
     now: int
@@ -210,7 +212,7 @@ class NotApplied(Enum):
 
 
 NOT_APPLIED: Final = NotApplied.NOT_APPLIED
-"""A reconciler's answer: the effect did not happen and cannot any more, so run the handler."""
+"""A reconciler's answer: the effect did not happen and never will, so run the handler."""
 
 Verdict = Applied | NotApplied
 """What a reconciler returns."""

@@ -39,7 +39,7 @@ class AsyncSweeper:
                 while not self._stop.is_set() and (await self._sweep(self._limit)).more:
                     pass
             except Exception as error:  # a sweeper that ends unseen lets the store grow for ever
-                logger().warning("a sweep failed, and is tried again in the next round: %r", error)
+                logger().warning("a sweep failed; the next round tries again: %r", error)
             try:
                 await asyncio.wait_for(self._stop.wait(), self._every)
             except TimeoutError:

@@ -1,4 +1,4 @@
-"""What ``Replay`` and ``AsyncReplay`` share: all but who waits, and how."""
+"""What ``Replay`` and ``AsyncReplay`` share: all but how a call waits."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Protocol = Callable[[Request, Any], Flow[Settled]]
 """A flow that answers a request: ``flow.execute`` or ``flow.execute_in_transaction``."""
 
 LOOK_AGAIN = 1.0
-"""Seconds, until a follower looks whether its leader's loop was closed."""
+"""Seconds, after which a follower looks again whether its leader's loop was closed."""
 
 
 class AnyReplay(Configured[V]):
@@ -58,9 +58,12 @@ class AnyReplay(Configured[V]):
 
         Args:
             key: called with the call's own arguments; returns its key.
-            params: called likewise; returns what must be equal in a retry. Without it all
+            params: called in the same way; returns what must be equal in a retry. Without it all
                 arguments are compared, by name and with their defaults.
-            ttl: overrides the instance's.
+            ttl: how long an answer is kept, in seconds or a timedelta; by default the setting.
+
+        Raises:
+            ConfigError: ``Replay`` was given a coroutine function.
         """
 
         def decorate(function: Callable[P, R]) -> Callable[P, R]:
@@ -84,10 +87,10 @@ class AnyReplay(Configured[V]):
         call_of: Callable[..., tuple[Key, object, Callable[[], Any]]],
         ttl: Duration | None,
     ) -> Callable[..., Any]:
-        """Return what answers a call of the function by ``execute``."""
+        """Return the function that answers each call by ``execute``."""
         raise NotImplementedError
 
-    # Settling a key in doubt, and looking one up: the flow, and the run that answers its steps.
+    # Settling a key in doubt, and looking a key up: the flow, and the run that answers its steps.
 
     def _resolving(
         self, key: Key, response: object, ttl: Duration | None
@@ -130,7 +133,7 @@ class AnyReplay(Configured[V]):
         return Flight(self._settings.flight_key(request.key), request.params)
 
     def _begin_to_follow(self, flight: Flight[object], request: Request) -> bool:
-        """Say whether to wait only until it is known whose params the key belongs to."""
+        """Return whether to wait only until the flight is bound: its params are others."""
         if flights.is_aboard(flight):  # it would wait for itself
             raise InFlightError(
                 "a handler asked for the very key that it is running; nothing ran a second time",
@@ -153,7 +156,7 @@ class AnyReplay(Configured[V]):
             return outcome_of(result, replayed=True)
         if isinstance(result, Exception):
             raise fresh(result) from result
-        return None  # interrupted: its record tells what became of it
+        return None  # interrupted; the record shows how the run ended
 
     def _running_with_others(self, request: Request) -> ParamsMismatchError:
         self._settings.observer.emit("params_mismatch", request.key)

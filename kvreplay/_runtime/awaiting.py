@@ -54,13 +54,13 @@ class AsyncDriver:
         self._batchers: WeakKeyDictionary[asyncio.AbstractEventLoop, Batcher] = WeakKeyDictionary()
 
     async def drive(self, steps: Flow[T], run: Run, handler: Callable[..., Any] | None = None) -> T:
-        """Answer the flow's steps until it returns or raises; the run's token ends with it."""
+        """Answer the flow's steps until it returns or raises; then end the run's token."""
         try:
             step = next(steps)
             while True:
                 try:
                     answer = await self._answer(step, run, handler)
-                except BaseException as error:  # the flow decides, also about a cancellation
+                except BaseException as error:  # the flow decides, even about a cancellation
                     step = steps.throw(error)
                 else:
                     if run.is_observed:
@@ -85,7 +85,7 @@ class AsyncDriver:
             run.waiting()
             return await asyncio.sleep(step.delay / 1000)
         if isinstance(step, Reconcile):
-            assert settings.reconcile is not None  # or the policy is another
+            assert settings.reconcile is not None  # else the policy is another
             run.bind()
             return await _awaited(settings.reconcile(step.record)), settings.clock.now_ms()
         if isinstance(step, Transact):
@@ -98,7 +98,7 @@ class AsyncDriver:
         return await in_thread(run.answer, step)
 
     def _batcher(self) -> Batcher:
-        """Return the running loop's."""
+        """Return the running loop's batcher."""
         loop = asyncio.get_running_loop()
         batcher = self._batchers.get(loop)
         if batcher is None:
@@ -108,7 +108,7 @@ class AsyncDriver:
 
     @asynccontextmanager
     async def _renewing(self, held: HeldClaim | None, run: Run) -> AsyncIterator[None]:
-        """Renew the claim, if that is asked for; no renewal is under way after the block."""
+        """Renew the claim if the settings ask for it; no renewal runs after the block."""
         if held is None or not self._settings.renew:
             yield
             return
@@ -130,14 +130,14 @@ class AsyncDriver:
                 own = Run(self._settings, run.key)
                 try:
                     kept = await self.drive(flow.renew(held, run.key, lease), own)
-                except Exception as error:  # the run goes on, whatever a renewal meets
-                    logger().warning("a lease could not be renewed, and is tried again: %r", error)
+                except Exception as error:  # a failed renewal does not end the run
+                    logger().warning("the renewal of a lease failed; it is tried again: %r", error)
             else:
                 return
 
 
 async def in_thread(function: Callable[..., T], *args: Any) -> T:
-    """Call a function that blocks in the loop's default executor."""
+    """Call a blocking function in the loop's default executor."""
     loop = asyncio.get_running_loop()
     return await loop.run_in_executor(None, functools.partial(function, *args))
 

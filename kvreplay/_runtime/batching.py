@@ -1,7 +1,7 @@
 """Batch an event loop's check-and-puts: many changes, one call of the store.
 
-A thousand tasks that wait for the disk need one thread: while it runs one call with some changes,
-those that become ready gather, and go together with the next call. The store commits them at once.
+A thousand tasks that wait for the disk need one thread. While it runs one call, the changes that
+become ready are gathered, and go together with the next call. The store commits them at once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Waiting: TypeAlias = "tuple[Change, asyncio.Future[bytes | None]]"
 
 
 class Batcher:
-    """The way of one event loop's tasks to a store: one call at a time, in its executor."""
+    """Brings the changes of one event loop to a store: one call at a time, in its executor."""
 
     def __init__(self, store: BatchingKVStore) -> None:
         self._store = store
@@ -29,13 +29,13 @@ class Batcher:
         self._busy = False
 
     async def check_and_put(self, change: Change) -> bytes | None:
-        """Do as the store's. If it is cancelled before its call begins, nothing happens."""
+        """Do what the store's does. If it is cancelled before its call begins, nothing happens."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[bytes | None] = loop.create_future()
         self._waiting.append((change, answer))
         if not self._busy:
             self._busy = True
-            loop.call_soon(self._begin, loop)  # when all tasks that are ready have come
+            loop.call_soon(self._begin, loop)  # after the tasks that are ready now have come
         return await answer
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -66,7 +66,7 @@ class Batcher:
             _answer(batch, [error] * len(batch))
         else:
             _answer(batch, call.result())
-        # The tasks that are woken now come before it.
+        # The tasks that were just woken run first.
         loop.call_soon(self._begin, loop)
 
 

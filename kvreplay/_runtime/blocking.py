@@ -37,7 +37,7 @@ def drive(
     *,
     renewing: Renewing | None = None,
 ) -> T:
-    """Answer the flow's steps until it returns or raises; the run's token ends with it."""
+    """Answer the flow's steps until it returns or raises; then end the run's token."""
     try:
         step = next(flow)
         while True:
@@ -46,7 +46,7 @@ def drive(
                     answer = run.answer(step)
                 else:
                     answer = _answer(step, run, handler, renewing)
-            except BaseException as error:  # the flow decides, also about an interrupt
+            except BaseException as error:  # the flow decides, even about an interrupt
                 step = flow.throw(error)
             else:
                 if run.is_observed:
@@ -59,7 +59,7 @@ def drive(
 
 
 def transact(step: Transact, run: Run, handler: Callable[[KVTransaction], Any]) -> Any:
-    """Drive the step's flow, whose handler takes the transaction, inside one transaction."""
+    """Drive the step's flow inside one transaction, which its handler is given."""
     store = cast(TransactionalKVStore, run.settings.store)
     with store.transaction() as transaction:
         inner = run.inside(transaction)
@@ -85,10 +85,10 @@ def _answer(
         time.sleep(step.delay / 1000)
         return None
     if isinstance(step, Reconcile):
-        assert run.settings.reconcile is not None  # or the policy is another
+        assert run.settings.reconcile is not None  # else the policy is another
         run.bind()
         return run.settings.reconcile(step.record), clock.now_ms()
-    assert isinstance(step, Transact)  # the last that needs a handler
+    assert isinstance(step, Transact)  # the last step that needs a handler
     assert handler is not None
     return transact(step, run, handler)
 
@@ -102,6 +102,6 @@ def _call(handler: Callable[..., Any]) -> Returned | Raised:
     if inspect.iscoroutine(response):
         response.close()  # it has not begun
         return Raised(
-            ConfigError("the handler is a coroutine function, which needs AsyncReplay; nothing ran")
+            ConfigError("the handler is a coroutine function: use AsyncReplay.execute; nothing ran")
         )
     return Returned(response)

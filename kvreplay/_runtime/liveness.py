@@ -1,8 +1,8 @@
-"""Who holds a claim, and whether they still run: the truth where it can be looked up.
+"""Who holds a claim, and whether that process still runs, where it can be looked up.
 
 An owner is ``boot id:pid namespace:pid:start time`` as Linux shows them in ``/proc`` (proc(5)).
-On the same boot and in the same PID namespace a process can be looked up; for this very process
-a set of the running handlers' tokens tells. Anywhere else only the claim's lease is known.
+On the same boot and in the same PID namespace a process can be looked up. For its own claims a
+process has a set of the running handlers' tokens. Anywhere else only the claim's lease is known.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["Liveness", "begin", "end", "look_up", "this_process"]
 
 
 class Liveness(Enum):
-    """What is known of a claim's owner."""
+    """What is known about a claim's owner."""
 
     RUNNING = "running"
     GONE = "gone"
@@ -26,7 +26,7 @@ class Liveness(Enum):
 
 
 _running: Final[set[tuple[int, bytes]]] = set()
-"""The running handlers' tokens, each with its process: a forked child inherits its parent's."""
+"""The tokens of running handlers, each with its pid: a forked child inherits its parent's."""
 
 
 def begin() -> bytes:
@@ -37,7 +37,7 @@ def begin() -> bytes:
 
 
 def end(token: bytes) -> None:
-    """Note that the token's handler does not run any more, whatever became of it."""
+    """Note that the token's handler does not run any more, however it ended."""
     _running.discard((os.getpid(), token))
 
 
@@ -46,7 +46,7 @@ def this_process() -> str:
     return _owner(os.getpid())
 
 
-@lru_cache(maxsize=1)  # by the pid, so that a forked child is another owner
+@lru_cache(maxsize=1)  # by pid, since a forked child is another owner
 def _owner(pid: int) -> str:
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
@@ -78,7 +78,7 @@ def _look_up_process(pid: int, start: str) -> Liveness:
     except ProcessLookupError:
         return Liveness.GONE
     except PermissionError:
-        pass  # it exists, and is another user's
+        pass  # it exists, and belongs to another user
     except OverflowError:
         return Liveness.UNKNOWN
     try:
@@ -86,9 +86,9 @@ def _look_up_process(pid: int, start: str) -> Liveness:
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return Liveness.UNKNOWN  # ended just now, or hidden from this user
     except OSError:
-        return Liveness.RUNNING  # no file can be opened at this moment; but it was there
-    # A zombie only waits to be reaped, unless it has other threads: a killed one may be finishing
-    # the very system call that makes its answer count. Another start time is another process.
+        return Liveness.RUNNING  # this process can open no file now; but the owner was there
+    # A zombie does nothing more, unless it has other threads: one of a killed process may still be
+    # in the system call that stores its answer. Another start time means another process.
     lives = state not in "ZX" or threads > 1
     return Liveness.RUNNING if started == start and lives else Liveness.GONE
 

@@ -1,4 +1,4 @@
-"""Whoever watches a replay namespace: events go there, and its failures go nowhere."""
+"""The observer of a replay namespace: it is given the events, and cannot fail a request."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kvreplay.store import SweepResult
 
 __all__ = ["Observer"]
 
-# What an error says about the key, for those that are decisions.
+# The event of each error that is a decision about the key.
 _EVENT_OF: Final[Mapping[type[BaseException], EventKind]] = {
     ParamsMismatchError: "params_mismatch",
     ExpiredError: "expired",
@@ -44,7 +44,7 @@ class Observer:
     def emit(
         self, kind: EventKind, key: ReplayKey | None, swept: SweepResult | None = None
     ) -> None:
-        """Emit an event. A failure of the observer never becomes the request's."""
+        """Emit an event. A failure of the observer is logged, and never fails the request."""
         if self._on_event is None:
             return
         digest = None if key is None else key.digest()
@@ -60,6 +60,6 @@ class Observer:
             self.emit(kind, key)
 
     def emit_answer(self, settled: Settled, key: ReplayKey) -> None:
-        """Emit how a request was answered; a completion was emitted when it was put."""
+        """Emit ``replayed`` if the handler did not run; ``completed`` was emitted by the put."""
         if settled.replayed:
             self.emit("replayed", key)

@@ -22,7 +22,7 @@ from kvreplay.store import ForkSafeLock
 __all__ = ["RENEWALS_PER_LEASE", "Renewer"]
 
 RENEWALS_PER_LEASE: Final = 3
-"""So that two may fail before the lease is over."""
+"""How many renewals there are in one lease, so that two may fail before it is over."""
 
 
 @attrs.define(eq=False)
@@ -44,20 +44,21 @@ class _Round:
 
 
 class Renewer:
-    """Holds claims while their handlers run. Its thread lives while there is one to hold.
+    """Renews claims while their handlers run. Its thread lives while there is a claim to renew.
 
-    What a forked child inherits is its parent's to renew; the child begins a round of its own.
+    The parent goes on renewing the claims that a forked child inherits; the child begins a round
+    of its own.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._lease = settings.policy.lease or 0
         self._interval = self._lease / RENEWALS_PER_LEASE / 1000
-        self._lock = ForkSafeLock()  # guards which round it is
+        self._lock = ForkSafeLock()  # guards ``_round``
         self._round = _Round()
 
     @contextmanager
     def __call__(self, held: HeldClaim, run: Run) -> Iterator[None]:
-        """Renew the claim until the block ends; no renewal is under way after it."""
+        """Renew the claim until the block ends; no renewal runs after it."""
         with self._lock:
             if self._round.pid != os.getpid():
                 self._round = _Round()
@@ -87,9 +88,9 @@ class Renewer:
             try:
                 again = Run(holding.run.settings, holding.run.key)
                 kept = drive(renew(holding.held, again.key, self._lease), again)
-            except Exception as error:  # the run goes on, whatever a renewal meets
+            except Exception as error:  # a failed renewal does not end the run
                 kept = True
-                logger().warning("a lease could not be renewed, and is tried again: %r", error)
+                logger().warning("the renewal of a lease failed; it is tried again: %r", error)
             with own.changed:
                 holding.renewing = False
                 holding.due = time.monotonic() + self._interval
@@ -99,7 +100,7 @@ class Renewer:
 
 
 def _next(own: _Round) -> _Holding | None:
-    """Wait until a claim is due, and return it; ``None`` if there is none to hold."""
+    """Wait until a claim is due, and return it; ``None`` if no claim is left."""
     with own.changed:
         while own.holdings:
             holding = min(own.holdings, key=lambda each: each.due)

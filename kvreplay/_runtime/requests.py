@@ -1,4 +1,4 @@
-"""From what a caller gives to a request, and from a stored answer to an outcome."""
+"""Make a request of what a caller gives, and an outcome of a stored answer: most hits end here."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ Key = ReplayKey | tuple[str, str]
 """A replay key, or its ``(scope, id)``."""
 
 
-@attrs.define  # not frozen, which costs a replay some percent: it is the caller's own
+@attrs.define  # not frozen, which would cost a replay some percent
 class Outcome:
-    """A request's answer. ``response`` is a copy of the caller's own, as decoded from the record.
+    """A request's answer. ``response`` is decoded from the record, a new copy for each caller.
 
-    ``replayed`` tells that the handler did not run for this request.
+    ``replayed``: the handler did not run for this request.
     """
 
     response: Any = attrs.field(repr=False)
@@ -44,13 +44,13 @@ class Outcome:
 
 
 def peek(settings: Settings, key: Any, params: object, ttl: Duration | None) -> Outcome | Request:
-    """Answer from a live record: one read, and no single-flight, which an answer does not need.
+    """Answer from a live record, after one read and without single-flight: the path of most hits.
 
-    A request is returned for everything else, and the flow decides on it. A key or params that are
-    wrong raise what :func:`request_of` raises.
+    In every other case return the request, and the flow decides. A wrong key or wrong params raise
+    what :func:`request_of` raises.
     """
     if ttl is not None:
-        to_ms(ttl, "ttl")  # a wrong one is told, even where it is not needed
+        to_ms(ttl, "ttl")  # a wrong one raises, even if a hit does not need it
     packed = comparable(params)
     if type(key) is tuple and len(key) == 2:  # quick way, without a ReplayKey: bench_hit
         scope, own = key
@@ -87,7 +87,7 @@ def request_of(
 
     Args:
         packed: what :func:`~kvreplay._protocol.params.comparable` made of the params.
-        absent_at: when the key was last seen without a record; ``None``: look.
+        absent_at: when the key was last seen without a record; ``None``: not known, so read.
     """
     return Request(replay_key(key), canonical(params, packed), ttl_of(settings, ttl), absent_at)
 
@@ -98,12 +98,12 @@ def ttl_of(settings: Settings, ttl: Duration | None) -> int:
 
 
 def replay_key(key: Key) -> ReplayKey:
-    """Return a ReplayKey, made from a ``(scope, id)`` tuple if need be."""
+    """Return the ReplayKey of a ReplayKey or of a ``(scope, id)`` tuple."""
     if isinstance(key, ReplayKey):
         return key
     if isinstance(key, tuple) and len(key) == 2:
         return ReplayKey(*key)
-    raise InvalidParamsError("a key is a ReplayKey or a tuple (scope, id) of texts; nothing ran")
+    raise InvalidParamsError("a key must be a ReplayKey or a tuple (scope, id) of str; nothing ran")
 
 
 def outcome_of(settled: Settled, *, replayed: bool) -> Outcome:
@@ -112,7 +112,7 @@ def outcome_of(settled: Settled, *, replayed: bool) -> Outcome:
 
 
 def arguments_of(function: Callable[..., object]) -> Callable[..., dict[str, Any]]:
-    """Return what turns a call's arguments into a dict by parameter name, defaults included."""
+    """Return a function that makes a dict of a call's arguments by name, with their defaults."""
     signature = inspect.signature(function)
 
     def arguments(*args: Any, **kwargs: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""One drive of a flow on one key: the answers to its steps that need no handler and no time."""
+"""One drive of a flow on one key: the answers to the steps that need no handler and no sleep."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from kvreplay.store import Change
 __all__ = ["PLAIN", "ReadsAndPuts", "Run"]
 
 PLAIN: Final = frozenset((Begin, CheckAndPut, Probe, Read))
-"""The steps that need neither the handler nor time."""
+"""The steps that a run answers alone: they need no function of the caller's and no sleep."""
 
 _RUNNING: Final[Mapping[liveness.Liveness, bool | None]] = {
     liveness.Liveness.RUNNING: True,
@@ -35,7 +35,7 @@ _RUNNING: Final[Mapping[liveness.Liveness, bool | None]] = {
 
 
 class ReadsAndPuts(Protocol):
-    """What a flow needs of a store, or of a transaction."""
+    """What a flow needs from a store, or from a transaction."""
 
     def read(self, primary_namespace: str, secondary_namespace: str, key: str) -> bytes:
         """As the store's."""
@@ -90,33 +90,33 @@ class Run:
         return Run(self.settings, self.key, self.flight, transaction=transaction)
 
     def calling(self) -> None:
-        """The handler is about to run, so the key belongs to this run's params."""
+        """Note that the handler is about to run: the key belongs to this run's params."""
         self.bind()
         self.settings.observer.emit("started", self.key)
 
     def waiting(self) -> None:
-        """Another owner runs the key with this run's params."""
+        """Note that another owner runs the key, with this run's params."""
         self.bind()
         self.settings.observer.emit("waited", self.key)
 
     def ended(self, ended: Returned | Raised) -> Returned | Raised:
-        """Keep in mind what the handler raised, which is no decision about this key."""
+        """Remember what the handler raised: it is no decision about this key."""
         if isinstance(ended, Raised):
             self.raised = ended.error
         return ended
 
     def emit_error(self, error: BaseException) -> None:
-        """Tell the observer about an error that decides about the key."""
+        """Emit the event of an error that is a decision about the key."""
         if error is not self.raised:
             self.settings.observer.emit_error(error, self.key)
 
     def bind(self) -> None:
-        """The key belongs to this run's params: a request with others is stale at once."""
+        """Note that the key belongs to this run's params: requests with others are now refused."""
         if self.flight is not None:
             flights.bind(self.flight)
 
     def answer(self, step: object) -> Any:
-        """Answer a step that needs neither the handler nor time: one of :data:`PLAIN`."""
+        """Answer a step that is one of :data:`PLAIN`."""
         if isinstance(step, CheckAndPut):
             seen = self._store.check_and_put(
                 *self._address,
@@ -132,7 +132,7 @@ class Run:
                 return None, self.settings.clock.now_ms()
             return found, self.settings.clock.now_ms()
         if isinstance(step, Begin):
-            self.end()  # that of an attempt whose claim another owner was faster with
+            self.end()  # the token of an attempt in which another owner was faster
             self._token = liveness.begin()
             return self._token, liveness.this_process()
         if isinstance(step, Probe):

@@ -79,17 +79,17 @@ class Settings:
     _identity: Hashable
 
     def flight_key(self, key: ReplayKey) -> Hashable:
-        """Return what names the key in this process, whichever store object leads to it."""
+        """Return what names the key in this process, for every store object on the same entries."""
         return self._identity, self.name, key.scope, key.id
 
     def require_transactions(self, what: str) -> None:
-        """Raise a ConfigError that names what the store lacks for them."""
+        """Raise a ConfigError if the store has no transactions; it names what is missing."""
         if not self.has_transactions:
             _check_capability(self.store, TransactionalKVStore, what)
 
 
 class Configured(Generic[V]):
-    """What is made with the settings of a replay namespace. ``V``: what a reconciler returns."""
+    """An object with the settings of a replay namespace. ``V``: what a reconciler returns."""
 
     def __init__(
         self,
@@ -106,27 +106,29 @@ class Configured(Generic[V]):
         clock: Clock | None = None,
         on_event: Callable[[ReplayEvent], object] | None = None,
     ) -> None:
-        """Check the settings. No file is opened and no thread started; the store stays its owner's.
+        """Check the settings. No file is opened and no thread started. The caller closes the store.
+
+        Durations are seconds or a timedelta.
 
         Args:
             store: an :class:`~kvreplay.AtomicKVStore`.
             namespace: the primary namespace that holds the replay records, and nothing else.
-            ttl: how long an answer is kept after completion, in seconds or a timedelta. With 0 it
-                is given once, and has expired from then on.
-            lease: how long a machine that cannot look this process up believes its claim. With
+            ttl: how long an answer is kept after completion. With 0 it is given once, and has
+                expired from then on.
+            lease: how long a machine that cannot look up this process believes its claim. With
                 ``None`` no claim is stored, which saves a commit. Then a crash in the handler
-                leaves no trace, and two processes may both run it; the first answer that is stored
-                becomes everybody's.
-            tombstone_ttl: how long an expired key goes on answering ``ExpiredError``.
+                leaves no trace, and two processes may both run the handler; all get the answer that
+                is stored first.
+            tombstone_ttl: how long an expired key goes on raising ``ExpiredError``.
             wait_timeout: how long to wait for another process that runs the key; 0: not at all.
             on_in_doubt: ``"raise"``, ``"rerun"``, or a callable. The callable is given the
-                :class:`~kvreplay.ReplayRecord` in doubt, asks whatever the handler acts on, and
-                returns ``Applied(response)`` or ``NOT_APPLIED``.
+                :class:`~kvreplay.ReplayRecord` in doubt, asks the system that the handler acts on,
+                and returns ``Applied(response)`` or ``NOT_APPLIED``.
             max_record_bytes: the largest record to store, params and response together.
-            renew: keep moving the lease while a handler runs.
+            renew: keep renewing the lease while a handler runs.
             clock: an object with ``now_ms()``; the system's clock by default.
             on_event: called with a :class:`~kvreplay.ReplayEvent` for each decision, on the thread
-                that takes it. What it raises is logged, and never fails a request.
+                that makes it. What it raises is logged, and never fails a request.
 
         Raises:
             ConfigError: a setting is wrong, or the store lacks a capability; it names which.
@@ -172,7 +174,7 @@ def _check_own_namespace(namespace: object) -> None:
     if not namespace:
         raise ConfigError("namespace is empty; give the replay records one of their own")
     try:
-        check_namespace(namespace, "")  # type: ignore[arg-type]  # it says what it is
+        check_namespace(namespace, "")  # type: ignore[arg-type]  # it says what is wrong
     except InvalidNameError as error:
         raise ConfigError(str(error).removeprefix("the primary ")) from error
 

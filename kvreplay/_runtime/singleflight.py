@@ -1,7 +1,7 @@
-"""Single-flight: in one process, one key runs one handler at a time, and callers share its end.
+"""Single-flight: in one process, one key runs one handler at a time, and callers share its result.
 
-The caller that comes first *leads*: it runs the handler. Everybody else who asks for the same key
-meanwhile *follows*: they wait for the leader to *land* with a result, and share it.
+The caller that comes first *leads*: it runs the handler. Every other caller that asks for the same
+key meanwhile *follows*: it waits for the leader to *land* with a result, and shares that.
 
 What is always true:
 
@@ -9,9 +9,9 @@ What is always true:
   threads and event loops on the same store. A forked child starts with an empty one.
 * A key has at most one flight, and a flight lands exactly once. It leaves the table when it lands.
 * A flight is *bound* once it is known that the key belongs to the leader's params. From then on a
-  request with other params is refused at once; before, it waits for what becomes of the flight.
-* The lock guards the table and the flights for moments. Nobody is woken, and no handler runs,
-  while it is held.
+  request with other params is refused at once; before, it waits until the flight is bound or lands.
+* The lock guards the table and the flights, and is held for moments only. Nobody is woken and no
+  handler runs while it is held.
 
 It knows no store and no protocol: a key is any hashable, params are bytes, and a result is
 whatever the leader lands with.
@@ -44,8 +44,8 @@ def _never() -> bool:
 class Flight(Generic[T]):
     """One leader's run of one key; the followers wait for it to land.
 
-    ``bound``: the key is now known to belong to the leader's params, so that a request with
-    others is stale at once. ``is_abandoned``: whether its leader is gone without landing it.
+    ``bound``: the key is known to belong to the leader's params, so a request with others is
+    refused at once. ``is_abandoned``: whether its leader is gone without landing it.
     """
 
     __slots__ = ("_wakers", "bound", "is_abandoned", "key", "landed", "params", "result")
@@ -65,7 +65,7 @@ class SingleFlight(Generic[T]):
 
     def __init__(self) -> None:
         self._lock = ForkSafeLock()
-        self._pid = getpid()  # whose the table is
+        self._pid = getpid()  # the process that the table belongs to
         self.table: dict[Hashable, Flight[T]] = {}
         self._aboard: ContextVar[tuple[Flight[T], ...]] = ContextVar("aboard", default=())
 
@@ -75,7 +75,7 @@ class SingleFlight(Generic[T]):
     def board(self, own: Flight[T]) -> Flight[T]:
         """Return the key's flight: ``own``, which the caller then leads, or another's to follow.
 
-        Whoever boards must :meth:`land` ``own`` whatever happens, even an interrupt in this call.
+        The caller must :meth:`land` ``own`` whatever happens, even after an interrupt in this call.
         """
         with self._lock:
             if self._pid != getpid():
@@ -100,7 +100,7 @@ class SingleFlight(Generic[T]):
         return flight if own else None
 
     def land(self, flight: Flight[T], result: T | BaseException) -> None:
-        """End the flight and wake everybody who waits for it; a second time does nothing."""
+        """End the flight and wake all who wait for it; a second call does nothing."""
         with self._lock:
             if flight.landed:
                 return
@@ -113,7 +113,7 @@ class SingleFlight(Generic[T]):
             wake()
 
     def bind(self, flight: Flight[T]) -> None:
-        """Note that the key belongs to the leader's params, and wake those who wait for that."""
+        """Note that the key belongs to the leader's params, and wake all who wait."""
         with self._lock:
             if flight.bound:
                 return
@@ -123,10 +123,10 @@ class SingleFlight(Generic[T]):
             wake()
 
     def wake_on_change(self, flight: Flight[T], wake: Waker, *, until_bound: bool) -> bool:
-        """Have ``wake`` called once when the flight lands, or is bound.
+        """Call ``wake`` once, when the flight is next bound or lands.
 
-        Returns False, and never calls it, if what is waited for has happened: the flight has
-        landed, or ``until_bound`` and it is bound.
+        Returns False, and never calls it, if there is nothing to wait for: the flight has landed,
+        or ``until_bound`` is true and it is bound.
         """
         with self._lock:
             if flight.landed or (until_bound and flight.bound):
@@ -135,19 +135,19 @@ class SingleFlight(Generic[T]):
             return True
 
     def is_aboard(self, flight: Flight[T]) -> bool:
-        """Tell whether this very call comes from inside the flight's handler."""
+        """Say whether the caller runs inside the flight's handler."""
         return flight in self._aboard.get()
 
     def aboard(self, flight: Flight[T]) -> _Aboard[T]:
         """Make :meth:`is_aboard` true for what this block calls, and for tasks that it starts.
 
-        Not for threads that it starts: those must not wait for the block's own flight.
+        It is not true for threads that it starts: they must not wait for the block's own flight.
         """
         return _Aboard(self._aboard, flight)
 
 
 class _Aboard(Generic[T]):
-    """The block of :meth:`SingleFlight.aboard`; a class, which costs half of a generator."""
+    """The block of :meth:`SingleFlight.aboard`; a class, since a generator costs twice as much."""
 
     __slots__ = ("_flight", "_token", "_variable")
 
@@ -162,16 +162,16 @@ class _Aboard(Generic[T]):
         try:
             self._variable.reset(self._token)
         except ValueError:
-            pass  # a coroutine that the garbage collector ends, in another context than its own
+            pass  # the garbage collector ends a coroutine, in a context that is not its own
 
 
 def fresh(error: Exception) -> Exception:
-    """Return a copy of an exception, for another caller to raise: tracebacks are not shared."""
+    """Return a copy of an exception that another caller can raise: tracebacks are not shared."""
     try:
         clone = copy.copy(error)
         if type(clone) is type(error):
             return clone.with_traceback(None)
-    except Exception:  # a class of the handler's own that cannot be rebuilt from its args
+    except Exception:  # the handler's own class, which cannot be rebuilt from its args
         pass
     clone = type(error).__new__(type(error), *error.args)
     clone.__dict__.update(error.__dict__)

@@ -23,7 +23,7 @@ __all__ = ["Sweeper", "Walk", "interval_of"]
 
 
 class Walk:
-    """The sweeps of one namespace: by the store's index, or where it has none by a walk."""
+    """Sweeps one namespace: by the store's index, or by a walk if the store has none."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -33,8 +33,8 @@ class Walk:
     def sweep(self, limit: int) -> SweepResult:
         """Remove at most ``limit`` entries that nobody needs.
 
-        A walk visits the next ``limit`` records, and goes on where it stopped; ``more`` then says
-        that the round is not over.
+        A walk goes on where the last one stopped, and visits the next ``limit`` records; ``more``
+        then says that the round is not over.
         """
         settings = self._settings
         now = settings.clock.now_ms()
@@ -84,7 +84,7 @@ class Sweeper:
                 while not self._stop.is_set() and self._sweep(self._limit).more:
                     pass
             except Exception as error:  # a sweeper that ends unseen lets the store grow for ever
-                logger().warning("a sweep failed, and is tried again in the next round: %r", error)
+                logger().warning("a sweep failed; the next round tries again: %r", error)
             if self._stop.wait(self._every):
                 return
 

@@ -12,7 +12,7 @@ from kvreplay.errors import CorruptRecordError, KeyNotFoundError, RecordError
 __all__ = ["Found", "records", "walk"]
 
 Found = tuple[bytes, ReplayRecord | RecordError]
-"""A stored record's bytes, and the record, or what is wrong with it."""
+"""A stored record's bytes, and the record or the error that says what is wrong with it."""
 
 
 def walk(settings: Settings) -> Iterator[Found]:
@@ -36,7 +36,7 @@ def walk(settings: Settings) -> Iterator[Found]:
 
 
 def records(settings: Settings) -> Iterator[ReplayRecord]:
-    """Yield all records that can be read, then complain about the others."""
+    """Yield all records that can be read, then raise an error if there are others."""
     damaged: list[RecordError] = []
     for _, record in walk(settings):
         if isinstance(record, RecordError):
@@ -45,5 +45,5 @@ def records(settings: Settings) -> Iterator[ReplayRecord]:
             yield record
     if damaged:
         raise type(damaged[0])(
-            f"{len(damaged)} of the namespace's records cannot be read; all others were given"
+            f"{len(damaged)} of the namespace's records cannot be read; all others were yielded"
         ) from damaged[0]

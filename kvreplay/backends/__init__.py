@@ -1,1 +1,1 @@
-"""The storage engines, a module or a package each; ``kvreplay.config`` has their names."""
+"""The storage engines, each a module or a package; ``config/registry.py`` has their names."""

@@ -1,4 +1,4 @@
-"""What every engine checks, written once: its options, and whose a transaction is."""
+"""What engines check, written once: their options, and who may use a transaction."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["OwnTransaction", "check_durability", "check_path", "own_transaction_
 
 
 def check_durability(durability: object) -> None:
-    """Raise a ConfigError unless it is a :data:`kvreplay.store.Durability`."""
+    """Raise a ConfigError if this is not a :data:`kvreplay.store.Durability`."""
     if durability not in ("full", "process"):
         raise ConfigError('durability must be "full" or "process"')
 
@@ -28,7 +28,7 @@ def check_path(path: str | os.PathLike[str], engine: str) -> str:
 
 
 class OwnTransaction:
-    """A transaction of a caller's: of the thread and the process that began it, until it ends."""
+    """A caller's transaction, for the thread and the process that began it, until it ends."""
 
     def __init__(self) -> None:
         self._thread = threading.get_ident()
@@ -49,13 +49,13 @@ class OwnTransaction:
     def was_of_forking_thread(self) -> bool:
         """In a forked child: whether the thread that forked had begun it.
 
-        That thread is the child's main thread to Python. To a fork that ran no hooks the main
-        thread is the parent's, from which programs fork that do so.
+        After a fork, Python calls that thread the child's main thread. A fork that ran no hooks
+        changes nothing for Python: here it counts as made by the parent's main thread.
         """
         return self._thread in (threading.get_ident(), threading.main_thread().ident)
 
     def check_usable(self) -> None:
-        """Raise a StoreError where the transaction cannot be used."""
+        """Raise a StoreError if the transaction cannot be used here and now."""
         if self.ended:
             raise StoreError("this transaction has ended; nothing was done")
         if not self.is_mine:
@@ -66,7 +66,7 @@ class OwnTransaction:
 
 
 def own_transaction_error() -> StoreError:
-    """Return what a thread is told that would wait for its own transaction."""
+    """Return the error for a thread that would wait for its own transaction."""
     return StoreError(
         "this thread holds a transaction of this store: change it through the transaction;"
         " nothing was changed"

@@ -1,6 +1,6 @@
-"""The file steps that outlive a power cut, written once: temporary file, fsync, rename, fsync.
+"""The file steps that survive a power cut, written once: temporary file, fsync, rename, fsync.
 
-A plain ``OSError`` comes out of every function; the callers know what it means to them.
+Every function raises a plain ``OSError``; its caller knows what that means.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def fsync_directory(path: str) -> None:
 def make_directories(path: str, mode: int = FOLDER_MODE) -> None:
     """Create a directory and its missing parents; fsync each created one and its parent.
 
-    Success if it is there already; ``NotADirectoryError`` if something else is.
+    It may be there already. Raises ``NotADirectoryError`` if something else has its name.
     """
     path = os.path.abspath(path)
     top, parts = path, list[str]()
@@ -76,14 +76,14 @@ def write_temporary(
         finally:
             os.close(fd)
     except BaseException:
-        # The first failure is the one to tell; a second one here would hide it.
+        # The first failure is the one to report; a second one here would hide it.
         with contextlib.suppress(OSError):
             os.unlink(path)
         raise
 
 
 def replace_file(path: str, data: bytes, mode: int = FILE_MODE) -> None:
-    """Create or replace a file: durably, and old or new as a whole after a crash.
+    """Create or replace a file durably; after a crash it is the old or the new one as a whole.
 
     A process killed inside leaves at most a sibling named ``<path>.<32 hex digits>.tmp``.
     """
@@ -103,8 +103,8 @@ class Folders:
     """Creates folders below a directory that must exist, and never that directory itself.
 
     Args:
-        durable: fsync the parents of a folder before the first name is placed in it.
-            Also if another process created it: that one may not have come to its fsync yet.
+        durable: fsync the parents of a folder before the first name is placed in it, even if
+            another process created it: that process may not have reached its fsync yet.
     """
 
     def __init__(self, top: str, *, durable: bool) -> None:
@@ -113,9 +113,9 @@ class Folders:
         self._known: set[tuple[str, ...]] = set()
 
     def place(self, parts: tuple[str, ...], make_name: Callable[[str], None]) -> None:
-        """Call ``make_name(folder)``, which makes a name in ``top/parts…``; create that first.
+        """Create the folder ``top/parts…``, and call ``make_name(folder)`` to make a name in it.
 
-        ``make_name`` runs again if the folder was removed in between by someone who found
+        ``make_name`` runs again if the folder was removed in between by a process that found
         it empty, so it must raise ``FileNotFoundError`` before it has changed anything.
         """
         for attempt in range(1, _MAX_ATTEMPTS + 1):

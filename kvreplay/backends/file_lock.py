@@ -1,8 +1,8 @@
-"""Files that are open to be locked with ``flock``, which a forked child must not keep.
+"""Files that are kept open to be locked with ``flock``. A forked child must not keep them.
 
 A child has a copy of each of its parent's descriptors, and a copy keeps a lock alive even if the
-parent is dead. So a child closes them at once; after a fork that runs no hook of Python's, it does
-so before it opens a lock file of its own.
+parent is dead. So a child closes them at once. After a fork that runs no hook of Python's, it
+closes them before it opens a lock file of its own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["FileLock"]
 class FileLock:
     """An open file that can be locked against all threads and processes that open it anew.
 
-    It owns its descriptor: what is forgotten is closed, and with it the lock is gone.
+    It owns its descriptor: when the object is deleted, the file is closed and the lock ends.
 
     Args:
         path: a file or a directory.
@@ -45,7 +45,7 @@ class FileLock:
     def lock(self, *, shared: bool = False, wait: bool = True) -> None:
         """Wait for the lock, without a time limit; with ``wait=False`` raise ``BlockingIOError``.
 
-        ``shared`` holders exclude only those that are not.
+        A ``shared`` lock excludes only locks that are not shared.
         """
         assert self._fd is not None
         fcntl.flock(
@@ -56,7 +56,8 @@ class FileLock:
     def unlock(self) -> None:
         """Give the lock back, even if a child has a copy of the descriptor; it never fails.
 
-        A failure must not deny what was done under the lock, and closing ends the lock too.
+        A failure here must not hide that the work under the lock was done. Then the file is closed,
+        which ends the lock too.
         """
         if self._fd is not None and self._pid == getpid():
             try:
@@ -69,7 +70,7 @@ class FileLock:
         fd, self._fd = self._fd, None
         if fd is not None and self._pid == getpid():
             _opened.files.pop(fd, None)
-            with contextlib.suppress(OSError):  # Linux gives it back whatever it reports
+            with contextlib.suppress(OSError):  # Linux closes it, whatever it reports
                 os.close(fd)
 
 
@@ -93,7 +94,7 @@ def _close_inherited() -> None:
         inherited, _opened = _opened, _Opened()
     for fd, path in inherited.files.items():
         with contextlib.suppress(OSError):
-            # Unless it has been closed, and its number stands for another file by now.
+            # Not if it has been closed, and its number stands for another file by now.
             if os.path.samestat(os.fstat(fd), os.stat(path)):
                 os.close(fd)
 

@@ -1,4 +1,4 @@
-"""Entries in this process's memory: for tests, and for a node that accepts to forget.
+"""Entries in this process's memory: for tests, and for a node that may forget.
 
 Atomic against every thread of the process, transactional, expiring; gone with the process.
 A forked child goes on with a copy of its own.
@@ -6,11 +6,11 @@ A forked child goes on with a copy of its own.
 What is always true:
 
 * One change runs at a time, under ``_writer``, which a transaction holds for its whole block.
-* A transaction commits when its changes become ``_pending``. They are put in place after that, by
-  its own thread or, should that be interrupted or left behind by a fork, by the next change.
+* A transaction commits when its changes become ``_pending``. After that its own thread puts them
+  in place. If that thread is interrupted, or a fork leaves it behind, the next change does so.
 * Readers take no lock. They look at ``_pending`` first, so they see all of a transaction or none.
-* Every prefix of the steps of a change is sound: at most the expiry index has an entry too many,
-  which a sweep skips.
+* The entries are sound after each step of a change. At most, the expiry index has an item too
+  many, which a sweep skips.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class MemoryStore(Closing):
 
     def __init__(self) -> None:
         self._namespaces: dict[tuple[str, str], dict[str, Entry]] = {}
-        # Per primary namespace, sorted: (expires_at, secondary namespace, key), one an entry.
+        # Per primary namespace, sorted: (expires_at, secondary namespace, key) of an entry.
         self._expiry: dict[str, list[tuple[int, str, str]]] = {}
         self._pending: dict[Address, Entry | None] = {}
         self._writer = ForkSafeLock()
@@ -95,7 +95,7 @@ class MemoryStore(Closing):
         while True:
             pending = self._pending
             keys = dict.fromkeys(self._namespaces.get(namespace, ()))
-            if pending is self._pending:  # else some of them may be in place, and some not
+            if pending is self._pending:  # else some may be in place, and some not
                 return _with_changes(keys, namespace, pending)
 
     def list_all_keys(self) -> Iterator[Address]:
@@ -178,14 +178,14 @@ class MemoryStore(Closing):
                 self._transaction = None
 
     def _begin_change(self) -> None:
-        """Refuse what may not change anything, and make the entries whole."""
+        """Refuse a change that is not allowed, and put in place what a transaction left pending."""
         self._refuse_own_transaction()
         self._check_open()
         if self._pending:
             self._put_in_place()
 
     def _refuse_own_transaction(self) -> None:
-        # Whoever holds the lock and finds one has begun it, or was forked inside of it.
+        # A thread that holds the lock and finds a transaction began it, or was forked inside it.
         if self._transaction is not None:
             if not self._transaction.is_inherited:
                 raise own_transaction_error()
@@ -194,7 +194,7 @@ class MemoryStore(Closing):
     def _put_in_place(self) -> None:
         for address, entry in self._pending.items():
             self._apply(address, entry)
-        self._pending = {}  # a new object, by which list() knows
+        self._pending = {}  # a new object, by which list() notices
 
     def _committed(self, address: Address) -> Entry | None:
         pending = self._pending

@@ -1,4 +1,4 @@
-"""The store contract: what a backend must be, and what it may use; ``contract.py`` explains it."""
+"""The store contract: what a backend must do, and what it may use; see ``contract.py``."""
 
 from kvreplay.store.closing import Closing, closed_error
 from kvreplay.store.contract import (

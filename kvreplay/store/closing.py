@@ -1,4 +1,4 @@
-"""Closing, written once: the ``with`` block of a store, and its refusal once it is closed."""
+"""How a store is closed, written once: its ``with`` block, and the error of later calls."""
 
 from __future__ import annotations
 
@@ -30,5 +30,5 @@ class Closing:
 
 
 def closed_error() -> StoreError:
-    """Return what a closed store answers."""
+    """Return the error that a closed store raises."""
     return StoreError("this store is closed; nothing was done")

@@ -1,4 +1,4 @@
-"""The store contract: what a key-value store promises, one protocol a capability.
+"""The store contract: what a key-value store promises, one protocol for each capability.
 
 The four methods and the name rules are those of LDK's ``KVStoreSync``
 (rust-lightning, ``lightning/src/util/persist.rs``). Each further capability is a
@@ -12,7 +12,7 @@ What every store promises:
   otherwise.
 * Two calls on one key take effect in some order that both callers agree on, over
   all threads, and over all processes where the engine can be shared.
-* A forked child may go on with the store object that it inherits, and so may its parent.
+* A forked child may go on using the store object that it inherits, and so may its parent.
 * It is a context manager; ``close()`` may be called twice, and a closed store answers
   every other call with :class:`~kvreplay.StoreError`.
 
@@ -52,8 +52,8 @@ __all__ = [
 MAX_EXPIRES_AT: Final = 2**63 - 1
 
 Durability = Literal["full", "process"]
-"""What outlives what. ``full``: a returned change survives a power cut. ``process``: it
-survives a killed process; a power cut may undo the latest changes, and tears nothing."""
+"""What a returned change survives. ``full``: a power cut. ``process``: a killed process; a
+power cut may undo the latest changes, and damages nothing."""
 
 
 @runtime_checkable
@@ -61,7 +61,7 @@ class KVStoreSync(Protocol):
     """LDK's contract: four blocking calls over a two-level namespace."""
 
     def read(self, primary_namespace: str, secondary_namespace: str, key: str) -> bytes:
-        """Return the value, also of an entry whose expiry is past.
+        """Return the value, even of an entry whose expiry is past.
 
         Raises:
             KeyNotFoundError: there is no such entry; no other failure raises it.
@@ -81,7 +81,7 @@ class KVStoreSync(Protocol):
         """
 
     def list(self, primary_namespace: str, secondary_namespace: str) -> list[str]:
-        """Return the keys of one namespace in no promised order; unknown is empty."""
+        """Return the keys of one namespace in no promised order; none if it is unknown."""
 
 
 @runtime_checkable
@@ -120,7 +120,7 @@ class AtomicKVStore(MigratableKVStore, Protocol):
 
         Returns:
             What was found (``None``: nothing). The change happened if and only if that
-            equals ``expected``, so the loser learns the winner's bytes in the same trip.
+            equals ``expected``, so the loser learns the winner's bytes in the same call.
         """
 
 
@@ -143,8 +143,8 @@ class BatchingKVStore(AtomicKVStore, Protocol):
     def check_and_put_each(self, changes: Sequence[Change]) -> Sequence[bytes | Exception | None]:
         """Do :meth:`~AtomicKVStore.check_and_put` for each change, in this order.
 
-        Each is an atomic step of its own, and durable when this returns; none fails for another
-        one's sake.
+        Each is an atomic step of its own, and durable when this returns. None fails because another
+        one does.
 
         Returns:
             For each change what was found, or what its ``check_and_put`` would have raised.
@@ -153,7 +153,7 @@ class BatchingKVStore(AtomicKVStore, Protocol):
 
 @attrs.frozen
 class SweepResult:
-    """What one bounded sweep did: due entries visited and removed; ``more`` may be due."""
+    """What one bounded sweep did: due entries visited and removed, and whether more may be due."""
 
     visited: int
     removed: int
@@ -162,7 +162,7 @@ class SweepResult:
 
 @runtime_checkable
 class ExpiringKVStore(AtomicKVStore, Protocol):
-    """A store that indexes expiry, so that a sweep costs what it removes."""
+    """A store that indexes expiry, so that a sweep visits only what is due."""
 
     def sweep(self, primary_namespace: str, now: int, limit: int) -> SweepResult:
         """Remove due entries (``expires_at <= now``) of one primary namespace.
@@ -217,7 +217,7 @@ class TransactionalKVStore(ExpiringKVStore, Protocol):
         Use the transaction's methods inside; a change through the store itself by the same
         thread is refused with :class:`~kvreplay.StoreError`. Readers are not held up and
         see all of the changes or none. The transaction belongs to the thread that began it:
-        any other is refused, and so is its use after the end.
+        its use by any other thread, or after its end, is refused.
         """
 
 
@@ -225,9 +225,9 @@ def check_value(value: object, expires_at: object = None) -> None:
     """Check that a value is ``bytes`` and an expiry a time in integer milliseconds or ``None``.
 
     Raises:
-        InvalidValueError: it never shows the value.
+        InvalidValueError: it is not; the message never shows the value.
     """
-    # Not a subclass: a value that is replaced by an equal one must be the same bytes.
+    # Not a subclass, which may have its own ``==``: equal values must be the same bytes.
     if type(value) is not bytes:
         raise InvalidValueError(
             f"a value must be bytes, not {type(value).__name__}; nothing was written"
@@ -252,7 +252,7 @@ def check_sweep(primary_namespace: str, now: object, limit: object) -> None:
     """Check the arguments of a ``sweep``.
 
     Raises:
-        InvalidNameError: the namespace is none.
+        InvalidNameError: the namespace breaks the name rules.
         InvalidValueError: ``now`` is not an ``int``, or ``limit`` not one of at least 1.
     """
     check_namespace(primary_namespace, "")
@@ -267,7 +267,7 @@ def check_sweep(primary_namespace: str, now: object, limit: object) -> None:
 def missing_methods(store: object, capability: type[Any]) -> list[str]:
     """Return the methods of a protocol that a store does not have.
 
-    Not ``isinstance``, which since Python 3.12 does not see what a proxy passes on.
+    Not ``isinstance``, which since Python 3.12 does not see the methods that a proxy passes on.
     """
     methods = {each for cls in capability.__mro__ for each in vars(cls) if not each.startswith("_")}
     return [each for each in sorted(methods) if not callable(getattr(store, each, None))]

@@ -49,7 +49,7 @@ class InProcessAtomicStore(Closing):
         return f"<InProcessAtomicStore over {type(self._inner).__name__}>"
 
     def read(self, primary_namespace: str, secondary_namespace: str, key: str) -> bytes:
-        """Read through; the wrapped store's own *absent* becomes ``KeyNotFoundError``."""
+        """Read from the wrapped store; its own ``not_found`` becomes ``KeyNotFoundError``."""
         check_name(primary_namespace, secondary_namespace, key)
         self._check_open()
         found = self._find(primary_namespace, secondary_namespace, key)
@@ -60,7 +60,7 @@ class InProcessAtomicStore(Closing):
     def write(
         self, primary_namespace: str, secondary_namespace: str, key: str, value: bytes
     ) -> None:
-        """Write through, never between the halves of a ``check_and_put``."""
+        """Write to the wrapped store, never between the two steps of a ``check_and_put``."""
         check_name(primary_namespace, secondary_namespace, key)
         check_value(value)
         with self._lock:
@@ -71,7 +71,7 @@ class InProcessAtomicStore(Closing):
     def remove(
         self, primary_namespace: str, secondary_namespace: str, key: str, lazy: bool = False
     ) -> None:
-        """Remove through, never between the halves of a ``check_and_put``."""
+        """Remove from the wrapped store, never between the two steps of a ``check_and_put``."""
         check_name(primary_namespace, secondary_namespace, key)
         with self._lock:
             self._check_open()
@@ -79,7 +79,7 @@ class InProcessAtomicStore(Closing):
                 self._inner.remove(primary_namespace, secondary_namespace, key, lazy)
 
     def list(self, primary_namespace: str, secondary_namespace: str) -> list[str]:
-        """List through."""
+        """List the keys of the wrapped store."""
         check_namespace(primary_namespace, secondary_namespace)
         self._check_open()
         with _reading():

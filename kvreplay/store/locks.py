@@ -1,4 +1,4 @@
-"""Locks that outlive a fork, and blocks that keep to their thread; for those who write a store."""
+"""Locks that survive a fork, and blocks that belong to one thread; for those who write a store."""
 
 from __future__ import annotations
 
@@ -20,9 +20,8 @@ class ForkSafeLock:
     """A re-entrant mutex of which every process has its own.
 
     So a forked child finds it free, whichever thread of its parent held it, and even if the fork
-    ran none of Python's hooks. What the lock guards must then be usable as another thread may have
-    left it, half-way through a change: order the steps of a change so that any prefix of them is
-    sound.
+    ran none of Python's hooks. What the lock guards may then be half-way through another thread's
+    change: order the steps of a change so that what it guards is sound after each of them.
 
     Use it as ``with lock:``. An interrupt leaves it free: the block is entered and left by single
     C calls, between which CPython does not look for signals.
@@ -39,7 +38,7 @@ class ForkSafeLock:
         # setdefault is one step, so that all threads of a new process get the same lock.
         return self._locks.setdefault(pid, _thread.RLock()) if lock is None else lock
 
-    # The ``with`` statement looks both of these up, and only then calls what they return: the
+    # The ``with`` statement looks up both of these, and only then calls what they return: the
     # C methods of this process's lock.
 
     @property
@@ -65,7 +64,7 @@ class ForkSafeLock:
 
 
 class ThreadBound(Generic[T]):
-    """A block that only the thread that began it can end; for any other it stays open."""
+    """A block that only the thread that began it can end; if another one tries, it stays open."""
 
     __slots__ = ("_block", "_thread")
 
@@ -86,7 +85,7 @@ class ThreadBound(Generic[T]):
     ) -> bool | None:
         if self._thread != threading.get_ident():
             raise StoreError(
-                "a transaction ends on the thread that began it, and there it is still open;"
+                "only the thread that began a transaction can end it; it is still open there, and"
                 " nothing was changed"
             )
         return self._block.__exit__(exc_type, exc, traceback)

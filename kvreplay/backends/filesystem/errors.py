@@ -1,4 +1,4 @@
-"""What a failure of the file system means to the caller. No message names an entry."""
+"""What a failure of the file system means to the caller. No message shows a key."""
 
 from __future__ import annotations
 
@@ -24,8 +24,11 @@ def nameless(error: OSError) -> OSError:
 
 def opening_error(error: OSError, root: str) -> StoreError:
     """Say what a failure to open a store means."""
-    if error.errno in _FOREIGN:  # not the store's own: those have been looked at
-        return StoreError(f"cannot open the store: {os.path.dirname(root)} is not a folder")
+    if error.errno in _FOREIGN:  # not a file of the store: those were checked before
+        return StoreError(
+            f"cannot open the store: {os.path.dirname(root)} is not a folder; nothing was changed:"
+            " give the store another path"
+        )
     return store_error(error, "open the store", root)
 
 
@@ -35,7 +38,7 @@ def store_error(error: OSError, doing: str, root: str) -> StoreError:
     if error.errno in _FULL:
         return StoreFullError(f"{what}: free some space or raise the quota")
     if error.errno in _PASSING:
-        return StoreUnavailableError(f"{what}: this may pass")
+        return StoreUnavailableError(f"{what}: this may pass, try again")
     if error.errno in _DENIED:
         return StoreError(
             f"{what}: check that {root}, {root}.kvreplay and all in them belong to this user,"

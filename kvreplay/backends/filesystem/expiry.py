@@ -1,15 +1,15 @@
-"""The file-system store's expiry index: hard links that prove what they speak about.
+"""The file-system store's expiry index: hard links, each of which proves its write.
 
 Beside the store's root, in ``<root>.kvreplay/``::
 
     expiry/P/<minute>/S/<expires_at>~<key>~<unique>   marker: a hard link to the value's file
     stamps/P/S/<key>                                  symbolic link: names the entry's marker
 
-As long as a marker exists the number of its inode cannot be given away, so "marker and
-value are one inode" proves that the entry is still the very write that the marker was made
-for. Nothing else has to be right: a marker that a crash, another program or a copy of the
-files left without its value is *stale*, and is only unlinked when it comes due. The stamp
-is a short cut to unlink an old marker, and with it the old value's bytes, at once.
+As long as a marker exists, no other file can get the number of its inode. So if marker and
+value are one inode, the entry is still exactly the write that the marker was made for.
+Nothing else has to be right. A crash, another program or a copy of the files may leave a
+marker without its value: it is *stale*, and is only unlinked when it is due. The stamp is a
+short cut to unlink an old marker, and with it the old value's bytes, at once.
 
 ``minute`` is ``expires_at // 60000`` in 15 digits, ``expires_at`` is in milliseconds in 19,
 so that names sort by time; the longest marker name has 173 characters of the 255 allowed.
@@ -33,7 +33,7 @@ from kvreplay.store import NAME
 __all__ = ["DueMarker", "ExpiryIndex", "Mark", "discard"]
 
 _BUCKET_MS: Final = 60_000
-# Another marker is there, maybe since a moment ago; a concurrent sweep removed it; a foreign file.
+# Another marker is in it, perhaps a new one; a concurrent sweep removed it; it is a foreign file.
 _KEPT_FOLDER: Final = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR}
 _is_bucket = re.compile(r"[0-9]{15}").fullmatch
 _is_marker = re.compile(rf"([0-9]{{19}})~({NAME})~[0-9a-f]{{32}}").fullmatch
@@ -41,13 +41,13 @@ _is_marker = re.compile(rf"([0-9]{{19}})~({NAME})~[0-9a-f]{{32}}").fullmatch
 
 @attrs.frozen(repr=False)
 class Mark:
-    """A marker that is in place, and its stamp that waits to take the old one's."""
+    """A marker that is in place, and its stamp, which waits to replace the old stamp."""
 
     marker: str
     stamp: str
 
     def undo(self) -> None:
-        """Take both away: the value that they were made for is not going to be there."""
+        """Remove both: the value that they were made for will not be put in place."""
         discard(self.stamp)
         discard(self.marker)
 
@@ -80,7 +80,7 @@ class ExpiryIndex:
         """Mark a value file that is not in place yet; if it fails, nothing is left.
 
         Args:
-            stamp: where the stamp may wait; made now, so that a full disk shows now.
+            stamp: where the stamp waits. It is made now, so that a full disk fails now.
         """
         primary, secondary = entry.parts
         parts = (primary, f"{expires_at // _BUCKET_MS:015d}", secondary)
@@ -102,12 +102,12 @@ class ExpiryIndex:
         try:
             target = os.readlink(self._stamp(entry))
         except OSError as error:
-            # EINVAL: not a symbolic link. Foreign, so no help; the next stamp replaces it.
+            # EINVAL: not a symbolic link but a foreign file; the next stamp replaces it.
             if error.errno in (errno.ENOENT, errno.EINVAL):
                 return None
             raise
         top, *parts = target.split("/")
-        # What it names will be unlinked, so it has to be a marker of this very entry.
+        # What it names will be unlinked, so it must be a marker of exactly this entry.
         if top != "expiry" or len(parts) != 4 or not _is_bucket(parts[1]):
             return None
         found = _is_marker(parts[3])
@@ -116,10 +116,10 @@ class ExpiryIndex:
         return os.path.join(self._expiry, *parts)
 
     def finish(self, entry: EntryFile, old_marker: str | None, mark: Mark | None) -> None:
-        """After the change is durable: put the new stamp in place, drop the old marker.
+        """After the change is durable: put the new stamp in place, unlink the old marker.
 
-        It reports no failure: the change has happened, and a marker without a stamp is as
-        good to a sweep; it only keeps an overwritten value's bytes until it comes due.
+        It reports no failure: the change has happened, and a sweep needs no stamp. A marker
+        without a stamp only keeps an overwritten value's bytes until it is due.
         """
         if mark is None:
             self._drop_stamp(entry)
@@ -139,11 +139,11 @@ class ExpiryIndex:
     def due(self, primary: str, now: int, walked: list[str]) -> Generator[DueMarker, None, None]:
         """Yield the markers of one primary namespace that are due, minute after minute.
 
-        It reads the names of the minutes and of what lies in those up to ``now``. The
-        caller must not unlink a marker while it iterates.
+        It reads the names of all minutes, and what lies in those up to ``now``. The caller
+        must not unlink a marker while it iterates.
 
         Args:
-            walked: collects the folders passed, the inner before the outer, for ``tidy``.
+            walked: the folders passed are added to it, the inner before the outer, for ``tidy``.
         """
         top = os.path.join(self._expiry, folder_name(primary))
         last = f"{now // _BUCKET_MS:015d}"
@@ -159,7 +159,7 @@ class ExpiryIndex:
             walked.append(os.path.join(top, bucket))
 
     def tidy(self, markers: list[str], walked: list[str]) -> None:
-        """Unlink markers that have done their work, and the folders that this left empty."""
+        """Unlink markers that have done their work, and the folders that are empty then."""
         for marker in markers:
             _unlink(marker)
         for folder in walked:
@@ -179,8 +179,8 @@ class ExpiryIndex:
 def discard(path: str) -> bool:
     """Unlink a file that nothing depends on; say whether it was there and is gone.
 
-    A failure is not reported: it would hide the outcome of the call that is being cleaned
-    up after, and what remains is found again, by the next opening or when it comes due.
+    A failure is not reported: it would hide the outcome of the call that this cleans up
+    after. What remains is found again, by the next opening or when it is due.
     """
     try:
         os.unlink(path)

@@ -1,6 +1,6 @@
 """What lies where in a file-system store: its folders, and how they are adopted.
 
-See :mod:`kvreplay.backends.filesystem` for the layout as a whole.
+See :mod:`kvreplay.backends.filesystem.store` for the layout as a whole.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class EntryFile:
 
     @property
     def stripe(self) -> int:
-        """The lock that orders its changes; the same in every process, for ever."""
+        """The number of the lock that orders its changes; it must never change."""
         return zlib.crc32(self.path.encode("ascii")) % STRIPES
 
 
@@ -68,12 +68,12 @@ def folder_name(namespace: str) -> str:
 
 
 def namespace_of(folder: str) -> str:
-    """Return the namespace that a folder is the folder of."""
+    """Return the namespace that a folder's name stands for."""
     return "" if folder == EMPTY else folder
 
 
 def resolve(path: str | os.PathLike[str]) -> str:
-    """Return the one spelling of the path, so that all who use it meet at one sidecar."""
+    """Return the real path, so that every spelling of it leads to one sidecar."""
     root = os.path.realpath(check_path(path, "filesystem"))
     if root == os.path.dirname(root):
         raise _mount_point(root)
@@ -81,7 +81,7 @@ def resolve(path: str | os.PathLike[str]) -> str:
 
 
 def open_folders(root: str, sidecar: str) -> None:
-    """Make a root usable, or refuse it; an ``OSError`` comes out as it is.
+    """Make a root usable, or refuse it; an ``OSError`` is raised as it is.
 
     A crash inside leaves a root that the next opening adopts from the beginning.
     """
@@ -89,7 +89,7 @@ def open_folders(root: str, sidecar: str) -> None:
         if not os.path.isdir(root):
             raise CorruptStoreError(
                 f"{root} is missing, but {sidecar} says that it was in use: bring it back"
-                f" (is its disk mounted?), or remove {sidecar} to begin anew"
+                f" (is its disk mounted?), or remove {sidecar} to begin a new store"
             )
         _make_sidecar(sidecar)  # some copying programs leave empty folders out
     else:
@@ -105,25 +105,32 @@ def _is_adopted(root: str, sidecar: str) -> bool:
     except FileNotFoundError:
         return False
     except (NotADirectoryError, IsADirectoryError) as error:
-        raise CorruptStoreError(f"{sidecar} is not a folder made by kvreplay") from error
+        raise CorruptStoreError(
+            f"{sidecar} is not a folder made by kvreplay; nothing was changed: move it away, or"
+            " give the store another path"
+        ) from error
     if content == _FORMAT:
         return True
     if content.startswith(_FORMAT_NAME):
         raise CorruptStoreError(
-            f"{root} was adopted by another version of the format: use the kvreplay that wrote it"
+            f"{root} was adopted by another version of the format; nothing was changed: use the"
+            " kvreplay that wrote it"
         )
-    raise CorruptStoreError(f"{sidecar} is damaged: its file 'format' is not kvreplay's")
+    raise CorruptStoreError(
+        f"{sidecar} is damaged: its file 'format' is not kvreplay's; nothing was changed: restore"
+        " it from a backup"
+    )
 
 
 def _adopt(root: str, sidecar: str) -> None:
-    """Make the folders, and last, when all is in place, the marker ``format``."""
+    """Make the folders, and the file ``format`` last, when all is in place."""
     if os.path.lexists(root) and not os.path.isdir(root):
         raise StoreError(f"{root} is not a folder: move it away, or give the store another path")
     make_directories(root)
     _refuse_v1(root)
     _check_one_file_system(root, os.path.dirname(root))
     _make_sidecar(sidecar)
-    # Also if they were there: who made them may have died before its fsync.
+    # Even if they were there: the process that made them may have died before its fsync.
     fsync_directory(sidecar)
     fsync_directory(os.path.dirname(root))
     with flocked(lock_file(sidecar, 0)):
@@ -169,12 +176,12 @@ def _mount_point(root: str) -> StoreError:
 
 
 def _remove_leftovers(sidecar: str) -> None:
-    """Unlink the temporaries of killed writers: those of which nobody holds the lock."""
+    """Unlink the temporaries of killed writers: those whose lock nobody holds."""
     folder = os.path.join(sidecar, "tmp")
     for name in os.listdir(folder):
         found = _is_temporary(name)
         if found:
             lock = lock_file(sidecar, int(found[1], 16))
-            # Locked: its writer may be alive. Gone: somebody else is opening the store, too.
+            # Locked: its writer may be alive. Gone: another process is opening the store too.
             with contextlib.suppress(BlockingIOError, FileNotFoundError), flocked(lock, wait=False):
                 os.unlink(os.path.join(folder, name))

@@ -1,4 +1,4 @@
-"""The locks of a file-system store: one file a stripe of entries."""
+"""The locks of a file-system store: one file for each stripe of entries."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from kvreplay.backends.file_lock import FileLock
 __all__ = ["STRIPES", "flocked", "lock_file", "make_lock_files"]
 
 STRIPES: Final = 256
-"""How many locks there are; an entry's is the same in every process, for ever."""
+"""How many locks there are. It must never change: all processes must agree on an entry's lock."""
 
 
 @contextlib.contextmanager
 def flocked(path: str, *, wait: bool = True, shared: bool = False) -> Iterator[None]:
-    """Hold a lock file against all threads and processes; it ends with its holder.
+    """Hold a lock file against all other threads and processes; it ends with its holder.
 
-    With ``wait=False`` a lock that is taken raises ``BlockingIOError``; ``shared`` holders
-    exclude only those that are not.
+    With ``wait=False`` it raises ``BlockingIOError`` if the lock is taken. A ``shared`` lock
+    excludes only locks that are not shared.
     """
     # Opened anew each time, so that it excludes the other threads too.
     file = _open(path, os.O_RDONLY if shared else os.O_RDWR)

@@ -4,15 +4,15 @@ The value of ``(P, S, key)`` is the file ``root/P/S/key``, byte for byte; an emp
 is the folder ``[empty]``; the file's modification time is the entry's creation time, which
 an update keeps (rust-lightning, ``lightning-persister/src/fs_store``). LDK can open the
 directory afterwards, because nothing else is ever put below ``root``, not for a moment.
-What the store needs besides lies beside it, in ``root.kvreplay/``:
+All else that the store needs lies beside it, in ``root.kvreplay/``:
 
 * ``format``: says that the root was adopted, and by which version;
 * ``locks/00`` … ``locks/ff``: an entry changes under the ``flock`` of its stripe;
-* ``tmp/<stripe>-<unique>.tmp``: values on their way, only under the stripe's lock;
+* ``tmp/<stripe>-<unique>.tmp``: values that are being written, only under the stripe's lock;
 * ``expiry/``, ``stamps/``: see :mod:`kvreplay.backends.filesystem.expiry`.
 
 Both belong to one store and one file system: copy, move and back them up together, with
-hard links preserved (``rsync -aH``, ``tar``); without, the copy's entries never expire.
+hard links preserved (``rsync -aH``, ``tar``). Without them the copy's entries never expire.
 """
 
 from __future__ import annotations
@@ -61,19 +61,20 @@ __all__ = ["FilesystemStore"]
 class FilesystemStore(Closing):
     """An :class:`~kvreplay.store.ExpiringKVStore` of plain files, shared by processes.
 
-    Each change is atomic and excludes every other thread and process on this machine; after
-    a crash an entry is its old or its new value as a whole. A read returns nothing that a
-    power cut could still undo. Nothing that matters is kept in memory, so a forked child may
-    go on using its parent's store.
+    Each change of an entry is atomic against all threads and processes on this machine;
+    after a crash the entry is its old or its new value as a whole. Nothing that matters is
+    kept in memory, so a forked child may go on using its parent's store.
 
     Args:
-        path: the root folder, created if need be (mode 0700); its file system must know
-            ``flock`` and hard links.
-        durability: ``"full"``: a change survives a power cut once its call has returned.
-            ``"process"``: the folders are not fsynced, so a power cut may undo the latest
-            changes; it still tears no value.
+        path: the root folder, created with mode 0700 if it is missing; its file system must
+            support ``flock`` and hard links.
+        durability: ``"full"``: a change survives a power cut once its call has returned, and
+            a read returns nothing that a power cut could still undo. ``"process"``: the
+            folders are not fsynced, so a power cut may undo the latest changes; every value
+            is still old or new as a whole.
 
     Raises:
+        ConfigError: ``path`` or ``durability`` is wrong.
         StoreError: the folders cannot be made or used.
         CorruptStoreError: ``path`` holds LDK's v1 layout, was adopted by another version
             of the format, or was adopted and is missing.
@@ -113,8 +114,8 @@ class FilesystemStore(Closing):
             if not self._durable:
                 value = self._load(entry)
             else:
-                # A renamed file can be seen before its folder is fsynced, and whoever acts on
-                # what was read must not lose it to a power cut.
+                # A renamed file can be seen before its folder is fsynced. A caller that acts on
+                # what it read must not lose that to a power cut.
                 with flocked(lock_file(self._sidecar, entry.stripe), shared=True):
                     value = self._load(entry)
         if value is None:
@@ -162,7 +163,7 @@ class FilesystemStore(Closing):
         value: bytes | None,
         expires_at: int | None = None,
     ) -> bytes | None:
-        """Compare and put under the entry's lock; refused, it writes nothing at all."""
+        """Compare and put under the entry's lock; if the entry is another, nothing is written."""
         check_name(primary_namespace, secondary_namespace, key)
         check_change(expected, value, expires_at)
         entry = EntryFile(primary_namespace, secondary_namespace, key)
@@ -178,11 +179,11 @@ class FilesystemStore(Closing):
     def sweep(self, primary_namespace: str, now: int, limit: int) -> SweepResult:
         """Remove due entries, minute after minute, each under its own lock.
 
-        It costs the listing of the minutes that have an expiry, and for each entry visited
-        a few file operations. A power cut may bring entries back; they are still due.
+        It lists the minutes that have an expiry, and takes a few file operations for each
+        entry that it visits. A power cut may bring entries back; they are still due.
 
         Raises:
-            OutcomeUnknownError: it broke off after it had removed some of them.
+            OutcomeUnknownError: it failed after it had removed some of them.
         """
         check_sweep(primary_namespace, now, limit)
         with self._reporting("sweep"):
@@ -223,7 +224,7 @@ class FilesystemStore(Closing):
         old_marker = self._expiry.current(entry)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(target)
-        # Also if it was absent: an earlier removal may have been lazy, or cut short.
+        # Even if it was absent: an earlier removal may have been lazy, or cut short.
         if durable and os.path.isdir(folder):
             _confirm(folder)
         self._expiry.finish(entry, old_marker, None)
@@ -245,8 +246,8 @@ class FilesystemStore(Closing):
                             removed += 1
                             changed.add(os.path.dirname(target))
                         self._expiry.forget_stamp(due)
-            # A marker goes after its value has gone for good: without it no later sweep
-            # would find a value that a power cut brought back.
+            # A marker is unlinked after its value has gone for good: without the marker no
+            # later sweep would find a value that a power cut brought back.
             if self._durable:
                 for folder in changed:
                     fsync_directory(folder)
@@ -255,7 +256,7 @@ class FilesystemStore(Closing):
             if not removed:
                 raise
             raise OutcomeUnknownError(
-                f"the sweep broke off after it had removed {removed} due entries"
+                f"the sweep failed after it had removed {removed} due entries: sweep again"
             ) from (nameless(error) if isinstance(error, OSError) else error)
         return SweepResult(len(visited), removed, more)
 
@@ -279,7 +280,7 @@ class FilesystemStore(Closing):
 
     def _names(self, *parts: str, folders: bool) -> set[str]:
         """Return the legal names of folders or files; none if there is no such folder."""
-        # A set: some file systems show a name twice that is replaced during the listing.
+        # A set: some file systems show a name twice if it is replaced during the listing.
         with self._reporting("list"):
             try:
                 with os.scandir(os.path.join(self._root, *parts)) as found:
@@ -309,7 +310,7 @@ class FilesystemStore(Closing):
         return os.path.join(self._sidecar, "tmp", name)
 
     def _check_root(self) -> None:
-        """Tell an absent entry from an absent file system."""
+        """Raise if the root is not there: then an absent file is not an absent entry."""
         cause: OSError | None = None
         try:
             if _file_id(self._root) == self._root_id:
@@ -358,10 +359,11 @@ def _mtime_ns(path: str) -> int | None:
 
 
 def _confirm(folder: str) -> None:
-    """Make a change that has happened durable."""
+    """Make durable a change that has happened."""
     try:
         fsync_directory(folder)
     except OSError as error:
         raise OutcomeUnknownError(
-            "the change was made, but the file system did not confirm that it will last"
+            "the change was made, but the file system did not confirm that it will last: read"
+            " again before deciding"
         ) from nameless(error)

@@ -2,9 +2,9 @@
 
 ``entries``: ``primary NUL secondary NUL key`` -> 8 bytes of expiry, then the value.
 ``expiry``: ``primary NUL expiry secondary NUL key`` -> nothing, for entries that expire.
-An expiry is ``expires_at + 1``, big-endian, so that zeros are free to say *none*.
+An expiry is ``expires_at + 1``, big-endian, so that zeros can mean *none*.
 
-The transaction is each step's last argument, so that a step is brought to it as a ``partial``.
+The transaction is each step's last argument: a step is passed on as a ``partial`` without it.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ _LEGAL: Final = (string.ascii_letters + string.digits + "_-").encode()
 
 def entry_key(primary_namespace: str, secondary_namespace: str, key: str) -> bytes:
     """Check the names and return the entry's LMDB key."""
-    try:
+    try:  # quick way, for check_name(): LMDB's rows of bench_hit
         own = key.encode()
         if 0 < len(own) <= MAX_NAME_LENGTH and not own.translate(None, _LEGAL):
             return prefix_of(primary_namespace, secondary_namespace) + own
     except (AttributeError, TypeError, UnicodeEncodeError):
         pass
-    check_name(primary_namespace, secondary_namespace, key)  # which says what is wrong
+    check_name(primary_namespace, secondary_namespace, key)  # it says what is wrong
     return f"{primary_namespace}\0{secondary_namespace}\0{key}".encode()
 
 
@@ -90,7 +90,7 @@ def check_and_put(
         stamp = (expires_at + 1).to_bytes(STAMP, "big")
     if (
         expected is None
-        and value is not None  # then one call looks and puts
+        and value is not None  # quick way, one call looks and puts: bench_durable
         and txn.put(entry, stamp + value, overwrite=False, db=handle.entries)
     ):
         _index(handle, txn, entry, stamp)

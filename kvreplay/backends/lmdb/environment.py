@@ -1,6 +1,6 @@
-"""One LMDB environment of this process, shared by every store on the same files: its writes.
+"""One LMDB environment of this process, shared by every store on the same files.
 
-It brings a write to the group commit, and a caller's transaction to the same queue. Reads go
+It gives a write to the group commit, and puts a caller's transaction in the same queue. Reads go
 straight to the :class:`~kvreplay.backends.lmdb.handle.Handle`.
 """
 
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 class Environment:
-    """A handle of this process, and the queue of what is written to it.
+    """A handle of this process, and the queue of the writes to it.
 
     :mod:`kvreplay.backends.lmdb.shared` makes it, and counts its users.
     """
@@ -40,14 +40,14 @@ class Environment:
         try:
             self.identity = identity_of(handle.path)
         except BaseException:
-            self.close()  # LMDB would refuse every later opening in this process
+            self.close()  # else LMDB would refuse every later opening in this process
             raise
 
     def write(self, operation: Callable[[Transaction], T], size: int = 0) -> T:
-        """Run ``operation``, which writes so many bytes, in a write transaction and commit it.
+        """Run ``operation``, which writes ``size`` bytes, in a write transaction and commit it.
 
-        It shares the commit with others that wait, and may be run again. It waits for the write
-        lock of all processes, without a time limit.
+        It shares the commit with other writes that wait, and may be run again. It waits for the
+        write lock of all processes, without a time limit.
         """
         self.refuse_own_transaction()
         write = PendingWrite(operation, size)
@@ -68,9 +68,9 @@ class Environment:
 
     @contextlib.contextmanager
     def transaction(self, made_of: Callable[[Block], T]) -> Iterator[T]:
-        """A write transaction around a block of the caller's, which is never run again.
+        """Hold a write transaction for the caller's block, which is never run again.
 
-        The caller is given what is ``made_of`` it.
+        ``made_of`` makes what the caller is given.
         """
         self.refuse_own_transaction()
         handle = self.handle
@@ -101,12 +101,12 @@ class Environment:
                     handle.gate.leave()
                     if block.failure is not None:
                         handle.repair(env, block.failure)
-            # Even if the block itself has hidden it.
+            # Even if the caller's code has caught it.
             if (failure := block.failure) is not None:
                 raise store_error(failure, handle.path) from failure.__cause__ or failure
 
     def refuse_own_transaction(self) -> None:
-        """A thread that holds a transaction would wait for itself."""
+        """Raise for a thread that holds a transaction: it would wait for itself."""
         if (block := self.handle.block) is not None and block.is_mine:
             raise own_transaction_error()
 
@@ -123,7 +123,7 @@ class Block(OwnTransaction):
         super().__init__()
         self._path = path
         self._txn = txn
-        self.failure: Exception | None = None  # LMDB's, that spoiled the transaction
+        self.failure: Exception | None = None  # LMDB's, after which the transaction is lost
 
     def run(self, operation: Callable[[Transaction], T]) -> T:
         """Run ``operation`` as a part of the transaction."""

@@ -1,4 +1,4 @@
-"""What a failure of LMDB means to the caller. The messages name the store and never an entry."""
+"""What a failure of LMDB means to the caller. The messages name the store and show no key."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ _DAMAGED: Final = (
     lmdb.CorruptedError,
     lmdb.PageNotFoundError,
     lmdb.VersionMismatchError,
-    lmdb.BadTxnError,  # a new transaction that cannot even read where its database begins
+    lmdb.BadTxnError,  # a new transaction cannot even read where its database begins
 )
 _NEARLY_FULL: Final = 16 * 1024 * 1024  # bytes free, below which a failed write means a full disk
 
 
 def commit_error(env: lmdb.Environment, error: lmdb.Error, path: Path) -> StoreError:
-    """Tell *nothing was written* from *nobody knows*, after a commit that failed.
+    """Distinguish *nothing was written* from *nobody knows*, after a commit that failed.
 
     LMDB writes the data pages, flushes them, and then writes the page that makes them count.
     Only a failure of that last step panics the environment.
     """
     try:
         env.begin().abort()
-    except lmdb.Error:  # most likely PanicError; else it cannot be told
+    except lmdb.Error:  # most likely PanicError; any other leaves it unknown
         return OutcomeUnknownError(
             f"a commit to the LMDB store {path} failed, and may or may not have happened: read"
             " again before deciding; what was stored before is intact"
@@ -51,7 +51,7 @@ def commit_error(env: lmdb.Environment, error: lmdb.Error, path: Path) -> StoreE
 
 
 def store_error(error: Exception, path: Path) -> StoreError:
-    """Say in kvreplay's terms what a call that changed nothing met."""
+    """Say in kvreplay's terms why a call failed that changed nothing."""
     match error:
         case StoreError():
             return error
@@ -113,7 +113,10 @@ def opening_error(error: lmdb.Error, path: Path) -> StoreError:
 def no_access(error: OSError, path: Path) -> StoreError:
     """Say what a failure to reach a store's files means."""
     if _disk_is_full(path, error.errno):
-        return StoreFullError(f"there is no room to open the LMDB store {path}: free some space")
+        return StoreFullError(
+            f"there is no room to open the LMDB store {path}: what was stored is intact; free some"
+            " space and try again"
+        )
     return StoreError(
         f"cannot open the LMDB store {path}: {os.strerror(error.errno or 0)}; check the path, its"
         " permissions and that the file system is writable; nothing was changed"

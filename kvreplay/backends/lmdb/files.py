@@ -41,7 +41,7 @@ Files: TypeAlias = "tuple[lmdb.Environment, lmdb._Database, lmdb._Database]"
 
 
 def identity_of(path: Path) -> tuple[int, int] | None:
-    """Return what names the open files whatever path leads there; ``None``: there are none.
+    """Return what identifies the files, whatever path leads to them; ``None``: there are none.
 
     Raises:
         StoreError: the path cannot be looked at.
@@ -58,9 +58,9 @@ def identity_of(path: Path) -> tuple[int, int] | None:
 def open_files(
     path: Path, *, map_size: int, durability: Durability, max_readers: int, creating: bool
 ) -> Files:
-    """Open the store, or make it if ``creating``; what is not a sound store is refused.
+    """Open the store, or make it if ``creating``; refuse what is not a sound store.
 
-    A crash while it is made leaves nothing, or a store that the next opening goes on with.
+    A crash while it is made leaves nothing, or a store that the next opening completes.
     """
     try:
         marked = _prepare(path, max_readers, creating)
@@ -110,7 +110,7 @@ def _open_once(path: Path, map_size: int, durability: Durability, max_readers: i
 def _prepare(path: Path, max_readers: int, creating: bool) -> bool:
     """Say whether there is a complete store; make its files if there is nothing yet."""
     if path.exists() and not path.is_dir():
-        raise StoreError(f"{path} is not a directory, which an LMDB store is: give another path")
+        raise StoreError(f"{path} is not a directory: nothing was changed; give another path")
     marked = _is_marked(path)
     try:
         size = (path / DATA).stat().st_size
@@ -146,7 +146,7 @@ def _is_marked(path: Path) -> bool:
 
 
 def _make_data_file(path: Path) -> None:
-    """Make an empty store aside and put it in place as a whole."""
+    """Make an empty store under another name, and put it in place as a whole."""
     temporary = _temporary(path / DATA)
     try:
         with lmdb.open(
@@ -167,10 +167,10 @@ def _make_data_file(path: Path) -> None:
 
 
 def _make_lock_file(path: Path, max_readers: int) -> None:
-    """Make it whole; LMDB makes it sparse.
+    """Make it with all its blocks; LMDB would make it sparse.
 
-    LMDB writes to its map, and where a full disk has no block for that the process is killed.
-    One that exists is left alone: another process may use it, with the size it has.
+    LMDB writes to its map. If a full disk has no block for that, the process is killed. A lock file
+    that exists is left alone: another process may use it, with the size it has.
     """
     if not (path / _LOCK).exists():
         temporary = _temporary(path / _LOCK)
@@ -195,7 +195,7 @@ def _refuse_cut_file(env: lmdb.Environment, path: Path) -> None:
     """Refuse a file that lost its end: touching a page beyond it would kill the process.
 
     A sound file may be shorter than its page count too, by pages that were freed before they
-    were ever written. Which it is, only a walk through all pages can tell.
+    were ever written. Only a walk through all pages shows which of both it is.
     """
     pages = env.info()["last_pgno"] + 1
     if (path / DATA).stat().st_size < pages * env.stat()["psize"]:

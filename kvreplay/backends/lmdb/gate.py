@@ -1,15 +1,15 @@
-"""The gate before an LMDB handle: many use it at a time, and it is changed while nobody does.
+"""The gate before an LMDB handle: many threads use the handle, and it changes while nobody does.
 
-``set_mapsize`` and ``close`` pull the map away from under open transactions. So whoever uses the
-handle goes through the gate, and whoever changes it closes the gate first.
+``set_mapsize`` and ``close`` take the map away from open transactions. So a thread that uses the
+handle goes through the gate, and a thread that changes the handle closes the gate first.
 
 What is always true:
 
 * The gate is closed exactly while ``handle`` is ``None``. Only the thread that holds ``_lock``
   closes and opens it.
-* Whoever enters first announces itself in ``inside`` and then looks at ``handle``. Whoever closes
-  first takes ``handle`` away and then looks at ``inside``. So nobody is overlooked.
-* Nobody who is inside waits at the gate.
+* To enter, a thread announces itself in ``inside`` and only then looks at ``handle``. To close, a
+  thread takes ``handle`` away and only then looks at ``inside``. So nobody is overlooked.
+* A thread that is inside never waits at the gate.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Gate:
 
     def __init__(self, handle: lmdb.Environment) -> None:
         self.handle: lmdb.Environment | None = handle
-        self._lock = ForkSafeLock()  # held by who has closed the gate
+        self._lock = ForkSafeLock()  # held by the thread that has closed the gate
         self.inside: deque[None] = deque()  # one for each between enter and leave
         self.left = threading.Event()
         self._held_for_fork = False
@@ -45,13 +45,13 @@ class Gate:
         return None
 
     def leave(self) -> None:
-        """Say that the handle, and all that came of it, is no longer in use."""
+        """Say that the handle, and all that was made with it, is no longer in use."""
         self.inside.pop()
         if self.handle is None:
             self.left.set()
 
     def reopen(self, make: Callable[[], lmdb.Environment]) -> None:
-        """Wait until the gate is open; if whoever closed it left no handle, ``make`` a new one."""
+        """Wait until the gate is open; if there is no handle then, ``make`` a new one."""
         with self._lock:
             if self.handle is None:
                 self.handle = make()
@@ -71,13 +71,13 @@ class Gate:
             self.handle = change(handle)
 
     def quietly(self, action: Callable[[], None]) -> None:
-        """Run ``action``, for a thread that is inside, while no other one is.
+        """Run ``action``, for a thread that is inside, while no other thread is.
 
         LMDB's Python driver ends ``abort()`` of a write transaction only when it finds no other
-        call in progress, which busy readers can put off for ever.
+        call in progress. Busy readers can delay that for ever.
         """
         held = False
-        # A gate that another thread has closed is as good: that thread waits for this one.
+        # If another thread has closed the gate, that is as good: it waits for this thread.
         while self.handle is not None and not (held := self._lock.acquire(timeout=0.01)):
             pass
         if not held:
@@ -90,10 +90,10 @@ class Gate:
             self.handle = handle
             self._lock.release()
 
-    # Forking. A call that another thread is in would never return in the child.
+    # Forking. A call that another thread is in never returns in the child.
 
     def hold_for_fork(self, own: int, patience: float) -> None:
-        """Close the gate, and wait for some seconds until only ``own`` uses are left inside."""
+        """Close the gate, and wait at most ``patience`` seconds until only ``own`` are inside."""
         if self._lock.acquire(timeout=patience):
             self._kept, self.handle = self.handle, None
             self._held_for_fork = True
@@ -109,15 +109,15 @@ class Gate:
     def inherited(self, own: int) -> tuple[lmdb.Environment | None, bool]:
         """In a forked child: return the parent's handle, and whether it can be closed.
 
-        It cannot where another thread may have been in a call of it: the end of that call would
-        be waited for.
+        It cannot be closed if another thread may have been in a call of it: closing would wait for
+        the end of that call.
         """
         handle = self._kept if self._held_for_fork else self.handle
         known = self._held_for_fork or handle is not None  # else it was being changed
         return handle, known and len(self.inside) <= own
 
     def _drain(self, at_most: int, timeout: float | None) -> bool:
-        """Wait, behind the closed gate, until only so many are inside."""
+        """Wait, behind the closed gate, until not more than ``at_most`` are inside."""
         while True:
             self.left.clear()
             if len(self.inside) <= at_most:

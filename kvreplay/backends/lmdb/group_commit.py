@@ -1,25 +1,25 @@
-"""Group commit: writes wait in a queue, and whoever is at its head commits for those behind it.
+"""Group commit: writes wait in a queue, and the thread at its head commits for those behind it.
 
-There is no thread of the queue's own. The thread whose write is at the head *leads*: it takes its
+The queue has no thread of its own. The thread whose write is at the head *leads*: it takes its
 write and those behind it as a *batch*, commits them in one transaction, and hands over to the next
-head. So a write waits for the batch under way and is in the next one, as far as that is not too
-large.
+head. So a write waits for the batch that is being committed, and is in the next one unless that is
+full.
 
 What is always true:
 
 * One thread leads at a time. It holds ``_leading``, and then the lock among processes.
 * A write is in the queue, or in the batch of the leader, or it has landed. It lands when it is
   committed, or when it has failed for a reason of its own.
-* A batch has the order of arrival, so each write sees those before it.
-* No write fails for another one's sake: if a batch fails before it is written, its writes are run
+* A batch is in the order of arrival, so each write sees those before it.
+* No write fails because another one does: if a batch fails before it is written, its writes are run
   again, each in a transaction of its own.
-* A place without an operation stands for a transaction of a caller's own. It is never part of a
-  batch.
+* A pending write without an operation keeps a place for a caller's transaction. It is never part
+  of a batch.
 
 Who wakes whom: a thread that waits has a bell. When a batch has landed, its threads are not woken
-at once, since they would only contend for the interpreter's lock, for which everybody in the queue
-waits. The next leader wakes them when it begins to commit, and they run while it waits for the
-disk. If nobody is about to lead, they are woken at once.
+at once. They would only compete for the interpreter's lock with the threads in the queue. The next
+leader wakes them when it begins to commit, and they run while it waits for the disk. If no thread
+is about to lead, they are woken at once.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ from kvreplay.store import ForkSafeLock
 
 __all__ = ["ALONE", "GroupCommit", "PendingWrite"]
 
-_MAX_WRITES: Final = 1000  # a batch
+_MAX_WRITES: Final = 1000  # in a batch
 _MAX_BYTES: Final = 16 * 1024 * 1024  # of values, unless a single one is larger
 ALONE: Final = _MAX_BYTES + 1
-"""The size of a write that takes long. It shares no commit, so that nobody waits for it in one."""
+"""The size of a write that takes long. It shares no commit, so that no other write waits for it."""
 
-_LOOK_AGAIN: Final = 1.0  # seconds, until one who waits looks whether an interrupt lost its turn
+_LOOK_AGAIN: Final = 1.0  # seconds, until a thread that waits looks: an interrupt may lose its ring
 
 
 class Bell:
-    """Wakes the one thread that waits for it, even if it begins to wait later."""
+    """Wakes the one thread that waits for it, even if that begins to wait later."""
 
     __slots__ = ("_lock",)
 
@@ -58,23 +58,23 @@ class Bell:
         self._lock.acquire()
 
     def wait(self) -> None:
-        """Wait until it rings, or for a while."""
+        """Wait until it rings, but not longer than ``_LOOK_AGAIN``."""
         self._lock.acquire(timeout=_LOOK_AGAIN)
 
     def ring(self) -> None:
-        """Wake who waits, or the next one to wait."""
+        """Wake the thread that waits, or the next one to wait."""
         try:
             self._lock.release()
         except RuntimeError:
-            pass  # it has been rung, and not been heard yet
+            pass  # it was rung before, and nobody has waited since
 
 
 class PendingWrite:
-    """One write on its way.
+    """One write that waits for its commit.
 
     Args:
         operation: makes the write in a transaction; it may be run again in another one. ``None``
-            keeps a place for a transaction of its thread's own.
+            keeps a place for a caller's transaction.
         size: about how many bytes it writes.
     """
 
@@ -90,13 +90,13 @@ class PendingWrite:
         self.error: Exception | None = None
 
     def fail(self, error: Exception) -> None:
-        """It did not happen, or nobody knows: this is what its thread is to raise."""
+        """Land with an error, which its thread raises: it did not happen, or nobody knows."""
         self.error = error
         self.landed = True
 
     @property
     def is_brief(self) -> bool:
-        """Whether it does not keep others waiting for its own sake."""
+        """Whether other writes need not wait long for it."""
         return self.operation is not None and self.size < ALONE
 
     def wake(self) -> bool:
@@ -109,7 +109,7 @@ class PendingWrite:
 
 
 class GroupCommit:
-    """The writes of one environment that wait, in the order of their arrival."""
+    """The pending writes of one environment, in the order of their arrival."""
 
     def __init__(self, handle: Handle, process_lock: ProcessLock) -> None:
         self._handle = handle
@@ -120,19 +120,19 @@ class GroupCommit:
         self._leading = ForkSafeLock()  # held by the leader
 
     def submit(self, writes: Sequence[PendingWrite]) -> None:
-        """Return when all of this thread's writes have landed; it may have to lead for that."""
+        """Return when all of this thread's writes have landed; the thread may lead meanwhile."""
         self._waiting.extend(writes)
         try:
             for write in writes:
                 while self._wait_for_lead(write):
                     self._lead(write)
-        except BaseException:  # an interrupt; what a leader has taken may still be committed
+        except BaseException:  # an interrupt; what is in a batch may still be committed
             self._withdraw(writes)
             raise
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Wait in the same queue for a block that commits on its own, or not at all."""
+        """Wait in the same queue, then lead for a block that commits by itself, or not at all."""
         place = PendingWrite(None)
         self._waiting.append(place)
         try:
@@ -150,8 +150,8 @@ class GroupCommit:
             self._call_next()
 
     def close(self) -> None:
-        """Close what the lock among processes needs, until the next write needs it again."""
-        if self._leading.acquire(blocking=False):  # else a write is on its way, which needs it
+        """Close the file of the lock among processes; the next write opens it again."""
+        if self._leading.acquire(blocking=False):  # else a write is under way, which needs it
             try:
                 self._process_lock.close()
             finally:
@@ -165,7 +165,7 @@ class GroupCommit:
             if self._head() is write:
                 return True
             write.bell = Bell()
-            # Whoever looks for the bell does so after it has changed what is looked for here.
+            # A thread that rings has changed what is looked at here before it looks for the bell.
             if not write.landed and self._head() is not write:
                 write.bell.wait()
             write.bell = None
@@ -184,13 +184,13 @@ class GroupCommit:
             own.leads = True
             # Only the head waits here, so that the lock passes straight to the next leader.
             with self._leading:
-                if not own.landed:  # by a leader that was taking it just then
+                if not own.landed:  # by a leader that took it just then
                     try:
                         self._take_process_lock()
                         self._commit(batch)
                     finally:
                         self._process_lock.give_back()
-                    self._wake_landed()  # of the batch before, if this one came to no commit
+                    self._wake_landed()  # of the batch before, if this one was not committed
                     self._landed = batch
         except BaseException:  # an interrupt
             self._put_back(batch)
@@ -200,11 +200,11 @@ class GroupCommit:
 
     def _take_process_lock(self) -> None:
         if not self._process_lock.take(wait=False):
-            self._wake_landed()  # nobody waits for another process's commit, too
+            self._wake_landed()  # they must not wait for another process's commit too
             self._process_lock.take(wait=True)
 
     def _call_next(self) -> None:
-        """Wake the next leader, who wakes those that have landed; if there is none, do it now."""
+        """Wake the next leader, which wakes those that have landed; if there is none, wake them."""
         head = self._head()
         leads = head is not None and (head.leads or head.wake())
         if head is None or not leads or not head.is_brief:
@@ -218,7 +218,7 @@ class GroupCommit:
     # What leaves the queue, and comes back to it.
 
     def _fill(self, batch: list[PendingWrite]) -> None:
-        """Move into the batch what fits, up to a thread that wants a transaction of its own."""
+        """Move writes into the batch while they fit, up to the place of a caller's transaction."""
         size = sum([write.size for write in batch])
         waiting = self._waiting
         with self._leaving:
@@ -230,7 +230,7 @@ class GroupCommit:
                 waiting.popleft()
 
     def _put_back(self, batch: Sequence[PendingWrite]) -> None:
-        """Return to the head of the queue what an interrupted leader has taken."""
+        """Return to the head of the queue what an interrupted leader had taken."""
         with self._leaving:
             left = [each for each in batch if not each.landed and each not in self._waiting]
             self._waiting.extendleft(reversed(left))
@@ -251,7 +251,7 @@ class GroupCommit:
     def _commit(self, batch: list[PendingWrite]) -> None:
         """Take a batch from the queue, and let all of it land.
 
-        If it raises, which only an interrupt makes it do, some of the batch may not have landed.
+        Only an interrupt makes it raise; then some of the batch may not have landed.
         """
         failure = self._try(batch, filling=True)
         if failure is None:
@@ -269,7 +269,7 @@ class GroupCommit:
                 write.fail(self._explained(alone))
 
     def _try(self, batch: list[PendingWrite], *, filling: bool = False) -> Exception | None:
-        """Commit the batch, ``filling`` it once a transaction has begun; return why it was not."""
+        """Commit the batch, ``filling`` it once a transaction has begun; return why it failed."""
         while True:
             try:
                 env = self._handle.enter()
@@ -278,7 +278,7 @@ class GroupCommit:
             try:
                 self._run(env, env.begin(write=True), batch, filling)
                 return None
-            except Exception as error:  # whatever it is, the writes' own threads raise it
+            except Exception as error:  # of any class: the writes' own threads raise it
                 failure = error
             finally:
                 self._handle.gate.leave()
@@ -306,13 +306,13 @@ class GroupCommit:
                 self._handle.gate.quietly(txn.abort)
                 raise
             if isinstance(error, Exception):
-                raise  # of the commit
-            _land(batch)  # an interrupt that came right after it
+                raise  # the commit failed
+            _land(batch)  # an interrupt came right after the commit
             raise
         _land(batch)
 
     def _explained(self, failure: Exception) -> Exception:
-        """Say in kvreplay's terms why a write did not happen; a foreign exception stays."""
+        """Say in kvreplay's terms why a write did not happen; other exceptions stay as they are."""
         if isinstance(failure, lmdb.Error):
             return _caused(store_error(failure, self._handle.path), failure)
         return failure

@@ -1,6 +1,6 @@
-"""An LMDB environment of this process: open behind its gate, read, committed to, and repaired.
+"""An LMDB environment of this process, behind its gate: opened, read, committed to and repaired.
 
-What LMDB says of a fault is mended here where it can be: a full map grows, a map that another
+Faults that LMDB reports are repaired here where possible: a full map grows, a map that another
 process has grown is taken over, reader slots of killed processes are freed, and an environment
 that must not be used any more is opened anew.
 """
@@ -31,8 +31,8 @@ __all__ = ["Handle", "Transaction"]
 T = TypeVar("T")
 Transaction: TypeAlias = "lmdb.Transaction[bytes]"
 
-_CROWDED: Final = 0.75  # of the map, from which a transaction grows it beforehand
-_REPAIRS: Final = 3  # in a row, before a read gives up
+_CROWDED: Final = 0.75  # of the map; if more is in use, a transaction grows it first
+_REPAIRS: Final = 3  # in a row, until a read gives up
 
 
 class Handle:
@@ -55,7 +55,7 @@ class Handle:
         self.durability = durability
         self.max_readers = max_readers
         self.map_size = map_size
-        self.users = 0  # the stores on it; without one it is not opened again
+        self.users = 0  # the stores on it; without any it is not opened again
         self.block: OwnTransaction | None = None  # a caller's transaction, if there is one
         self.gate = Gate(self._open(creating=creating))
 
@@ -91,7 +91,7 @@ class Handle:
                     return operation(txn)
                 finally:
                     txn.abort()
-                    # The failure of an earlier attempt holds this frame, and it the reader slot.
+                    # An earlier attempt's failure holds this frame, and the frame the reader slot.
                     del txn
             except lmdb.Error as error:
                 failure = error
@@ -111,7 +111,7 @@ class Handle:
         return env
 
     def begin_write(self) -> tuple[lmdb.Environment, Transaction]:
-        """Begin a write transaction that cannot be run again, so a crowded map grows beforehand."""
+        """Begin a write transaction that cannot be run again, so a crowded map grows first."""
         while True:
             env = self.enter()
             try:
@@ -141,7 +141,7 @@ class Handle:
     # Repairing.
 
     def repair(self, env: lmdb.Environment, error: Exception) -> bool:
-        """Mend what can be mended; say whether the operation may be run again."""
+        """Repair what can be repaired; say whether the operation may be run again."""
         match error:
             case lmdb.MapFullError():
                 self.gate.alone(lambda current: self._resize(current, grow=True))
@@ -159,10 +159,10 @@ class Handle:
         return True
 
     def _free_reader_slots(self) -> None:
-        """Free what killed processes have left."""
+        """Free the reader slots that killed processes have left."""
         env = self.enter()
         try:
-            # If this fails too, the caller tells that no slot was free.
+            # If this fails too, the caller reports that no slot was free.
             with contextlib.suppress(lmdb.Error):
                 env.reader_check()
         finally:
@@ -191,16 +191,16 @@ class Handle:
         self.gate.alone(_shut)
 
     def hold_for_fork(self, patience: float) -> None:
-        """Before a fork, let other threads' uses end, within reason, and begin no more."""
+        """Before a fork: let no use begin, and wait at most ``patience`` seconds for the others."""
         self.gate.hold_for_fork(int(self.block is not None and self.block.is_mine), patience)
 
     def abandon(self) -> None:
         """In a forked child: close what is the parent's, so that the files can be opened anew.
 
         Raises:
-            StoreError: the parent was in a call of it, so that it can never be closed here.
+            StoreError: the parent was in a call of it, so it can never be closed here.
         """
-        # The parent's own transaction, in which its thread has forked, is not in a call.
+        # A transaction in which the parent's thread has forked is not in a call.
         own = int(self.block is not None and self.block.was_of_forking_thread)
         env, can_be_closed = self.gate.inherited(own)
         if not can_be_closed:

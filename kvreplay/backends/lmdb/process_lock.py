@@ -1,6 +1,6 @@
-"""The lock among processes that write: so that no writer sleeps in LMDB's own lock.
+"""The lock among processes that write. Because of it, no writer sleeps in LMDB's own lock.
 
-That lock is a robust mutex in shared memory. Suppose that a process is killed after the mutex has
+LMDB's lock is a robust mutex in shared memory. Suppose that a process is killed after the mutex has
 woken it, and before it has the mutex, because another process was faster. Then the wake-up is
 lost: the mutex no longer says that others sleep, and they sleep until somebody else has to wait.
 A ``flock`` is the kernel's. It forgets a dead waiter and wakes all others.
@@ -28,7 +28,7 @@ class ProcessLock:
         self._directory: FileLock | None = None
 
     def take(self, *, wait: bool) -> bool:
-        """Take the lock; say whether it was taken, which with ``wait`` it is in the end.
+        """Take the lock; say whether it was taken, as it always is with ``wait``.
 
         Raises:
             StoreUnavailableError: the directory cannot be locked; nothing was changed.

@@ -1,8 +1,8 @@
 """Which LMDB environments this process has open, and for how many stores.
 
-LMDB forbids opening the same files twice in a process, so store objects on the same files share an
-:class:`~kvreplay.backends.lmdb.environment.Environment`, counted. A forked child opens its own,
-when a store finds out that its environment is another process's.
+LMDB forbids opening the same files twice in a process. So store objects on the same files share an
+:class:`~kvreplay.backends.lmdb.environment.Environment`, whose users are counted. A forked child
+opens its own when a store notices that its environment is another process's.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from kvreplay.store import Durability, ForkSafeLock
 __all__ = ["acquire", "lock", "reacquire", "release"]
 
 FORK_PATIENCE: Final = 10.0
-"""Seconds that a fork waits, at most, for what other threads are in the middle of."""
+"""How many seconds a fork waits, at most, until other threads have ended their calls."""
 
 _open: Final[dict[tuple[int, int] | None, Environment]] = {}
 lock: Final = ForkSafeLock()
@@ -64,7 +64,7 @@ def acquire(
 
 
 def reacquire(inherited: Environment) -> Environment:
-    """In a forked child: acquire an environment of its own in the place of its parent's."""
+    """In a forked child: acquire an environment of its own, in place of its parent's."""
     with lock:
         _abandon(inherited)
         handle = inherited.handle
@@ -99,9 +99,9 @@ def _abandon(inherited: Environment) -> None:
         del _open[inherited.identity]
 
 
-# A call of LMDB's that another thread is in at a fork would never return in the child, which then
-# could not use the files. So a fork waits for such calls. A fork that runs no hooks does not wait,
-# and its child is told if it came at the wrong moment.
+# If another thread is in a call of LMDB at a fork, that call never returns in the child, and the
+# child cannot use the files. So a fork waits for such calls. A fork that runs no hooks does not
+# wait; if it came at a wrong moment, the store raises an error in the child.
 
 _forking: Final = threading.local()
 

@@ -51,14 +51,17 @@ class LMDBStore(Closing):
     Opening, like a change, waits while another process is in a transaction.
 
     Args:
-        path: the directory, created with mode 0700 if it is missing; relative to the current one.
-        map_size: bytes of address space for the map, and not of disk. It grows by itself when it
-            is full, which is cheap to avoid with a generous value.
+        path: the directory, created with mode 0700 if it is missing; a relative path begins at
+            the current directory of this moment.
+        map_size: bytes of address space for the map, and not of disk. A full map grows by itself;
+            a generous value avoids that at little cost.
         durability: ``full`` or ``process``.
-        max_readers: read transactions at one moment over all processes; the process that opens
-            the files first decides.
+        max_readers: how many read transactions can be open at one moment, over all processes; the
+            process that opens the files first decides.
 
     Raises:
+        ConfigError: an argument is wrong, or this process has the files open with another
+            durability.
         CorruptStoreError: the files are damaged, emptied, foreign, or of another format.
         StoreError: they cannot be opened; the message says what to check.
     """
@@ -102,7 +105,7 @@ class LMDBStore(Closing):
     def read(self, primary_namespace: str, secondary_namespace: str, key: str) -> bytes:
         """Return the value; see :meth:`kvreplay.KVStoreSync.read`."""
         entry = entries.entry_key(primary_namespace, secondary_namespace, key)
-        environment = self._environment
+        environment = self._environment  # quick way, for _opened(): LMDB's rows of bench_hit
         if environment is None or environment.pid != getpid():
             environment = self._opened()
         stored = environment.handle.get(entry)
@@ -188,10 +191,10 @@ class LMDBStore(Closing):
     def sweep(self, primary_namespace: str, now: int, limit: int) -> SweepResult:
         """Remove due entries; see :meth:`kvreplay.ExpiringKVStore.sweep`.
 
-        A large ``limit`` is met in several transactions, between which others write.
+        A large ``limit`` takes several transactions, and others may write between them.
 
         Raises:
-            OutcomeUnknownError: it broke off after it had removed some of them.
+            OutcomeUnknownError: it failed after it had removed some of them.
         """
         check_sweep(primary_namespace, now, limit)
         environment = self._opened()
@@ -206,7 +209,7 @@ class LMDBStore(Closing):
                 if not total.visited:
                     raise
                 raise OutcomeUnknownError(
-                    f"a sweep broke off after it had removed {total.removed} entries: nothing else"
+                    f"a sweep failed after it had removed {total.removed} entries: nothing else"
                     " was changed; sweep again"
                 ) from error
             total = SweepResult(
@@ -226,8 +229,8 @@ class LMDBStore(Closing):
         return ThreadBound(environment.transaction(partial(_Transaction, environment)))
 
     def close(self) -> None:
-        """Leave the environment; the last user in this process closes the files."""
-        # In one step, so that of two threads that close it only one leaves.
+        """Leave the environment; the last store on it in this process closes the files."""
+        # In one step, so that only one leaves if two threads close it.
         environment = vars(self).pop("_environment", None)
         if environment is not None and environment.pid == getpid():  # else it is the parent's
             try:
