@@ -11,7 +11,7 @@ import pytest
 from kvreplay.backends.memory import MemoryStore
 from kvreplay.testing import threads
 from support import broken_atomic_stores
-from support.broken_stores import BROKEN
+from support.broken_stores import BROKEN, begin
 from support.programs import run_python
 
 pytest_plugins = ["pytester"]
@@ -68,6 +68,7 @@ def run(pytester: pytest.Pytester) -> Any:
                     return {"Store()" if in_memory else "Store(path)"}
             """
         )
+        begin()
         return pytester.runpytest_inprocess(
             *("-W", "error", "-rs", "-p", "no:hypothesispytest"),
             *(f"test_it.py::TestIt::{test}" for test in tests),

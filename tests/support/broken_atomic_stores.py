@@ -14,6 +14,7 @@ import attrs
 from kvreplay.backends.memory import MemoryStore
 from kvreplay.errors import KeyNotFoundError, StoreError
 from kvreplay.store import Change, SweepResult
+from kvreplay.testing import threads
 from support.broken_stores import caught_by, others_are_at_it
 
 # Check-and-put.
@@ -34,7 +35,7 @@ class ReadsThenWrites(MemoryStore):
             found = None
         if others_are_at_it():
             with suppress(threading.BrokenBarrierError):
-                self.between.wait(30)
+                self.between.wait(threads.PATIENCE)
         if found == expected:
             super().check_and_put(*address, expected=found, value=value, **more)
             if value is None:
@@ -141,7 +142,7 @@ class SweepsInTwoSteps(MemoryStore):
         ]
         for address in due:
             if others_are_at_it():
-                self.changed[address[2]].wait(30)
+                self.changed[address[2]].wait(threads.PATIENCE)
             self.remove(*address)
         return SweepResult(len(due), len(due), bool(due))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 from kvreplay.backends.filesystem import FilesystemStore
 from kvreplay.backends.memory import MemoryStore
 from kvreplay.errors import InvalidNameError, KeyNotFoundError, StoreError
+from kvreplay.testing import threads
 
 S = TypeVar("S", bound=type)
 
@@ -33,9 +35,17 @@ def caught_by(*tests: str) -> Callable[[S], S]:
     return register
 
 
+_left: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+
+
+def begin() -> None:
+    """Take the threads that are there now for what earlier tests have left: stores that hang do so."""
+    _left.update(threading.enumerate())
+
+
 def others_are_at_it() -> bool:
     """Whether more threads than one act on the store, while the main one waits for them."""
-    return threading.active_count() > 2
+    return len({*threading.enumerate()} - {*_left, threading.main_thread()}) > 1
 
 
 # What is read.
@@ -88,7 +98,7 @@ class WritesInTwoParts(MemoryStore):
         super().write(*names, value[: len(value) // 2])
         self.was_read.clear()
         if others_are_at_it():
-            self.was_read.wait(30)
+            self.was_read.wait(threads.PATIENCE)
         super().write(*names, value)
 
 
@@ -111,7 +121,7 @@ class ListsTemporaryFiles(MemoryStore):
         self._put(temporary, (value, None))
         self.was_listed.clear()
         if others_are_at_it():
-            self.was_listed.wait(30)
+            self.was_listed.wait(threads.PATIENCE)
         self._delete(temporary)
         super().write(primary, secondary, key, value)
 
