@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from os import getpid
 from typing import Self, cast
 
 from kvreplay._protocol.flow import prune
@@ -27,14 +28,14 @@ class Walk:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._left: Iterator[Found] | None = None  # of the round under way
+        self._left: tuple[int, Iterator[Found]] | None = None  # of a process's round under way
         self._lock = ForkSafeLock()  # one walker at a time: the iterator is shared
 
     def sweep(self, limit: int) -> SweepResult:
         """Remove at most ``limit`` entries that nobody needs.
 
         A walk goes on where the last one stopped, and visits the next ``limit`` records; ``more``
-        then says that the round is not over.
+        then says that the round is not over. After a failure the next walk begins a new round.
         """
         settings = self._settings
         now = settings.clock.now_ms()
@@ -43,15 +44,17 @@ class Walk:
             return cast(ExpiringKVStore, settings.store).sweep(settings.name, now, limit)
         visited = removed = 0
         with self._lock:
-            if self._left is None:
-                self._left = walk(settings)
-            for data, record in self._left:
+            pid, left = self._left or (getpid(), walk(settings))
+            if pid != getpid():  # a forked child cannot go on with its parent's
+                left = walk(settings)
+            self._left = None
+            for data, record in left:
                 visited += 1
                 if not isinstance(record, RecordError):
                     removed += self._prune(data, record)
                 if visited == limit:
+                    self._left = getpid(), left
                     return SweepResult(visited, removed, more=True)
-            self._left = None
         return SweepResult(visited, removed, more=False)
 
     def _prune(self, data: bytes, record: ReplayRecord) -> bool:

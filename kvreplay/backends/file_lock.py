@@ -53,17 +53,21 @@ class FileLock:
             (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB),
         )
 
-    def unlock(self) -> None:
+    def unlock(self) -> bool:
         """Give the lock back, even if a child has a copy of the descriptor; it never fails.
 
         A failure here must not hide that the work under the lock was done. Then the file is closed,
         which ends the lock too.
+
+        Returns:
+            Whether the file is still open here.
         """
         if self._fd is not None and self._pid == getpid():
             try:
                 fcntl.flock(self._fd, fcntl.LOCK_UN)
             except OSError:
                 self.close()
+        return self._fd is not None
 
     def close(self) -> None:
         """Close the file; a second time, and in a forked child, this does nothing."""

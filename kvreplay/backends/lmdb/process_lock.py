@@ -49,8 +49,8 @@ class ProcessLock:
 
     def give_back(self) -> None:
         """Give the lock back; this does nothing if it is not held, and never fails."""
-        if self._directory is not None:
-            self._directory.unlock()
+        if self._directory is not None and not self._directory.unlock():
+            self._directory = None  # the next taker opens it anew
 
     def close(self) -> None:
         """Close the directory, which gives the lock back too."""

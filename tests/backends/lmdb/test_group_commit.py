@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -291,3 +293,24 @@ def test_a_forked_child_starts_with_an_empty_queue(store: LMDBStore, fork: Any) 
     assert callers[0].result() is None
     fork(lambda: store.write("p", "s", "childs", b"v")).join()
     assert sorted(store.list("p", "s")) == ["childs", "parents"]
+
+
+def test_a_process_lock_that_cannot_be_given_back_does_not_deny_the_write(
+    store: LMDBStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is closed instead, which gives it back too, and the next write opens it anew."""
+    flock = fcntl.flock
+
+    def fail(fd: int, operation: int) -> None:
+        if operation == fcntl.LOCK_UN:
+            raise OSError(errno.EIO, "injected")
+        flock(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    for value in (b"a", b"b"):
+        store.write("p", "s", "k", value)
+    with store.transaction() as txn:
+        txn.write("p", "s", "k", b"c")
+    monkeypatch.undo()
+    assert store.read("p", "s", "k") == b"c"
+    store.write("p", "s", "k", b"d")

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from kvreplay import ConfigError, InProcessAtomicStore, ParamsMismatchError, SweepResult
+from kvreplay import (
+    ConfigError,
+    InProcessAtomicStore,
+    ParamsMismatchError,
+    Replay,
+    StoreError,
+    SweepResult,
+)
 from support.plain_stores import PlainStore, WalkableStore
 from support.replaying import FakeClock, Handler
 from support.requesting import KEY, NAMESPACE, OTHER, PARAMS, abandon
@@ -81,3 +90,54 @@ def test_a_walk_keeps_to_its_namespace_and_to_what_is_still_there(face: Any) -> 
     replay = face(store, NAMESPACE, ttl=60)
     assert [record.key.id for record in replay.records()] == [NAMESPACE]
     assert replay.sweep() == SweepResult(1, 0, False)
+
+
+def test_a_walk_that_fails_begins_a_new_round(face: Any, clock: FakeClock) -> None:
+    """It does not say that nothing is left."""
+    inner = WalkableStore()
+    replay = face(InProcessAtomicStore(inner), NAMESPACE, ttl=60, clock=clock)
+    for number in range(4):
+        replay.execute(("s", str(number)), PARAMS, Handler(number))
+    clock.pass_seconds(60)
+    assert replay.sweep(limit=1) == SweepResult(1, 1, True)
+    read, left = inner.read, [True]
+
+    def fail_once(*address: str) -> bytes:
+        if left:
+            left.clear()
+            raise OSError("injected")
+        return read(*address)
+
+    inner.read = fail_once  # type: ignore[method-assign]
+    with pytest.raises(StoreError):
+        replay.sweep()
+    assert replay.sweep() == SweepResult(3, 3, False)
+
+
+def test_a_child_forked_in_a_walk_walks_by_itself(clock: FakeClock, fork: Any) -> None:
+    """Another thread of its parent is in the middle of a walk."""
+    inner = WalkableStore()
+    replay = Replay(InProcessAtomicStore(inner), NAMESPACE, ttl=60, clock=clock)
+    for number in range(4):
+        replay.execute(("s", str(number)), PARAMS, Handler(number))
+    clock.pass_seconds(60)
+    assert replay.sweep(limit=1).more
+    inside, over = threading.Event(), threading.Event()
+    read = inner.read
+
+    def stay(*address: str) -> bytes:
+        inside.set()
+        assert over.wait(30)
+        return read(*address)
+
+    def child() -> None:
+        inner.read = read  # type: ignore[method-assign]
+        assert replay.sweep() == SweepResult(3, 3, False)
+
+    inner.read = stay  # type: ignore[method-assign]
+    with ThreadPoolExecutor(1) as pool:
+        sweeping = pool.submit(replay.sweep)
+        assert inside.wait(30)
+        fork(child).join()
+        over.set()
+        assert sweeping.result(30) == SweepResult(3, 3, False)
