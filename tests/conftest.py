@@ -198,24 +198,32 @@ def pytest_testnodedown(node: Any) -> None:
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Iterator[None]:
     yield  # first, what pytest itself says: failures, and why tests were skipped
+    whole = (
+        config.args_source is pytest.Config.ArgsSource.TESTPATHS
+        and not config.option.keyword
+        and config.option.markexpr in ("", "not exhaustive")
+    )
+    if not whole or os.environ.get("CI"):  # nobody who only asks whether all is well wants these
+        figures(terminalreporter)
+    if whole:  # who runs some of the tests knows what they leave out
+        terminalreporter.section("left out")
+        terminalreporter.write_line("\n".join(left_out(terminalreporter, config)))
+
+
+def figures(terminalreporter: Any) -> None:
     reports = [
         report for each in ("passed", "failed") for report in terminalreporter.getreports(each)
     ]
-    figures = [
+    told = [
         f"{report.location[2]}: {text}"
         for report in reports
         if report.when == "call"
         for what, text in report.user_properties
         if what == "figure"
     ]
-    if figures:
+    if told:
         terminalreporter.section("figures")
-        terminalreporter.write_line("\n".join(figures))
-    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
-    if whole and not config.option.keyword and config.option.markexpr in ("", "not exhaustive"):
-        # Who runs some of the tests knows what they leave out.
-        terminalreporter.section("left out")
-        terminalreporter.write_line("\n".join(left_out(terminalreporter, config)))
+        terminalreporter.write_line("\n".join(told))
 
 
 def left_out(terminalreporter: Any, config: pytest.Config) -> Iterator[str]:
