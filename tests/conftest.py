@@ -1,7 +1,9 @@
-"""What all tests share: the engines, a fresh store of each, and a forked child."""
+"""What all tests share: the engines, a fresh store of each, a forked child; and a run's last words."""
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,10 @@ from support.forking import Child  # noqa: E402
 # A stranger's distribution, whose tests run where it is installed.
 collect_ignore = ["kit/third_party"]
 
-TORTURE = Path(__file__).with_name("torture")
+TESTS = Path(__file__).parent
+TORTURE = TESTS / "torture"
+QUICKEST_FIRST = {"core": 0, "kit": 1, "backends": 2}  # whatever else there is follows
+_EXHAUSTIVE = pytest.StashKey[int]()  # how many tests were left out as exhaustive
 
 
 @pytest.fixture
@@ -87,7 +92,84 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what forks: coverage holds a lock of its own then, with which a child would hang."""
+    """Mark what forks: coverage holds a lock of its own then, with which a child would hang.
+
+    And let the folders with the quickest tests come first.
+    """
     for item in items:
         if "fork" in getattr(item, "fixturenames", ()):
             item.add_marker("fork")
+    items.sort(
+        key=lambda item: QUICKEST_FIRST.get(os.path.relpath(item.path, TESTS).split("/")[0], 9)
+    )
+
+
+# What a run says when it ends: the figures of its tests, and what it left out.
+
+
+@pytest.fixture
+def tell(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """``tell(text)`` shows a figure when all is over, not among the dots."""
+    return lambda text: request.node.user_properties.append(("figure", text))
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("exhaustive") is not None:
+            item.config.stash[_EXHAUSTIVE] = item.config.stash.get(_EXHAUSTIVE, 0) + 1
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Tell the process that started this one, if this is one of several that run the tests."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["exhaustive"] = session.config.stash.get(_EXHAUSTIVE, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Every process collects all tests, so each of them tells the same."""
+    node.config.stash[_EXHAUSTIVE] = getattr(node, "workeroutput", {}).get("exhaustive", 0)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Iterator[None]:
+    yield  # first, what pytest itself says: failures, and why tests were skipped
+    whole = (
+        config.args_source is pytest.Config.ArgsSource.TESTPATHS
+        and not config.option.keyword
+        and config.option.markexpr in ("", "not exhaustive")
+    )
+    if not whole or os.environ.get("CI"):  # nobody who only asks whether all is well wants these
+        figures(terminalreporter)
+    if whole:  # who runs some of the tests knows what they leave out
+        terminalreporter.section("left out")
+        terminalreporter.write_line("\n".join(left_out(terminalreporter, config)))
+
+
+def figures(terminalreporter: Any) -> None:
+    reports = [
+        report for each in ("passed", "failed") for report in terminalreporter.getreports(each)
+    ]
+    told = [
+        f"{report.location[2]}: {text}"
+        for report in reports
+        if report.when == "call"
+        for what, text in report.user_properties
+        if what == "figure"
+    ]
+    if told:
+        terminalreporter.section("figures")
+        terminalreporter.write_line("\n".join(told))
+
+
+def left_out(terminalreporter: Any, config: pytest.Config) -> Iterator[str]:
+    if exhaustive := config.stash.get(_EXHAUSTIVE, 0):
+        yield f"{exhaustive} tests that walk every schedule, for a minute: tox -e exhaustive"
+    if skipped := len(terminalreporter.getreports("skipped")):
+        yield f"{skipped} tests that need what this machine lacks: the reasons are above"
+    yield "kills, power cuts, full and failing disks, as root: tox -e torture"
+    others = [minor for minor in (11, 12, 13) if minor != sys.version_info.minor]
+    names = ",".join(f"py3{minor}" for minor in others)
+    yield f"this was Python 3.{sys.version_info.minor}; where the others are installed: tox -e {names}"
+    yield "coverage of branches: tox -e coverage; mutants: tox -e mutation; benchmarks: tox -e bench"
+    yield "all of it, as CI does: .ci/run"

@@ -132,17 +132,6 @@ def histories(pytestconfig: pytest.Config) -> int:
     return int(pytestconfig.getoption("--histories"))
 
 
-@pytest.fixture
-def tell(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> Any:
-    """``tell(text)`` shows a figure, whatever is captured."""
-
-    def tell(text: str) -> None:
-        with capsys.disabled():
-            print(f"\n{request.node.name}: {text}")
-
-    return tell
-
-
 @pytest.mark.parametrize(
     ("engine", "crew"),
     [

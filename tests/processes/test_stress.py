@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,10 @@ def whole_lines(path: Path) -> list[str]:
     return path.read_text().split("\n")[:-1]  # a kill may have cut the last one
 
 
-@pytest.fixture(scope="module", params=LOADS)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in LOADS],
+)
 def after(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
@@ -163,17 +167,16 @@ def after(
     return aftermath
 
 
-def test_what_happened(after: Aftermath, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_happened(after: Aftermath, tell: Callable[[str], None]) -> None:
     """That there was something to lose: or all tests below would be about nothing."""
     load, ends = after.load, after.ends
-    with capsys.disabled():
-        print(
-            f"\n{load.engine}{load.options}: {load.processes} processes of {load.threads} threads and"
-            f" {load.tasks} tasks, {load.victims} processes killed: {sum(ends.values()):,} requests,"
-            f" {ends['ran']:,} executions, {sum(map(len, after.effects.values())):,} effects,"
-            f" {ends['replayed']:,} replays, {ends['ExpiredError']} expired,"
-            f" {len(after.doubted)} keys met in doubt, {sum(after.mistaken.values())} mistaken"
-        )
+    tell(
+        f"{load.engine}{load.options}: {load.processes} processes of {load.threads} threads and"
+        f" {load.tasks} tasks, {load.victims} processes killed: {sum(ends.values()):,} requests,"
+        f" {ends['ran']:,} executions, {sum(map(len, after.effects.values())):,} effects,"
+        f" {ends['replayed']:,} replays, {ends['ExpiredError']} expired,"
+        f" {len(after.doubted)} keys met in doubt, {sum(after.mistaken.values())} mistaken"
+    )
     assert len(after.killed) == load.victims
     assert ends["ran"] and ends["replayed"] and ends["ExpiredError"] and after.mistaken
 

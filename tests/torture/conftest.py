@@ -76,6 +76,19 @@ def ledger(tmp_path: Path) -> Ledger:
     return Ledger(tmp_path / "ledger")
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Give the account to the process that started this one, if several run the tests."""
+    if hasattr(session.config, "workeroutput"):
+        figures = session.config.stash[_FIGURES]
+        session.config.workeroutput["torture"] = [[*of, number] for of, number in figures.items()]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    for what, where, number in getattr(node, "workeroutput", {}).get("torture", ()):
+        node.config.stash[_FIGURES][what, where] += number
+
+
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     figures = config.stash[_FIGURES]
     skipped = terminalreporter.stats.get("skipped", [])
