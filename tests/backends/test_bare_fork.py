@@ -1,4 +1,4 @@
-"""A fork that runs none of Python's hooks, as a C library or uWSGI makes it: the child goes on."""
+"""A fork that runs none of Python's hooks, as a C library makes it: the child goes on."""
 
 from __future__ import annotations
 
