@@ -53,8 +53,8 @@ if TYPE_CHECKING:
     from kvreplay.config.registry import OpenStore, open_store
     from kvreplay.store.in_process import InProcessAtomicStore
 
-# What is loaded when it is asked for: a blocking node does without asyncio, and one that makes its
-# store itself without all that reads a configuration.
+# These are loaded when they are first used. A node with blocking calls needs no asyncio, and a node
+# that constructs its store needs nothing that reads a configuration.
 _LATE = {
     "AsyncReplay": "aio",
     "Config": "config.file",

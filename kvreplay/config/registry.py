@@ -125,7 +125,7 @@ def open_store(
 
     URLs: ``memory:``, ``filesystem:relative/path``, ``lmdb:///absolute/path?map_size=4GiB``.
     A mapping holds ``backend``, ``path`` and options, or ``url`` and options that override
-    the URL's. This does not read the environment; :func:`load_config` does.
+    the URL's. This does not read the environment; :func:`kvreplay.load_config` does.
 
     Args:
         base: the directory that relative paths start from; by default the current one.
