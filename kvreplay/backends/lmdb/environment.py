@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import lmdb
 
-from kvreplay.backends._support import OwnTransaction, own_transaction_error
+from kvreplay.backends._support import OwnTransaction, own_transaction_error, process_mark
 from kvreplay.backends.lmdb.errors import store_error
 from kvreplay.backends.lmdb.files import identity_of
 from kvreplay.backends.lmdb.group_commit import GroupCommit, PendingWrite
@@ -35,6 +35,7 @@ class Environment:
 
     def __init__(self, handle: Handle) -> None:
         self.pid = getpid()  # a forked child makes its own
+        self.mark = process_mark()
         self.handle = handle
         self._queue = GroupCommit(handle, ProcessLock(handle.path))
         try:

@@ -106,7 +106,7 @@ class LMDBStore(Closing):
         """Return the value; see :meth:`kvreplay.KVStoreSync.read`."""
         entry = entries.entry_key(primary_namespace, secondary_namespace, key)
         environment = self._environment  # quick way, for _opened(): LMDB's rows of bench_hit
-        if environment is None or environment.pid != getpid():
+        if environment is None or not environment.mark[0]:
             environment = self._opened()
         stored = environment.handle.get(entry)
         if stored is None:
