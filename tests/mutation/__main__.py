@@ -82,7 +82,10 @@ TARGETS = [
             *IN_MEMORY,
         ),
     ),
-    Target("kvreplay._runtime.sweeping", ("tests/core/test_periodic.py", *IN_MEMORY)),
+    Target(
+        "kvreplay._runtime.sweeping",
+        ("tests/core/test_periodic.py", "tests/core/replay", "tests/core/test_aio.py", *IN_MEMORY),
+    ),
     Target("kvreplay._runtime.aio_sweeping", ("tests/core/test_periodic.py", *IN_MEMORY)),
     Target(
         "kvreplay._runtime.walking", ("tests/core/replay", "tests/core/test_aio.py", *IN_MEMORY)
