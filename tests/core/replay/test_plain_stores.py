@@ -11,6 +11,7 @@ import pytest
 from kvreplay import (
     ConfigError,
     InProcessAtomicStore,
+    InvalidValueError,
     ParamsMismatchError,
     Replay,
     StoreError,
@@ -141,3 +142,11 @@ def test_a_child_forked_in_a_walk_walks_by_itself(clock: FakeClock, fork: Any) -
         fork(child).join()
         over.set()
         assert sweeping.result(30) == SweepResult(3, 3, False)
+
+
+@pytest.mark.parametrize("limit", [0, -1, 1.5, True])
+def test_a_walking_sweep_has_a_sane_limit(face: Any, limit: Any) -> None:
+    replay = face(InProcessAtomicStore(WalkableStore()), NAMESPACE, ttl=60)
+    with pytest.raises(InvalidValueError, match="nothing was swept"):
+        replay.sweep(limit)
+    assert replay.sweep(1) == SweepResult(0, 0, False)
