@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from os import getpid
 from typing import Self, cast
 
 from kvreplay._protocol.flow import prune
@@ -28,7 +27,7 @@ class Walk:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._left: tuple[int, Iterator[Found]] | None = None  # of a process's round under way
+        self._left: Iterator[Found] | None = None  # of the round, between two walks
         self._lock = ForkSafeLock()  # one walker at a time: the iterator is shared
 
     def sweep(self, limit: int) -> SweepResult:
@@ -44,16 +43,14 @@ class Walk:
             return cast(ExpiringKVStore, settings.store).sweep(settings.name, now, limit)
         visited = removed = 0
         with self._lock:
-            pid, left = self._left or (getpid(), walk(settings))
-            if pid != getpid():  # a forked child cannot go on with its parent's
-                left = walk(settings)
-            self._left = None
+            left = self._left or walk(settings)
+            self._left = None  # so that neither a failure nor a forked child finds it half-way
             for data, record in left:
                 visited += 1
                 if not isinstance(record, RecordError):
                     removed += self._prune(data, record)
                 if visited == limit:
-                    self._left = getpid(), left
+                    self._left = left
                     return SweepResult(visited, removed, more=True)
         return SweepResult(visited, removed, more=False)
 
