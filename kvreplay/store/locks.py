@@ -6,7 +6,6 @@ import _thread
 import threading
 from contextlib import AbstractContextManager
 from os import getpid
-from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from kvreplay.errors import StoreError
@@ -77,15 +76,10 @@ class ThreadBound(Generic[T]):
         self._thread = threading.get_ident()
         return entered
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool | None:
+    def __exit__(self, *exc: Any) -> bool | None:
         if self._thread != threading.get_ident():
             raise StoreError(
                 "only the thread that began a transaction can end it; it is still open there, and"
                 " nothing was changed"
             )
-        return self._block.__exit__(exc_type, exc, traceback)
+        return self._block.__exit__(*exc)
