@@ -17,6 +17,7 @@ import hashlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import itertools
 import os
 import re
 import resource
@@ -26,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -129,22 +131,52 @@ def explained() -> set[tuple[str, ...]]:
     return {tuple(on_one_line(part.splitlines()) for part in item) for item in items}
 
 
-def outcome_of(mutant: Mutant, tests: tuple[str, ...], timeout: float) -> str:
-    """Run the tests on a mutant: killed, survived, or timed out, which counts as killed."""
-    with tempfile.TemporaryDirectory(dir=TEMPORARY, ignore_cleanup_errors=True) as temporary:
-        child = os.fork()
-        if not child:
-            _run_tests(mutant, tests, temporary)
-        handle = os.pidfd_open(child)
-        try:
-            ended, _, _ = select.select([handle], [], [], timeout)
-        finally:
-            os.close(handle)
-            os.killpg(child, signal.SIGKILL)  # even what a test left behind
-            _, status = os.waitpid(child, 0)
-    if not ended:
-        return "timed out"
-    return "survived" if status == 0 else "killed"
+class Trial:
+    """A process that runs the tests on a mutant."""
+
+    def __init__(self, mutant: Mutant, tests: tuple[str, ...], timeout: float) -> None:
+        self.mutant = mutant
+        self.began = time.monotonic()
+        self.deadline = self.began + timeout
+        self._temporary = tempfile.TemporaryDirectory(dir=TEMPORARY, ignore_cleanup_errors=True)
+        self._pid = os.fork()
+        if not self._pid:
+            _run_tests(mutant, tests, self._temporary.name)
+        self._handle = os.pidfd_open(self._pid)
+
+    def fileno(self) -> int:
+        """Return a descriptor that can be read once the process has ended."""
+        return self._handle
+
+    def end(self) -> str:
+        """Return killed, survived, or timed out, which counts as killed."""
+        ended, _, _ = select.select([self], [], [], 0)
+        os.close(self._handle)
+        os.killpg(self._pid, signal.SIGKILL)  # even what a test left behind
+        _, status = os.waitpid(self._pid, 0)
+        self._temporary.cleanup()
+        if not ended:
+            return "timed out"
+        return "survived" if status == 0 else "killed"
+
+
+def outcomes(
+    mutants: Iterable[Mutant], targets: Mapping[str, Target], timeout: Callable[[Mutant], float]
+) -> Iterator[tuple[Trial, str]]:
+    """Try the mutants, as many at a time as there are cores; yield each as it ends."""
+    waiting = iter(mutants)
+    running: list[Trial] = []
+    while True:
+        for mutant in itertools.islice(waiting, (os.cpu_count() or 1) - len(running)):
+            running.append(Trial(mutant, targets[mutant.module].tests, timeout(mutant)))
+        if not running:
+            return
+        patience = min(trial.deadline for trial in running) - time.monotonic()
+        ended, _, _ = select.select(running, [], [], max(patience, 0))
+        now = time.monotonic()
+        for trial in [each for each in running if each in ended or each.deadline <= now]:
+            running.remove(trial)
+            yield trial, trial.end()
 
 
 def _run_tests(mutant: Mutant, tests: tuple[str, ...], temporary: str) -> None:
@@ -201,18 +233,18 @@ def main() -> int:
         mutants.sort(key=lambda mutant: _lot(options.seed, mutant))
         mutants = mutants[: options.sample]
 
+    modules = dict.fromkeys(mutant.module for mutant in mutants)
+    unchanged = [Mutant(module, "", "", "", source_of(module)) for module in modules]
     timeouts = {}
-    for module in dict.fromkeys(mutant.module for mutant in mutants):
-        unchanged = Mutant(module, "", "", "", source_of(module))
-        began = time.monotonic()
-        if outcome_of(unchanged, targets[module].tests, timeout=600) != "survived":
-            sys.exit(f"the tests of {module} fail without any mutation")
-        timeouts[module] = 5 + 3 * (time.monotonic() - began)
+    for trial, outcome in outcomes(unchanged, targets, lambda _: 600):
+        if outcome != "survived":
+            sys.exit(f"the tests of {trial.mutant.module} fail without any mutation")
+        timeouts[trial.mutant.module] = 5 + 3 * (time.monotonic() - trial.began)
 
     counts: Counter[tuple[str, str]] = Counter()
     unexplained = []
-    for mutant in mutants:
-        outcome = outcome_of(mutant, targets[mutant.module].tests, timeouts[mutant.module])
+    for trial, outcome in outcomes(mutants, targets, lambda mutant: timeouts[mutant.module]):
+        mutant = trial.mutant
         if outcome == "survived" and mutant.name in known:
             outcome = "explained"
         elif outcome == "survived":
@@ -222,7 +254,7 @@ def main() -> int:
 
     print("| module | mutants | killed | timed out | explained | unexplained |")
     print("|---|---|---|---|---|---|")
-    for module in timeouts:
+    for module in modules:
         row = [counts[module, end] for end in ("killed", "timed out", "explained", "survived")]
         print(f"| `{module}` | {sum(row)} |", " | ".join(map(str, row)), "|")
     for name in sorted(stale):
