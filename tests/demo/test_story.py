@@ -42,6 +42,7 @@ def test_the_story_is_true(engine: str, tmp_path: Path) -> None:
     assert "\033" not in done.stdout
 
 
+@pytest.mark.any_python
 def test_by_default_it_is_told_on_all_engines_and_leaves_nothing(tmp_path: Path) -> None:
     done = tell(TMPDIR=str(tmp_path), PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -90,6 +91,7 @@ def untrue_steps(output: str) -> list[str]:
     ]
 
 
+@pytest.mark.any_python
 def test_a_hot_cache_is_untrue_exactly_where_processes_end_or_meet(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -105,6 +107,7 @@ def test_a_hot_cache_is_untrue_exactly_where_processes_end_or_meet(
     assert output.splitlines()[-1] == f"{STEPS} steps, 3 untrue, 0 not run"
 
 
+@pytest.mark.any_python
 def test_an_invoice_for_each_request_is_untrue(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

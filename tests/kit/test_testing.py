@@ -82,6 +82,7 @@ def test_both_modules_of_broken_stores_are_there() -> None:
     assert modules == {"support.broken_stores", broken_atomic_stores.__name__}
 
 
+@pytest.mark.any_python
 @pytest.mark.parametrize("broken", BROKEN, ids=lambda store: store.__name__)
 def test_a_broken_store_is_caught(broken: Any, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     right = run(broken.__mro__[1], broken.caught_by).parseoutcomes()
@@ -103,6 +104,7 @@ ONE_OF_EACH_CAPABILITY = [
 ]
 
 
+@pytest.mark.any_python
 def test_only_what_a_class_claims_is_run(run: Any) -> None:
     assert run(FourCalls).parseoutcomes().keys() == {"passed"}
     run(FourCalls, ONE_OF_EACH_CAPABILITY[:1]).assert_outcomes(passed=1)

@@ -9,6 +9,8 @@ import pytest
 
 from support.programs import run_code, run_python, unmeasured
 
+pytestmark = pytest.mark.any_python
+
 SOURCES = Path(__file__).with_name("third_party")
 
 REPLAYS = """

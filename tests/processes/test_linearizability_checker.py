@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from support.linearizability import Operation, Value, linearization
 
+pytestmark = pytest.mark.any_python
+
 
 def read(found: Value, invoked: float, returned: float = math.inf) -> Operation:
     return Operation("read", invoked, returned, found=found)

@@ -22,6 +22,8 @@ from support.file_stores import MINUTE, NEW, OLD, beside, files, fresh, index_fi
 from support.forking import Child
 from support.told import told
 
+pytestmark = pytest.mark.any_python
+
 
 def put_old_expiring(store: FilesystemStore) -> None:
     put(store, "k", OLD, 5 * MINUTE)

@@ -19,6 +19,8 @@ from support.lmdb_stores import Process, in_process, traced
 from support.needs import needs_strace
 from support.waiting import until_it_waits_for_a_lock
 
+pytestmark = pytest.mark.any_python
+
 
 def test_a_writer_that_is_killed_inside_a_transaction(root: Path) -> None:
     code = """

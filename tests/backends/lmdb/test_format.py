@@ -205,6 +205,7 @@ def test_what_a_crash_at_the_very_beginning_leaves(root: Path, left: str) -> Non
         assert store.read("p", "s", "k") == b"v"
 
 
+@pytest.mark.any_python
 def test_killed_at_each_step_of_making_a_store(root: Path, tmp_path: Path) -> None:
     """Whatever step it came to, the next opening goes on; a complete one is known as such."""
     needs_strace()
