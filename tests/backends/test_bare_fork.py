@@ -40,12 +40,17 @@ def _wait_until_the_others_wait() -> None:
     """
     calm = 0
     while calm < 50:
-        states = []
-        for thread in os.listdir("/proc/self/task"):
-            if int(thread) != threading.get_native_id():
-                with open(f"/proc/self/task/{thread}/stat", encoding="ascii") as file:
-                    states.append(file.read().rpartition(")")[2].split()[0])
-        calm = calm + 1 if set(states) <= {"S"} else 0
+        others = set(os.listdir("/proc/self/task")) - {str(threading.get_native_id())}
+        calm = calm + 1 if {_state_of(thread) for thread in others} <= {"S"} else 0
+
+
+def _state_of(thread: str) -> str:
+    """Return its state as in ``proc(5)``; a thread that was joined may end only now."""
+    try:
+        with open(f"/proc/self/task/{thread}/stat", encoding="ascii") as file:
+            return file.read().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"
 
 
 Fork = Callable[[Callable[[], object]], BareChild]
