@@ -43,10 +43,13 @@ def files(folder: Path) -> dict[str, bytes | str]:
 
 def index_files(root: Path) -> set[str]:
     """What the sidecar holds besides its fixed files."""
+    sidecar = beside(root)
     return {
-        name
-        for name in files(beside(root))
-        if name != "format" and not name.startswith("locks" + os.sep)
+        str(path.relative_to(sidecar))
+        for top in sidecar.iterdir()
+        if top.name not in ("format", "locks")  # 256 locks
+        for path in (top, *top.rglob("*"))
+        if path.is_symlink() or not path.is_dir()
     }
 
 
