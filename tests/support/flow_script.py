@@ -48,9 +48,12 @@ def completed(params: bytes = PARAMS, expires_at: int = NOW + 1, response: objec
 
 
 def claimed(
-    params: bytes = PARAMS, lease_expires_at: int = NOW + 1, token: bytes = b"C" * 16
+    params: bytes = PARAMS,
+    lease_expires_at: int = NOW + 1,
+    token: bytes = b"C" * 16,
+    ended_at: int | None = None,
 ) -> bytes:
-    claim = Claim(token, lease_expires_at, "owner")
+    claim = Claim(token, lease_expires_at, "owner", ended_at)
     return encode(ReplayRecord(State.IN_PROGRESS, KEY, params, None, NOW - 5, None, claim))
 
 
