@@ -18,7 +18,14 @@ from kvreplay._protocol.steps import Request, Settled, Verdict
 from kvreplay._runtime.aio_sweeping import AsyncSweeper
 from kvreplay._runtime.any_replay import LOOK_AGAIN, AnyReplay, Protocol
 from kvreplay._runtime.awaiting import AsyncDriver, in_thread
-from kvreplay._runtime.requests import Key, Outcome, outcome_of, peek, request_of
+from kvreplay._runtime.requests import (
+    Key,
+    Outcome,
+    check_handler,
+    outcome_of,
+    peek,
+    request_of,
+)
 from kvreplay._runtime.run import Run
 from kvreplay._runtime.singleflight import Flight, flights
 from kvreplay._runtime.walking import records
@@ -140,6 +147,7 @@ class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
             request = seen
         else:
             request = request_of(self._settings, key, params, ttl)
+        check_handler(handler, awaited=protocol is flow.execute)
         while True:
             own = self._flight_of(request)
             try:

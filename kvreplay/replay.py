@@ -14,7 +14,7 @@ from kvreplay._protocol.steps import Flow, Request, Verdict
 from kvreplay._runtime.any_replay import LOOK_AGAIN, AnyReplay, Protocol
 from kvreplay._runtime.blocking import drive
 from kvreplay._runtime.renewal import Renewer
-from kvreplay._runtime.requests import Key, Outcome, outcome_of, peek
+from kvreplay._runtime.requests import Key, Outcome, check_handler, outcome_of, peek
 from kvreplay._runtime.run import Run
 from kvreplay._runtime.singleflight import Flight, flights
 from kvreplay._runtime.sweeping import Sweeper
@@ -203,6 +203,7 @@ class Replay(AnyReplay[Verdict]):
     def _execute(
         self, request: Request, protocol: Protocol, handler: Callable[..., Any]
     ) -> Outcome:
+        check_handler(handler, awaited=False)
         while True:
             own = self._flight_of(request)
             try:

@@ -22,7 +22,7 @@ import msgpack
 from kvreplay._protocol.keys import ReplayKey
 from kvreplay.errors import (
     CorruptRecordError,
-    ResponseNotStorableError,
+    InvalidResponseError,
     UnsupportedRecordVersionError,
 )
 
@@ -269,19 +269,19 @@ def answer_in(data: bytes, scope: str, id_: str, params: bytes, now: int) -> byt
 
 
 def encode_response(response: object, consequence: str) -> bytes:
-    """Encode a handler's response: what msgpack can hold, tuples as lists.
+    """Encode a response: what msgpack can hold, tuples as lists.
 
     Args:
         consequence: what the error says about the handler and the key.
 
     Raises:
-        ResponseNotStorableError: it cannot be encoded, or not be decoded afterwards.
+        InvalidResponseError: it cannot be encoded, or not be decoded afterwards.
     """
     try:
         packed: bytes = msgpack.packb(response)
         decode_response(packed)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise ResponseNotStorableError(
+        raise InvalidResponseError(
             f"a response ({type(response).__name__}) cannot be stored as msgpack: {consequence}"
         ) from error
     return packed

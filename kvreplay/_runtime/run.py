@@ -9,6 +9,7 @@ from kvreplay._protocol.keys import ReplayKey, name, scope_name
 from kvreplay._protocol.steps import (
     Begin,
     CheckAndPut,
+    Log,
     Probe,
     Raised,
     Read,
@@ -17,14 +18,16 @@ from kvreplay._protocol.steps import (
     Transact,
 )
 from kvreplay._runtime import liveness
+from kvreplay._runtime.observer import event_of
 from kvreplay._runtime.settings import Settings
 from kvreplay._runtime.singleflight import Flight, flights
 from kvreplay.errors import KeyNotFoundError
+from kvreplay.events import EventKind, logger
 from kvreplay.store import Change
 
 __all__ = ["PLAIN", "ReadsAndPuts", "Run"]
 
-PLAIN: Final = frozenset((Begin, CheckAndPut, Probe, Read))
+PLAIN: Final = frozenset((Begin, CheckAndPut, Log, Probe, Read))
 """The steps that a run answers alone: they need no function of the caller's and no sleep."""
 
 _RUNNING: Final[Mapping[liveness.Liveness, bool | None]] = {
@@ -60,6 +63,7 @@ class Run:
         "_address",
         "_store",
         "_token",
+        "_told",
         "flight",
         "is_observed",
         "key",
@@ -84,6 +88,7 @@ class Run:
         self._address = (settings.name, scope_name(key.scope), name(key.id))
         self.raised: Exception | None = None
         self._token: bytes | None = None
+        self._told: EventKind | None = None
 
     def inside(self, transaction: ReadsAndPuts) -> Run:
         """Return the same run on a transaction of the store."""
@@ -106,9 +111,10 @@ class Run:
         return ended
 
     def emit_error(self, error: BaseException) -> None:
-        """Emit the event of an error that is a decision about the key."""
-        if error is not self.raised:
-            self.settings.observer.emit_error(error, self.key)
+        """Emit the event of an error that is a decision about the key, and was not told yet."""
+        kind = event_of(error)
+        if kind is not None and kind != self._told and error is not self.raised:
+            self.settings.observer.emit(kind, self.key)
 
     def bind(self) -> None:
         """Note that the key belongs to this run's params: requests with others are now refused."""
@@ -124,19 +130,21 @@ class Run:
                 value=step.value,
                 expires_at=step.expires_at,
             )
-            return seen, self.settings.clock.now_ms()
+            return seen, self.settings.now()
         if isinstance(step, Read):
             try:
                 found = self._store.read(*self._address)
             except KeyNotFoundError:
-                return None, self.settings.clock.now_ms()
-            return found, self.settings.clock.now_ms()
+                return None, self.settings.now()
+            return found, self.settings.now()
         if isinstance(step, Begin):
             self.end()  # the token of an attempt in which another owner was faster
             self._token = liveness.begin()
             return self._token, liveness.this_process()
         if isinstance(step, Probe):
             return _RUNNING[liveness.look_up(step.claim)]
+        if isinstance(step, Log):
+            return logger().warning(step.text, step.failure)
         raise TypeError(f"no answer to a {type(step).__name__} step")
 
     def change(self, step: CheckAndPut) -> Change:
@@ -146,6 +154,7 @@ class Run:
     def emit_decision(self, step: object, answer: Any) -> None:
         """Emit what a successful put or transaction has decided, if the run ``is_observed``."""
         if isinstance(step, CheckAndPut) and step.event and answer[0] == step.expected:
+            self._told = step.event
             self.settings.observer.emit(step.event, self.key)
         elif isinstance(step, Transact) and isinstance(answer, Settled):
             self.settings.observer.emit("completed", self.key)

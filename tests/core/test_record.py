@@ -17,7 +17,7 @@ from kvreplay import (
     RecordError,
     ReplayKey,
     ReplayRecord,
-    ResponseNotStorableError,
+    InvalidResponseError,
     UnsupportedRecordVersionError,
 )
 from kvreplay._protocol.record import (
@@ -316,7 +316,7 @@ def test_a_tuple_comes_back_as_a_list() -> None:
 )
 def test_a_response_that_cannot_be_stored_says_so(response: object) -> None:
     says = rf"\({type(response).__name__}\) .* the consequence"
-    with pytest.raises(ResponseNotStorableError, match=says):
+    with pytest.raises(InvalidResponseError, match=says):
         encode_response(response, "the consequence")
 
 
@@ -324,7 +324,7 @@ def test_a_response_nested_too_deep_cannot_be_stored() -> None:
     deep: list[Any] = []
     for _ in range(2000):
         deep = [deep]
-    with pytest.raises(ResponseNotStorableError):
+    with pytest.raises(InvalidResponseError):
         encode_response(deep, "")
 
 

@@ -64,6 +64,7 @@ class Scenario:
             wait_timeout=self.wait,
             on_in_doubt=self.on_in_doubt,
             max_record_bytes=10_000,
+            doubt_on=(TimeoutError, ConnectionError),
         )
 
     def request(self, caller: Caller) -> Request:
