@@ -13,7 +13,8 @@ What is always true:
 * The handler runs only after this run's claim is stored. (With ``lease=None`` there is no claim,
   and in a transaction none is needed.)
 * A claim ends in one of three ways: an answer takes its place, it is removed because the handler
-  said that nothing happened, or it stays. A claim that stays and has no living owner is *in doubt*.
+  said that nothing happened, or it stays. A claim that stays is *in doubt* if it says that its run
+  has ended, or if it has no living owner.
 * A key in doubt is never run again, unless the policy or the caller's reconciler says so.
 * A response is returned only after it is stored. It is decoded from the stored bytes.
 * A request whose params differ from the record's changes nothing, whatever state the record is in.
@@ -462,6 +463,8 @@ def _complete(
 
 
 def _is_running(claim: Claim, now: int) -> Flow[bool]:
+    if claim.ended_at is not None:
+        return False
     runs = yield Probe(claim)
     return now < claim.lease_expires_at if runs is None else bool(runs)
 
