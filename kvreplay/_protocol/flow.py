@@ -469,6 +469,8 @@ def _check_size(data: bytes, policy: Policy) -> None:
 
 
 def _is_running(claim: Claim, now: int) -> Flow[bool]:
+    if claim.ended_at is not None:
+        return False
     runs = yield Probe(claim)
     return now < claim.lease_expires_at if runs is None else bool(runs)
 

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from kvreplay import (
     CorruptRecordError,
+    InvalidResponseError,
     RecordError,
     ReplayKey,
     ReplayRecord,
-    InvalidResponseError,
     UnsupportedRecordVersionError,
 )
 from kvreplay._protocol.record import (

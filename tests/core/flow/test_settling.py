@@ -44,6 +44,10 @@ def test_settle_completes_or_frees_a_key_in_doubt() -> None:
     assert script.puts().result is True
 
 
+def test_anybody_settles_a_claim_whose_run_has_ended() -> None:
+    assert settling().reads(claimed(ended_at=NOW - 1)).puts().result is True
+
+
 @pytest.mark.parametrize("stored", [None, completed(), tombstone()])
 def test_settle_leaves_a_key_alone_that_is_not_claimed(stored: bytes | None) -> None:
     assert Script(settle(KEY, None, 0, POLICY)).reads(stored).result is False
