@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, nullcontext
 from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
@@ -103,7 +103,7 @@ class AsyncDriver:
             return run.answer(step)
         if self._batching and isinstance(step, CheckAndPut):
             return await self._batcher().check_and_put(run.change(step)), settings.now()
-        return await _to_its_end(in_thread(run.answer, step))
+        return await in_thread(run.answer, step)
 
     def _batcher(self) -> Batcher:
         """Return the running loop's batcher."""
@@ -145,21 +145,17 @@ class AsyncDriver:
 
 
 async def in_thread(function: Callable[..., T], *args: Any) -> T:
-    """Call a blocking function in the loop's default executor."""
-    loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(None, functools.partial(function, *args))
+    """Call a blocking function in the loop's default executor.
 
-
-async def _to_its_end(call: Coroutine[Any, Any, T]) -> T:
-    """Await a call that a cancellation does not stop; if one comes, it is raised after the call.
-
-    A change that a thread makes later would come after what the flow does about the cancellation.
+    A cancellation does not stop the thread, so it is raised when the call has ended: what the
+    caller does about it must not come before a change that the call still makes.
     """
-    task = asyncio.ensure_future(call)
+    loop = asyncio.get_running_loop()
+    call = loop.run_in_executor(None, functools.partial(function, *args))
     try:
-        return await asyncio.shield(task)
+        return await asyncio.shield(call)
     except asyncio.CancelledError:
-        await asyncio.wait((task,))
+        await asyncio.wait((call,))
         raise
 
 
