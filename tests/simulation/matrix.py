@@ -86,6 +86,39 @@ EVERY_TIME: dict[str, Scenario] = {
         **_ELSEWHERE,
     ),
     **_under_every_policy(
+        "two processes, a handler that does not know its end in every way",
+        _callers("AA", "01"),
+        may=Left(ticks=1),
+        ends=("returns", "times out", "loses a leg", "never begins"),
+    ),
+    **_under_every_policy(
+        "three processes, a handler that never begins, a crash",
+        _callers("AAB", "012"),
+        may=Left(crashes=1),
+        wait=0,
+        ends=("returns", "never begins"),
+    ),
+    **_under_every_policy(
+        "one process, a handler that never begins, a fault of the store",
+        _callers("AAB", "000"),
+        may=Left(faults=1),
+        ends=("returns", "never begins", "times out"),
+    ),
+    **_under_every_policy(
+        "two processes, every exception leaves doubt, a crash",
+        _callers("AB", "01"),
+        may=Left(crashes=1),
+        ends=("returns", "declines", "denies"),
+        doubt_on=(Exception,),
+    ),
+    "reconcile: three processes, a ledger that does not know yet, a crash": Scenario(
+        _callers("AAA", "012"),
+        may=Left(crashes=1, unknowns=2),
+        wait=0,
+        ends=("returns", "unsure", "declines"),
+        **POLICIES["reconcile"],
+    ),
+    **_under_every_policy(
         "two processes, a fault of the store, a crash, expiry",
         _callers("AA", "01"),
         may=Left(crashes=1, ticks=1, faults=1),
@@ -156,17 +189,13 @@ EVERY_TIME: dict[str, Scenario] = {
         )
         for name in ("raise", "rerun", "reconcile")
     },
-    # Not under "rerun", where a second run that declines frees the key for other params too.
-    **{
-        f"{name}: other params, a handler that declines, a crash": Scenario(
-            _callers("AAB", "012"),
-            may=Left(crashes=1),
-            wait=0,
-            ends=("returns", "declines"),
-            **POLICIES[name],
-        )
-        for name in ("raise", "reconcile", "lease=None")
-    },
+    **_under_every_policy(
+        "other params, a handler that declines, a crash",
+        _callers("AAB", "012"),
+        may=Left(crashes=1),
+        wait=0,
+        ends=("returns", "declines", "denies"),
+    ),
     # On one machine: elsewhere an operator can be overtaken by the next claim, as settle()
     # goes by the key, and a claim whose lease is over is as good as another.
     "raise: an operator settles a key in doubt": Scenario(

@@ -67,7 +67,7 @@ def test_the_schedules_meet_every_end() -> None:
         for end in (
             *answers,
             *("InDoubtError", "InFlightError", "ClaimLostError", "refused by its own process"),
-            *("IndeterminateError", "Interrupted", "Declined"),
+            *("IndeterminateError", "Interrupted", "Declined", "NotAppliedError"),
             *("OutcomeUnknownError", "StoreUnavailableError"),
         )
     }
