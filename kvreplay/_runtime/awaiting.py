@@ -163,9 +163,14 @@ async def _called(step: Call, handler: Callable[..., Any]) -> Returned | Raised:
     """Call the handler; only its own ``Exception`` can say that nothing happened."""
     step.begun = True
     try:
-        response = await _awaited(handler())
+        response = handler()
     except Exception as error:  # the handler's, whatever it is
         return Raised(error)
+    if inspect.isawaitable(response):
+        try:
+            response = await response
+        except Exception as error:
+            return Raised(error)
     return returned(response)
 
 

@@ -111,8 +111,8 @@ EVERY_TIME: dict[str, Scenario] = {
         ends=("returns", "declines", "denies"),
         doubt_on=(Exception,),
     ),
-    "reconcile: three processes, a ledger that does not know yet, a crash": Scenario(
-        _callers("AAA", "012"),
+    "reconcile: two processes, a ledger that does not know yet, a crash": Scenario(
+        _callers("AA", "01"),
         may=Left(crashes=1, unknowns=2),
         wait=0,
         ends=("returns", "unsure", "declines"),
@@ -248,6 +248,13 @@ AT_LENGTH: dict[str, Scenario] = {
         "three processes, every end of a handler",
         _callers("AAA", "012"),
         **_ALL_ENDS,
+    ),
+    "reconcile: three processes, a ledger that does not know yet, a crash": Scenario(
+        _callers("AAA", "012"),
+        may=Left(crashes=1, unknowns=2),
+        wait=0,
+        ends=("returns", "unsure", "declines"),
+        **POLICIES["reconcile"],
     ),
     **_under_every_policy(
         "three processes, a fault of the store, a crash",
