@@ -93,6 +93,8 @@ class AsyncDriver:
             return await in_thread(transact, step, run, handler)
         if isinstance(step, Begin | Probe) or (self.reads_inline and isinstance(step, Read)):
             return run.answer(step)
+        if isinstance(step, CheckAndPut):
+            run.refuse_child()  # here, since a child has none of its parent's threads
         if self._batching and isinstance(step, CheckAndPut):
             return await self._batcher().check_and_put(run.change(step)), settings.clock.now_ms()
         return await in_thread(run.answer, step)

@@ -231,11 +231,13 @@ def test_a_burst_over_processes_gets_one_answer(
     assert [outcome["replayed"] for outcome in outcomes].count(False) == 1
 
 
-def test_this_process_alone_can_tell_that_its_own_run_is_over(start: Any, store: Any) -> None:
-    """A claim of a living process is in flight for others, and in doubt for itself."""
+def test_a_run_that_ended_without_an_answer_is_in_doubt_for_everybody(
+    start: Any, store: Any
+) -> None:
+    """Though the process that ran it lives."""
     replay = Replay(store, "ns", ttl=60, wait_timeout=0)
     with pytest.raises(KeyboardInterrupt):
         replay.execute(KEY, PARAMS, Handler(KeyboardInterrupt()))
     with pytest.raises(InDoubtError):
         replay.execute(KEY, PARAMS, never)
-    assert start(settings={"ttl": 60, "wait_timeout": 0}).says() == {"error": "InFlightError"}
+    assert start(settings={"ttl": 60, "wait_timeout": 0}).says() == {"error": "InDoubtError"}
