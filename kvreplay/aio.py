@@ -93,13 +93,20 @@ class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
             raise
         return self._found(settled, run)
 
-    async def resolve(self, key: Key, *, response: object, ttl: Duration | None = None) -> bool:
+    async def resolve(
+        self,
+        key: Key,
+        *,
+        response: object,
+        ttl: Duration | None = None,
+        seen: ReplayRecord | None = None,
+    ) -> bool:
         """Record ``response`` for a key in doubt; see :meth:`kvreplay.Replay.resolve`."""
-        return await self._driver.drive(*self._resolving(key, response, ttl))
+        return await self._driver.drive(*self._resolving(key, response, ttl, seen))
 
-    async def release(self, key: Key) -> bool:
+    async def release(self, key: Key, *, seen: ReplayRecord | None = None) -> bool:
         """Free a key in doubt; see :meth:`kvreplay.Replay.release`."""
-        return await self._driver.drive(*self._releasing(key))
+        return await self._driver.drive(*self._releasing(key, seen))
 
     async def records(self) -> AsyncIterator[ReplayRecord]:
         """Yield every record of the namespace; see :meth:`kvreplay.Replay.records`."""

@@ -140,24 +140,41 @@ class Replay(AnyReplay[Verdict]):
         steps, run = self._looking_up(key, params)
         return self._found(self._drive(steps, run), run)
 
-    def resolve(self, key: Key, *, response: object, ttl: Duration | None = None) -> bool:
+    def resolve(
+        self,
+        key: Key,
+        *,
+        response: object,
+        ttl: Duration | None = None,
+        seen: ReplayRecord | None = None,
+    ) -> bool:
         """Settle a key in doubt whose effect happened: record ``response`` as its answer.
 
+        Any process may settle a key whose run has ended.
+
+        Args:
+            key: as in :meth:`execute`.
+            response: the answer; what msgpack can hold.
+            ttl: as in :meth:`execute`.
+            seen: the record that was looked at, as :meth:`records` yields it. Then only that run is
+                settled, and never one that has claimed the key since.
+
         Returns:
-            Whether this call settled it. ``False``: there was no claim, and nothing was changed.
+            Whether this call settled it. ``False``: there was no claim, or another one than that of
+            the record ``seen``; nothing was changed.
 
         Raises:
             InFlightError: its owner is alive, or may be; nothing was changed.
             InvalidResponseError: it cannot be stored; nothing was changed.
         """
-        return drive(*self._resolving(key, response, ttl))
+        return drive(*self._resolving(key, response, ttl, seen))
 
-    def release(self, key: Key) -> bool:
+    def release(self, key: Key, *, seen: ReplayRecord | None = None) -> bool:
         """Settle a key in doubt whose effect did not happen: the next request runs it.
 
-        It returns and raises the same as :meth:`resolve`.
+        It takes, returns and raises the same as :meth:`resolve`.
         """
-        return drive(*self._releasing(key))
+        return drive(*self._releasing(key, seen))
 
     def records(self) -> Iterator[ReplayRecord]:
         """Yield every record of the namespace in no promised order, even expired ones.

@@ -151,15 +151,22 @@ def lookup(request: Request, policy: Policy) -> Flow[Settled | None]:
     return entry if isinstance(entry, Settled) else None
 
 
-def settle(key: ReplayKey, response: bytes | None, ttl: int, policy: Policy) -> Flow[bool]:
+def settle(
+    key: ReplayKey,
+    response: bytes | None,
+    ttl: int,
+    policy: Policy,
+    seen: ReplayRecord | None = None,
+) -> Flow[bool]:
     """Settle a key in doubt: complete it with ``response``, or free it if that is None.
 
-    Returns whether this call did it. A key that is not claimed is left alone.
+    Returns whether this call did it. A key that is not claimed is left alone, and so is a claim
+    that is not the one of the record ``seen``.
     """
     found, now = yield READ
     while found is not None:
         record = decode(found, key)
-        if record.claim is None:
+        if record.claim is None or not (seen is None or _is_same_claim(seen.claim, record.claim)):
             break
         if (yield from _is_running(record.claim, now)):
             raise InFlightError(
@@ -170,11 +177,16 @@ def settle(key: ReplayKey, response: bytes | None, ttl: int, policy: Policy) -> 
             step = CheckAndPut(found, None, event="released")
         else:
             step = complete(record, response, now, ttl, found, policy)
-        seen, now = yield step
-        if seen == found:
+        there, now = yield step
+        if there == found:
             return True
-        found = seen
+        found = there
     return False
+
+
+def _is_same_claim(seen: Claim | None, claim: Claim) -> bool:
+    """Compare the tokens: a renewal changes the bytes of a claim."""
+    return seen is not None and seen.token == claim.token
 
 
 def renew(held: HeldClaim, key: ReplayKey, lease: int) -> Flow[bool]:

@@ -75,6 +75,8 @@ class AsyncDriver:
                         if isinstance(error, StopIteration):
                             return cast(T, error.value)
                         raise
+                    if run.is_inherited:
+                        raise  # in a forked child the flow is its parent's
                     resume, answer = flow.throw, error
         finally:
             run.end()
@@ -101,6 +103,8 @@ class AsyncDriver:
             return await in_thread(transact, step, run, handler)
         if isinstance(step, Begin | Log | Probe) or (self.reads_inline and isinstance(step, Read)):
             return run.answer(step)
+        if isinstance(step, CheckAndPut):
+            run.refuse_child()  # here, since a child has none of its parent's threads
         if self._batching and isinstance(step, CheckAndPut):
             return await self._batcher().check_and_put(run.change(step)), settings.now()
         return await in_thread(run.answer, step)

@@ -60,6 +60,8 @@ def drive(
                     if isinstance(error, StopIteration):
                         return cast(T, error.value)
                     raise
+                if run.is_inherited:
+                    raise  # in a forked child the flow is its parent's
                 resume, answer = flow.throw, error
     finally:
         run.end()

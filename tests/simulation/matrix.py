@@ -196,8 +196,12 @@ EVERY_TIME: dict[str, Scenario] = {
         wait=0,
         ends=("returns", "declines", "denies"),
     ),
-    # On one machine: elsewhere an operator can be overtaken by the next claim, as settle()
-    # goes by the key, and a claim whose lease is over is as good as another.
+    "raise: an operator elsewhere settles the claim that it has looked at": Scenario(
+        _callers("AAA", "012", ("execute", "execute", "operator")),
+        may=Left(crashes=1, ticks=1),
+        wait=0,
+        **_ELSEWHERE,
+    ),
     "raise: an operator settles a key in doubt": Scenario(
         _callers("AAA", "012", ("execute", "execute", "operator")),
         may=Left(crashes=1, ticks=1),
@@ -282,6 +286,16 @@ AT_LENGTH: dict[str, Scenario] = {
         may=Left(crashes=1, ticks=1, faults=1),
         wait=0,
     ),
+    **{
+        f"{name}: an operator elsewhere settles the claim that it has looked at": Scenario(
+            _callers("AAA", "012", ("execute", "execute", "operator")),
+            may=Left(crashes=1, ticks=2),
+            wait=0,
+            **POLICIES[name],
+            **_ELSEWHERE,
+        )
+        for name in ("rerun", "reconcile")
+    },
     **{
         f"{name}: two machines, two renewals, a crash, a fault of the store": Scenario(
             _callers("AA", "01"),

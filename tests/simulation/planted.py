@@ -164,6 +164,19 @@ PLANTED = [
         "the acknowledged answer 'r.' is lost",
     ),
     Planted(
+        "an operator who settles whatever claim is there",
+        lambda: patched(
+            ("not (seen is None or _is_same_claim(seen.claim, record.claim))", "False")
+        ),
+        Scenario(
+            (Caller("A", 0), Caller("A", 1), Caller("A", 2, "operator")),
+            may=Left(crashes=1, ticks=1),
+            wait=0,
+            **_ELSEWHERE,
+        ),
+        "runs again, and the policy does not allow it",
+    ),
+    Planted(
         "a ledger's answer that does not compare",
         lambda: unconditional(_event("completed")),
         _three(may=Left(crashes=1), **_RECONCILE),

@@ -73,7 +73,7 @@ def test_the_schedules_meet_every_end() -> None:
     }
     lookups = {"replayed", "None", "InDoubtError", "InFlightError", "ParamsMismatchError"}
     assert ends.keys() >= {f"lookup: {end}" for end in lookups}
-    assert ends.keys() >= {"operator: True", "walk: True", "walk: False"}
+    assert ends.keys() >= {"operator: True", "operator: False", "walk: True", "walk: False"}
 
 
 @pytest.mark.parametrize("planted", PLANTED, ids=lambda planted: planted.name)
