@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from kvreplay._protocol.keys import ReplayKey
 from kvreplay._protocol.record import ReplayRecord, State
-from kvreplay._protocol.steps import NOT_APPLIED, Applied, NotApplied
+from kvreplay._protocol.steps import NOT_APPLIED, Applied, NotApplied, Unknown
 from kvreplay._runtime.requests import Outcome
 from kvreplay.clock import Clock, SystemClock
 from kvreplay.errors import (
@@ -18,9 +18,11 @@ from kvreplay.errors import (
     InFlightError,
     InvalidNameError,
     InvalidParamsError,
+    InvalidResponseError,
     InvalidValueError,
     KeyNotFoundError,
     KVReplayError,
+    NotAppliedError,
     OutcomeUnknownError,
     ParamsMismatchError,
     RecordError,
@@ -86,6 +88,7 @@ __all__ = [
     "IndeterminateError",
     "InvalidNameError",
     "InvalidParamsError",
+    "InvalidResponseError",
     "InvalidValueError",
     "KVReplayError",
     "KVStoreSync",
@@ -93,6 +96,7 @@ __all__ = [
     "KeyNotFoundError",
     "MigratableKVStore",
     "NotApplied",
+    "NotAppliedError",
     "OpenStore",
     "Outcome",
     "OutcomeUnknownError",
@@ -113,6 +117,7 @@ __all__ = [
     "SweepResult",
     "SystemClock",
     "TransactionalKVStore",
+    "Unknown",
     "UnsupportedRecordVersionError",
     "load_config",
     "open_store",

@@ -18,7 +18,14 @@ from kvreplay._protocol.steps import Request, Settled, Verdict
 from kvreplay._runtime.aio_sweeping import AsyncSweeper
 from kvreplay._runtime.any_replay import LOOK_AGAIN, AnyReplay, Protocol
 from kvreplay._runtime.awaiting import AsyncDriver, in_thread
-from kvreplay._runtime.requests import Key, Outcome, outcome_of, peek, request_of
+from kvreplay._runtime.requests import (
+    Key,
+    Outcome,
+    check_handler,
+    outcome_of,
+    peek,
+    request_of,
+)
 from kvreplay._runtime.run import Run
 from kvreplay._runtime.singleflight import Flight, flights
 from kvreplay._runtime.walking import records
@@ -86,13 +93,20 @@ class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
             raise
         return self._found(settled, run)
 
-    async def resolve(self, key: Key, *, response: object, ttl: Duration | None = None) -> bool:
+    async def resolve(
+        self,
+        key: Key,
+        *,
+        response: object,
+        ttl: Duration | None = None,
+        seen: ReplayRecord | None = None,
+    ) -> bool:
         """Record ``response`` for a key in doubt; see :meth:`kvreplay.Replay.resolve`."""
-        return await self._driver.drive(*self._resolving(key, response, ttl))
+        return await self._driver.drive(*self._resolving(key, response, ttl, seen))
 
-    async def release(self, key: Key) -> bool:
+    async def release(self, key: Key, *, seen: ReplayRecord | None = None) -> bool:
         """Free a key in doubt; see :meth:`kvreplay.Replay.release`."""
-        return await self._driver.drive(*self._releasing(key))
+        return await self._driver.drive(*self._releasing(key, seen))
 
     async def records(self) -> AsyncIterator[ReplayRecord]:
         """Yield every record of the namespace; see :meth:`kvreplay.Replay.records`."""
@@ -140,6 +154,7 @@ class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
             request = seen
         else:
             request = request_of(self._settings, key, params, ttl)
+        check_handler(handler, awaited=protocol is flow.execute)
         while True:
             own = self._flight_of(request)
             try:

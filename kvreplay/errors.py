@@ -6,6 +6,8 @@ you may log an error as it is.
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "ClaimLostError",
     "ConfigError",
@@ -17,9 +19,11 @@ __all__ = [
     "IndeterminateError",
     "InvalidNameError",
     "InvalidParamsError",
+    "InvalidResponseError",
     "InvalidValueError",
     "KVReplayError",
     "KeyNotFoundError",
+    "NotAppliedError",
     "OutcomeUnknownError",
     "ParamsMismatchError",
     "RecordError",
@@ -127,22 +131,53 @@ class InDoubtError(ReplayError):
 
     It is never run again silently. Ask the system that the handler acts on, then
     settle the key with ``resolve`` or ``release``, or give ``Replay`` a policy.
+
+    Attributes:
+        retry_after: how many seconds to wait before asking again, as a reconciler said with
+            ``Unknown``; ``None``: nobody knows.
+        response: what the handler returned, if it ran for this request and its answer may not be
+            stored. If its effect counts: ``resolve(key, response=error.response)``. ``None``: there
+            is none, or it was ``None``. It is never part of the message or the ``repr``.
     """
 
+    def __init__(
+        self, *args: object, retry_after: float | None = None, response: Any = None
+    ) -> None:
+        super().__init__(*args)
+        self.retry_after = retry_after
+        self.response = response
 
-class ClaimLostError(ReplayError):
-    """The handler ran, but another owner had taken the key over: that owner's result counts."""
 
-
-class IndeterminateError(ReplayError):
+class IndeterminateError(InDoubtError):
     """Raised *by a handler* that cannot tell whether its effect happened.
 
     The claim stays, so the key is in doubt instead of free to run again.
     """
 
 
-class ResponseNotStorableError(ReplayError):
+class ResponseNotStorableError(InDoubtError):
     """The handler ran, but its response cannot be stored: the key is in doubt."""
+
+
+class InvalidResponseError(ReplayError, ValueError):
+    """A response cannot be stored, and nothing is in doubt by it.
+
+    It was given to ``resolve``, by a reconciler, or by the handler of a transaction, whose writes
+    were undone.
+    """
+
+
+class NotAppliedError(ReplayError):
+    """Raised *by a handler* whose effect did not happen and cannot happen any more.
+
+    The key is freed, whatever ``doubt_on`` says, and the error propagates. It speaks for the whole
+    handler: inside an exception group it does not, and a handler that did something else must
+    catch the one of a request nested in it.
+    """
+
+
+class ClaimLostError(ReplayError):
+    """The handler ran, but another owner had taken the key over: that owner's result counts."""
 
 
 class ConfigError(KVReplayError, ValueError):

@@ -12,8 +12,10 @@ What is always true:
   The loser learns what the winner has stored, and decides again.
 * The handler runs only after this run's claim is stored. (With ``lease=None`` there is no claim,
   and in a transaction none is needed.)
-* A claim ends in one of three ways: an answer takes its place, it is removed because the handler
-  said that nothing happened, or it stays. A claim that stays and has no living owner is *in doubt*.
+* A claim ends in one of three ways: an answer takes its place; it is removed, since the handler
+  never began or said that nothing happened; or it stays and says that its run has *ended*. Whatever
+  breaks a run off, one of these is tried. ``endings.py`` tells which.
+* A claim that has ended, or whose owner is gone, is *in doubt*.
 * A key in doubt is never run again, unless the policy or the caller's reconciler says so.
 * A response is returned only after it is stored. It is decoded from the stored bytes.
 * A request whose params differ from the record's changes nothing, whatever state the record is in.
@@ -31,10 +33,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
-from typing import Final
 
 import attrs
 
+from kvreplay._protocol.endings import (
+    IN_DOUBT,
+    NO_TRACE,
+    UNDONE,
+    answer_of,
+    claim_of,
+    complete,
+    end_in_doubt,
+    in_doubt,
+    leaves_doubt,
+    says_unchanged,
+    withdraw,
+)
 from kvreplay._protocol.keys import ReplayKey
 from kvreplay._protocol.record import (
     Claim,
@@ -42,7 +56,6 @@ from kvreplay._protocol.record import (
     State,
     decode,
     encode,
-    encode_fields,
     encode_response,
 )
 from kvreplay._protocol.steps import (
@@ -63,21 +76,19 @@ from kvreplay._protocol.steps import (
     Request,
     Settled,
     Transact,
+    Unknown,
     Wait,
 )
 from kvreplay.errors import (
     ClaimLostError,
     ConfigError,
     ExpiredError,
-    IndeterminateError,
     InDoubtError,
     InFlightError,
     InvalidParamsError,
     OutcomeUnknownError,
     ParamsMismatchError,
     RecordError,
-    ResponseNotStorableError,
-    StoreError,
 )
 from kvreplay.events import EventKind
 
@@ -140,15 +151,22 @@ def lookup(request: Request, policy: Policy) -> Flow[Settled | None]:
     return entry if isinstance(entry, Settled) else None
 
 
-def settle(key: ReplayKey, response: bytes | None, ttl: int, policy: Policy) -> Flow[bool]:
+def settle(
+    key: ReplayKey,
+    response: bytes | None,
+    ttl: int,
+    policy: Policy,
+    seen: ReplayRecord | None = None,
+) -> Flow[bool]:
     """Settle a key in doubt: complete it with ``response``, or free it if that is None.
 
-    Returns whether this call did it. A key that is not claimed is left alone.
+    Returns whether this call did it. A key that is not claimed is left alone, and so is a claim
+    that is not the one of the record ``seen``.
     """
     found, now = yield READ
     while found is not None:
         record = decode(found, key)
-        if record.claim is None:
+        if record.claim is None or not (seen is None or _is_same_claim(seen.claim, record.claim)):
             break
         if (yield from _is_running(record.claim, now)):
             raise InFlightError(
@@ -158,12 +176,17 @@ def settle(key: ReplayKey, response: bytes | None, ttl: int, policy: Policy) -> 
         if response is None:
             step = CheckAndPut(found, None, event="released")
         else:
-            step = _complete(record, response, now, ttl, found, policy)
-        seen, now = yield step
-        if seen == found:
+            step = complete(record, response, now, ttl, found, policy)
+        there, now = yield step
+        if there == found:
             return True
-        found = seen
+        found = there
     return False
+
+
+def _is_same_claim(seen: Claim | None, claim: Claim) -> bool:
+    """Compare the tokens: a renewal changes the bytes of a claim."""
+    return seen is not None and seen.token == claim.token
 
 
 def renew(held: HeldClaim, key: ReplayKey, lease: int) -> Flow[bool]:
@@ -293,15 +316,22 @@ def _admit(
         verdict, now = yield Reconcile(record)
         if verdict is NOT_APPLIED:
             return Free(found, now, in_doubt=True)
+        if isinstance(verdict, Unknown):
+            raise InDoubtError(
+                "a run of this key began and did not end, and on_in_doubt does not know yet whether"
+                " its effect happened; nothing ran now",
+                retry_after=verdict.retry_after,
+            )
         if not isinstance(verdict, Applied):
             raise ConfigError(
-                f"on_in_doubt returned a {type(verdict).__name__}; it must return Applied(response)"
-                " or NOT_APPLIED; nothing ran, and the key is still in doubt"
+                f"on_in_doubt returned a {type(verdict).__name__}; it must return"
+                " Applied(response), NOT_APPLIED or Unknown(); nothing ran, and the key is still in"
+                " doubt"
             )
         response = encode_response(
             verdict.response, "on_in_doubt returned it; nothing ran, and the key is still in doubt"
         )
-        seen, now = yield _complete(record, response, now, request.ttl, found, policy)
+        seen, now = yield complete(record, response, now, request.ttl, found, policy)
         if seen == found:
             return Settled(response, replayed=True)
         found = seen
@@ -315,71 +345,96 @@ def _run_claimed(entry: Free, request: Request, policy: Policy) -> Flow[Settled 
     held = HeldClaim(_record_of(request, entry.now, claim))
     _check_size(held.data, policy)
     event: EventKind | None = "taken_over" if entry.in_doubt else None
-    found, now = yield CheckAndPut(entry.found, held.data, event=event)
-    if found != entry.found:
-        return Free(found, now)
-    ended, now = yield Call(held)
-    if isinstance(ended, Raised):
-        if not isinstance(ended.error, _END_UNKNOWN):
-            yield from _release(held, ended.error)
-        raise ended.error
-    packed = encode_response(ended.response, _IN_DOUBT)
+    call, claimed, raised = Call(held), False, False
+    try:
+        found, now = yield CheckAndPut(entry.found, held.data, event=event)
+        if found != entry.found:
+            return Free(found, now)
+        claimed = True
+        end, now = yield call
+        if isinstance(end, Raised):
+            raised = True
+            raise end.error
+        return (yield from _record_answer(held, end.response, now, request, policy))
+    except GeneratorExit:
+        raise  # nobody answers any more
+    except BaseException as error:
+        if not claimed and says_unchanged(error):
+            raise
+        if not call.begun or (raised and not leaves_doubt(error, policy.doubt_on)):
+            # Under "rerun" this says nothing about the run before: its claim is put back.
+            reran = entry.in_doubt and policy.on_in_doubt is InDoubtPolicy.RERUN
+            yield from withdraw(held, entry.found if reran else None, error)
+            raise
+        yield from end_in_doubt(token)
+        told = in_doubt(error, raised)
+        if told is error:
+            raise
+        raise told from error
+
+
+def _record_answer(
+    held: HeldClaim, response: object, now: int, request: Request, policy: Policy
+) -> Flow[Settled]:
+    """Put the answer in the place of this run's claim."""
+    packed, step = answer_of(held.record, response, now, held.data, request, policy, IN_DOUBT)
     while True:
-        step = _complete(held.record, packed, now, request.ttl, held.data, policy, _IN_DOUBT)
         try:
             found, now = yield step
-        except StoreError as error:
+        except Exception as error:
             raise InDoubtError(
                 "the handler ran, but the store may not have saved its response: the key is in"
                 " doubt unless it did; lookup() shows which, then resolve() or release() a key in"
-                " doubt"
+                " doubt",
+                response=response,
             ) from error
-        if found == held.data:
+        if found == step.expected:
             return Settled(packed, replayed=False)
-        if not _is_claim_of(found, token):
+        if claim_of(found, held.token) is None:
             raise ClaimLostError(
                 "the handler ran, but another owner took this key over meanwhile: that owner's"
                 " answer counts, and this response was not stored"
             )
-        held.data = found  # our own claim, with a lease whose renewal seemed to have failed
-
-
-def _is_claim_of(found: bytes | None, token: bytes) -> bool:
-    try:
-        claim = None if found is None else decode(found).claim
-    except RecordError:
-        return False
-    return claim is not None and claim.token == token
-
-
-def _release(held: HeldClaim, error: Exception) -> Flow[None]:
-    try:
-        yield CheckAndPut(held.data, None, event="released")
-    except StoreError as failure:
-        error.add_note(f"kvreplay could not release the claim, so the key is in doubt: {failure}")
+        # Our own claim, with a lease whose renewal seemed to have failed.
+        step = attrs.evolve(step, expected=found)
 
 
 def _run_claimless(entry: Free, request: Request, policy: Policy) -> Flow[Settled | Free]:
     """Run the handler without a claim; the first to store an answer decides for all."""
     record = _record_of(request, entry.now)
     _check_size(encode(record), policy)
-    ended, now = yield Call(None)
-    if isinstance(ended, Raised):
-        raise ended.error
-    packed = encode_response(ended.response, _NO_TRACE)
-    expected = entry.found
+    call = Call(None)
+    try:
+        end, now = yield call
+    except Exception as error:  # not the handler's own
+        if not call.begun:
+            raise
+        raise InDoubtError(
+            "the handler ran, and its response is lost; there is no claim (lease=None), so a retry"
+            " runs the handler again"
+        ) from error
+    if isinstance(end, Raised):
+        raise end.error
+    packed, step = answer_of(record, end.response, now, entry.found, request, policy, NO_TRACE)
     while True:
-        step = _complete(record, packed, now, request.ttl, expected, policy, _NO_TRACE)
         try:
             found, now = yield step
-        except StoreError as error:
+        except Exception as error:
             raise InDoubtError(
                 "the handler ran, but the store may not have saved its response; there is no claim"
-                " (lease=None), so a retry runs the handler again if the response was not saved"
+                " (lease=None), so a retry runs the handler again if the response was not saved",
+                response=end.response,
             ) from error
-        if found == expected:
+        if found == step.expected:
             return Settled(packed, replayed=False)
-        winner = None if found is None else decode(found, request.key)
+        try:
+            winner = None if found is None else decode(found, request.key)
+        except RecordError as error:
+            raise InDoubtError(
+                "the handler ran without a claim (lease=None), and meanwhile a record that cannot"
+                " be used has taken the key: this response was not stored",
+                response=end.response,
+            ) from error
         decision = decide(winner, request.params, now)
         if decision is Decision.REPLAY:
             assert winner is not None  # it has the response
@@ -389,13 +444,13 @@ def _run_claimless(entry: Free, request: Request, policy: Policy) -> Flow[Settle
                 "the handler ran without a claim (lease=None), and meanwhile another owner has"
                 f" taken the key ({decision.value}): this response was not stored"
             )
-        expected = found
+        step = attrs.evolve(step, expected=found)
 
 
 def _transact(entry: Free, request: Request, policy: Policy) -> Flow[Settled | Free]:
     """Run the handler inside a transaction."""
-    ended: Settled | Free = yield Transact(_run_in_transaction(entry, request, policy))
-    return ended
+    end: Settled | Free = yield Transact(_run_in_transaction(entry, request, policy))
+    return end
 
 
 def _run_in_transaction(entry: Free, request: Request, policy: Policy) -> Flow[Settled | Free]:
@@ -405,25 +460,12 @@ def _run_in_transaction(entry: Free, request: Request, policy: Policy) -> Flow[S
         return Free(found, now)
     record = _record_of(request, now)
     _check_size(encode(record), policy)
-    ended, now = yield Call(None)
-    if isinstance(ended, Raised):
-        raise ended.error
-    packed = encode_response(ended.response, _UNDONE)
-    yield _complete(record, packed, now, request.ttl, found, policy, _UNDONE)
+    end, now = yield Call(None)
+    if isinstance(end, Raised):
+        raise end.error
+    packed = encode_response(end.response, UNDONE)
+    yield complete(record, packed, now, request.ttl, found, policy, UNDONE)
     return Settled(packed, replayed=False)
-
-
-# Errors of a handler that leave its end unknown. All but the first come from calls inside it.
-_END_UNKNOWN: Final = (
-    IndeterminateError,
-    OutcomeUnknownError,
-    InDoubtError,
-    ClaimLostError,
-    ResponseNotStorableError,
-)
-_IN_DOUBT: Final = "the handler ran, nothing was answered, and the key is in doubt until settled"
-_NO_TRACE: Final = "the handler ran, nothing was stored, and a retry runs it again (lease=None)"
-_UNDONE: Final = "the handler's writes were undone, and nothing happened"
 
 
 def _record_of(request: Request, now: int, claim: Claim | None = None) -> ReplayRecord:
@@ -438,30 +480,9 @@ def _check_size(data: bytes, policy: Policy) -> None:
         )
 
 
-def _complete(
-    record: ReplayRecord,
-    response: bytes,
-    now: int,
-    ttl: int,
-    expected: bytes | None,
-    policy: Policy,
-    consequence: str = "nothing was changed",
-) -> CheckAndPut:
-    """Make the step that stores an answer. The store may drop it when its tombstone ends."""
-    expires_at = now + ttl
-    data = encode_fields(
-        *(State.COMPLETED, record.key, record.params, response),
-        *(record.created_at, expires_at, None),
-    )
-    if len(data) > policy.max_record_bytes:
-        raise ResponseNotStorableError(
-            f"a response makes a record of {len(data)} bytes, more than max_record_bytes"
-            f" ({policy.max_record_bytes}): {consequence}"
-        )
-    return CheckAndPut(expected, data, expires_at + policy.tombstone_ttl, "completed")
-
-
 def _is_running(claim: Claim, now: int) -> Flow[bool]:
+    if claim.ended_at is not None:
+        return False
     runs = yield Probe(claim)
     return now < claim.lease_expires_at if runs is None else bool(runs)
 

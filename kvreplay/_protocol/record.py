@@ -6,7 +6,8 @@ One msgpack array, positional, version first::
 
 ``docs/format.md`` describes each field. ``crc`` is the CRC-32 (zlib) of all bytes before its own
 five, as a fixed-width msgpack uint32. A later version keeps the first and the last element,
-so that this code can tell *newer* from *damaged*.
+so that this code can tell *newer* from *damaged*. State 4, and params that are a msgpack extension,
+are reserved for a later kvreplay, which writes them in records of this version.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import msgpack
 from kvreplay._protocol.keys import ReplayKey
 from kvreplay.errors import (
     CorruptRecordError,
-    ResponseNotStorableError,
+    InvalidResponseError,
     UnsupportedRecordVersionError,
 )
 
@@ -42,6 +43,7 @@ TOKEN_SIZE: Final = 16
 _FIELDS: Final = 10
 _CRC_SIZE: Final = 5  # the marker of a uint32, then its four bytes
 _UINT32: Final = b"\xce"
+_FAILED: Final = 4  # reserved: the state of a stored failure
 
 
 _pack: Final = msgpack.Packer().pack  # one for all threads: it packs a record in one step
@@ -62,12 +64,16 @@ _COMPLETED: Final = int(State.COMPLETED)
 
 @attrs.frozen
 class Claim:
-    """Who runs the handler, and until when a machine that cannot look up the owner believes it."""
+    """Who runs the handler, and until when a machine that cannot look up the owner believes it.
+
+    Times are milliseconds since the epoch, UTC. ``ended_at``: when the run ended without an answer;
+    the key is then in doubt at once, for everybody. ``None``: the run has not said that it ended.
+    """
 
     token: bytes = attrs.field(repr=False)
     lease_expires_at: int
-    """Milliseconds since the epoch, UTC."""
     owner: str
+    ended_at: int | None = None
 
 
 @attrs.frozen(repr=False)
@@ -126,6 +132,7 @@ def encode_fields(
     claim: Claim | None,
 ) -> bytes:
     """Return the bytes of a record with these fields."""
+    held = claim and (claim.token, claim.lease_expires_at, claim.owner, claim.ended_at)
     packed: bytes = _pack(
         (
             VERSION,
@@ -136,7 +143,7 @@ def encode_fields(
             response,
             created_at,
             expires_at,
-            None if claim is None else (claim.token, claim.lease_expires_at, claim.owner),
+            held,
             0xFFFFFFFF,  # as wide as the checksum that takes its place
         )
     )
@@ -152,7 +159,7 @@ def decode(data: bytes, key: ReplayKey | None = None) -> ReplayRecord:
 
     Raises:
         CorruptRecordError: cut short, changed, of another shape, or of another key.
-        UnsupportedRecordVersionError: intact, and written by a newer version.
+        UnsupportedRecordVersionError: intact, and written by a newer kvreplay.
     """
     if data[-_CRC_SIZE:-4] != _UINT32 or data[-4:] != zlib.crc32(data[:-_CRC_SIZE]).to_bytes(
         4, "big"
@@ -184,6 +191,11 @@ def _record_of(fields: Any) -> ReplayRecord:
     """Check every field's type and the shape that its state demands."""
     if type(fields) is list and len(fields) == _FIELDS:
         version, state, scope, id_, params, response, created_at, expires_at, claim, _ = fields
+        if version == VERSION and (state == _FAILED or type(params) is msgpack.ExtType):
+            raise UnsupportedRecordVersionError(
+                "a stored record holds what only a later kvreplay writes (a failure, or digested"
+                " params): upgrade kvreplay; the record was not touched"
+            )
         shape = _SHAPES.get(state) if type(state) is int else None
         if (
             shape == (response is not None, expires_at is not None, claim is not None)
@@ -215,15 +227,16 @@ _STATES: Final = {int(state): state for state in State}
 
 
 def _claim_of(packed: Any) -> Claim:
-    if type(packed) is list and len(packed) == 3:
-        token, lease_expires_at, owner = packed
+    if type(packed) is list and len(packed) == 4:
+        token, lease_expires_at, owner, ended_at = packed
         if (
             type(token) is bytes
             and len(token) == TOKEN_SIZE
             and type(lease_expires_at) is int
             and type(owner) is str
+            and (ended_at is None or type(ended_at) is int)
         ):
-            return Claim(token, lease_expires_at, owner)
+            return Claim(token, lease_expires_at, owner, ended_at)
     raise _corrupt("has a malformed claim")
 
 
@@ -256,19 +269,19 @@ def answer_in(data: bytes, scope: str, id_: str, params: bytes, now: int) -> byt
 
 
 def encode_response(response: object, consequence: str) -> bytes:
-    """Encode a handler's response: what msgpack can hold, tuples as lists.
+    """Encode a response: what msgpack can hold, tuples as lists.
 
     Args:
         consequence: what the error says about the handler and the key.
 
     Raises:
-        ResponseNotStorableError: it cannot be encoded, or not be decoded afterwards.
+        InvalidResponseError: it cannot be encoded, or not be decoded afterwards.
     """
     try:
         packed: bytes = msgpack.packb(response)
         decode_response(packed)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise ResponseNotStorableError(
+        raise InvalidResponseError(
             f"a response ({type(response).__name__}) cannot be stored as msgpack: {consequence}"
         ) from error
     return packed

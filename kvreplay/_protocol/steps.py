@@ -14,6 +14,7 @@ import attrs
 
 from kvreplay._protocol.keys import ReplayKey
 from kvreplay._protocol.record import Claim, ReplayRecord, encode
+from kvreplay.errors import ConfigError
 from kvreplay.events import EventKind
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "Free",
     "HeldClaim",
     "InDoubtPolicy",
+    "Log",
     "NotApplied",
     "Policy",
     "Probe",
@@ -39,6 +41,7 @@ __all__ = [
     "Settled",
     "Step",
     "Transact",
+    "Unknown",
     "Verdict",
     "Wait",
 ]
@@ -60,13 +63,17 @@ class InDoubtPolicy(Enum):
 
 @attrs.frozen
 class Policy:
-    """How a replay namespace behaves; durations in milliseconds."""
+    """How a replay namespace behaves; durations in milliseconds.
+
+    ``doubt_on``: the exceptions of a handler that leave its end unknown.
+    """
 
     lease: int | None
     tombstone_ttl: int
     wait_timeout: int
     on_in_doubt: InDoubtPolicy
     max_record_bytes: int
+    doubt_on: tuple[type[BaseException], ...]
 
 
 @attrs.define(repr=False)
@@ -119,11 +126,13 @@ class Probe:
 class Call:
     """Run the handler: sent ``(Returned | Raised, now)``. ``held``: the claim to renew, or None.
 
-    An exception that is *thrown* here is not an ``Exception`` that the handler raised: nobody knows
-    how the handler ended.
+    The driver sets ``begun`` just before it calls the handler. An exception that is *thrown* here
+    is not an ``Exception`` that the handler raised: if the handler had begun, nobody knows how it
+    ended, else nothing ran.
     """
 
     held: HeldClaim | None
+    begun: bool = False
 
 
 @attrs.define(repr=False)
@@ -149,9 +158,17 @@ class Wait:
 
 @attrs.define(repr=False)
 class Reconcile:
-    """Ask the caller's reconciler about a key in doubt: sent ``(Applied | NOT_APPLIED, now)``."""
+    """Ask the caller's reconciler about a key in doubt: sent ``(Verdict, now)``."""
 
     record: ReplayRecord
+
+
+@attrs.define(repr=False)
+class Log:
+    """Log a failure that the caller is not told of, as a warning: sent None."""
+
+    text: str
+    failure: Exception
 
 
 @attrs.define(repr=False)
@@ -161,7 +178,7 @@ class Transact:
     flow: Flow[Settled | Free]
 
 
-Step = Read | CheckAndPut | Begin | Probe | Call | Wait | Reconcile | Transact
+Step = Read | CheckAndPut | Begin | Probe | Call | Wait | Reconcile | Transact | Log
 Flow = Generator[Step, Any, T]
 
 READ: Final = Read()
@@ -191,10 +208,12 @@ class Free:
 class HeldClaim:
     """This run's claim as it is stored now; a renewer moves its lease."""
 
-    __slots__ = ("data", "record")
+    __slots__ = ("data", "record", "token")
 
     def __init__(self, record: ReplayRecord) -> None:
+        assert record.claim is not None  # what is held is a claim
         self.record = record
+        self.token = record.claim.token
         self.data = encode(record)
 
 
@@ -212,7 +231,35 @@ class NotApplied(Enum):
 
 
 NOT_APPLIED: Final = NotApplied.NOT_APPLIED
-"""A reconciler's answer: the effect did not happen and never will, so run the handler."""
+"""A reconciler's answer: the effect did not happen, *and cannot any more*, so run the handler.
 
-Verdict = Applied | NotApplied
+That the ledger does not know of it yet is not enough: a process that died a moment ago may have
+sent a request that is still on its way. If that is possible, answer :class:`Unknown`.
+"""
+
+
+@attrs.frozen
+class Unknown:
+    """A reconciler's answer: nobody knows yet. The request gets an ``InDoubtError`` at once.
+
+    Nothing runs and nothing is stored. ``retry_after``: in how many seconds to ask again, which
+    the error tells; ``None``: not known.
+
+    Raises:
+        ConfigError: ``retry_after`` is not a number of seconds, or is negative.
+    """
+
+    retry_after: float | None = None
+
+    def __attrs_post_init__(self) -> None:
+        left = self.retry_after
+        is_number = isinstance(left, int | float) and not isinstance(left, bool)
+        if left is not None and not (is_number and 0 <= left < float("inf")):
+            raise ConfigError(
+                f"retry_after is {left!r}; give seconds of at least 0, or None; the key is still in"
+                " doubt"
+            )
+
+
+Verdict = Applied | NotApplied | Unknown
 """What a reconciler returns."""

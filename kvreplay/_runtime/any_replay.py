@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 from kvreplay._protocol import flow
-from kvreplay._protocol.record import encode_response
+from kvreplay._protocol.record import ReplayRecord, encode_response
 from kvreplay._protocol.steps import Flow, Request, Settled
 from kvreplay._runtime.requests import (
     Key,
@@ -93,18 +93,22 @@ class AnyReplay(Configured[V]):
     # Settling a key in doubt, and looking a key up: the flow, and the run that answers its steps.
 
     def _resolving(
-        self, key: Key, response: object, ttl: Duration | None
+        self, key: Key, response: object, ttl: Duration | None, seen: ReplayRecord | None
     ) -> tuple[Flow[bool], Run]:
-        return self._settling(key, encode_response(response, "nothing was changed"), ttl)
+        return self._settling(key, encode_response(response, "nothing was changed"), ttl, seen)
 
-    def _releasing(self, key: Key) -> tuple[Flow[bool], Run]:
-        return self._settling(key, None, None)
+    def _releasing(self, key: Key, seen: ReplayRecord | None) -> tuple[Flow[bool], Run]:
+        return self._settling(key, None, None, seen)
 
     def _settling(
-        self, key: Key, response: bytes | None, ttl: Duration | None
+        self,
+        key: Key,
+        response: bytes | None,
+        ttl: Duration | None,
+        seen: ReplayRecord | None,
     ) -> tuple[Flow[bool], Run]:
         settings, own = self._settings, replay_key(key)
-        steps = flow.settle(own, response, ttl_of(settings, ttl), settings.policy)
+        steps = flow.settle(own, response, ttl_of(settings, ttl), settings.policy, seen)
         return steps, Run(settings, own)
 
     def _looking_up(self, key: Key, params: object) -> tuple[Flow[Settled | None], Run]:

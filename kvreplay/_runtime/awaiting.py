@@ -14,13 +14,14 @@ from contextlib import asynccontextmanager, nullcontext
 from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
-from kvreplay._protocol import flow
+from kvreplay._protocol.flow import renew
 from kvreplay._protocol.steps import (
     Begin,
     Call,
     CheckAndPut,
     Flow,
     HeldClaim,
+    Log,
     Probe,
     Raised,
     Read,
@@ -31,7 +32,7 @@ from kvreplay._protocol.steps import (
     Wait,
 )
 from kvreplay._runtime.batching import Batcher
-from kvreplay._runtime.blocking import transact
+from kvreplay._runtime.blocking import returned, transact
 from kvreplay._runtime.renewal import RENEWALS_PER_LEASE
 from kvreplay._runtime.run import Run
 from kvreplay._runtime.settings import Settings
@@ -53,21 +54,30 @@ class AsyncDriver:
         self._batching = not missing_methods(settings.store, BatchingKVStore)
         self._batchers: WeakKeyDictionary[asyncio.AbstractEventLoop, Batcher] = WeakKeyDictionary()
 
-    async def drive(self, steps: Flow[T], run: Run, handler: Callable[..., Any] | None = None) -> T:
-        """Answer the flow's steps until it returns or raises; then end the run's token."""
+    async def drive(self, flow: Flow[T], run: Run, handler: Callable[..., Any] | None = None) -> T:
+        """Answer the flow's steps until it returns or raises; then end the run's token.
+
+        Whatever is raised beside the flow, even a cancellation, is thrown into it.
+        """
+        resume: Callable[[Any], Step] = flow.send
+        answer: Any = None
         try:
-            step = next(steps)
             while True:
                 try:
-                    answer = await self._answer(step, run, handler)
+                    while True:  # its jump back is inside the try
+                        step = resume(answer)
+                        answer = await self._answer(step, run, handler)
+                        if run.is_observed:
+                            run.emit_decision(step, answer)
+                        resume = flow.send
                 except BaseException as error:  # the flow decides, even about a cancellation
-                    step = steps.throw(error)
-                else:
-                    if run.is_observed:
-                        run.emit_decision(step, answer)
-                    step = steps.send(answer)
-        except StopIteration as returned:
-            return cast(T, returned.value)
+                    if flow.gi_frame is None:  # type: ignore[attr-defined]  # the flow's own
+                        if isinstance(error, StopIteration):
+                            return cast(T, error.value)
+                        raise
+                    if run.is_inherited:
+                        raise  # in a forked child the flow is its parent's
+                    resume, answer = flow.throw, error
         finally:
             run.end()
 
@@ -79,22 +89,24 @@ class AsyncDriver:
             aboard = flights.aboard(run.flight) if run.flight else nullcontext()
             with aboard:
                 async with self._renewing(step.held, run):
-                    ended = run.ended(await _called(handler))
-            return ended, settings.clock.now_ms()
+                    ended = run.ended(await _called(step, handler))
+            return ended, settings.now()
         if isinstance(step, Wait):
             run.waiting()
             return await asyncio.sleep(step.delay / 1000)
         if isinstance(step, Reconcile):
             assert settings.reconcile is not None  # else the policy is another
             run.bind()
-            return await _awaited(settings.reconcile(step.record)), settings.clock.now_ms()
+            return await _awaited(settings.reconcile(step.record)), settings.now()
         if isinstance(step, Transact):
             assert handler is not None
             return await in_thread(transact, step, run, handler)
-        if isinstance(step, Begin | Probe) or (self.reads_inline and isinstance(step, Read)):
+        if isinstance(step, Begin | Log | Probe) or (self.reads_inline and isinstance(step, Read)):
             return run.answer(step)
+        if isinstance(step, CheckAndPut):
+            run.refuse_child()  # here, since a child has none of its parent's threads
         if self._batching and isinstance(step, CheckAndPut):
-            return await self._batcher().check_and_put(run.change(step)), settings.clock.now_ms()
+            return await self._batcher().check_and_put(run.change(step)), settings.now()
         return await in_thread(run.answer, step)
 
     def _batcher(self) -> Batcher:
@@ -129,7 +141,7 @@ class AsyncDriver:
             except TimeoutError:
                 own = Run(self._settings, run.key)
                 try:
-                    kept = await self.drive(flow.renew(held, run.key, lease), own)
+                    kept = await self.drive(renew(held, run.key, lease), own)
                 except Exception as error:  # a failed renewal does not end the run
                     logger().warning("the renewal of a lease failed; it is tried again: %r", error)
             else:
@@ -137,17 +149,33 @@ class AsyncDriver:
 
 
 async def in_thread(function: Callable[..., T], *args: Any) -> T:
-    """Call a blocking function in the loop's default executor."""
+    """Call a blocking function in the loop's default executor.
+
+    A cancellation does not stop the thread, so it is raised when the call has ended: what the
+    caller does about it must not come before a change that the call still makes.
+    """
     loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(None, functools.partial(function, *args))
-
-
-async def _called(handler: Callable[..., Any]) -> Returned | Raised:
-    """Call the handler; only its own ``Exception`` says that nothing happened."""
+    call = loop.run_in_executor(None, functools.partial(function, *args))
     try:
-        return Returned(await _awaited(handler()))
+        return await asyncio.shield(call)
+    except asyncio.CancelledError:
+        await asyncio.wait((call,))
+        raise
+
+
+async def _called(step: Call, handler: Callable[..., Any]) -> Returned | Raised:
+    """Call the handler; only its own ``Exception`` can say that nothing happened."""
+    step.begun = True
+    try:
+        response = handler()
     except Exception as error:  # the handler's, whatever it is
         return Raised(error)
+    if inspect.isawaitable(response):
+        try:
+            response = await response
+        except Exception as error:
+            return Raised(error)
+    return returned(response)
 
 
 async def _awaited(value: Any) -> Any:

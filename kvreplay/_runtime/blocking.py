@@ -15,15 +15,15 @@ from kvreplay._protocol.steps import (
     Raised,
     Reconcile,
     Returned,
+    Step,
     Transact,
     Wait,
 )
 from kvreplay._runtime.run import PLAIN, Run
 from kvreplay._runtime.singleflight import flights
-from kvreplay.errors import ConfigError
 from kvreplay.store import KVTransaction, TransactionalKVStore
 
-__all__ = ["drive", "transact"]
+__all__ = ["drive", "returned", "transact"]
 
 T = TypeVar("T")
 _NOTHING: Final = nullcontext()
@@ -37,23 +37,32 @@ def drive(
     *,
     renewing: Renewing | None = None,
 ) -> T:
-    """Answer the flow's steps until it returns or raises; then end the run's token."""
+    """Answer the flow's steps until it returns or raises; then end the run's token.
+
+    Whatever is raised beside the flow, even an interrupt between two steps, is thrown into it.
+    """
+    resume: Callable[[Any], Step] = flow.send
+    answer: Any = None
     try:
-        step = next(flow)
         while True:
             try:
-                if type(step) in PLAIN:
-                    answer = run.answer(step)
-                else:
-                    answer = _answer(step, run, handler, renewing)
+                while True:  # its jump back is inside the try
+                    step = resume(answer)
+                    if type(step) in PLAIN:
+                        answer = run.answer(step)
+                    else:
+                        answer = _answer(step, run, handler, renewing)
+                    if run.is_observed:
+                        run.emit_decision(step, answer)
+                    resume = flow.send
             except BaseException as error:  # the flow decides, even about an interrupt
-                step = flow.throw(error)
-            else:
-                if run.is_observed:
-                    run.emit_decision(step, answer)
-                step = flow.send(answer)
-    except StopIteration as returned:
-        return cast(T, returned.value)
+                if flow.gi_frame is None:  # type: ignore[attr-defined]  # the flow's own
+                    if isinstance(error, StopIteration):
+                        return cast(T, error.value)
+                    raise
+                if run.is_inherited:
+                    raise  # in a forked child the flow is its parent's
+                resume, answer = flow.throw, error
     finally:
         run.end()
 
@@ -69,39 +78,42 @@ def transact(step: Transact, run: Run, handler: Callable[[KVTransaction], Any]) 
             run.raised = inner.raised
 
 
+def returned(response: Any) -> Returned:
+    """Return what a handler returned; a coroutine that nobody awaits is closed."""
+    if inspect.iscoroutine(response):
+        response.close()
+    return Returned(response)
+
+
 def _answer(
     step: object, run: Run, handler: Callable[..., Any] | None, renewing: Renewing | None
 ) -> Any:
-    clock = run.settings.clock
+    settings = run.settings
     if isinstance(step, Call):
         assert handler is not None  # a flow that calls is driven with one
         run.calling()
         holding = renewing(step.held, run) if renewing and step.held else _NOTHING
         with holding, flights.aboard(run.flight) if run.flight else _NOTHING:
-            ended = run.ended(_call(handler))
-        return ended, clock.now_ms()
+            ended = run.ended(_call(step, handler))
+        return ended, settings.now()
     if isinstance(step, Wait):
         run.waiting()
         time.sleep(step.delay / 1000)
         return None
     if isinstance(step, Reconcile):
-        assert run.settings.reconcile is not None  # else the policy is another
+        assert settings.reconcile is not None  # else the policy is another
         run.bind()
-        return run.settings.reconcile(step.record), clock.now_ms()
+        return settings.reconcile(step.record), settings.now()
     assert isinstance(step, Transact)  # the last step that needs a handler
     assert handler is not None
     return transact(step, run, handler)
 
 
-def _call(handler: Callable[..., Any]) -> Returned | Raised:
-    """Call the handler; only its own ``Exception`` says that nothing happened."""
+def _call(step: Call, handler: Callable[..., Any]) -> Returned | Raised:
+    """Call the handler; only its own ``Exception`` can say that nothing happened."""
+    step.begun = True
     try:
         response = handler()
     except Exception as error:  # the handler's, whatever it is
         return Raised(error)
-    if inspect.iscoroutine(response):
-        response.close()  # it has not begun
-        return Raised(
-            ConfigError("the handler is a coroutine function: use AsyncReplay.execute; nothing ran")
-        )
-    return Returned(response)
+    return returned(response)

@@ -14,20 +14,27 @@ from kvreplay.errors import (
     ExpiredError,
     InDoubtError,
     ParamsMismatchError,
+    ResponseNotStorableError,
 )
 from kvreplay.events import EventKind, ReplayEvent, logger
 from kvreplay.store import SweepResult
 
-__all__ = ["Observer"]
+__all__ = ["Observer", "event_of"]
 
 # The event of each error that is a decision about the key.
 _EVENT_OF: Final[Mapping[type[BaseException], EventKind]] = {
     ParamsMismatchError: "params_mismatch",
     ExpiredError: "expired",
     InDoubtError: "in_doubt",
+    ResponseNotStorableError: "in_doubt",
     ClaimLostError: "claim_lost",
     CorruptRecordError: "corrupt_record",
 }
+
+
+def event_of(error: BaseException) -> EventKind | None:
+    """Return the event of an error that is a decision about its key."""
+    return _EVENT_OF.get(type(error))
 
 
 class Observer:
@@ -52,12 +59,6 @@ class Observer:
             self._on_event(ReplayEvent(kind, self._namespace, digest, self._clock.now_ms(), swept))
         except Exception:  # the observer's own, whatever it is
             logger().exception("on_event raised on %r; the request goes on", kind)
-
-    def emit_error(self, error: BaseException, key: ReplayKey) -> None:
-        """Emit the event of an error that is a decision."""
-        kind = _EVENT_OF.get(type(error))
-        if kind is not None:
-            self.emit(kind, key)
 
     def emit_answer(self, settled: Settled, key: ReplayKey) -> None:
         """Emit ``replayed`` if the handler did not run; ``completed`` was emitted by the put."""

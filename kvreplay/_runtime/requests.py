@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from types import FunctionType, MethodType
+from typing import Any, Final
 
 import attrs
 
@@ -15,12 +17,13 @@ from kvreplay._protocol.steps import Request, Settled
 from kvreplay._runtime.settings import Settings
 from kvreplay._runtime.singleflight import flights
 from kvreplay.clock import Duration, to_ms
-from kvreplay.errors import InvalidParamsError, KeyNotFoundError
+from kvreplay.errors import ConfigError, InvalidParamsError, KeyNotFoundError
 
 __all__ = [
     "Key",
     "Outcome",
     "arguments_of",
+    "check_handler",
     "outcome_of",
     "peek",
     "replay_key",
@@ -63,7 +66,7 @@ def peek(settings: Settings, key: Any, params: object, ttl: Duration | None) -> 
     try:
         data = settings.store.read(settings.name, scope_name(scope), name(own))
     except (KeyNotFoundError, UnicodeEncodeError):
-        return request_of(settings, key, params, ttl, packed, settings.clock.now_ms())
+        return request_of(settings, key, params, ttl, packed, settings.now())
     response = answer_in(data, scope, own, packed, settings.clock.now_ms())
     if response is None:
         return request_of(settings, key, params, ttl)
@@ -90,6 +93,40 @@ def request_of(
         absent_at: when the key was last seen without a record; ``None``: not known, so read.
     """
     return Request(replay_key(key), canonical(params, packed), ttl_of(settings, ttl), absent_at)
+
+
+# The kinds of functions whose call runs nothing of them.
+_GENERATORS: Final = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
+_COROUTINES: Final = inspect.CO_COROUTINE | inspect.CO_ITERABLE_COROUTINE
+
+
+def check_handler(handler: Callable[..., Any], *, awaited: bool) -> None:
+    """Refuse a handler that would not run when it is called, before anything is stored.
+
+    A function that returns a generator or a coroutine is not refused: it may have done something
+    else before.
+
+    Args:
+        awaited: a coroutine function is welcome.
+
+    Raises:
+        ConfigError: it is a generator function, or a coroutine function that nobody awaits.
+    """
+    function: Any = handler
+    while isinstance(function, partial):
+        function = function.func
+    if not isinstance(function, FunctionType | MethodType):
+        function = type(function).__call__
+    flags = getattr(getattr(function, "__code__", None), "co_flags", 0)
+    if flags & _COROUTINES and not awaited:
+        raise ConfigError(
+            "the handler is a coroutine function: use AsyncReplay.execute; nothing ran"
+        )
+    if flags & _GENERATORS and not flags & _COROUTINES:
+        raise ConfigError(
+            "the handler is a generator function, and calling it runs nothing of it: give a"
+            " function that returns its response; nothing ran"
+        )
 
 
 def ttl_of(settings: Settings, ttl: Duration | None) -> int:

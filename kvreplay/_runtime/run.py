@@ -9,6 +9,7 @@ from kvreplay._protocol.keys import ReplayKey, name, scope_name
 from kvreplay._protocol.steps import (
     Begin,
     CheckAndPut,
+    Log,
     Probe,
     Raised,
     Read,
@@ -17,14 +18,17 @@ from kvreplay._protocol.steps import (
     Transact,
 )
 from kvreplay._runtime import liveness
+from kvreplay._runtime.observer import event_of
 from kvreplay._runtime.settings import Settings
 from kvreplay._runtime.singleflight import Flight, flights
-from kvreplay.errors import KeyNotFoundError
+from kvreplay.errors import InFlightError, KeyNotFoundError, StoreError
+from kvreplay.events import EventKind, logger
 from kvreplay.store import Change
+from kvreplay.store.locks import ProcessMark
 
 __all__ = ["PLAIN", "ReadsAndPuts", "Run"]
 
-PLAIN: Final = frozenset((Begin, CheckAndPut, Probe, Read))
+PLAIN: Final = frozenset((Begin, CheckAndPut, Log, Probe, Read))
 """The steps that a run answers alone: they need no function of the caller's and no sleep."""
 
 _RUNNING: Final[Mapping[liveness.Liveness, bool | None]] = {
@@ -58,8 +62,10 @@ class Run:
 
     __slots__ = (
         "_address",
+        "_caller",
         "_store",
         "_token",
+        "_told",
         "flight",
         "is_observed",
         "key",
@@ -84,6 +90,8 @@ class Run:
         self._address = (settings.name, scope_name(key.scope), name(key.id))
         self.raised: Exception | None = None
         self._token: bytes | None = None
+        self._told: EventKind | None = None
+        self._caller: ProcessMark | None = None  # the process that runs the handler
 
     def inside(self, transaction: ReadsAndPuts) -> Run:
         """Return the same run on a transaction of the store."""
@@ -91,6 +99,7 @@ class Run:
 
     def calling(self) -> None:
         """Note that the handler is about to run: the key belongs to this run's params."""
+        self._caller = liveness.this_process()
         self.bind()
         self.settings.observer.emit("started", self.key)
 
@@ -100,15 +109,37 @@ class Run:
         self.settings.observer.emit("waited", self.key)
 
     def ended(self, ended: Returned | Raised) -> Returned | Raised:
-        """Remember what the handler raised: it is no decision about this key."""
+        """Remember what the handler raised: it is no decision about this key.
+
+        In a child that the handler forked this raises, since its parent's run goes on.
+        """
         if isinstance(ended, Raised):
             self.raised = ended.error
+        if self.is_inherited:
+            if isinstance(ended, Raised):
+                raise ended.error
+            raise InFlightError(
+                "a forked child came out of a handler that its parent runs: that run goes on, and"
+                " nothing was stored here; end such a child inside the handler, by os._exit()",
+                1.0,
+            )
         return ended
 
+    def refuse_child(self) -> None:
+        """Raise a StoreError in a forked child of the process whose handler this run has called."""
+        if self.is_inherited:
+            raise StoreError("a forked child cannot end its parent's run; nothing was changed")
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether this process is a forked child of the one whose handler this run has called."""
+        return self._caller is not None and not self._caller[0]
+
     def emit_error(self, error: BaseException) -> None:
-        """Emit the event of an error that is a decision about the key."""
-        if error is not self.raised:
-            self.settings.observer.emit_error(error, self.key)
+        """Emit the event of an error that is a decision about the key, and was not told yet."""
+        kind = event_of(error)
+        if kind is not None and kind != self._told and error is not self.raised:
+            self.settings.observer.emit(kind, self.key)
 
     def bind(self) -> None:
         """Note that the key belongs to this run's params: requests with others are now refused."""
@@ -118,25 +149,28 @@ class Run:
     def answer(self, step: object) -> Any:
         """Answer a step that is one of :data:`PLAIN`."""
         if isinstance(step, CheckAndPut):
+            self.refuse_child()
             seen = self._store.check_and_put(
                 *self._address,
                 expected=step.expected,
                 value=step.value,
                 expires_at=step.expires_at,
             )
-            return seen, self.settings.clock.now_ms()
+            return seen, self.settings.now()
         if isinstance(step, Read):
             try:
                 found = self._store.read(*self._address)
             except KeyNotFoundError:
-                return None, self.settings.clock.now_ms()
-            return found, self.settings.clock.now_ms()
+                return None, self.settings.now()
+            return found, self.settings.now()
         if isinstance(step, Begin):
             self.end()  # the token of an attempt in which another owner was faster
-            self._token = liveness.begin()
-            return self._token, liveness.this_process()
+            self._token = liveness.new_token()
+            return self._token, liveness.begin(self._token, self.settings.owners_file)
         if isinstance(step, Probe):
-            return _RUNNING[liveness.look_up(step.claim)]
+            return _RUNNING[liveness.look_up(step.claim, self.settings.owners_file)]
+        if isinstance(step, Log):
+            return logger().warning(step.text, step.failure)
         raise TypeError(f"no answer to a {type(step).__name__} step")
 
     def change(self, step: CheckAndPut) -> Change:
@@ -146,6 +180,7 @@ class Run:
     def emit_decision(self, step: object, answer: Any) -> None:
         """Emit what a successful put or transaction has decided, if the run ``is_observed``."""
         if isinstance(step, CheckAndPut) and step.event and answer[0] == step.expected:
+            self._told = step.event
             self.settings.observer.emit(step.event, self.key)
         elif isinstance(step, Transact) and isinstance(answer, Settled):
             self.settings.observer.emit("completed", self.key)

@@ -64,6 +64,7 @@ class Settings:
     Attributes:
         ttl: milliseconds.
         sweeps_itself: the store has an index of expiry.
+        owners_file: where its owners hold their locks; ``None``: it has no such file.
     """
 
     store: AtomicKVStore
@@ -76,7 +77,22 @@ class Settings:
     observer: Observer
     sweeps_itself: bool
     has_transactions: bool
+    owners_file: str | None
     _identity: Hashable
+
+    def now(self) -> int:
+        """Return the clock's time, which goes into records; it must be an int.
+
+        Raises:
+            ConfigError: it is not.
+        """
+        now = self.clock.now_ms()
+        if type(now) is not int:
+            raise ConfigError(
+                f"the clock's now_ms() returned a {type(now).__name__}; it must return an int, the"
+                " milliseconds since the epoch"
+            )
+        return now
 
     def flight_key(self, key: ReplayKey) -> Hashable:
         """Return what names the key in this process, for every store object on the same entries."""
@@ -103,6 +119,7 @@ class Configured(Generic[V]):
         on_in_doubt: str | Callable[[ReplayRecord], V] = "raise",
         max_record_bytes: int = 1024 * 1024,
         renew: bool = False,
+        doubt_on: tuple[type[BaseException], ...] = (TimeoutError, ConnectionError),
         clock: Clock | None = None,
         on_event: Callable[[ReplayEvent], object] | None = None,
     ) -> None:
@@ -123,9 +140,15 @@ class Configured(Generic[V]):
             wait_timeout: how long to wait for another process that runs the key; 0: not at all.
             on_in_doubt: ``"raise"``, ``"rerun"``, or a callable. The callable is given the
                 :class:`~kvreplay.ReplayRecord` in doubt, asks the system that the handler acts on,
-                and returns ``Applied(response)`` or ``NOT_APPLIED``.
+                and returns ``Applied(response)``, ``NOT_APPLIED`` if the effect did not happen *and
+                cannot any more*, or ``Unknown(retry_after=seconds)``.
             max_record_bytes: the largest record to store, params and response together.
             renew: keep renewing the lease while a handler runs.
+            doubt_on: exception classes of a handler that leave it unknown whether its effect
+                happened, also inside an exception group, at any depth. The key is then in doubt
+                instead of free. ``ConnectionError`` does not mean ``ConnectionRefusedError``. Add
+                those of your client library; with ``(Exception,)`` a handler frees its key only by
+                ``NotAppliedError``. With ``lease=None`` there is no claim that could stay.
             clock: an object with ``now_ms()``; the system's clock by default.
             on_event: called with a :class:`~kvreplay.ReplayEvent` for each decision, on the thread
                 that makes it. What it raises is logged, and never fails a request.
@@ -141,6 +164,7 @@ class Configured(Generic[V]):
             raise ConfigError("renew=True needs a lease to renew; lease is None")
         if type(max_record_bytes) is not int or max_record_bytes < 1:
             raise ConfigError("max_record_bytes must be an int of at least 1")
+        _check_doubt_on(doubt_on)
         clock = SystemClock() if clock is None else clock
         self._settings = Settings(
             store=store,
@@ -152,6 +176,7 @@ class Configured(Generic[V]):
                 wait_timeout=to_ms(wait_timeout, "wait_timeout"),
                 on_in_doubt=_in_doubt_policy(on_in_doubt),
                 max_record_bytes=max_record_bytes,
+                doubt_on=doubt_on,
             ),
             reconcile=on_in_doubt if callable(on_in_doubt) else None,
             renew=renew,
@@ -159,6 +184,7 @@ class Configured(Generic[V]):
             observer=Observer(namespace, clock, on_event),
             sweeps_itself=not missing_methods(store, ExpiringKVStore),
             has_transactions=not missing_methods(store, TransactionalKVStore),
+            owners_file=getattr(store, "owners_file", None),
             identity=getattr(store, "identity", None) or id(store),
         )
         self._set_up()
@@ -187,6 +213,17 @@ def _in_doubt_policy(on_in_doubt: object) -> InDoubtPolicy:
     raise ConfigError(
         f"on_in_doubt is {on_in_doubt!r}; it can be 'raise', 'rerun' or a callable that reconciles"
     )
+
+
+def _check_doubt_on(doubt_on: object) -> None:
+    if not isinstance(doubt_on, tuple):
+        raise ConfigError(
+            f"doubt_on is a {type(doubt_on).__name__}; give a tuple of exception classes, such as"
+            " (TimeoutError, ConnectionError)"
+        )
+    for each in doubt_on:
+        if not (isinstance(each, type) and issubclass(each, BaseException)):
+            raise ConfigError(f"doubt_on names {each!r}, which is not an exception class")
 
 
 def _check_capability(store: object, capability: type[Any], what: str) -> None:

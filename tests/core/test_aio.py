@@ -11,6 +11,7 @@ import pytest
 from kvreplay import (
     AsyncReplay,
     ConfigError,
+    IndeterminateError,
     InDoubtError,
     InFlightError,
     InProcessAtomicStore,
@@ -121,6 +122,126 @@ def test_a_loop_that_ends_leaves_the_key_in_doubt(store: Any) -> None:
     asyncio.run(main())  # cancels what is left
     with pytest.raises(InDoubtError):
         asyncio.run(replay_on(store).execute(KEY, PARAMS, Handler("never")))
+
+
+def stored_claim(store: Any) -> Any:
+    (record,) = Replay(store, "ns", ttl=60).records()
+    return record.claim
+
+
+def test_a_loop_that_ends_says_in_the_claim_that_the_run_has_ended(store: Any) -> None:
+    async def main() -> None:
+        handler = Held()
+        caller = asyncio.create_task(replay_on(store).execute(KEY, PARAMS, handler))
+        await handler.started.wait()
+        assert stored_claim(store).ended_at is None
+        assert not caller.done()
+
+    asyncio.run(main())  # cancels what is left
+    assert stored_claim(store).ended_at is not None
+
+
+def test_a_handler_that_cancels_itself_leaves_the_key_in_doubt(store: Any) -> None:
+    async def handler() -> Any:
+        raise asyncio.CancelledError
+
+    async def main() -> None:
+        with pytest.raises(asyncio.CancelledError):
+            await replay_on(store).execute(KEY, PARAMS, handler)
+        with pytest.raises(InDoubtError):
+            await replay_on(store).execute(KEY, PARAMS, Handler("never"))
+
+    asyncio.run(main())
+    assert stored_claim(store).ended_at is not None
+
+
+@pytest.mark.parametrize("renew", [False, True])
+def test_a_task_group_that_does_not_know_leaves_the_key_in_doubt(store: Any, renew: bool) -> None:
+    async def pay(leg: int) -> None:
+        raise IndeterminateError("hung up") if leg else ValueError("declined")
+
+    async def handler() -> Any:
+        async with asyncio.TaskGroup() as outer:
+            outer.create_task(pay(0))
+            async with asyncio.TaskGroup() as inner:
+                inner.create_task(pay(1))
+
+    async def main() -> None:
+        replay = replay_on(store, renew=renew)
+        both = [replay.execute(KEY, PARAMS, handler) for _ in range(2)]
+        errors = await asyncio.gather(*both, return_exceptions=True)
+        assert [type(error) for error in errors] == [InDoubtError] * 2
+        assert isinstance(errors[0].__cause__, ExceptionGroup)  # type: ignore[union-attr]
+        with pytest.raises(InDoubtError):
+            await replay.execute(KEY, PARAMS, Handler("never"))
+
+    asyncio.run(main())
+    assert stored_claim(store).ended_at is not None
+
+
+def test_a_task_group_that_declines_frees_the_key(store: Any) -> None:
+    async def pay() -> None:
+        raise ValueError("declined")
+
+    async def handler() -> Any:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(pay())
+
+    async def main() -> None:
+        replay = replay_on(store)
+        with pytest.raises(ExceptionGroup):
+            await replay.execute(KEY, PARAMS, handler)
+        assert (await replay.execute(KEY, PARAMS, Handler("now"))).response == "now"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("which", ["the claim", "the answer"])
+def test_a_run_that_is_cancelled_while_its_change_is_under_way(store: Any, which: str) -> None:
+    """The change is made by a thread, which no cancellation stops: the flow goes on after it."""
+    under_way, go = threading.Event(), threading.Event()
+    values: list[Any] = []
+
+    class Slow(OneByOne):
+        reads_are_local = True
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(store, name)
+
+        def check_and_put(self, *args: Any, **kwargs: Any) -> Any:
+            values.append(kwargs["value"])
+            if len(values) == (1 if which == "the claim" else 2):
+                under_way.set()
+                assert go.wait(30)
+            return store.check_and_put(*args, **kwargs)
+
+    class SlowOneByOne(Slow):
+        check_and_put_each = None  # it takes no batches
+
+    async def main(slow: Any) -> None:
+        handler = Handler("r")
+        caller = asyncio.create_task(replay_on(slow).execute(KEY, PARAMS, handler))
+        await asyncio.to_thread(under_way.wait)
+        for task in asyncio.all_tasks() - {asyncio.current_task(), caller}:
+            task.cancel()
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert not caller.done()
+        go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+        assert handler.runs == (which == "the answer")
+        again = await replay_on(store).execute(KEY, PARAMS, Handler("anew"))
+        assert (again.response, again.replayed) == (
+            ("anew", False) if which == "the claim" else ("r", True)
+        )
+
+    for slow in (Slow(), SlowOneByOne()):
+        asyncio.run(main(slow))
+        store.remove("ns", "lsp", "session")
+        values.clear()
+        under_way.clear()
+        go.clear()
 
 
 def test_a_leader_cancelled_before_its_first_step_frees_the_key(store: Any) -> None:

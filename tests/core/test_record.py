@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from kvreplay import (
     CorruptRecordError,
+    InvalidResponseError,
     RecordError,
     ReplayKey,
     ReplayRecord,
-    ResponseNotStorableError,
     UnsupportedRecordVersionError,
 )
 from kvreplay._protocol.record import (
@@ -35,25 +35,37 @@ CLAIM = Claim(bytes(range(16)), 1_700_000_030_000, "boot:1:2:3")
 IN_PROGRESS = ReplayRecord(
     State.IN_PROGRESS, KEY, b"\x81\xa1a\x01", None, 1_700_000_000_000, None, CLAIM
 )
+ENDED = attrs.evolve(IN_PROGRESS, claim=attrs.evolve(CLAIM, ended_at=1_700_000_001_000))
 COMPLETED = ReplayRecord(
     State.COMPLETED, KEY, b"\x81\xa1a\x01", b"\xa2ok", 1_700_000_000_000, 1_700_003_600_000, None
 )
 TOMBSTONE = ReplayRecord(
     State.TOMBSTONE, KEY, b"", None, 1_700_000_000_000, 1_700_003_600_000, None
 )
-RECORDS = [IN_PROGRESS, COMPLETED, TOMBSTONE]
+RECORDS = {
+    "in progress": IN_PROGRESS,
+    "ended": ENDED,
+    "completed": COMPLETED,
+    "tombstone": TOMBSTONE,
+}
+each_record = pytest.mark.parametrize("record", RECORDS.values(), ids=RECORDS)
 
 # Version 1, pinned: these bytes are in users' stores.
 GOLDEN = {
-    State.IN_PROGRESS: (
-        "9a0101a430326162a973657373696f6e2d31c40481a16101c0cf0000018bcfe56800c093c4100001"
-        "02030405060708090a0b0c0d0e0fcf0000018bcfe5dd30aa626f6f743a313a323a33cecbd00f70"
+    "in progress": (
+        "9a0101a430326162a973657373696f6e2d31c40481a16101c0cf0000018bcfe56800c094c4100001"
+        "02030405060708090a0b0c0d0e0fcf0000018bcfe5dd30aa626f6f743a313a323a33c0cee3957f59"
     ),
-    State.COMPLETED: (
+    "ended": (
+        "9a0101a430326162a973657373696f6e2d31c40481a16101c0cf0000018bcfe56800c094c4100001"
+        "02030405060708090a0b0c0d0e0fcf0000018bcfe5dd30aa626f6f743a313a323a33cf0000018bcf"
+        "e56be8ce6cb80473"
+    ),
+    "completed": (
         "9a0102a430326162a973657373696f6e2d31c40481a16101c403a26f6bcf0000018bcfe56800cf00"
         "00018bd01c5680c0ce262ff233"
     ),
-    State.TOMBSTONE: (
+    "tombstone": (
         "9a0103a430326162a973657373696f6e2d31c400c0cf0000018bcfe56800cf0000018bd01c5680c0cee57480fc"
     ),
 }
@@ -69,13 +81,13 @@ def fields_of(record: ReplayRecord) -> list[Any]:
     return [*msgpack.unpackb(encode(record))[:-1], 0xFFFFFFFF]
 
 
-@pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.state.name)
-def test_golden_bytes_of_version_1(record: ReplayRecord) -> None:
-    assert encode(record).hex() == GOLDEN[record.state]
-    assert decode(bytes.fromhex(GOLDEN[record.state]), KEY) == record
+@pytest.mark.parametrize("name", RECORDS)
+def test_golden_bytes_of_version_1(name: str) -> None:
+    assert encode(RECORDS[name]).hex() == GOLDEN[name]
+    assert decode(bytes.fromhex(GOLDEN[name]), KEY) == RECORDS[name]
 
 
-@pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.state.name)
+@each_record
 def test_every_flipped_bit_is_noticed(record: ReplayRecord) -> None:
     data = encode(record)
     for bit in range(8 * len(data)):
@@ -85,7 +97,7 @@ def test_every_flipped_bit_is_noticed(record: ReplayRecord) -> None:
             decode(bytes(flipped), KEY)
 
 
-@pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.state.name)
+@each_record
 def test_a_record_cut_short_or_prolonged_is_noticed(record: ReplayRecord) -> None:
     data = encode(record)
     for length in range(len(data)):
@@ -111,6 +123,26 @@ def test_a_newer_version_is_told_from_damage() -> None:
         decode(newer[:-1] + bytes([newer[-1] ^ 1]), KEY)
 
 
+@each_record
+@pytest.mark.parametrize(
+    ("index", "later"),
+    [(1, 4), (4, msgpack.ExtType(1, bytes(32))), (4, msgpack.ExtType(9, b""))],
+    ids=["failure", "digest", "other digest"],
+)
+def test_what_a_later_kvreplay_writes_is_told_from_damage(
+    record: ReplayRecord, index: int, later: object
+) -> None:
+    fields = fields_of(record)
+    assert decode(sealed(fields), KEY) == record
+    fields[index] = later
+    data = sealed(fields)
+    with pytest.raises(UnsupportedRecordVersionError, match="later kvreplay"):
+        decode(data, KEY)
+    assert answered(data) is None
+    with pytest.raises(CorruptRecordError):
+        decode(data[:-1] + bytes([data[-1] ^ 1]), KEY)
+
+
 @pytest.mark.parametrize(
     ("index", "bad"),
     [
@@ -118,7 +150,7 @@ def test_a_newer_version_is_told_from_damage() -> None:
         (0, "1"),
         (0, True),
         (1, 0),
-        (1, 4),
+        (1, 5),
         (1, True),
         (1, 1),
         (2, None),
@@ -132,7 +164,7 @@ def test_a_newer_version_is_told_from_damage() -> None:
         (6, None),
         (7, None),
         (7, "soon"),
-        (8, [bytes(16), 1, "owner"]),
+        (8, [bytes(16), 1, "owner", None]),
     ],
 )
 def test_an_intact_record_of_another_shape_is_no_answer(index: int, bad: object) -> None:
@@ -146,13 +178,16 @@ def test_an_intact_record_of_another_shape_is_no_answer(index: int, bad: object)
 @pytest.mark.parametrize(
     "claim",
     [
-        [bytes(15), 1, "owner"],
-        [bytes(17), 1, "owner"],
-        [bytes(16), 1, "owner", None],
-        ["x" * 16, 1, "owner"],
-        [bytes(16), "1", "owner"],
-        [bytes(16), 1, None],
-        [bytes(16), 1],
+        [bytes(15), 1, "owner", None],
+        [bytes(17), 1, "owner", None],
+        [bytes(16), 1, "owner"],  # of a kvreplay before the first version
+        [bytes(16), 1, "owner", None, None],
+        ["x" * 16, 1, "owner", None],
+        [bytes(16), "1", "owner", None],
+        [bytes(16), 1, None, None],
+        [bytes(16), 1, "owner", 1.0],
+        [bytes(16), 1, "owner", True],
+        [bytes(16), 1, "owner", "soon"],
         {"token": bytes(16)},
         7,
     ],
@@ -281,7 +316,7 @@ def test_a_tuple_comes_back_as_a_list() -> None:
 )
 def test_a_response_that_cannot_be_stored_says_so(response: object) -> None:
     says = rf"\({type(response).__name__}\) .* the consequence"
-    with pytest.raises(ResponseNotStorableError, match=says):
+    with pytest.raises(InvalidResponseError, match=says):
         encode_response(response, "the consequence")
 
 
@@ -289,7 +324,7 @@ def test_a_response_nested_too_deep_cannot_be_stored() -> None:
     deep: list[Any] = []
     for _ in range(2000):
         deep = [deep]
-    with pytest.raises(ResponseNotStorableError):
+    with pytest.raises(InvalidResponseError):
         encode_response(deep, "")
 
 

@@ -9,7 +9,7 @@ import attrs
 from kvreplay import ReplayKey, ReplayRecord
 from kvreplay._protocol.flow import execute, execute_in_transaction, settle
 from kvreplay._protocol.params import canonical
-from kvreplay._protocol.record import Claim, State, encode, encode_response
+from kvreplay._protocol.record import Claim, State, decode, encode, encode_response
 from kvreplay._protocol.steps import (
     BEGIN,
     READ,
@@ -38,6 +38,7 @@ POLICY = Policy(
     wait_timeout=0,
     on_in_doubt=InDoubtPolicy.RAISE,
     max_record_bytes=10_000,
+    doubt_on=(TimeoutError, ConnectionError),
 )
 REQUEST = Request(KEY, PARAMS, ttl=60_000)
 OTHERS = [b"", b"\xff"]  # what another may have stored: less than any record, or greater
@@ -48,9 +49,12 @@ def completed(params: bytes = PARAMS, expires_at: int = NOW + 1, response: objec
 
 
 def claimed(
-    params: bytes = PARAMS, lease_expires_at: int = NOW + 1, token: bytes = b"C" * 16
+    params: bytes = PARAMS,
+    lease_expires_at: int = NOW + 1,
+    token: bytes = b"C" * 16,
+    ended_at: int | None = None,
 ) -> bytes:
-    claim = Claim(token, lease_expires_at, "owner")
+    claim = Claim(token, lease_expires_at, "owner", ended_at)
     return encode(ReplayRecord(State.IN_PROGRESS, KEY, params, None, NOW - 5, None, claim))
 
 
@@ -69,6 +73,7 @@ class Script:
         self._flow = flow
         self.step: Any = next(flow)
         self.result: Any = None
+        self.stored: Any = None  # what the last put that succeeded has stored
 
     def reads(self, found: bytes | None, now: int = NOW) -> Script:
         assert self.step is READ
@@ -85,6 +90,8 @@ class Script:
     def puts(self, found: bytes | type | None = bytes, now: int = NOW) -> Script:
         """Answer a check-and-put; by default it succeeds."""
         assert isinstance(self.step, CheckAndPut)
+        if found is bytes:
+            self.stored = self.step.value
         return self._send((self.step.expected if found is bytes else found, now))
 
     def transacts(self, found: object) -> Script:
@@ -93,12 +100,29 @@ class Script:
         return self._send(found)
 
     def calls(self, response: object, now: int = NOW) -> Script:
-        assert isinstance(self.step, Call)
+        self.begin_call()
         return self._send((Returned(response), now))
 
     def raises(self, error: Exception) -> Script:
-        assert isinstance(self.step, Call)
+        self.begin_call()
         return self._send((Raised(error), NOW))
+
+    def begin_call(self) -> Script:
+        assert isinstance(self.step, Call)
+        self.step.begun = True
+        return self
+
+    def ends_in_doubt(self, now: int = NOW) -> Script:
+        """Expect that the stored claim is read, and replaced by one that says that its run ended."""
+        stored = self.stored
+        self.reads(stored, now)
+        assert self.step.expected == stored
+        before, after = decode(stored), decode(self.step.value)
+        assert before.claim is not None
+        ended = attrs.evolve(before.claim, ended_at=now)
+        assert after == attrs.evolve(before, claim=ended)
+        assert self.step.event == "in_doubt"
+        return self.puts(now=now)
 
     def waits(self) -> int:
         assert isinstance(self.step, Wait)
@@ -130,5 +154,5 @@ def transacting(**policy: Any) -> Script:
     return Script(execute_in_transaction(REQUEST, attrs.evolve(POLICY, **policy)))
 
 
-def settling(response: bytes | None = None) -> Script:
-    return Script(settle(KEY, response, 60_000, POLICY))
+def settling(response: bytes | None = None, seen: ReplayRecord | None = None) -> Script:
+    return Script(settle(KEY, response, 60_000, POLICY, seen))

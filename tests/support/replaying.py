@@ -69,8 +69,8 @@ class Async:
     def resolve(self, *args: Any, **options: Any) -> bool:
         return asyncio.run(self.replay.resolve(*args, **options))
 
-    def release(self, *args: Any) -> bool:
-        return asyncio.run(self.replay.release(*args))
+    def release(self, *args: Any, **options: Any) -> bool:
+        return asyncio.run(self.replay.release(*args, **options))
 
     def sweep(self, limit: int = 1000) -> SweepResult:
         return asyncio.run(self.replay.sweep(limit))

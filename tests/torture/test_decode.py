@@ -17,7 +17,7 @@ from kvreplay._protocol.record import Claim, State, answer_in, decode, encode
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 TIMES = st.integers(0, 2**63)
 KEYS = st.builds(ReplayKey, TEXT, TEXT.filter(bool))
-CLAIMS = st.builds(Claim, st.binary(min_size=16, max_size=16), TIMES, TEXT)
+CLAIMS = st.builds(Claim, st.binary(min_size=16, max_size=16), TIMES, TEXT, st.none() | TIMES)
 SCALARS = (
     st.none()
     | st.booleans()

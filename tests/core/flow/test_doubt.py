@@ -75,6 +75,18 @@ def test_when_a_claim_is_in_doubt(
             Script(flow).reads(stored).probes(runs).reads(stored)
 
 
+def test_a_claim_whose_run_has_ended_is_in_doubt_at_once_whoever_owns_it() -> None:
+    """Nobody is asked for its owner, and its lease is not over."""
+    stored = claimed(ended_at=NOW - 1)
+    for flow in (execute(REQUEST, POLICY), lookup(REQUEST, POLICY)):
+        with pytest.raises(InDoubtError):
+            Script(flow).reads(stored).reads(stored)
+    rerun = executing(on_in_doubt=InDoubtPolicy.RERUN).reads(stored).begins()
+    assert isinstance(rerun.puts().step, Call)
+    asked = executing(on_in_doubt=InDoubtPolicy.RECONCILE).reads(stored).reads(stored)
+    assert asked.reconciles(Applied("found out")).puts().result.replayed
+
+
 @pytest.mark.parametrize("policy", [InDoubtPolicy.RAISE, InDoubtPolicy.RECONCILE])
 def test_what_its_owner_ended_before_we_looked_for_it_is_not_in_doubt(
     policy: InDoubtPolicy,

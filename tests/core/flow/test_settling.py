@@ -44,6 +44,10 @@ def test_settle_completes_or_frees_a_key_in_doubt() -> None:
     assert script.puts().result is True
 
 
+def test_anybody_settles_a_claim_whose_run_has_ended() -> None:
+    assert settling().reads(claimed(ended_at=NOW - 1)).puts().result is True
+
+
 @pytest.mark.parametrize("stored", [None, completed(), tombstone()])
 def test_settle_leaves_a_key_alone_that_is_not_claimed(stored: bytes | None) -> None:
     assert Script(settle(KEY, None, 0, POLICY)).reads(stored).result is False
@@ -57,6 +61,20 @@ def test_settle_refuses_a_running_key_and_follows_a_moving_one() -> None:
     for found in OTHERS:
         with pytest.raises(CorruptRecordError):
             settling().reads(claimed()).probes(runs=False).puts(found=found)
+
+
+@pytest.mark.parametrize("response", [None, encode_response("found out", "")])
+def test_settle_settles_the_claim_that_was_looked_at_and_no_other(response: bytes | None) -> None:
+    seen, renewed = decode(claimed()), claimed(lease_expires_at=NOW + 90_000)
+    assert settling(response, seen).reads(renewed).probes(runs=False).puts().result is True
+    with pytest.raises(InFlightError):
+        settling(response, seen).reads(renewed).probes(runs=True)
+    for other in (claimed(token=b"O" * 16), claimed(token=b"O" * 16, ended_at=NOW)):
+        assert settling(response, seen).reads(other).result is False
+        script = settling(response, seen).reads(claimed()).probes(runs=False)
+        assert script.puts(found=other).result is False
+    for unclaimed in (completed(), tombstone()):
+        assert settling(response, decode(unclaimed)).reads(claimed()).result is False
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from kvreplay import (
     CorruptRecordError,
     InDoubtError,
     InFlightError,
+    InvalidResponseError,
     ReplayKey,
-    ResponseNotStorableError,
 )
 from kvreplay._protocol.flow import execute_in_transaction
 from kvreplay._protocol.record import decode, encode, encode_response
@@ -56,8 +56,11 @@ def test_without_a_lease_the_loser_gets_the_winners_answer_and_runs_once() -> No
         with pytest.raises(ClaimLostError, match="the handler ran"):
             executing(lease=None).reads(None).calls("mine").puts(found=stored)
     foreign = attrs.evolve(decode(completed()), key=ReplayKey("lsp", "other"))
-    with pytest.raises(CorruptRecordError):
-        executing(lease=None).reads(None).calls("mine").puts(found=encode(foreign))
+    for record in (encode(foreign), b"damaged"):
+        with pytest.raises(InDoubtError, match="the handler ran") as error:
+            executing(lease=None).reads(None).calls("mine").puts(found=record)
+        assert isinstance(error.value.__cause__, CorruptRecordError)
+        assert error.value.response == "mine"
     script = executing(lease=None).reads(tombstone(NOW)).calls("mine")
     assert script.step.expected == tombstone(NOW)
     script.puts(found=None)
@@ -95,5 +98,5 @@ def test_a_transaction_decides_again_inside() -> None:
 def test_a_transactions_response_that_cannot_be_stored_undoes_it() -> None:
     for response in (object(), "x" * 10_000):
         script = Script(execute_in_transaction(REQUEST, POLICY)).reads(None)
-        with pytest.raises(ResponseNotStorableError, match="undone"):
+        with pytest.raises(InvalidResponseError, match="undone"):
             Script(script.step.flow).reads(None).calls(response)

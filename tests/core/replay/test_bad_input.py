@@ -64,6 +64,11 @@ def test_bad_input_runs_nothing(
         ({"on_in_doubt": "ignore"}, "on_in_doubt"),
         ({"max_record_bytes": 0}, "max_record_bytes"),
         ({"renew": True, "lease": None}, "renew"),
+        ({"doubt_on": TimeoutError}, "a tuple of exception classes"),
+        ({"doubt_on": [TimeoutError]}, "a tuple of exception classes"),
+        ({"doubt_on": (TimeoutError, "ConnectionError")}, "doubt_on names 'ConnectionError'"),
+        ({"doubt_on": (TimeoutError(),)}, "not an exception class"),
+        ({"doubt_on": (int,)}, "not an exception class"),
     ],
 )
 def test_bad_settings_are_named(make: Callable[..., Any], settings: Any, says: str) -> None:

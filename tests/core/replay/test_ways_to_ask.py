@@ -11,8 +11,8 @@ from kvreplay import (
     ConfigError,
     ExpiredError,
     IndeterminateError,
+    InvalidResponseError,
     ParamsMismatchError,
-    ResponseNotStorableError,
     StoreError,
 )
 from support.replaying import FakeClock, Handler, Interrupt
@@ -62,7 +62,7 @@ def test_a_transaction_that_fails_leaves_nothing(
             raise end
         return end
 
-    error = type(end) if isinstance(end, BaseException) else ResponseNotStorableError
+    error = type(end) if isinstance(end, BaseException) else InvalidResponseError
     with pytest.raises(error):
         replay.execute_in_transaction(KEY, PARAMS, handler)
     assert store.list("ledger", "") == []
