@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Final, TypeVar, cast
+from contextlib import nullcontext
+from itertools import starmap
+from typing import Any, Final, Protocol, TypeVar, cast
 
 from kvreplay._protocol.steps import (
     Call,
@@ -23,11 +24,23 @@ from kvreplay._runtime.singleflight import flights
 from kvreplay.errors import ConfigError
 from kvreplay.store import KVTransaction, TransactionalKVStore
 
-__all__ = ["drive", "transact"]
+__all__ = ["Holding", "call", "drive", "transact"]
 
 T = TypeVar("T")
 _NOTHING: Final = nullcontext()
-Renewing = Callable[[HeldClaim, Run], AbstractContextManager[object]]
+
+
+class Holding(Protocol):
+    """A claim that is renewed between ``begin`` and ``end``; a second ``end`` does nothing."""
+
+    def begin(self) -> None:
+        """Renew it from now on."""
+
+    def end(self) -> None:
+        """Renew it no more: no renewal runs afterwards."""
+
+
+Renewing = Callable[[HeldClaim, Run], Holding]
 
 
 def drive(
@@ -55,7 +68,11 @@ def drive(
     except StopIteration as returned:
         return cast(T, returned.value)
     finally:
-        run.end()
+        try:
+            run.end()
+        except BaseException:  # an interrupt
+            run.end()
+            raise
 
 
 def transact(step: Transact, run: Run, handler: Callable[[KVTransaction], Any]) -> Any:
@@ -76,9 +93,19 @@ def _answer(
     if isinstance(step, Call):
         assert handler is not None  # a flow that calls is driven with one
         run.calling()
-        holding = renewing(step.held, run) if renewing and step.held else _NOTHING
-        with holding, flights.aboard(run.flight) if run.flight else _NOTHING:
-            ended = run.ended(_call(handler))
+        holding = renewing(step.held, run) if renewing and step.held else None
+        try:
+            if holding is not None:
+                holding.begin()
+            with flights.aboard(run.flight) if run.flight else _NOTHING:
+                ended = run.ended(_call(handler))
+        finally:
+            if holding is not None:
+                try:
+                    holding.end()
+                except BaseException:  # an interrupt
+                    holding.end()
+                    raise
         return ended, clock.now_ms()
     if isinstance(step, Wait):
         run.waiting()
@@ -93,15 +120,25 @@ def _answer(
     return transact(step, run, handler)
 
 
-def _call(handler: Callable[..., Any]) -> Returned | Raised:
+def call(handler: Callable[..., Any]) -> Returned | Raised:
     """Call the handler; only its own ``Exception`` says that nothing happened."""
+    responses: list[Any] = []
+    calling = starmap(handler, ((),))
     try:
-        response = handler()
+        # By an operator: an interrupt that comes right after a call is not the handler's own.
+        responses += calling
     except Exception as error:  # the handler's, whatever it is
         return Raised(error)
-    if inspect.iscoroutine(response):
-        response.close()  # it has not begun
+    if not responses:
+        return Raised(RuntimeError("the handler raised StopIteration"))
+    return Returned(responses[0])
+
+
+def _call(handler: Callable[..., Any]) -> Returned | Raised:
+    ended = call(handler)
+    if isinstance(ended, Returned) and inspect.iscoroutine(ended.response):
+        ended.response.close()  # it has not begun
         return Raised(
             ConfigError("the handler is a coroutine function: use AsyncReplay.execute; nothing ran")
         )
-    return Returned(response)
+    return ended

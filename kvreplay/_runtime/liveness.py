@@ -25,20 +25,22 @@ class Liveness(Enum):
     UNKNOWN = "unknown"  # on another boot, machine or PID namespace: the lease decides
 
 
-_running: Final[set[tuple[int, bytes]]] = set()
+_running: Final[dict[tuple[int, bytes], bool]] = {}
 """The tokens of running handlers, each with its pid: a forked child inherits its parent's."""
 
 
 def begin() -> bytes:
     """Return a fresh token, noted as running in this process until :func:`end`."""
     token = os.urandom(TOKEN_SIZE)
-    _running.add((os.getpid(), token))
+    _running[os.getpid(), token] = (
+        True  # an operator: no interrupt comes between this and the return
+    )
     return token
 
 
 def end(token: bytes) -> None:
     """Note that the token's handler does not run any more, however it ended."""
-    _running.discard((os.getpid(), token))
+    _running.pop((os.getpid(), token), None)
 
 
 def this_process() -> str:

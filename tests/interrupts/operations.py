@@ -133,7 +133,8 @@ def request(asynchronous: bool, **settings: Any) -> Callable[[World], Operation]
     def requesting(world: World) -> Operation:
         make = world.async_replay if asynchronous else world.replay
         replay = make(**settings)
-        ended = yield lambda: execute(replay, world.handler)
+        handler = world.async_handler if asynchronous else world.handler
+        ended = yield lambda: execute(replay, handler)
         assert world.runs <= 1
         if not ended.error:
             assert ended.result == Outcome("answer", False)

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import threading
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -58,7 +59,15 @@ class World:
     def async_replay(self, **settings: Any) -> AsyncReplay:
         return AsyncReplay(self.store, "pay", ttl=600, wait_timeout=0.3, **settings)
 
-    def handler(self) -> str:
+    @property
+    def handler(self) -> partial[str]:
+        """A callable that is C's, as that of a decorated function: after it there is a point."""
+        return partial(self._handle)
+
+    async def async_handler(self) -> str:
+        return self._handle()
+
+    def _handle(self) -> str:
         self.runs += 1
         return "answer"
 
