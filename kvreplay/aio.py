@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from kvreplay._protocol import flow
 from kvreplay._protocol.record import ReplayRecord
-from kvreplay._protocol.steps import Request, Settled, Verdict
+from kvreplay._protocol.steps import Flow, Request, Settled, Verdict
 from kvreplay._runtime.aio_sweeping import AsyncSweeper
 from kvreplay._runtime.any_replay import LOOK_AGAIN, AnyReplay, Protocol
 from kvreplay._runtime.awaiting import AsyncDriver, in_thread
@@ -183,18 +183,25 @@ class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
         run = Run(self._settings, request.key, flight)
         loop = asyncio.get_running_loop()
 
+        steps = protocol(request, self._settings.policy)
+        task = loop.create_task(self._run_of(steps, run, handler))
+
         def is_abandoned() -> bool:
             if loop.is_closed():
                 run.end()
-            return loop.is_closed()
+            # A task that has ended lands its flight, unless an interrupt came just then.
+            return loop.is_closed() or task.done()
 
         flight.is_abandoned = is_abandoned
-        steps = protocol(request, self._settings.policy)
-        task = loop.create_task(self._driver.drive(steps, run, handler))
         self._leaders.add(task)
         # In a callback, since a task that is cancelled before its first step runs none of its code.
         task.add_done_callback(functools.partial(self._landed, run))
         return task
+
+    async def _run_of(self, steps: Flow[Settled], run: Run, handler: Callable[..., Any]) -> Settled:
+        if run.flight is not None and run.flight.landed:
+            raise asyncio.CancelledError  # who started this was interrupted: nothing has run
+        return await self._driver.drive(steps, run, handler)
 
     def _landed(self, run: Run, task: asyncio.Task[Settled]) -> None:
         self._leaders.discard(task)
@@ -213,9 +220,11 @@ class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
         loop = asyncio.get_running_loop()
         while True:
             changed = loop.create_future()
-            if not flights.wake_on_change(flight, _waker(changed), until_bound=until_bound):
-                return self._share(flight, request)
-            while not (await asyncio.wait((changed,), timeout=LOOK_AGAIN))[0]:
+            wake = _waker(changed)
+            while not changed.done():
+                if not flights.wake_on_change(flight, wake, until_bound=until_bound):
+                    return self._share(flight, request)
+                await asyncio.wait((changed,), timeout=LOOK_AGAIN)
                 flights.give_up(flight)
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from threading import get_ident
 from typing import Any
 
 from kvreplay._protocol import flow
@@ -20,8 +20,8 @@ from kvreplay._runtime.singleflight import Flight, flights
 from kvreplay._runtime.sweeping import Sweeper
 from kvreplay._runtime.walking import records
 from kvreplay.clock import Duration, to_ms
-from kvreplay.errors import ConfigError
-from kvreplay.store import KVTransaction, SweepResult
+from kvreplay.errors import ConfigError, InFlightError
+from kvreplay.store import Bell, KVTransaction, SweepResult
 
 __all__ = ["Replay"]
 
@@ -254,11 +254,16 @@ class Replay(AnyReplay[Verdict]):
     def _follow(self, flight: Flight[object], request: Request) -> Outcome | None:
         """Share the leader's result; ``None``: there is nothing to share, start over."""
         until_bound = self._begin_to_follow(flight, request)
-        changed = threading.Event()
-        while flights.wake_on_change(flight, changed.set, until_bound=until_bound):
-            while not changed.wait(LOOK_AGAIN):
-                flights.give_up(flight)
-            changed.clear()
+        if flight.thread == get_ident():  # a signal handler's call, or one on a loop's thread
+            raise InFlightError(
+                "this very thread is running the key, and cannot wait for itself; nothing ran a"
+                " second time: ask again when that run has ended",
+                1.0,
+            )
+        changed = Bell()
+        while flights.wake_on_change(flight, changed.ring, until_bound=until_bound):
+            changed.wait(LOOK_AGAIN)
+            flights.give_up(flight)
         return self._share(flight, request)
 
     def _drive(self, steps: Flow[Any], run: Run, handler: Callable[..., Any] | None = None) -> Any:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
@@ -32,7 +32,7 @@ from kvreplay._protocol.steps import (
     Wait,
 )
 from kvreplay._runtime.batching import Batcher
-from kvreplay._runtime.blocking import returned, transact
+from kvreplay._runtime.blocking import call, closed, transact
 from kvreplay._runtime.renewal import RENEWALS_PER_LEASE
 from kvreplay._runtime.run import Run
 from kvreplay._runtime.settings import Settings
@@ -79,7 +79,11 @@ class AsyncDriver:
                         raise  # in a forked child the flow is its parent's
                     resume, answer = flow.throw, error
         finally:
-            run.end()
+            try:
+                run.end()
+            except BaseException:  # an interrupt
+                run.end()
+                raise
 
     async def _answer(self, step: Step, run: Run, handler: Callable[..., Any] | None) -> Any:
         settings = self._settings
@@ -87,9 +91,20 @@ class AsyncDriver:
             assert handler is not None  # a flow that calls is driven with one
             run.calling()
             aboard = flights.aboard(run.flight) if run.flight else nullcontext()
-            with aboard:
-                async with self._renewing(step.held, run):
+            done, renewer = asyncio.Event(), None
+            try:
+                if step.held is not None and settings.renew:
+                    renewer = asyncio.create_task(self._renew(step.held, run, done))
+                with aboard:
                     ended = run.ended(await _called(step, handler))
+            finally:
+                try:
+                    done.set()
+                except BaseException:  # an interrupt
+                    done.set()
+                    raise
+                if renewer is not None:
+                    await renewer  # no renewal runs afterwards
             return ended, settings.now()
         if isinstance(step, Wait):
             run.waiting()
@@ -117,20 +132,6 @@ class AsyncDriver:
             batcher = Batcher(cast(BatchingKVStore, self._settings.store))
             self._batchers[loop] = batcher
         return batcher
-
-    @asynccontextmanager
-    async def _renewing(self, held: HeldClaim | None, run: Run) -> AsyncIterator[None]:
-        """Renew the claim if the settings ask for it; no renewal runs after the block."""
-        if held is None or not self._settings.renew:
-            yield
-            return
-        done = asyncio.Event()
-        renewer = asyncio.create_task(self._renew(held, run, done))
-        try:
-            yield
-        finally:
-            done.set()
-            await renewer
 
     async def _renew(self, held: HeldClaim, run: Run, done: asyncio.Event) -> None:
         lease = self._settings.policy.lease or 0
@@ -165,17 +166,14 @@ async def in_thread(function: Callable[..., T], *args: Any) -> T:
 
 async def _called(step: Call, handler: Callable[..., Any]) -> Returned | Raised:
     """Call the handler; only its own ``Exception`` can say that nothing happened."""
-    step.begun = True
-    try:
-        response = handler()
-    except Exception as error:  # the handler's, whatever it is
-        return Raised(error)
-    if inspect.isawaitable(response):
+    ended = call(step, handler)
+    if isinstance(ended, Returned) and inspect.isawaitable(ended.response):
         try:
-            response = await response
-        except Exception as error:
+            response = await ended.response
+        except Exception as error:  # the handler's, whatever it is
             return Raised(error)
-    return returned(response)
+        return closed(Returned(response))
+    return ended
 
 
 async def _awaited(value: Any) -> Any:

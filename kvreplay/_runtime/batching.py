@@ -34,24 +34,25 @@ class Batcher:
         answer: asyncio.Future[bytes | None] = loop.create_future()
         self._waiting.append((change, answer))
         if not self._busy:
-            self._busy = True
+            # If an interrupt comes between, the next change calls too: that does no harm.
             loop.call_soon(self._begin, loop)  # after the tasks that are ready now have come
+            self._busy = True
         return await answer
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
-        batch = [each for each in self._waiting if not each[1].done()]
-        self._waiting = []
-        if not batch:
-            self._busy = False
-            return
-        changes = [change for change, _ in batch]
+        batch, self._waiting = self._waiting, []
+        self._busy = False
         try:
-            call = loop.run_in_executor(None, self._store.check_and_put_each, changes)
-        except Exception as error:  # the executor's: it was shut down
-            self._busy = False
+            batch = [each for each in batch if not each[1].done()]
+            if batch:
+                changes = [change for change, _ in batch]
+                call = loop.run_in_executor(None, self._store.check_and_put_each, changes)
+                call.add_done_callback(functools.partial(self._ended, loop, batch))
+                self._busy = True
+        except BaseException as error:  # the executor's: it was shut down; or an interrupt
             _answer(batch, [error] * len(batch))
-        else:
-            call.add_done_callback(functools.partial(self._ended, loop, batch))
+            if not isinstance(error, Exception):
+                raise
 
     def _ended(
         self,
@@ -59,22 +60,34 @@ class Batcher:
         batch: Sequence[Waiting],
         call: asyncio.Future[list[Result]],
     ) -> None:
-        if call.cancelled():
-            for _, answer in batch:
-                answer.cancel()
-        elif (error := call.exception()) is not None:
-            _answer(batch, [error] * len(batch))
-        else:
-            _answer(batch, call.result())
-        # The tasks that were just woken run first.
-        loop.call_soon(self._begin, loop)
+        try:
+            _answer(batch, _results_of(call, len(batch)))
+        except BaseException:  # an interrupt: nobody may wait for ever
+            _answer(batch, _results_of(call, len(batch)))
+            raise
+        finally:
+            self._busy = False
+            if self._waiting:
+                # The tasks that were just woken run first.
+                loop.call_soon(self._begin, loop)
+                self._busy = True
+
+
+def _results_of(call: asyncio.Future[list[Result]], count: int) -> Sequence[Result | BaseException]:
+    if call.cancelled():
+        return [asyncio.CancelledError()] * count
+    error = call.exception()
+    return call.result() if error is None else [error] * count
 
 
 def _answer(batch: Sequence[Waiting], results: Sequence[Result | BaseException]) -> None:
+    """Give each change its result; a second time, those that have none yet."""
     for (_, answer), result in zip(batch, results, strict=True):
         if answer.done():
             continue  # cancelled meanwhile
-        if isinstance(result, Exception):
+        if isinstance(result, asyncio.CancelledError):
+            answer.cancel()
+        elif isinstance(result, Exception):
             answer.set_exception(fresh(result))
         elif isinstance(result, BaseException):
             answer.set_exception(result)

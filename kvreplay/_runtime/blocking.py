@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import operator
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Final, TypeVar, cast
+from contextlib import nullcontext
+from typing import Any, Final, Protocol, TypeVar, cast
 
 from kvreplay._protocol.steps import (
     Call,
@@ -23,11 +24,23 @@ from kvreplay._runtime.run import PLAIN, Run
 from kvreplay._runtime.singleflight import flights
 from kvreplay.store import KVTransaction, TransactionalKVStore
 
-__all__ = ["drive", "returned", "transact"]
+__all__ = ["Holding", "call", "closed", "drive", "transact"]
 
 T = TypeVar("T")
 _NOTHING: Final = nullcontext()
-Renewing = Callable[[HeldClaim, Run], AbstractContextManager[object]]
+
+
+class Holding(Protocol):
+    """A claim that is renewed between ``begin`` and ``end``; a second ``end`` does nothing."""
+
+    def begin(self) -> None:
+        """Renew it from now on."""
+
+    def end(self) -> None:
+        """Renew it no more: no renewal runs afterwards."""
+
+
+Renewing = Callable[[HeldClaim, Run], Holding]
 
 
 def drive(
@@ -64,7 +77,11 @@ def drive(
                     raise  # in a forked child the flow is its parent's
                 resume, answer = flow.throw, error
     finally:
-        run.end()
+        try:
+            run.end()
+        except BaseException:  # an interrupt
+            run.end()
+            raise
 
 
 def transact(step: Transact, run: Run, handler: Callable[[KVTransaction], Any]) -> Any:
@@ -78,13 +95,6 @@ def transact(step: Transact, run: Run, handler: Callable[[KVTransaction], Any]) 
             run.raised = inner.raised
 
 
-def returned(response: Any) -> Returned:
-    """Return what a handler returned; a coroutine that nobody awaits is closed."""
-    if inspect.iscoroutine(response):
-        response.close()
-    return Returned(response)
-
-
 def _answer(
     step: object, run: Run, handler: Callable[..., Any] | None, renewing: Renewing | None
 ) -> Any:
@@ -92,9 +102,19 @@ def _answer(
     if isinstance(step, Call):
         assert handler is not None  # a flow that calls is driven with one
         run.calling()
-        holding = renewing(step.held, run) if renewing and step.held else _NOTHING
-        with holding, flights.aboard(run.flight) if run.flight else _NOTHING:
-            ended = run.ended(_call(step, handler))
+        holding = renewing(step.held, run) if renewing and step.held else None
+        try:
+            if holding is not None:
+                holding.begin()
+            with flights.aboard(run.flight) if run.flight else _NOTHING:
+                ended = run.ended(closed(call(step, handler)))
+        finally:
+            if holding is not None:
+                try:
+                    holding.end()
+                except BaseException:  # an interrupt
+                    holding.end()
+                    raise
         return ended, settings.now()
     if isinstance(step, Wait):
         run.waiting()
@@ -109,11 +129,30 @@ def _answer(
     return transact(step, run, handler)
 
 
-def _call(step: Call, handler: Callable[..., Any]) -> Returned | Raised:
-    """Call the handler; only its own ``Exception`` can say that nothing happened."""
+class _Calling:
+    """``_calling[handler]`` calls it by an operator, after which CPython looks for no signal."""
+
+    __getitem__: Any = operator.call
+
+
+_calling: Final = _Calling()
+
+
+def call(step: Call, handler: Callable[..., Any]) -> Returned | Raised:
+    """Call the handler; only its own ``Exception`` can say that nothing happened.
+
+    An interrupt that comes right after the call is not taken for the handler's own.
+    """
     step.begun = True
     try:
-        response = handler()
+        response = _calling[handler]
     except Exception as error:  # the handler's, whatever it is
         return Raised(error)
-    return returned(response)
+    return Returned(response)
+
+
+def closed(ended: Returned | Raised) -> Returned | Raised:
+    """Return how the handler ended; a coroutine that it returned and nobody awaits is closed."""
+    if isinstance(ended, Returned) and inspect.iscoroutine(ended.response):
+        ended.response.close()
+    return ended

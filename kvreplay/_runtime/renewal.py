@@ -1,15 +1,20 @@
-"""Renew the leases of running handlers, from one thread of a ``Replay`` that asked for it."""
+"""Renew the leases of running handlers, from one thread of a ``Replay`` that asked for it.
+
+What is always true:
+
+* A claim is renewed under its own lock, and only until its block is over. Ending the block waits
+  for that lock, so that no renewal runs afterwards.
+* A thread works while there are claims to renew, and looks after each interval at the latest. So a
+  wake-up that an interrupt loses delays no renewal.
+"""
 
 from __future__ import annotations
 
+import _thread
 import os
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Final
-
-import attrs
+from typing import Any, Final
 
 from kvreplay._protocol.flow import renew
 from kvreplay._protocol.steps import HeldClaim
@@ -17,7 +22,7 @@ from kvreplay._runtime.blocking import drive
 from kvreplay._runtime.run import Run
 from kvreplay._runtime.settings import Settings
 from kvreplay.events import logger
-from kvreplay.store import ForkSafeLock
+from kvreplay.store import Bell, ForkSafeLock
 
 __all__ = ["RENEWALS_PER_LEASE", "Renewer"]
 
@@ -25,22 +30,68 @@ RENEWALS_PER_LEASE: Final = 3
 """How many renewals there are in one lease, so that two may fail before it is over."""
 
 
-@attrs.define(eq=False)
-class _Holding:
-    held: HeldClaim
-    run: Run
-    due: float  # time.monotonic()
-    renewing: bool = False
-
-
 class _Round:
     """The claims that one process holds, and the thread that renews them."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
-        self.changed = threading.Condition()
-        self.holdings: list[_Holding] = []
-        self.thread: threading.Thread | None = None
+        self.lock: Any = threading.RLock()  # guards whether there is a thread
+        self.changed = Bell()
+        self.holdings: dict[_Holding, bool] = {}
+        self.has_thread = False
+
+
+class _Holding:
+    """One claim, from the begin of its handler to the end."""
+
+    def __init__(self, renewer: Renewer, own: _Round, held: HeldClaim, run: Run) -> None:
+        self._renewer = renewer
+        self._round = own
+        self._held = held
+        self._run = run
+        self._lock: Any = threading.RLock()  # while it is renewed
+        self._over = False
+        self.due = 0.0  # time.monotonic()
+
+    def begin(self) -> None:
+        """Renew the claim from now on.
+
+        Raises:
+            RuntimeError: no thread can be started.
+        """
+        own = self._round
+        self.due = time.monotonic() + self._renewer.interval
+        with own.lock:
+            own.holdings[self] = True
+            if not own.has_thread:
+                _thread.start_new_thread(self._renewer.work, (own,))
+                own.has_thread = True
+        own.changed.ring()
+
+    def end(self) -> None:
+        """Renew it no more; no renewal runs after this. A second time it does nothing."""
+        own = self._round
+        self._over = True
+        if own.pid == os.getpid():  # else a child was forked inside the block
+            own.holdings.pop(self, None)
+            with self._lock:
+                pass  # its last renewal has ended
+            own.changed.ring()
+
+    def renew(self) -> None:
+        """Move the lease, unless the block is over."""
+        with self._lock:
+            if self._over:
+                return
+            try:
+                again = Run(self._run.settings, self._run.key)
+                kept = drive(renew(self._held, again.key, self._renewer.lease), again)
+            except Exception as error:  # a failed renewal does not end the run
+                kept = True
+                logger().warning("the renewal of a lease failed; it is tried again: %r", error)
+        self.due = time.monotonic() + self._renewer.interval
+        if not kept:
+            self._round.holdings.pop(self, None)
 
 
 class Renewer:
@@ -51,63 +102,34 @@ class Renewer:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._lease = settings.policy.lease or 0
-        self._interval = self._lease / RENEWALS_PER_LEASE / 1000
+        self.lease = settings.policy.lease or 0
+        self.interval = self.lease / RENEWALS_PER_LEASE / 1000
         self._lock = ForkSafeLock()  # guards ``_round``
         self._round = _Round()
 
-    @contextmanager
-    def __call__(self, held: HeldClaim, run: Run) -> Iterator[None]:
-        """Renew the claim until the block ends; no renewal runs after it."""
+    @property
+    def is_idle(self) -> bool:
+        """Whether no claim is renewed."""
+        return not self._round.holdings
+
+    def __call__(self, held: HeldClaim, run: Run) -> _Holding:
+        """Return what renews the claim from its ``begin`` to its ``end``."""
         with self._lock:
             if self._round.pid != os.getpid():
                 self._round = _Round()
-            own = self._round
-        holding = _Holding(held, run, time.monotonic() + self._interval)
-        try:
-            with own.changed:
-                own.holdings.append(holding)
-                if own.thread is None:
-                    thread = threading.Thread(
-                        target=self._work, args=(own,), name="kvreplay-renewer", daemon=True
-                    )
-                    thread.start()
-                    own.thread = thread
-                own.changed.notify_all()
-            yield
-        finally:
-            if own.pid == os.getpid():  # else a child was forked inside the block
-                with own.changed:
-                    if holding in own.holdings:
-                        own.holdings.remove(holding)
-                    own.changed.notify_all()
-                    own.changed.wait_for(lambda: not holding.renewing)
+            return _Holding(self, self._round, held, run)
 
-    def _work(self, own: _Round) -> None:
-        while (holding := _next(own)) is not None:
-            try:
-                again = Run(holding.run.settings, holding.run.key)
-                kept = drive(renew(holding.held, again.key, self._lease), again)
-            except Exception as error:  # a failed renewal does not end the run
-                kept = True
-                logger().warning("the renewal of a lease failed; it is tried again: %r", error)
-            with own.changed:
-                holding.renewing = False
-                holding.due = time.monotonic() + self._interval
-                if not kept and holding in own.holdings:
-                    own.holdings.remove(holding)
-                own.changed.notify_all()
-
-
-def _next(own: _Round) -> _Holding | None:
-    """Wait until a claim is due, and return it; ``None`` if no claim is left."""
-    with own.changed:
-        while own.holdings:
-            holding = min(own.holdings, key=lambda each: each.due)
+    def work(self, own: _Round) -> None:
+        """Renew the claims of a round until there are none: what its thread does."""
+        while True:
+            with own.lock:
+                holdings = list(own.holdings)
+                if not holdings:
+                    own.has_thread = False
+                    return
+            holding = min(holdings, key=lambda each: each.due)
             left = holding.due - time.monotonic()
-            if left <= 0:
-                holding.renewing = True
-                return holding
-            own.changed.wait(left)
-        own.thread = None
-        return None
+            if left > 0:
+                own.changed.wait(left)
+            else:
+                holding.renew()

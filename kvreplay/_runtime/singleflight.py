@@ -7,11 +7,13 @@ What is always true:
 
 * The table belongs to the process. It holds between all ``Replay`` and ``AsyncReplay`` objects,
   threads and event loops on the same store. A forked child starts with an empty one.
-* A key has at most one flight, and a flight lands exactly once. It leaves the table when it lands.
+* A key has at most one flight, and a flight lands exactly once. Before that it leaves the table,
+  so no landed flight stays there. If an interrupt comes between, landing it again ends that.
 * A flight is *bound* once it is known that the key belongs to the leader's params. From then on a
   request with other params is refused at once; before, it waits until the flight is bound or lands.
 * The lock guards the table and the flights, and is held for moments only. Nobody is woken and no
   handler runs while it is held.
+* An interrupt of the thread that wakes may lose a wake-up. So who waits also looks by itself.
 
 It knows no store and no protocol: a key is any hashable, params are bytes, and a result is
 whatever the leader lands with.
@@ -23,6 +25,7 @@ import copy
 from collections.abc import Callable, Hashable
 from contextvars import ContextVar
 from os import getpid
+from threading import get_ident
 from typing import Final, Generic, TypeVar
 
 from kvreplay.store import ForkSafeLock
@@ -48,11 +51,12 @@ class Flight(Generic[T]):
     refused at once. ``is_abandoned``: whether its leader is gone without landing it.
     """
 
-    __slots__ = ("_wakers", "bound", "is_abandoned", "key", "landed", "params", "result")
+    __slots__ = ("_wakers", "bound", "is_abandoned", "key", "landed", "params", "result", "thread")
 
     def __init__(self, key: Hashable, params: bytes) -> None:
         self.key = key
         self.params = params
+        self.thread = get_ident()  # the leader's, or that of its event loop
         self.bound = False
         self.landed = False
         self.result: T | BaseException | None = None
@@ -97,17 +101,19 @@ class SingleFlight(Generic[T]):
         """Return the key's flight if it is bound: its handler runs, or its answer is stored now."""
         flight = self.table.get(key)
         own = flight is not None and flight.bound and self._pid == getpid()
-        return flight if own else None
+        return flight if own and flight is not None and not self.give_up(flight) else None
 
     def land(self, flight: Flight[T], result: T | BaseException) -> None:
-        """End the flight and wake all who wait for it; a second call does nothing."""
+        """End the flight and wake all who wait for it.
+
+        A second call changes no result. It ends what an interrupt cut short.
+        """
         with self._lock:
-            if flight.landed:
-                return
-            flight.result = result
-            flight.landed = True
             if self.table.get(flight.key) is flight:  # in a forked child it may not be
                 del self.table[flight.key]
+            if not flight.landed:
+                flight.result = result
+                flight.landed = True
             wakers = flight._wakers
         for wake in wakers:
             wake()
@@ -123,7 +129,7 @@ class SingleFlight(Generic[T]):
             wake()
 
     def wake_on_change(self, flight: Flight[T], wake: Waker, *, until_bound: bool) -> bool:
-        """Call ``wake`` once, when the flight is next bound or lands.
+        """Call ``wake`` when the flight is next bound or lands.
 
         Returns False, and never calls it, if there is nothing to wait for: the flight has landed,
         or ``until_bound`` is true and it is bound.
@@ -131,7 +137,8 @@ class SingleFlight(Generic[T]):
         with self._lock:
             if flight.landed or (until_bound and flight.bound):
                 return False
-            flight._wakers.append(wake)
+            if wake not in flight._wakers:
+                flight._wakers.append(wake)
             return True
 
     def is_aboard(self, flight: Flight[T]) -> bool:
@@ -156,7 +163,9 @@ class _Aboard(Generic[T]):
         self._flight = flight
 
     def __enter__(self) -> None:
-        self._token = self._variable.set((*self._variable.get(), self._flight))
+        # A landed flight is there only if an interrupt came before its block could be left.
+        still = [each for each in self._variable.get() if not each.landed]
+        self._token = self._variable.set((*still, self._flight))
 
     def __exit__(self, *_: object) -> None:
         try:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import threading
 
-from kvreplay.errors import ConfigError, StoreError
+from kvreplay.errors import ConfigError, StoreError, StoreUnavailableError
 
 __all__ = [
     "OwnTransaction",
     "check_durability",
     "check_path",
+    "nested_call_error",
     "own_transaction_error",
 ]
 
@@ -37,27 +38,18 @@ class OwnTransaction:
 
     def __init__(self) -> None:
         self._thread = threading.get_ident()
-        self._pid = os.getpid()
+        self.pid = os.getpid()
         self.ended = False
 
     @property
     def is_inherited(self) -> bool:
         """Whether this process is a forked child of the one that began it."""
-        return self._pid != os.getpid()
+        return self.pid != os.getpid()
 
     @property
     def is_mine(self) -> bool:
         """Whether the calling thread began it."""
         return self._thread == threading.get_ident() and not self.is_inherited
-
-    @property
-    def was_of_forking_thread(self) -> bool:
-        """In a forked child: whether the thread that forked had begun it.
-
-        After a fork, Python calls that thread the child's main thread. A fork that ran no hooks
-        changes nothing for Python: here it counts as made by the parent's main thread.
-        """
-        return self._thread in (threading.get_ident(), threading.main_thread().ident)
 
     def check_usable(self) -> None:
         """Raise a StoreError if the transaction cannot be used here and now."""
@@ -75,4 +67,15 @@ def own_transaction_error() -> StoreError:
     return StoreError(
         "this thread holds a transaction of this store: change it through the transaction;"
         " nothing was changed"
+    )
+
+
+def nested_call_error() -> StoreError:
+    """Return the error for a call that would wait for another call of its own thread.
+
+    Only a signal handler, a finalizer or an operation that the store itself runs can make one.
+    """
+    return StoreUnavailableError(
+        "this thread is in another call of this store, which a signal handler or a finalizer has"
+        " interrupted: nothing was done; call again when that call has ended"
     )

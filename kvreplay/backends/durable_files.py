@@ -11,6 +11,7 @@ import os
 import stat
 import uuid
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 __all__ = [
@@ -32,11 +33,14 @@ _MAX_KNOWN: Final = 4096
 
 def fsync_directory(path: str) -> None:
     """Make the names in a directory durable: those created, renamed and removed so far."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fds: list[int] = []
+    opening = map(os.open, (path,), (os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC,))
+    closing, closed = map(os.close, fds), list[None]()
     try:
-        os.fsync(fd)
+        fds += opening  # opened and closed by operators: no interrupt comes just before or after
+        os.fsync(fds[0])
     finally:
-        os.close(fd)
+        closed += closing
 
 
 def make_directories(path: str, mode: int = FOLDER_MODE) -> None:
@@ -63,18 +67,17 @@ def write_temporary(
         mode: its permissions, whatever the umask is.
         mtime_ns: its modification time, nanoseconds since the epoch; ``None``: now.
     """
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
-        try:
-            os.fchmod(fd, mode)
+        with open(path, "xb", buffering=0, opener=partial(os.open, mode=mode)) as file:
+            os.fchmod(file.fileno(), mode)
             rest = memoryview(data)
             while rest:
-                rest = rest[os.write(fd, rest) :]
+                rest = rest[file.write(rest) :]
             if mtime_ns is not None:
-                os.utime(fd, ns=(mtime_ns, mtime_ns))
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+                os.utime(file.fileno(), ns=(mtime_ns, mtime_ns))
+            os.fsync(file.fileno())
+    except FileExistsError:
+        raise  # it is another's
     except BaseException:
         # The first failure is the one to report; a second one here would hide it.
         with contextlib.suppress(OSError):

@@ -21,7 +21,8 @@ __all__ = ["FileLock"]
 class FileLock:
     """An open file that can be locked against all threads and processes that open it anew.
 
-    It owns its descriptor: when the object is deleted, the file is closed and the lock ends.
+    It owns its descriptor: when the object is deleted, the file is closed and the lock ends. It
+    cannot be interrupted between the two, nor closed twice.
 
     Args:
         path: a file or a directory.
@@ -29,15 +30,17 @@ class FileLock:
         mode: the permissions of a file that is created.
     """
 
-    __slots__ = ("_fd", "_pid")
+    __slots__ = ("_fds", "_pid")
 
     def __init__(self, path: str, flags: int, mode: int = 0o600) -> None:
-        self._fd: int | None = None
+        self._fds: list[int] = []  # at most one
         self._pid = getpid()
         if _opened.pid != self._pid:
             _close_inherited()
-        self._fd = os.open(path, flags | os.O_CLOEXEC, mode)
-        _opened.files[self._fd] = path
+        opening = map(os.open, (path,), (flags | os.O_CLOEXEC,), (mode,))
+        # By an operator: no interrupt comes between the call and the note of its descriptor.
+        self._fds += opening
+        _opened.files[self._fds[0]] = path
 
     def __del__(self) -> None:
         self.close()
@@ -47,9 +50,8 @@ class FileLock:
 
         A ``shared`` lock excludes only locks that are not shared.
         """
-        assert self._fd is not None
         fcntl.flock(
-            self._fd,
+            self._fds[0],
             (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB),
         )
 
@@ -62,20 +64,22 @@ class FileLock:
         Returns:
             Whether the file is still open here.
         """
-        if self._fd is not None and self._pid == getpid():
+        if self._fds and self._pid == getpid():
             try:
-                fcntl.flock(self._fd, fcntl.LOCK_UN)
+                fcntl.flock(self._fds[0], fcntl.LOCK_UN)
             except OSError:
                 self.close()
-        return self._fd is not None
+        return bool(self._fds)
 
     def close(self) -> None:
         """Close the file; a second time, and in a forked child, this does nothing."""
-        fd, self._fd = self._fd, None
-        if fd is not None and self._pid == getpid():
-            _opened.files.pop(fd, None)
-            with contextlib.suppress(OSError):  # Linux closes it, whatever it reports
-                os.close(fd)
+        if self._fds and self._pid == getpid():
+            _opened.files.pop(self._fds[0], None)
+            closing, closed = map(os.close, map(self._fds.pop, (0,))), list[None]()
+            try:
+                closed += closing  # an operator again: a closed number may soon be another's
+            except OSError:
+                pass  # Linux closes it, whatever it reports
 
 
 class _Opened:

@@ -16,8 +16,8 @@ What is always true:
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import ClassVar
 
 from kvreplay.backends._support import OwnTransaction, own_transaction_error
@@ -159,8 +159,7 @@ class MemoryStore(Closing):
             self._namespaces = {}
             self._expiry = {}
 
-    @contextmanager
-    def _block(self) -> Iterator[KVTransaction]:
+    def _block(self) -> Generator[KVTransaction, None, None]:
         with self._writer:
             self._begin_change()
             transaction = self._transaction = _Transaction(self)

@@ -17,7 +17,7 @@ from kvreplay.store.contract import (
     check_value,
     missing_methods,
 )
-from kvreplay.store.locks import ForkSafeLock, ThreadBound
+from kvreplay.store.locks import Bell, ForkSafeLock, ThreadBound
 from kvreplay.store.names import MAX_NAME_LENGTH, NAME, check_name, check_namespace, is_name
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "NAME",
     "AtomicKVStore",
     "BatchingKVStore",
+    "Bell",
     "Change",
     "Closing",
     "Durability",

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import _thread
 import mmap
-import threading
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator
+from functools import partial
 from os import getpid
-from typing import Any, Final, Generic, TypeAlias, TypeVar
+from threading import get_ident
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias, TypeVar
+from weakref import ref
 
 from kvreplay.errors import StoreError
 
-__all__ = ["ForkSafeLock", "ProcessMark", "ThreadBound", "process_mark"]
+__all__ = ["Bell", "ForkSafeLock", "ProcessMark", "ThreadBound", "process_mark"]
 
 T = TypeVar("T")
 
@@ -90,24 +92,96 @@ class _PidMark:
         return self._pid == getpid()
 
 
+class Bell:
+    """Wakes the one thread that waits for it, even if that begins to wait later.
+
+    An interrupt may lose a ring. So a wait has a limit, after which the thread looks for itself.
+    """
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = _thread.allocate_lock()
+        self._lock.acquire()
+
+    def wait(self, limit: float) -> None:
+        """Wait until it rings, but not longer than ``limit`` seconds."""
+        self._lock.acquire(timeout=limit)
+
+    def ring(self) -> None:
+        """Wake the thread that waits, or the next one to wait."""
+        try:
+            self._lock.release()
+        except RuntimeError:
+            pass  # it was rung before, and nobody has waited since
+
+
+class _Method(property):
+    """A property that returns a method. ``contextlib`` looks it up on the class, and calls that."""
+
+    def __call__(self, instance: object, *args: object) -> Any:
+        return self.__get__(instance)(*args)
+
+
 class ThreadBound(Generic[T]):
-    """A block that only the thread that began it can end; if another one tries, it stays open."""
+    """A ``with`` block that only the thread that began it can end; if another tries, it stays open.
+
+    The block is a generator that yields once, and gives back in its own ``finally`` what it holds.
+    An interrupt ends it wherever it comes:
+
+    * The block is entered by one C call, so nothing comes between the ``yield`` and the caller.
+    * If an interrupt comes before the generator could go on at the block's end, the generator is
+      closed at once: only the ``with`` statement holds it, and no traceback does.
+    """
 
     __slots__ = ("_block", "_thread")
 
-    def __init__(self, block: AbstractContextManager[T]) -> None:
+    def __init__(self, block: Generator[T, None, None]) -> None:
         self._block = block
         self._thread: int | None = None
 
-    def __enter__(self) -> T:
-        entered = self._block.__enter__()
-        self._thread = threading.get_ident()
-        return entered
+    if TYPE_CHECKING:
 
-    def __exit__(self, *exc: Any) -> bool | None:
-        if self._thread != threading.get_ident():
-            raise StoreError(
-                "only the thread that began a transaction can end it; it is still open there, and"
-                " nothing was changed"
-            )
-        return self._block.__exit__(*exc)
+        def __enter__(self) -> T: ...
+
+        def __exit__(self, *exc: object) -> bool | None: ...
+
+    else:
+
+        @_Method
+        def __enter__(self) -> Any:
+            self._thread = get_ident()
+            return self._block.__next__
+
+        @_Method
+        def __exit__(self) -> Any:
+            leave = partial(_leave, ref(self._block), self._thread)
+            vars(leave)["block"] = self._block  # it lives as long as this, which is in no frame
+            return leave
+
+
+def _leave(
+    block: Callable[[], Any],
+    thread: int,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    trace: object,
+) -> bool:
+    """Let the block go on to its end. The block is in no variable here, which a traceback keeps."""
+    if thread != get_ident():
+        raise StoreError(
+            "only the thread that began a transaction can end it; it is still open there, and"
+            " nothing was changed"
+        )
+    try:
+        if error is None:
+            next(block())
+        else:
+            block().throw(error)
+    except StopIteration:
+        return error is not None  # the block has dealt with it
+    except BaseException as raised:
+        if raised is error or (raised.__cause__ is error and isinstance(error, StopIteration)):
+            return False  # the ``with`` statement raises it again, as it was
+        raise
+    raise RuntimeError("the generator of a block yields once")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import logging
 import threading
@@ -14,9 +15,16 @@ from kvreplay._protocol.record import decode
 from kvreplay._runtime.aio_sweeping import AsyncSweeper
 from kvreplay._runtime.sweeping import Sweeper
 from support.replaying import START, Caller, FakeClock, Handler, OneByOne
+from support.waiting import until
 
 KEY = ("lsp", "session")
 PARAMS = {"amount": 1}
+
+
+def has_renewer(replay: Replay) -> bool:
+    """Whether a thread renews claims."""
+    assert replay._renewing is not None
+    return replay._renewing._round.has_thread
 
 
 def threads(name: str) -> list[threading.Thread]:
@@ -169,9 +177,7 @@ def test_a_long_run_is_renewed_and_then_completes(store: Any) -> None:
 
     assert not replay.execute(KEY, PARAMS, handler).replayed
     assert replay.execute(KEY, PARAMS, handler).replayed
-    for thread in threads("kvreplay-renewer"):
-        thread.join(30)
-    assert not threads("kvreplay-renewer")
+    until(lambda: not has_renewer(replay))
 
 
 def test_a_long_async_run_is_renewed_and_then_completes(store: Any) -> None:
@@ -193,11 +199,12 @@ def test_a_long_async_run_is_renewed_and_then_completes(store: Any) -> None:
 
 
 def test_without_renew_no_thread_is_started(store: Any) -> None:
+    before = _thread._count()
     replay = Replay(store, "ns", ttl=60)
     handler = Handler("r", held=True)
     leader = Caller(replay.execute, KEY, PARAMS, handler)
     assert handler.started.wait(30)
-    assert not threads("kvreplay-renewer")
+    assert _thread._count() == before + 1
     handler.let_go()
     leader.result()
 
@@ -205,13 +212,14 @@ def test_without_renew_no_thread_is_started(store: Any) -> None:
 def test_many_runs_share_one_renewer(store: Any) -> None:
     replay = Replay(store, "ns", ttl=60, lease=30, renew=True)
     handlers = [Handler(number, held=True) for number in range(4)]
+    before = _thread._count()
     leaders = [
         Caller(replay.execute, ("s", str(number)), PARAMS, handler)
         for number, handler in enumerate(handlers)
     ]
     for handler in handlers:
         assert handler.started.wait(30)
-    assert len(threads("kvreplay-renewer")) == 1
+    assert _thread._count() - before == len(leaders) + 1
     with pytest.raises(InFlightError):
         replay.lookup(("s", "1"), PARAMS)
     for handler in handlers:
@@ -252,10 +260,9 @@ def test_a_renewer_stops_for_a_claim_that_was_taken_over(store: Any) -> None:
     replay = Replay(store, "ns", ttl=60, lease=0.03, renew=True)
 
     def handler() -> Any:
+        assert has_renewer(replay)
         store.write("ns", *KEY, b"another owner's")
-        for thread in threads("kvreplay-renewer"):
-            thread.join(30)
-        assert not threads("kvreplay-renewer")
+        until(lambda: not has_renewer(replay))
         return "late"
 
     with pytest.raises(ClaimLostError):
@@ -313,7 +320,7 @@ def test_a_child_does_not_renew_its_parents_claims(store: Any, fork: Any) -> Non
         assert own.execute(("s", "own"), PARAMS, lambda: noting.moved.wait(30)).response
         assert replay.execute(("s", "inherited"), PARAMS, lambda: 1).response == 1
         assert replay._renewing is not None
-        assert replay._renewing._round.holdings == []
+        assert replay._renewing.is_idle
         assert before
 
     fork(child).join()

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 from kvreplay import Change
 from kvreplay.backends.lmdb import LMDBStore
 from kvreplay.errors import KeyNotFoundError
+from kvreplay.store import ThreadBound
 from support.lmdb_stores import environment_of
 from support.replaying import Caller
 from support.waiting import until
 
-__all__ = ["change", "found", "putting", "queue_of", "queued", "together", "waiting"]
+__all__ = ["change", "found", "leading", "putting", "queue_of", "queued", "together", "waiting"]
 
 
 def queue_of(store: LMDBStore) -> Any:
     """The queue of the changes that wait."""
     return environment_of(store)._queue
+
+
+def leading(store: LMDBStore) -> ThreadBound[None]:
+    """A block in which this thread leads, and nobody else commits; there is no transaction."""
+
+    def block() -> Generator[None, None, None]:
+        yield
+
+    return ThreadBound(queue_of(store).alone(block()))
 
 
 def waiting(store: LMDBStore) -> int:

@@ -103,11 +103,9 @@ def handle_of(store: LMDBStore) -> lmdb.Environment:
 
 def map_size(store: LMDBStore) -> int:
     handle = environment_of(store).handle
-    env = handle.enter()
-    try:
+    env = handle.opened()
+    with handle.gate.own():
         return int(env.info()["map_size"])
-    finally:
-        handle.gate.leave()
 
 
 def commits(store: LMDBStore) -> int:

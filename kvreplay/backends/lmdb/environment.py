@@ -6,21 +6,19 @@ straight to the :class:`~kvreplay.backends.lmdb.handle.Handle`.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from os import getpid
-from pathlib import Path
 from typing import TypeVar
 
 import lmdb
 
-from kvreplay.backends._support import OwnTransaction, own_transaction_error
+from kvreplay.backends._support import OwnTransaction, nested_call_error, own_transaction_error
 from kvreplay.backends.lmdb.errors import store_error
 from kvreplay.backends.lmdb.files import identity_of
 from kvreplay.backends.lmdb.group_commit import GroupCommit, PendingWrite
 from kvreplay.backends.lmdb.handle import Handle, Transaction
 from kvreplay.backends.lmdb.process_lock import ProcessLock
-from kvreplay.errors import OutcomeUnknownError, StoreError
+from kvreplay.errors import StoreError
 from kvreplay.store.locks import process_mark
 
 __all__ = ["Block", "Environment"]
@@ -35,15 +33,16 @@ class Environment:
     """
 
     def __init__(self, handle: Handle) -> None:
+        self.handle = handle
         self.pid = getpid()  # a forked child makes its own
         self.mark = process_mark()
-        self.handle = handle
+        self.identity = identity_of(handle.path)
         self._queue = GroupCommit(handle, ProcessLock(handle.path))
-        try:
-            self.identity = identity_of(handle.path)
-        except BaseException:
-            self.close()  # else LMDB would refuse every later opening in this process
-            raise
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no call of this process is under way."""
+        return self._queue.is_idle and self.handle.gate.is_idle
 
     def write(self, operation: Callable[[Transaction], T], size: int = 0) -> T:
         """Run ``operation``, which writes ``size`` bytes, in a write transaction and commit it.
@@ -51,11 +50,11 @@ class Environment:
         It shares the commit with other writes that wait, and may be run again. It waits for the
         write lock of all processes, without a time limit.
         """
-        self.refuse_own_transaction()
+        self.refuse_nested()
         write = PendingWrite(operation, size)
         self._queue.submit((write,))
-        if write.error is not None:
-            raise write.error
+        if (failure := write.failure) is not None:
+            raise failure
         result: T = write.result
         return result
 
@@ -63,54 +62,61 @@ class Environment:
         self, operations: Sequence[tuple[Callable[[Transaction], T], int]]
     ) -> list[T | Exception]:
         """Do as :meth:`write` for each of several operations; return their results or errors."""
-        self.refuse_own_transaction()
+        self.refuse_nested()
         writes = [PendingWrite(operation, size) for operation, size in operations]
         self._queue.submit(writes)
-        return [write.error or write.result for write in writes]
+        return [write.failure or write.result for write in writes]
 
-    @contextlib.contextmanager
-    def transaction(self, made_of: Callable[[Block], T]) -> Iterator[T]:
+    def transaction(self, made_of: Callable[[Block], T]) -> Generator[T, None, None]:
         """Hold a write transaction for the caller's block, which is never run again.
 
         ``made_of`` makes what the caller is given.
         """
-        self.refuse_own_transaction()
+        self.refuse_nested()
+        yield from self._queue.alone(self._block(made_of))
+
+    def _block(self, made_of: Callable[[Block], T]) -> Generator[T, None, None]:
         handle = self.handle
-        with self._queue.alone():
-            env, txn = handle.begin_write()
-            block = Block(handle.path, txn)
-            handle.block = block
-            committed = False
+        block = None
+        while block is None or not block.begun:
+            handle.make_room()
+            env = handle.opened()
+            block = Block(handle, env)
             try:
-                yield made_of(block)
-                if block.is_inherited:
-                    raise StoreError(
-                        "a forked child cannot commit its parent's transaction: the child changed"
-                        " nothing"
-                    )
-                if block.failure is None:
+                with handle.gate.own():
+                    if handle.gate.handle is not env:
+                        continue
                     try:
-                        handle.commit(env, txn)
-                        committed = True
-                    except (lmdb.Error, OutcomeUnknownError) as error:
-                        block.failure = error
+                        if block.begin():
+                            handle.block = block
+                            yield made_of(block)
+                            block.commit()
+                    finally:
+                        handle.block = None
+                        block.ended = True
+                        try:
+                            block.abort()
+                        except BaseException:
+                            if block.txn is not None and block.pid == getpid():
+                                block.txn.abort()
+                            raise
             finally:
-                block.ended = True
-                if not block.is_inherited:
-                    handle.block = None
-                    if not committed:
-                        handle.gate.quietly(txn.abort)
-                    handle.gate.leave()
-                    if block.failure is not None:
-                        handle.repair(env, block.failure)
-            # Even if the caller's code has caught it.
-            if (failure := block.failure) is not None:
+                failure = block.failure  # even if the caller's code has caught it
+                repaired = failure is not None and handle.repair(env, failure)
+            if failure is not None and (block.begun or not repaired):
                 raise store_error(failure, handle.path) from failure.__cause__ or failure
 
-    def refuse_own_transaction(self) -> None:
-        """Raise for a thread that holds a transaction: it would wait for itself."""
-        if (block := self.handle.block) is not None and block.is_mine:
-            raise own_transaction_error()
+    def refuse_nested(self) -> None:
+        """Raise for a thread that is in another call: it would wait for itself."""
+        if self._queue.is_busy:
+            if (block := self.handle.block) is not None and block.is_mine:
+                raise own_transaction_error()
+            raise nested_call_error()
+
+    def refuse_closing(self) -> None:
+        """Raise for a thread that is in a call: closing waits for the end of that."""
+        self.refuse_nested()
+        self.handle.refuse_to_wait()
 
     def close(self) -> None:
         """Close the files once no transaction is active; a new user's call opens them again."""
@@ -121,19 +127,51 @@ class Environment:
 class Block(OwnTransaction):
     """What a caller may do inside a write transaction: run operations, on its thread only."""
 
-    def __init__(self, path: Path, txn: Transaction) -> None:
+    def __init__(self, handle: Handle, env: lmdb.Environment) -> None:
         super().__init__()
-        self._path = path
-        self._txn = txn
+        self._handle = handle
+        self._env = env
+        self.txn: Transaction | None = None
+        self.begun = False
+        self._committed = False
         self.failure: Exception | None = None  # LMDB's, after which the transaction is lost
+
+    def begin(self) -> bool:
+        """Begin the transaction; say whether that went well."""
+        try:
+            self.txn = self._env.begin(write=True)
+            self.begun = True
+        except lmdb.Error as error:
+            self.failure = error
+        return self.begun
 
     def run(self, operation: Callable[[Transaction], T]) -> T:
         """Run ``operation`` as a part of the transaction."""
         self.check_usable()
+        assert self.txn is not None  # else the caller was given nothing
         if self.failure is not None:
-            raise store_error(self.failure, self._path) from self.failure
+            raise store_error(self.failure, self._handle.path) from self.failure
         try:
-            return operation(self._txn)
+            return operation(self.txn)
         except lmdb.Error as error:
             self.failure = error
-            raise store_error(error, self._path) from error
+            raise store_error(error, self._handle.path) from error
+
+    def commit(self) -> None:
+        """Commit, unless an operation has failed."""
+        if self.is_inherited:
+            raise StoreError(
+                "a forked child cannot commit its parent's transaction: the child changed nothing"
+            )
+        assert self.txn is not None
+        if self.failure is None:
+            try:
+                self._handle.commit(self.txn)
+                self._committed = True
+            except (lmdb.Error, StoreError) as error:
+                self.failure = self._handle.failed_commit(self._env, error)
+
+    def abort(self) -> None:
+        """Undo what is not committed. A second time, and in a forked child, it does nothing."""
+        if self.txn is not None and not self._committed and not self.is_inherited:
+            self._handle.gate.quietly(self.txn.abort)

@@ -163,7 +163,10 @@ def _make_data_file(path: Path) -> None:
                 txn.put(b"format", _FORMAT, db=databases[b"meta"])
         _place(temporary, path / DATA)
     finally:
-        temporary.unlink(missing_ok=True)
+        try:
+            os.unlink(temporary)
+        except FileNotFoundError:
+            pass
 
 
 def _make_lock_file(path: Path, max_readers: int) -> None:
@@ -178,7 +181,10 @@ def _make_lock_file(path: Path, max_readers: int) -> None:
             write_temporary(str(temporary), bytes(64 * (max_readers + 2)))
             _place(temporary, path / _LOCK)
         finally:
-            temporary.unlink(missing_ok=True)
+            try:
+                os.unlink(temporary)
+            except FileNotFoundError:
+                pass
 
 
 def _temporary(path: Path) -> Path:

@@ -7,20 +7,21 @@ What is always true:
 
 * The gate is closed exactly while ``handle`` is ``None``. Only the thread that holds ``_lock``
   closes and opens it.
-* To enter, a thread announces itself in ``inside`` and only then looks at ``handle``. To close, a
-  thread takes ``handle`` away and only then looks at ``inside``. So nobody is overlooked.
-* A thread that is inside never waits at the gate.
+* Each thread has a lock of its own, which it holds while it is inside. To enter, a thread takes its
+  lock and only then looks at ``handle``. To close, a thread takes ``handle`` away and only then
+  waits for the locks of the others, one after the other. So nobody is overlooked.
+* A thread that is inside never waits at the gate. It may enter again, as a signal handler does.
+* All these are C locks in ``with`` statements, which an interrupt leaves free.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable
+from threading import get_ident
+from typing import Any
 
 import lmdb
-
-from kvreplay.store import ForkSafeLock
 
 __all__ = ["Gate"]
 
@@ -30,25 +31,27 @@ class Gate:
 
     def __init__(self, handle: lmdb.Environment) -> None:
         self.handle: lmdb.Environment | None = handle
-        self._lock = ForkSafeLock()  # held by the thread that has closed the gate
-        self.inside: deque[None] = deque()  # one for each between enter and leave
-        self.left = threading.Event()
+        self.locks: dict[int, Any] = {}  # of each thread that was ever inside
+        self._lock: Any = threading.RLock()  # held by the thread that has closed the gate
         self._held_for_fork = False
         self._kept: lmdb.Environment | None = None  # the handle, while it is held for a fork
 
-    def enter(self) -> lmdb.Environment | None:
-        """Return the handle, to be followed by one :meth:`leave`; ``None``: the gate is closed."""
-        self.inside.append(None)
-        if (handle := self.handle) is not None:
-            return handle
-        self.leave()
-        return None
+    def own(self) -> Any:
+        """Return this thread's lock: ``with gate.own():`` it is inside, and looks at ``handle``."""
+        own = get_ident()
+        lock = self.locks.get(own)
+        # setdefault is one step: a signal handler of this thread gets the same lock.
+        return self.locks.setdefault(own, threading.RLock()) if lock is None else lock
 
-    def leave(self) -> None:
-        """Say that the handle, and all that was made with it, is no longer in use."""
-        self.inside.pop()
-        if self.handle is None:
-            self.left.set()
+    @property
+    def would_wait_for_itself(self) -> bool:
+        """Whether this thread is inside, or has closed the gate: it must not wait there."""
+        return bool(self.own()._is_owned() or self._lock._is_owned())
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the gate is open and no other thread is inside."""
+        return self.handle is not None and self._wait_for_others(0)
 
     def reopen(self, make: Callable[[], lmdb.Environment]) -> None:
         """Wait until the gate is open; if there is no handle then, ``make`` a new one."""
@@ -59,16 +62,22 @@ class Gate:
     def alone(self, change: Callable[[lmdb.Environment | None], lmdb.Environment | None]) -> None:
         """Replace the handle by ``change(handle)`` while nobody uses it.
 
-        If ``change`` raises, there is no handle, and :meth:`reopen` makes a new one.
+        If ``change`` raises, the handle is closed, and :meth:`reopen` makes a new one. The calling
+        thread must not be inside.
         """
         with self._lock:
             handle, self.handle = self.handle, None
             try:
-                self._drain(0, None)
+                self._wait_for_others()
             except BaseException:  # an interrupt
                 self.handle = handle
                 raise
-            self.handle = change(handle)
+            try:
+                self.handle = change(handle)
+            except BaseException:
+                if handle is not None:
+                    handle.close()
+                raise
 
     def quietly(self, action: Callable[[], None]) -> None:
         """Run ``action``, for a thread that is inside, while no other thread is.
@@ -76,28 +85,32 @@ class Gate:
         LMDB's Python driver ends ``abort()`` of a write transaction only when it finds no other
         call in progress. Busy readers can delay that for ever.
         """
-        held = False
         # If another thread has closed the gate, that is as good: it waits for this thread.
-        while self.handle is not None and not (held := self._lock.acquire(timeout=0.01)):
-            pass
-        if not held:
-            return action()
-        handle, self.handle = self.handle, None
-        try:
-            self._drain(1, None)
-            action()
-        finally:
-            self.handle = handle
-            self._lock.release()
+        while self.handle is not None:
+            try:
+                if self._lock.acquire(timeout=0.01):
+                    handle, self.handle = self.handle, None
+                    try:
+                        self._wait_for_others()
+                        action()
+                        return
+                    finally:
+                        self.handle = handle
+            finally:
+                try:
+                    self._lock.release()
+                except RuntimeError:
+                    pass  # it was not taken
+        action()
 
     # Forking. A call that another thread is in never returns in the child.
 
-    def hold_for_fork(self, own: int, patience: float) -> None:
-        """Close the gate, and wait at most ``patience`` seconds until only ``own`` are inside."""
+    def hold_for_fork(self, patience: float) -> None:
+        """Close the gate, and wait at most ``patience`` seconds until no other thread is inside."""
         if self._lock.acquire(timeout=patience):
             self._kept, self.handle = self.handle, None
             self._held_for_fork = True
-            self._drain(own, patience)
+            self._wait_for_others(patience)
 
     def go_on(self) -> None:
         """Open it again, in the parent."""
@@ -106,21 +119,32 @@ class Gate:
             self.handle, self._kept = self._kept, None
             self._lock.release()
 
-    def inherited(self, own: int) -> tuple[lmdb.Environment | None, bool]:
+    def inherited(self) -> tuple[lmdb.Environment | None, bool]:
         """In a forked child: return the parent's handle, and whether it can be closed.
 
         It cannot be closed if another thread may have been in a call of it: closing would wait for
-        the end of that call.
+        the end of that call. A transaction in which the parent's thread has forked is not in a
+        call. After a fork, Python calls that thread the child's main thread. A fork that ran no
+        hooks changes nothing for Python: here it counts as made by the parent's main thread.
         """
         handle = self._kept if self._held_for_fork else self.handle
         known = self._held_for_fork or handle is not None  # else it was being changed
-        return handle, known and len(self.inside) <= own
+        return handle, known and self._wait_for_others(0, threading.main_thread().ident)
 
-    def _drain(self, at_most: int, timeout: float | None) -> bool:
-        """Wait, behind the closed gate, until not more than ``at_most`` are inside."""
-        while True:
-            self.left.clear()
-            if len(self.inside) <= at_most:
-                return True
-            if not self.left.wait(timeout):
-                return False
+    def _wait_for_others(self, patience: float = -1, besides: int | None = None) -> bool:
+        """Wait until no other thread is inside; say whether that is so after ``patience`` seconds.
+
+        A thread that comes after the gate is closed finds no handle, and does not count.
+        """
+        own = get_ident()
+        for thread, lock in list(self.locks.items()):
+            if thread not in (own, besides):
+                try:
+                    if not lock.acquire(patience != 0, patience or -1):
+                        return False
+                finally:
+                    try:
+                        lock.release()
+                    except RuntimeError:
+                        pass  # it was not taken
+        return True

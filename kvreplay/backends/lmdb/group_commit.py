@@ -8,37 +8,49 @@ full.
 What is always true:
 
 * One thread leads at a time. It holds ``_leading``, and then the lock among processes.
-* A write is in the queue, or in the batch of the leader, or it has landed. It lands when it is
-  committed, or when it has failed for a reason of its own.
-* A batch is in the order of arrival, so each write sees those before it.
+* A write stays in the queue until it has landed: it is committed, or has failed for a reason of its
+  own. A batch only names the writes at the head of the queue, in the order of their arrival; each
+  sees those before it.
+* All writes of a batch land in one step, by one assignment. An interrupt comes before it or after.
 * No write fails because another one does: if a batch fails before it is written, its writes are run
   again, each in a transaction of its own.
 * A pending write without an operation keeps a place for a caller's transaction. It is never part
   of a batch.
+* A thread has one call here at a time. A signal handler's or a finalizer's is refused, if its
+  thread is in one already.
 
 Who wakes whom: a thread that waits has a bell. When a batch has landed, its threads are not woken
 at once. They would only compete for the interpreter's lock with the threads in the queue. The next
 leader wakes them when it begins to commit, and they run while it waits for the disk. If no thread
 is about to lead, they are woken at once.
+
+Interrupts: what a thread began it withdraws, and it calls the next leader. A wake-up that is lost
+costs a moment, since a thread that waits looks again by itself. An interrupt of the leader is its
+own: the other writes of its batch are led by the next, unless the batch was committed.
 """
 
 from __future__ import annotations
 
 import _thread
+import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Final
+from collections.abc import Callable, Generator, Iterable, Sequence
+from functools import partial
+from threading import get_ident
+from typing import Any, Final, TypeVar
 
 import lmdb
 
+from kvreplay.backends._support import nested_call_error
 from kvreplay.backends.lmdb.errors import store_error
 from kvreplay.backends.lmdb.handle import Handle, Transaction
 from kvreplay.backends.lmdb.process_lock import ProcessLock
 from kvreplay.errors import OutcomeUnknownError, StoreError
-from kvreplay.store import ForkSafeLock
+from kvreplay.store import Bell
 
 __all__ = ["ALONE", "GroupCommit", "PendingWrite"]
+
+T = TypeVar("T")
 
 _MAX_WRITES: Final = 1000  # in a batch
 _MAX_BYTES: Final = 16 * 1024 * 1024  # of values, unless a single one is larger
@@ -46,27 +58,12 @@ ALONE: Final = _MAX_BYTES + 1
 """The size of a write that takes long. It shares no commit, so that no other write waits for it."""
 
 _LOOK_AGAIN: Final = 1.0  # seconds, until a thread that waits looks: an interrupt may lose its ring
-
-
-class Bell:
-    """Wakes the one thread that waits for it, even if that begins to wait later."""
-
-    __slots__ = ("_lock",)
-
-    def __init__(self) -> None:
-        self._lock = _thread.allocate_lock()
-        self._lock.acquire()
-
-    def wait(self) -> None:
-        """Wait until it rings, but not longer than ``_LOOK_AGAIN``."""
-        self._lock.acquire(timeout=_LOOK_AGAIN)
-
-    def ring(self) -> None:
-        """Wake the thread that waits, or the next one to wait."""
-        try:
-            self._lock.release()
-        except RuntimeError:
-            pass  # it was rung before, and nobody has waited since
+_UNKNOWN: Final = OutcomeUnknownError(
+    "a commit failed, and its thread was interrupted before it knew whether it had happened: read"
+    " again before deciding; what was stored before is intact"
+)
+_FAILURES: Final = (lmdb.Error, StoreError)
+"""What an operation raises. Anything else comes from outside: an interrupt of the leader."""
 
 
 class PendingWrite:
@@ -78,21 +75,29 @@ class PendingWrite:
         size: about how many bytes it writes.
     """
 
-    __slots__ = ("bell", "error", "landed", "leads", "operation", "result", "size")
+    __slots__ = ("bell", "error", "fate", "leads", "operation", "result", "size")
 
     def __init__(self, operation: Callable[[Transaction], Any] | None, size: int = 0) -> None:
         self.operation = operation
         self.size = size
         self.bell: Bell | None = None  # while a thread waits for it
         self.leads = False  # its thread waits to lead
-        self.landed = False
+        self.fate = _NONE_YET  # of the latest transaction that it was in
         self.result: Any = None  # the operation's
-        self.error: Exception | None = None
+        self.error: Exception | None = None  # its own: it did not happen
 
-    def fail(self, error: Exception) -> None:
-        """Land with an error, which its thread raises: it did not happen, or nobody knows."""
-        self.error = error
-        self.landed = True
+    @property
+    def landed(self) -> bool:
+        """Whether it is known what became of it, as far as it ever will be."""
+        fate = self.fate
+        return fate.committed or self.error is not None or fate.unknown is not None
+
+    @property
+    def failure(self) -> Exception | None:
+        """Why it did not happen, or that nobody knows; for its own thread to raise."""
+        if (unknown := self.fate.unknown) is not None:
+            return _caused(OutcomeUnknownError(*unknown.args), unknown.__cause__)
+        return self.error
 
     @property
     def is_brief(self) -> bool:
@@ -108,6 +113,33 @@ class PendingWrite:
         return True
 
 
+class _Fate:
+    """What became of a transaction, for all the writes in it. It does not know them."""
+
+    __slots__ = ("committed", "unknown")
+
+    def __init__(self) -> None:
+        self.committed = False
+        self.unknown: OutcomeUnknownError | None = None
+
+
+class _Batch:
+    """Writes that share a transaction."""
+
+    __slots__ = ("fate", "writes")
+
+    def __init__(self) -> None:
+        self.fate = _Fate()
+        self.writes: list[PendingWrite] = []
+
+    def add(self, write: PendingWrite) -> None:
+        write.fate = self.fate
+        self.writes.append(write)
+
+
+_NONE_YET: Final = _Fate()
+
+
 class GroupCommit:
     """The pending writes of one environment, in the order of their arrival."""
 
@@ -115,47 +147,79 @@ class GroupCommit:
         self._handle = handle
         self._process_lock = process_lock
         self._waiting: deque[PendingWrite] = deque()
-        self._landed: Sequence[PendingWrite] = ()  # whose threads are still to be woken
-        self._leaving = ForkSafeLock()  # guards what leaves the queue
-        self._leading = ForkSafeLock()  # held by the leader
+        self._landed: deque[PendingWrite] = deque()  # whose threads are still to be woken
+        # Of this process only: a forked child makes a queue of its own.
+        self._changing = _thread.allocate_lock()  # guards the queue
+        self._leading: Any = threading.RLock()  # held by the leader
+        self._busy: dict[int, bool] = {}  # the threads that are in a call
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether this thread is in a call: it must not wait for itself."""
+        return get_ident() in self._busy
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody is in a call, and nothing waits."""
+        return not self._busy and self._head() is None
 
     def submit(self, writes: Sequence[PendingWrite]) -> None:
         """Return when all of this thread's writes have landed; the thread may lead meanwhile."""
-        self._waiting.extend(writes)
+        own = get_ident()
+        if own in self._busy:
+            raise nested_call_error()
+        self._busy[own] = True
         try:
+            with self._changing:
+                self._waiting.extend(writes)
             for write in writes:
                 while self._wait_for_lead(write):
                     self._lead(write)
         except BaseException:  # an interrupt; what is in a batch may still be committed
             self._withdraw(writes)
             raise
+        finally:
+            del self._busy[own]
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self, block: Generator[T, None, None]) -> Generator[T, None, None]:
         """Wait in the same queue, then lead for a block that commits by itself, or not at all."""
-        place = PendingWrite(None)
-        self._waiting.append(place)
+        own, place = get_ident(), PendingWrite(None)
+        if own in self._busy:
+            raise nested_call_error()
+        self._busy[own] = True
         try:
+            with self._changing:
+                self._waiting.append(place)
             self._wait_for_lead(place)
             with self._leading:
                 try:
                     self._take_process_lock()
                     self._withdraw((place,))
-                    yield
+                    yield from block
                 finally:
-                    self._process_lock.give_back()
+                    try:
+                        self._process_lock.give_back()
+                    except BaseException:
+                        self._process_lock.give_back()
+                        raise
         finally:
-            if place in self._waiting:  # an interrupt
+            del self._busy[own]
+            try:
                 self._withdraw((place,))
-            self._call_next()
+            except BaseException:
+                self._withdraw((place,))
+                raise
 
     def close(self) -> None:
         """Close the file of the lock among processes; the next write opens it again."""
-        if self._leading.acquire(blocking=False):  # else a write is under way, which needs it
-            try:
+        try:
+            if self._leading.acquire(blocking=False):  # else a write is under way, which needs it
                 self._process_lock.close()
-            finally:
+        finally:
+            try:
                 self._leading.release()
+            except RuntimeError:
+                pass  # it was not taken
 
     # Waiting for the lead, and handing it over.
 
@@ -167,34 +231,36 @@ class GroupCommit:
             write.bell = Bell()
             # A thread that rings has changed what is looked at here before it looks for the bell.
             if not write.landed and self._head() is not write:
-                write.bell.wait()
+                write.bell.wait(_LOOK_AGAIN)
             write.bell = None
         return False
 
     def _head(self) -> PendingWrite | None:
-        try:
-            return self._waiting[0] if self._waiting else None
-        except IndexError:  # it was taken just then
-            return None
+        """Return the first write that has not landed; those before it leave the queue."""
+        waiting = self._waiting
+        with self._changing:
+            while waiting and waiting[0].landed:
+                waiting.popleft()
+            return waiting[0] if waiting else None
 
     def _lead(self, own: PendingWrite) -> None:
         """Commit for the head of the queue and those behind it, and hand over."""
-        batch: list[PendingWrite] = []
+        own.leads = True
         try:
-            own.leads = True
             # Only the head waits here, so that the lock passes straight to the next leader.
             with self._leading:
                 if not own.landed:  # by a leader that took it just then
                     try:
                         self._take_process_lock()
-                        self._commit(batch)
+                        batch = self._commit()
                     finally:
-                        self._process_lock.give_back()
+                        try:
+                            self._process_lock.give_back()
+                        except BaseException:
+                            self._process_lock.give_back()
+                            raise
                     self._wake_landed()  # of the batch before, if this one was not committed
-                    self._landed = batch
-        except BaseException:  # an interrupt
-            self._put_back(batch)
-            raise
+                    self._landed.extend(batch)
         finally:
             self._call_next()
 
@@ -211,116 +277,118 @@ class GroupCommit:
             self._wake_landed()
 
     def _wake_landed(self) -> None:
-        landed, self._landed = self._landed, ()
-        for write in landed:
-            write.wake()
+        landed = self._landed
+        while landed:
+            try:
+                landed.popleft().wake()
+            except IndexError:  # another thread was faster
+                return
 
-    # What leaves the queue, and comes back to it.
-
-    def _fill(self, batch: list[PendingWrite]) -> None:
-        """Move writes into the batch while they fit, up to the place of a caller's transaction."""
-        size = sum([write.size for write in batch])
-        waiting = self._waiting
-        with self._leaving:
-            while waiting and (head := waiting[0]).operation is not None:
-                size += head.size
-                if batch and (size > _MAX_BYTES or len(batch) >= _MAX_WRITES):
-                    break
-                batch.append(head)
-                waiting.popleft()
-
-    def _put_back(self, batch: Sequence[PendingWrite]) -> None:
-        """Return to the head of the queue what an interrupted leader had taken."""
-        with self._leaving:
-            left = [each for each in batch if not each.landed and each not in self._waiting]
-            self._waiting.extendleft(reversed(left))
-        for each in batch:
-            each.wake()
-
-    def _withdraw(self, writes: Sequence[PendingWrite]) -> None:
-        with self._leaving:
+    def _withdraw(self, writes: Iterable[PendingWrite]) -> None:
+        with self._changing:
             for write in writes:
-                try:
+                if write in self._waiting:
                     self._waiting.remove(write)
-                except ValueError:
-                    pass  # it is not waiting any more
         self._call_next()
 
     # Committing a batch.
 
-    def _commit(self, batch: list[PendingWrite]) -> None:
-        """Take a batch from the queue, and let all of it land.
+    def _commit(self) -> Sequence[PendingWrite]:
+        """Let the writes at the head of the queue land, and return them.
 
-        Only an interrupt makes it raise; then some of the batch may not have landed.
+        Only an interrupt makes it raise; then some of them may not have landed.
         """
-        failure = self._try(batch, filling=True)
+        batch, failure = self._try(self._fill)
         if failure is None:
-            return
+            return batch.writes
         self._wake_landed()  # what follows may take many commits
-        if not batch:  # no transaction has even begun
+        if not batch.writes:  # no transaction has even begun
             self._fill(batch)
-        if isinstance(failure, OutcomeUnknownError):
-            for write in batch:
-                write.fail(_caused(OutcomeUnknownError(*failure.args), failure.__cause__))
-            return
-        for write in batch:
-            alone = failure if len(batch) == 1 else self._try([write])
-            if alone is not None:
-                write.fail(self._explained(alone))
+        if batch.fate.unknown is None:
+            for write in batch.writes:
+                alone: Exception | None = failure
+                if len(batch.writes) > 1:
+                    _, alone = self._try(partial(_Batch.add, write=write))
+                if alone is not None and not write.landed:
+                    write.error = self._explained(alone)
+        return batch.writes
 
-    def _try(self, batch: list[PendingWrite], *, filling: bool = False) -> Exception | None:
-        """Commit the batch, ``filling`` it once a transaction has begun; return why it failed."""
+    def _fill(self, batch: _Batch) -> None:
+        """Name the first writes of the queue while they fit, up to the place of a transaction."""
+        size = 0
+        with self._changing:
+            for write in self._waiting:
+                if write.operation is None:
+                    break
+                if write.landed:
+                    continue
+                size += write.size
+                if batch.writes and (size > _MAX_BYTES or len(batch.writes) >= _MAX_WRITES):
+                    break
+                batch.add(write)
+
+    def _try(self, fill: Callable[[_Batch], None]) -> tuple[_Batch, Exception | None]:
+        """Commit a batch, filled once a transaction has begun; return it, and why it failed."""
+        handle = self._handle
         while True:
+            batch = _Batch()
             try:
-                env = self._handle.enter()
-            except StoreError as error:
-                return error
-            try:
-                self._run(env, env.begin(write=True), batch, filling)
-                return None
-            except Exception as error:  # of any class: the writes' own threads raise it
-                failure = error
-            finally:
-                self._handle.gate.leave()
-            try:
-                if not self._handle.repair(env, failure):
-                    return failure
-            except StoreError as error:  # the map cannot grow
-                return error
+                env = handle.opened()
+                with handle.gate.own():
+                    if handle.gate.handle is not env:
+                        continue
+                    failure = self._run(env, batch, fill)
+                if failure is None or not handle.repair(env, failure):
+                    return batch, failure
+            except StoreError as error:  # it cannot be opened, or its map cannot grow
+                return batch, error
 
     def _run(
-        self, env: lmdb.Environment, txn: Transaction, batch: list[PendingWrite], filling: bool
-    ) -> None:
-        """Run and commit the writes' operations: all have landed, or none has happened."""
+        self, env: lmdb.Environment, batch: _Batch, fill: Callable[[_Batch], None]
+    ) -> Exception | None:
+        """Run and commit the writes' operations; return why none of them happened, if so.
+
+        Only an interrupt is raised. Then the batch is committed, or nothing of it has happened.
+        """
         try:
-            if filling:
-                self._fill(batch)
-            for write in batch:
+            txn = env.begin(write=True)
+        except lmdb.Error as error:
+            return error
+        failure: Exception | None = None
+        try:
+            fill(batch)
+            for write in batch.writes:
                 assert write.operation is not None  # a place for a transaction is not taken
                 write.result = write.operation(txn)
-            if filling:
-                self._wake_landed()
-            self._handle.commit(env, txn)
-        except BaseException as error:
-            if not _is_over(txn):
-                self._handle.gate.quietly(txn.abort)
-                raise
-            if isinstance(error, Exception):
-                raise  # the commit failed
-            _land(batch)  # an interrupt came right after the commit
+            self._wake_landed()
+            try:
+                self._handle.commit(txn)
+                batch.fate.committed = True
+            except _FAILURES as error:
+                failure = _UNKNOWN  # until more is known
+                failure = self._handle.failed_commit(env, error)
+        except _FAILURES as error:  # an operation's
+            failure = error
+        except BaseException:
+            if failure is None:  # perhaps it came right after the commit
+                batch.fate.committed = _is_over(txn)
             raise
-        _land(batch)
+        finally:
+            if isinstance(failure, OutcomeUnknownError):
+                batch.fate.unknown = failure
+            if not batch.fate.committed:
+                try:
+                    self._handle.gate.quietly(txn.abort)
+                except BaseException:
+                    txn.abort()
+                    raise
+        return failure
 
     def _explained(self, failure: Exception) -> Exception:
         """Say in kvreplay's terms why a write did not happen; other exceptions stay as they are."""
         if isinstance(failure, lmdb.Error):
             return _caused(store_error(failure, self._handle.path), failure)
         return failure
-
-
-def _land(batch: Sequence[PendingWrite]) -> None:
-    for write in batch:
-        write.landed = True
 
 
 def _is_over(txn: Transaction) -> bool:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
+from threading import get_ident
 from typing import Final, TypeAlias, TypeVar
 
 import lmdb
 
-from kvreplay.backends._support import OwnTransaction
+from kvreplay.backends._support import OwnTransaction, nested_call_error
 from kvreplay.backends.lmdb.errors import commit_error, store_error
 from kvreplay.backends.lmdb.files import open_files
 from kvreplay.backends.lmdb.gate import Gate
@@ -33,6 +34,12 @@ Transaction: TypeAlias = "lmdb.Transaction[bytes]"
 
 _CROWDED: Final = 0.75  # of the map; if more is in use, a transaction grows it first
 _REPAIRS: Final = 3  # in a row, until a read gives up
+_CHANGING: Final = (  # what is repaired while nobody uses the handle
+    lmdb.MapFullError,
+    lmdb.MapResizedError,
+    lmdb.PanicError,
+    OutcomeUnknownError,
+)
 
 
 class Handle:
@@ -57,91 +64,107 @@ class Handle:
         self.map_size = map_size
         self.users = 0  # the stores on it; without any it is not opened again
         self.block: OwnTransaction | None = None  # a caller's transaction, if there is one
-        self.gate = Gate(self._open(creating=creating))
+        env = self._open(creating=creating)
+        try:
+            self.gate = Gate(env)
+        except BaseException:
+            env.close()
+            raise
 
     # Reading.
 
     def get(self, key: bytes) -> bytes | None:
         """Return the stored value of one entry, in one short read transaction."""
         gate = self.gate
-        gate.inside.append(None)  # quick way, for enter() and read(): LMDB's rows of bench_hit
-        try:
-            if (env := gate.handle) is not None:
-                txn = env.begin()
-                try:
-                    return txn.get(key, None, self.entries)
-                finally:
-                    txn.abort()
+        try:  # quick way, for read(): LMDB's rows of bench_hit
+            with gate.locks.get(get_ident()) or gate.own():
+                if (env := gate.handle) is not None:
+                    txn = env.begin()
+                    try:
+                        return txn.get(key, None, self.entries)
+                    finally:
+                        txn.abort()
         except lmdb.Error:
             pass  # repaired and tried again, or explained, by read()
-        finally:
-            gate.inside.pop()
-            if gate.handle is None:
-                gate.left.set()
         return self.read(lambda txn: txn.get(key, None, self.entries))
 
     def read(self, operation: Callable[[Transaction], T]) -> T:
         """Run ``operation``, which must be short, on one snapshot."""
         repairs = 0
         while True:
-            env = self.enter()
+            env = self.opened()
             try:
-                txn = env.begin()
-                try:
-                    return operation(txn)
-                finally:
-                    txn.abort()
-                    # An earlier attempt's failure holds this frame, and the frame the reader slot.
-                    del txn
+                with self.gate.own():
+                    if self.gate.handle is not env:
+                        continue
+                    txn = env.begin()
+                    try:
+                        return operation(txn)
+                    finally:
+                        txn.abort()
+                        # A failure holds this frame, and the frame the reader slot.
+                        del txn
             except lmdb.Error as error:
                 failure = error
-            finally:
-                self.gate.leave()
             repairs += 1
             if repairs > _REPAIRS or not self.repair(env, failure):
                 raise store_error(failure, self.path) from failure
 
-    # Using the environment: every return of these two is followed by one ``gate.leave()``.
+    # Using the environment.
 
-    def enter(self) -> lmdb.Environment:
-        """Return the environment, once it may be used."""
-        while (env := self.gate.enter()) is None:
-            self._refuse_to_wait()
+    def opened(self) -> lmdb.Environment:
+        """Return the environment, opened anew if need be.
+
+        To use it, a thread goes through the gate, and looks whether it is still the gate's.
+
+        Raises:
+            StoreUnavailableError: a call that this thread is in would have to end first.
+        """
+        while (env := self.gate.handle) is None:
+            self.refuse_to_wait()
             self.gate.reopen(self._reopen)
         return env
 
-    def begin_write(self) -> tuple[lmdb.Environment, Transaction]:
-        """Begin a write transaction that cannot be run again, so a crowded map grows first."""
+    def make_room(self) -> None:
+        """Let a crowded map grow, before a transaction begins that cannot be run again."""
         while True:
-            env = self.enter()
+            env = self.opened()
             try:
-                info = env.info()
+                with self.gate.own():
+                    if self.gate.handle is not env:
+                        continue
+                    info = env.info()
                 if (info["last_pgno"] + 1) * self._page_size <= _CROWDED * info["map_size"]:
-                    return env, env.begin(write=True)
-            except lmdb.Error as error:
-                self.gate.leave()
-                if not self.repair(env, error):
-                    raise store_error(error, self.path) from error
-            except BaseException:  # an interrupt
-                self.gate.leave()
-                raise
-            else:
-                self.gate.leave()
+                    return
                 self.gate.alone(lambda current: self._resize(current, grow=True))
+            except lmdb.Error as error:
+                self.repair_or_raise(env, error)
 
-    def commit(self, env: lmdb.Environment, txn: Transaction) -> None:
-        """Commit, or raise what became of it: LMDB's own error if the map is full."""
-        try:
-            txn.commit()
-        except lmdb.MapFullError:
-            raise  # LMDB has aborted it
-        except lmdb.Error as error:
-            raise commit_error(env, error, self.path) from error
+    def commit(self, txn: Transaction) -> None:
+        """Commit. An ``lmdb.Error`` means that it failed, any other exception came afterwards."""
+        txn.commit()
+
+    def failed_commit(self, env: lmdb.Environment, error: Exception) -> Exception:
+        """Say what became of a commit that raised: LMDB's own error if the map is full."""
+        if isinstance(error, lmdb.Error) and not isinstance(error, lmdb.MapFullError):
+            return _caused(commit_error(env, error, self.path), error)
+        return error  # LMDB has aborted it, if the map is full
 
     # Repairing.
 
+    def repair_or_raise(self, env: lmdb.Environment, error: Exception) -> None:
+        """Repair what can be repaired, or raise what the error means."""
+        if not self.repair(env, error):
+            raise store_error(error, self.path) from error
+
     def repair(self, env: lmdb.Environment, error: Exception) -> bool:
-        """Repair what can be repaired; say whether the operation may be run again."""
+        """Repair what can be repaired; say whether the operation may be run again.
+
+        Raises:
+            StoreUnavailableError: a call that this thread is in would have to end first.
+        """
+        if isinstance(error, _CHANGING):
+            self.refuse_to_wait()
         match error:
             case lmdb.MapFullError():
                 self.gate.alone(lambda current: self._resize(current, grow=True))
@@ -160,28 +183,29 @@ class Handle:
 
     def _free_reader_slots(self) -> None:
         """Free the reader slots that killed processes have left."""
-        env = self.enter()
-        try:
+        with self.gate.own():
             # If this fails too, the caller reports that no slot was free.
-            with contextlib.suppress(lmdb.Error):
-                env.reader_check()
-        finally:
-            self.gate.leave()
+            if (env := self.gate.handle) is not None:
+                with contextlib.suppress(lmdb.Error):
+                    env.reader_check()
 
     def _resize(self, env: lmdb.Environment | None, *, grow: bool) -> lmdb.Environment:
         env = env or self._reopen()
-        before = env.info()["map_size"]
         try:
-            env.set_mapsize(0)  # take over what another process may have grown it to
-            if grow and env.info()["map_size"] <= before:
-                env.set_mapsize(2 * before)
-        except lmdb.Error as error:
-            env.close()  # it has no map any more
-            raise StoreFullError(
-                f"the map of the LMDB store {self.path} has {before} bytes, is full and cannot"
-                " grow: nothing was written; raise the limit of this process's address space"
-            ) from error
-        self.map_size = env.info()["map_size"]
+            before = env.info()["map_size"]
+            try:
+                env.set_mapsize(0)  # take over what another process may have grown it to
+                if grow and env.info()["map_size"] <= before:
+                    env.set_mapsize(2 * before)
+            except lmdb.Error as error:  # it has no map any more
+                raise StoreFullError(
+                    f"the map of the LMDB store {self.path} has {before} bytes, is full and cannot"
+                    " grow: nothing was written; raise the limit of this process's address space"
+                ) from error
+            self.map_size = env.info()["map_size"]
+        except BaseException:
+            env.close()
+            raise
         return env
 
     # Opening and closing the files.
@@ -192,7 +216,7 @@ class Handle:
 
     def hold_for_fork(self, patience: float) -> None:
         """Before a fork: let no use begin, and wait at most ``patience`` seconds for the others."""
-        self.gate.hold_for_fork(int(self.block is not None and self.block.is_mine), patience)
+        self.gate.hold_for_fork(patience)
 
     def abandon(self) -> None:
         """In a forked child: close what is the parent's, so that the files can be opened anew.
@@ -200,9 +224,7 @@ class Handle:
         Raises:
             StoreError: the parent was in a call of it, so it can never be closed here.
         """
-        # A transaction in which the parent's thread has forked is not in a call.
-        own = int(self.block is not None and self.block.was_of_forking_thread)
-        env, can_be_closed = self.gate.inherited(own)
+        env, can_be_closed = self.gate.inherited()
         if not can_be_closed:
             raise StoreError(
                 f"this process was forked while its parent was in a transaction of {self.path}: it"
@@ -218,7 +240,11 @@ class Handle:
             max_readers=self.max_readers,
             creating=creating,
         )
-        self._page_size = env.stat()["psize"]
+        try:
+            self._page_size = env.stat()["psize"]
+        except BaseException:
+            env.close()
+            raise
         return env
 
     def _reopen(self) -> lmdb.Environment:
@@ -226,12 +252,15 @@ class Handle:
             raise closed_error()
         return self._open(creating=False)
 
-    def _refuse_to_wait(self) -> None:
-        if self.block is not None and self.block.is_mine:
-            raise StoreUnavailableError(
-                f"the LMDB store {self.path} is being closed or reopened, which waits for this"
-                " thread's transaction: nothing was done; end it first"
-            )
+    def refuse_to_wait(self) -> None:
+        """Raise for a thread that is in a call of this environment: it would wait for itself."""
+        if self.gate.would_wait_for_itself:
+            if self.block is not None and self.block.is_mine:
+                raise StoreUnavailableError(
+                    f"the LMDB store {self.path} is being closed or reopened, which waits for this"
+                    " thread's transaction: nothing was done; end it first"
+                )
+            raise nested_call_error()
 
 
 def _shut(env: lmdb.Environment | None) -> None:
@@ -247,3 +276,8 @@ def _shut_if_same(
         failed.close()
         return None
     return env
+
+
+def _caused(error: StoreError, cause: BaseException) -> StoreError:
+    error.__cause__ = cause
+    return error

@@ -54,6 +54,6 @@ class ProcessLock:
 
     def close(self) -> None:
         """Close the directory, which gives the lock back too."""
-        directory, self._directory = self._directory, None
-        if directory is not None:
-            directory.close()
+        if self._directory is not None:
+            self._directory.close()
+            self._directory = None

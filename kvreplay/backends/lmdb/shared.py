@@ -33,26 +33,28 @@ def acquire(
 ) -> Environment:
     """Open the environment, or share the one that this process has open; count one user more.
 
+    The caller holds ``lock``, and notes at once what it is given.
+
     Raises:
         ConfigError: it is open with another durability.
         StoreError: a forked child cannot use it, since its parent was in a call of it.
     """
-    with lock:
-        identity = identity_of(path)
-        environment = None if identity is None else _open.get(identity)
-        if environment is not None and environment.pid != os.getpid():
-            _abandon(environment)
-            environment = None
+    identity = identity_of(path)
+    environment = None if identity is None else _open.get(identity)
+    if environment is not None and environment.pid != os.getpid():
+        _abandon(environment)
+        environment = None
+    handle = None
+    try:
         if environment is None:
-            environment = Environment(
-                Handle(
-                    path,
-                    map_size=map_size,
-                    durability=durability,
-                    max_readers=max_readers,
-                    creating=creating,
-                )
+            handle = Handle(
+                path,
+                map_size=map_size,
+                durability=durability,
+                max_readers=max_readers,
+                creating=creating,
             )
+            environment = Environment(handle)
             _open[environment.identity] = environment
         elif environment.handle.durability != durability:
             raise ConfigError(
@@ -60,37 +62,39 @@ def acquire(
                 f" open it with the same, not with durability={durability}"
             )
         environment.handle.users += 1
-        return environment
+    except BaseException:
+        if environment is not None:
+            release(environment)
+        elif handle is not None:
+            handle.close()  # else LMDB would refuse every later opening in this process
+        raise
+    return environment
 
 
 def reacquire(inherited: Environment) -> Environment:
-    """In a forked child: acquire an environment of its own, in place of its parent's."""
-    with lock:
-        _abandon(inherited)
-        handle = inherited.handle
-        return acquire(
-            handle.path,
-            map_size=handle.map_size,
-            durability=handle.durability,
-            max_readers=handle.max_readers,
-            creating=False,
-        )
+    """In a forked child, as :func:`acquire`: an environment of its own, not its parent's."""
+    _abandon(inherited)
+    handle = inherited.handle
+    return acquire(
+        handle.path,
+        map_size=handle.map_size,
+        durability=handle.durability,
+        max_readers=handle.max_readers,
+        creating=False,
+    )
 
 
 def release(environment: Environment) -> None:
-    """Count one user less; the last one closes the files, once no transaction is active."""
-    handle = environment.handle
-    with lock:
-        if handle.users == 1:
-            environment.refuse_own_transaction()
-        handle.users -= 1
-        if handle.users:
-            return
+    """Close the files of an environment that no store uses, once no transaction is active.
+
+    A second call goes on where an interrupt has ended the first one.
+    """
     # Without the lock: it may take as long as another thread's transaction.
-    environment.close()
-    with lock:
-        if not handle.users and _open.get(environment.identity) is environment:
-            del _open[environment.identity]
+    if not environment.handle.users:
+        environment.close()
+        with lock:
+            if not environment.handle.users and _open.get(environment.identity) is environment:
+                del _open[environment.identity]
 
 
 def _abandon(inherited: Environment) -> None:

@@ -16,7 +16,7 @@ from os import getpid
 from pathlib import Path
 from typing import ClassVar, Final
 
-from kvreplay.backends._support import check_durability, check_path
+from kvreplay.backends._support import check_durability, check_path, nested_call_error
 from kvreplay.backends.lmdb import entries, shared
 from kvreplay.backends.lmdb.environment import Block, Environment
 from kvreplay.backends.lmdb.group_commit import ALONE
@@ -75,6 +75,7 @@ class LMDBStore(Closing):
     reads_are_local: ClassVar[bool] = True
 
     _environment: Environment | None = None
+    _leaving: Environment | None = None  # whose files this store's close still has to close
 
     def __init__(
         self,
@@ -90,9 +91,16 @@ class LMDBStore(Closing):
         if type(max_readers) is not int or not 1 <= max_readers <= _MAX_READERS:
             raise ConfigError(f"max_readers must be an int from 1 to {_MAX_READERS}")
         self._path = Path(check_path(path, "LMDB")).absolute()
-        self._environment = shared.acquire(
-            self._path, map_size=map_size, durability=durability, max_readers=max_readers
-        )
+        if shared.lock.is_mine:
+            raise nested_call_error()
+        try:
+            with shared.lock:
+                self._environment = shared.acquire(
+                    self._path, map_size=map_size, durability=durability, max_readers=max_readers
+                )
+        except BaseException:
+            self.close()
+            raise
 
     def __repr__(self) -> str:
         return f"<LMDBStore {self._path} {'open' if self._environment else 'closed'}>"
@@ -231,22 +239,35 @@ class LMDBStore(Closing):
             StoreUnavailableError: the map was full and has been grown: run it again.
         """
         environment = self._opened()
-        return ThreadBound(environment.transaction(partial(_Transaction, environment)))
+        # It holds the store too, so that this is not deleted, and closed, meanwhile.
+        return ThreadBound(environment.transaction(partial(_Transaction, self, environment)))
 
     def close(self) -> None:
-        """Leave the environment; the last store on it in this process closes the files."""
-        # In one step, so that only one leaves if two threads close it.
-        environment = vars(self).pop("_environment", None)
-        if environment is not None and environment.pid == getpid():  # else it is the parent's
-            try:
-                shared.release(environment)
-            except StoreError:
-                self._environment = environment
-                raise
+        """Leave the environment; the last store on it in this process closes the files.
+
+        If it was interrupted, a second call ends what the first one began.
+        """
+        with shared.lock:
+            environment = self._environment
+            if environment is not None and environment.pid == getpid():  # else it is the parent's
+                if environment.handle.users == 1:
+                    environment.refuse_closing()
+                # One after the other without a call between, so without an interrupt.
+                environment.handle.users -= 1
+                self._leaving = environment
+            self._environment = None
+            environment = self._leaving
+        if environment is not None:
+            shared.release(environment)
+            self._leaving = None
 
     def __del__(self) -> None:
         if self._environment is not None:
-            warnings.warn(f"{self!r} was not closed", ResourceWarning, stacklevel=2, source=self)
+            warning = f"{self!r} was not closed"
+            try:
+                self.close()  # an interrupted opening has returned no store that one could close
+            finally:
+                warnings.warn(warning, ResourceWarning, stacklevel=2, source=self)
 
     def _opened(self) -> Environment:
         """Return this process's environment."""
@@ -280,7 +301,8 @@ class LMDBStore(Closing):
 class _Transaction:
     """The store's calls inside a caller's transaction."""
 
-    def __init__(self, environment: Environment, block: Block) -> None:
+    def __init__(self, store: LMDBStore, environment: Environment, block: Block) -> None:
+        self._store = store
         self._handle = environment.handle
         self._run = block.run
 

@@ -16,8 +16,9 @@ from kvreplay import OutcomeUnknownError, StoreError, StoreFullError, SweepResul
 from kvreplay.backends.lmdb import LMDBStore
 from kvreplay.backends.lmdb import entries as lmdb_entries
 from kvreplay.backends.lmdb.handle import Handle
-from support.group_commits import found, putting, queue_of, queued, together, waiting
+from support.group_commits import found, leading, putting, queued, together, waiting
 from support.lmdb_stores import KIB, commits, environment_of
+from support.replaying import Caller
 
 
 def test_changes_that_wait_share_one_commit(store: LMDBStore) -> None:
@@ -201,7 +202,7 @@ def test_one_bad_operation_fails_for_itself(store: LMDBStore) -> None:
 
     def broken(txn: Any) -> None:
         txn.put(b"half", b"done", db=environment.handle.entries)
-        raise LookupError("a bug")
+        raise StoreError("of its own")
 
     good, bad, worse, last = together(
         store,
@@ -215,7 +216,7 @@ def test_one_bad_operation_fails_for_itself(store: LMDBStore) -> None:
     with pytest.raises(StoreError, match="nothing was changed") as told:
         bad.result()
     assert isinstance(told.value.__cause__, lmdb.BadValsizeError)
-    with pytest.raises(LookupError):
+    with pytest.raises(StoreError, match="of its own"):
         worse.result()
     assert sorted(store.list("p", "s")) == ["good", "last"]
     assert environment.handle.get(b"half") is None, "no half of a change is kept"
@@ -256,7 +257,7 @@ def test_a_map_that_cannot_grow_fails_only_what_has_no_room(
 
 def test_an_unknown_outcome_is_everybodys(store: LMDBStore, unknown: Callable[[], None]) -> None:
     unknown()
-    with queue_of(store).alone():
+    with leading(store):
         callers = queued(store, *(putting(store, f"k{n}", None, b"v") for n in range(8)))
     errors = []
     for caller in callers:
@@ -271,9 +272,9 @@ def test_an_unknown_outcome_is_everybodys(store: LMDBStore, unknown: Callable[[]
 
 def test_a_closed_store_fails_everybody_who_waits(root: Path) -> None:
     store = LMDBStore(root)
-    with queue_of(store).alone():
+    with leading(store):
         callers = queued(store, *(putting(store, f"k{n}", None, b"v") for n in range(4)))
-        store.close()
+        Caller(store.close).result()
     for caller in callers:
         with pytest.raises(StoreError, match="closed"):
             caller.result()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from kvreplay.backends.lmdb import LMDBStore
-from support.group_commits import putting, queue_of, queued, together, waiting
+from support.group_commits import leading, putting, queued, together, waiting
 from support.interrupts import interrupted_when
 from support.lmdb_stores import commits, environment_of
 from support.replaying import Caller, Interrupt
@@ -69,7 +69,7 @@ def test_an_interrupt_right_after_a_commit_tells_the_others_so(
 ) -> None:
     """Otherwise they would run again, and meet their own changes."""
     before = commits(store)
-    with queue_of(store).alone():
+    with leading(store):
         after_the_next_commit(Interrupt())
         leader, *others = queued(store, *(putting(store, f"k{n}", None, b"v") for n in range(5)))
     with pytest.raises(Interrupt):

@@ -23,6 +23,7 @@ from kvreplay.errors import (
     StoreFullError,
     StoreUnavailableError,
 )
+from support.interrupts import interrupted_when
 from support.lmdb_stores import (
     KIB,
     MARKER,
@@ -31,7 +32,7 @@ from support.lmdb_stores import (
     open_files_of,
     users_of,
 )
-from support.waiting import HeldTransaction, until
+from support.waiting import PATIENCE, HeldTransaction, until
 
 
 def test_a_closed_store_keeps_no_file_open(root: Path) -> None:
@@ -222,17 +223,22 @@ def test_an_interrupt_during_the_last_close(root: Path) -> None:
     store = LMDBStore(root)
     environment = environment_of(store)
     handle = environment.handle.gate.handle
-    environment.handle.gate.inside.append(None)  # someone is inside
+    inside, over = threading.Event(), threading.Event()
 
-    def interrupt(_timeout: float | None) -> bool:
-        raise KeyboardInterrupt
+    def stay_inside() -> None:
+        with environment.handle.gate.own():
+            inside.set()
+            assert over.wait(PATIENCE)
 
-    environment.handle.gate.left.wait = interrupt  # type: ignore[assignment, method-assign]
-    with pytest.raises(KeyboardInterrupt):
+    stayer = threading.Thread(target=stay_inside)
+    stayer.start()
+    assert inside.wait(PATIENCE)
+    gate_is_closed = lambda: environment.handle.gate.handle is None  # noqa: E731
+    with pytest.raises(KeyboardInterrupt), interrupted_when(gate_is_closed):
         store.close()
-    environment.handle.gate.inside.pop()
-    environment.handle.gate.left = threading.Event()
     assert environment.handle.gate.handle is handle, "who is inside goes on with it"
+    over.set()
+    stayer.join()
     with LMDBStore(root) as again:
         again.write("p", "s", "k", b"v")
     assert nothing_is_open()

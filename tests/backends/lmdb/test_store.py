@@ -11,10 +11,18 @@ import pytest
 
 from kvreplay.backends.lmdb import LMDBStore
 from kvreplay.backends.lmdb import entries as lmdb_entries
-from kvreplay.backends.lmdb import shared as lmdb_sharing
 from kvreplay.errors import ConfigError, InvalidNameError, KeyNotFoundError, StoreError
 from kvreplay.store import SweepResult, TransactionalKVStore
-from support.lmdb_stores import KIB, MARKER, environment_of, handle_of, in_process, traced
+from support.lmdb_stores import (
+    KIB,
+    MARKER,
+    environment_of,
+    handle_of,
+    in_process,
+    nothing_is_open,
+    open_files_of,
+    traced,
+)
 from support.needs import needs_strace
 from support.told import told
 
@@ -206,10 +214,10 @@ with LMDBStore(path, durability={durability!r}) as store:
 
 def test_an_unclosed_store_warns(root: Path) -> None:
     store = LMDBStore(root)
-    environment = environment_of(store)
-    with pytest.warns(ResourceWarning, match="was not closed"):
+    with pytest.warns(ResourceWarning, match="open> was not closed"):
         del store
-    lmdb_sharing.release(environment)
+    assert nothing_is_open(), "nobody could close it now"
+    assert open_files_of(root) == []
 
 
 def test_the_environment_variable_does_not_switch_the_format(root: Path) -> None:

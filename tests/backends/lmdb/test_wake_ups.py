@@ -13,6 +13,7 @@ import pytest
 from kvreplay.backends.lmdb import LMDBStore
 from kvreplay.backends.lmdb import group_commit as lmdb_queue
 from kvreplay.backends.lmdb.handle import Handle
+from kvreplay.errors import StoreError
 from support.group_commits import change, putting, queue_of, queued, together, waiting
 from support.lmdb_stores import environment_of
 from support.replaying import Caller
@@ -94,8 +95,8 @@ def test_who_has_landed_does_not_wait_for_another_process(
         take_the_turn = course.change("b")
         commit = Handle.commit
 
-        def taken_away(self: Any, env: Any, txn: Any) -> None:
-            commit(self, env, txn)
+        def taken_away(self: Any, txn: Any) -> None:
+            commit(self, txn)
             if course.steps[-2:] == ["b", "commit"]:
                 environment_of(store)._queue._process_lock.give_back()
                 fcntl.flock(directory, fcntl.LOCK_EX)
@@ -120,7 +121,7 @@ def test_who_has_landed_does_not_wait_for_changes_that_are_tried_one_by_one(
 
     def bad(txn: Any) -> None:
         course.steps.append("bad")
-        raise LookupError("of the operation")
+        raise StoreError("of the operation")
 
     callers = together(
         store,
@@ -129,7 +130,7 @@ def test_who_has_landed_does_not_wait_for_changes_that_are_tried_one_by_one(
         lambda: environment_of(store).write(bad),
         course.change("d"),
     )
-    with pytest.raises(LookupError):
+    with pytest.raises(StoreError, match="of the operation"):
         callers[2].result()
     assert course.steps[1:] == ["a", "b", "commit", "bad", "wake b", "bad", "d", "commit", "wake d"]
 

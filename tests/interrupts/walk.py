@@ -1,0 +1,133 @@
+"""Interrupt operations of one engine at each of their points, each time in a forked child of this program.
+
+``python -m interrupts.walk ENGINE ERROR STRIDE [OPERATION ...]`` prints a line of JSON for each operation. With a
+STRIDE of 5 it tries every fifth point, and of each operation its own fifth.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import sys
+import traceback
+import zlib
+from types import FrameType
+from typing import Any, Final
+
+import kvreplay
+from interrupts.operations import ASYNC, OPERATIONS, operations_of
+from interrupts.points import Ended, Points, TimeLimit
+from interrupts.world import World
+
+__all__ = ["ERRORS", "first_of", "main", "walk"]
+
+ERRORS: Final[dict[str, type[BaseException]]] = {
+    "KeyboardInterrupt": KeyboardInterrupt,
+    "TimeLimit": TimeLimit,
+}
+_LIMIT: Final = 20  # seconds, after which a child hangs
+_PACKAGE: Final = os.path.dirname(kvreplay.__file__)
+
+
+def in_the_package(frame: FrameType) -> bool:
+    """Whether a point is kvreplay's own. An event loop's own points do not count: it cannot bear interrupts."""
+    return frame.f_code.co_filename.startswith(_PACKAGE)
+
+
+def walk(engine: str, name: str, error: str, stride: int) -> dict[str, Any]:
+    """Walk the points of one operation; return the figures, and what was damaged."""
+    all_points = attempt(engine, name, error, 0)
+    assert "trouble" not in all_points, all_points
+    count = all_points["points"]
+    damaged, tried, for_nothing = [], 0, 0
+    at = first_of(engine, name, stride)
+    while True:
+        told = attempt(engine, name, error, at)
+        if told.get("point") is None and "trouble" not in told:
+            break  # the call has no such point
+        tried += 1
+        for_nothing += told.get("in_doubt_for_nothing", False)
+        if "trouble" in told:
+            damaged.append({"at": at, **told})
+        at += stride
+    return {
+        "operation": name,
+        "points": count,
+        "tried": tried,
+        "damaged": damaged,
+        "in doubt for nothing": for_nothing,
+    }
+
+
+def first_of(engine: str, name: str, stride: int) -> int:
+    """The first point that is tried: each operation has its own."""
+    return 1 + zlib.crc32(f"{engine}{name}".encode()) % stride
+
+
+def attempt(engine: str, name: str, error: str, at: int) -> dict[str, Any]:
+    """In a forked child: prepare, interrupt the operation at one point, and check."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reader)
+        signal.alarm(_LIMIT)
+        told: dict[str, Any] = {}
+        ended = Ended()
+        try:
+            world = World(engine)
+            operation = OPERATIONS[name](world)
+            call = next(operation)
+            points = Points(ERRORS[error], in_the_package if name.startswith(ASYNC) else None)
+            ended = points.run(call, at)
+            told["point"], told["points"] = ended.point, ended.points
+            # What is known until here, in case that the rest hangs.
+            os.write(writer, json.dumps({**told, "stack": ended.stack}).encode() + b"\n")
+            if (
+                ended.point is None
+                and ended.error
+                and not isinstance(ended.error, ZeroDivisionError)
+            ):
+                raise ended.error
+            if ended.point is not None and ended.error is None:
+                told["swallowed"] = True
+            _finish(operation, ended)
+            world.check()
+            told["in_doubt_for_nothing"] = world.in_doubt_for_nothing
+            world.end()
+        except BaseException:
+            told["trouble"] = traceback.format_exc()
+        if "trouble" in told:
+            told["stack"] = ended.stack
+        os.write(writer, json.dumps(told).encode() + b"\n")
+        os._exit(0)
+    os.close(writer)
+    with open(reader, encoding="utf-8") as said:
+        lines = said.readlines()
+    _, status = os.waitpid(pid, 0)
+    told = json.loads(lines[-1]) if lines else {}
+    if status != 0 or not lines:
+        told["trouble"] = f"it hung, or died: {status}"
+    return dict(told)
+
+
+def _finish(operation: Any, ended: Ended) -> None:
+    try:
+        operation.send(ended)
+    except StopIteration:
+        return
+    raise AssertionError("an operation yields once")
+
+
+def main(arguments: list[str]) -> None:
+    """Walk as the arguments say, and print the figures."""
+    for module in ("asyncio", "concurrent.futures.thread"):
+        importlib.import_module(module)  # its import is no part of an operation
+    engine, error, stride, *names = arguments
+    for name in names or operations_of(engine):
+        print(json.dumps(walk(engine, name, error, int(stride))), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,181 @@
+"""What surrounds an interrupted call: its store, another process beside it, and what must still be true."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import shutil
+import tempfile
+import threading
+import traceback
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from kvreplay import AsyncReplay, Replay
+from kvreplay._runtime import liveness
+from kvreplay._runtime.singleflight import flights
+from kvreplay.backends.filesystem import FilesystemStore
+from kvreplay.backends.lmdb import LMDBStore, shared
+from kvreplay.backends.memory import MemoryStore
+
+__all__ = ["World"]
+
+_DISK: Final = "/dev/shm" if os.path.isdir("/dev/shm") else None
+PATIENCE: Final = 8.0  # seconds; the walk kills what takes longer
+
+
+class World:
+    """One engine's store in a folder of its own, with some entries, and another process beside it."""
+
+    def __init__(self, engine: str) -> None:
+        gc.collect()
+        self.engine = engine
+        self.folder = Path(tempfile.mkdtemp(prefix="interrupts-", dir=_DISK))
+        self.path = self.folder / "store"
+        self.runs = 0  # of the handler
+        self.in_doubt_for_nothing = False
+        self._neighbour = None if engine == "memory" else _Neighbour(self)
+        self.store = self.open()
+        self._replays: list[Any] = []
+        self.kept = {f"kept{n}": bytes([n]) * 20 for n in range(3)}
+        for key, value in self.kept.items():
+            self.store.write("p", "kept", key, value)
+        self.before = _descriptors()
+
+    def open(self) -> Any:
+        if self.engine == "memory":
+            return MemoryStore()
+        if self.engine == "filesystem":
+            return FilesystemStore(self.path)
+        return LMDBStore(self.path, map_size=1 << 20)
+
+    def replay(self, **settings: Any) -> Replay:
+        self._replays.append(Replay(self.store, "pay", ttl=600, wait_timeout=0.3, **settings))
+        replay: Replay = self._replays[-1]
+        return replay
+
+    def async_replay(self, **settings: Any) -> AsyncReplay:
+        return AsyncReplay(self.store, "pay", ttl=600, wait_timeout=0.3, **settings)
+
+    @property
+    def handler(self) -> partial[str]:
+        """A callable that is C's, as that of a decorated function: after it there is a point."""
+        return partial(self._handle)
+
+    async def async_handler(self) -> str:
+        return self._handle()
+
+    def _handle(self) -> str:
+        self.runs += 1
+        return "answer"
+
+    def check(self) -> None:
+        """Assert that the interrupt left nothing behind, and that everybody can go on."""
+        use(self.store, "this-thread")
+        _on_a_thread(lambda: use(self.store, "another-thread"))
+        if self._neighbour is not None:
+            self._neighbour.use()
+        for key, value in self.kept.items():
+            assert self.store.read("p", "kept", key) == value, "an acknowledged entry is gone"
+        assert not flights.table, "a flight is still in the table"
+        if (process := liveness._process) is not None:
+            assert not process.running, "a token counts as running"
+            assert not process.files, "an owners file is still open"
+        for replay in self._replays:
+            if replay._renewing is not None:
+                assert getattr(replay._renewing, "is_idle", True), "a claim is still renewed"
+        if self.engine == "lmdb":
+            environment = self.store._opened()
+            assert environment.is_idle, "somebody counts as inside or waiting"
+        assert self.temporaries() == [], "a temporary file"
+        now = _descriptors()
+        assert now == self.before, f"descriptors: {sorted(set(now) ^ set(self.before))}"
+        self.close()
+
+    def close(self) -> None:
+        self.store.close()
+        if self.engine == "lmdb":
+            assert not shared._open, "files are still open"
+        assert str(self.folder) not in "".join(_descriptors())
+
+    def end(self) -> None:
+        if self._neighbour is not None:
+            self._neighbour.end()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def temporaries(self) -> list[str]:
+        return [path.name for path in self.folder.rglob("*.tmp")]
+
+
+def use(store: Any, who: str) -> None:
+    """Do one of each with the store."""
+    store.write("p", "used", who, b"1")
+    assert store.check_and_put("p", "used", who, expected=b"1", value=b"2") == b"1"
+    assert store.read("p", "used", who) == b"2"
+    assert who in store.list("p", "used")
+    if hasattr(store, "transaction"):
+        with store.transaction() as txn:
+            txn.remove("p", "used", who)
+    else:
+        store.remove("p", "used", who)
+    assert who not in store.list("p", "used")
+
+
+def _on_a_thread(call: Any) -> None:
+    errors: list[str] = []
+
+    def run() -> None:
+        try:
+            call()
+        except BaseException:
+            errors.append(traceback.format_exc())
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    assert not thread.is_alive(), "another thread hangs"
+    assert not errors, errors[0]
+
+
+def _descriptors() -> list[str]:
+    links = []
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            links.append(os.readlink(f"/proc/self/fd/{fd}"))
+    return sorted(link for link in links if not link.startswith("/proc/"))
+
+
+class _Neighbour:
+    """A process that was forked before there was a store, and uses it when it is asked to."""
+
+    def __init__(self, world: World) -> None:
+        asked, self._ask = os.pipe()
+        self._told, tell = os.pipe()
+        self._pid = os.fork()
+        if self._pid == 0:
+            try:
+                os.close(self._ask)
+                os.close(self._told)
+                if os.read(asked, 1):
+                    store = world.open()
+                    use(store, "another-process")
+                    store.close()
+                    os.write(tell, b"done")
+            except BaseException:
+                os.write(tell, traceback.format_exc().encode())
+            finally:
+                os._exit(0)
+        os.close(asked)
+        os.close(tell)
+
+    def use(self) -> None:
+        os.write(self._ask, b"!")
+        told = os.read(self._told, 65536)
+        assert told == b"done", told.decode()
+
+    def end(self) -> None:
+        os.close(self._ask)
+        os.close(self._told)
+        os.waitpid(self._pid, 0)
