@@ -13,6 +13,7 @@ __all__ = [
     "complaint_of",
     "missing",
     "needs_disks",
+    "needs_namespaces",
     "needs_pid_namespaces",
     "needs_root",
     "needs_strace",
@@ -43,8 +44,13 @@ def needs_strace() -> None:
 
 
 def needs_pid_namespaces() -> None:
-    if complaint_of(*UNSHARE, "true") is not None:
-        missing("needs the right to make a PID namespace")
+    needs_namespaces(*UNSHARE)
+
+
+def needs_namespaces(*unshare: str) -> None:
+    """That this command, an ``unshare``, can be run."""
+    if complaint_of(*unshare, "true") is not None:
+        missing(f"needs the right to run {' '.join(unshare)}")
 
 
 def complaint_of(*command: str) -> str | None:
