@@ -34,6 +34,7 @@ class Server:
                 *(needs_uwsgi(), "--master", "--processes", "2", "--need-app"),
                 *("--http-socket", self._socket, "--wsgi-file", str(PROGRAMS / "uwsgi_app.py")),
             ],
+            cwd=folder,  # which uWSGI imports from first
             env={
                 **os.environ,
                 "PYTHONPATH": os.pathsep.join(sys.path),
@@ -128,6 +129,7 @@ def test_a_worker_that_is_killed_in_the_handler(
         assert told["hooks"] == []  # or it was no fork as a C library makes it
     os.kill(owner, signal.SIGKILL)
     request.join(PATIENCE)
+    until(lambda: not os.path.exists(f"/proc/{owner}"))  # its master has taken note
     server.let_go()
     assert server.get("/key")["end"] == end
     assert len(server.effects()) == effects
