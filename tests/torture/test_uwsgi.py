@@ -44,6 +44,7 @@ class Server:
             },
             stdout=self._log,
             stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         until(lambda: self._popen.poll() is not None or b"spawned uWSGI worker 2" in self.log())
         assert self._popen.poll() is None, self.log().decode()
@@ -86,13 +87,9 @@ class Server:
         (self._folder / "hold").unlink(missing_ok=True)
 
     def end(self) -> None:
-        self._popen.send_signal(signal.SIGINT)
-        try:
-            self._popen.wait(PATIENCE)
-        finally:
-            self._popen.kill()
-            self._popen.wait()
-            self._log.close()
+        os.killpg(self._popen.pid, signal.SIGKILL)  # the master and its workers
+        self._popen.wait()
+        self._log.close()
 
 
 @pytest.fixture
