@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -13,9 +14,11 @@ __all__ = [
     "complaint_of",
     "missing",
     "needs_disks",
+    "needs_namespaces",
     "needs_pid_namespaces",
     "needs_root",
     "needs_strace",
+    "needs_uwsgi",
 ]
 
 UNSHARE = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
@@ -43,8 +46,22 @@ def needs_strace() -> None:
 
 
 def needs_pid_namespaces() -> None:
-    if complaint_of(*UNSHARE, "true") is not None:
-        missing("needs the right to make a PID namespace")
+    needs_namespaces(*UNSHARE)
+
+
+def needs_namespaces(*unshare: str) -> None:
+    """That this command, an ``unshare``, can be run."""
+    if complaint_of(*unshare, "true") is not None:
+        missing(f"needs the right to run {' '.join(unshare)}")
+
+
+def needs_uwsgi() -> str:
+    """Return the program of this Python's own uWSGI."""
+    program = shutil.which("uwsgi", path=os.path.dirname(sys.executable))
+    if program is None:
+        missing("needs uWSGI in this environment: pip install uwsgi")
+    assert program is not None
+    return program
 
 
 def complaint_of(*command: str) -> str | None:

@@ -1,0 +1,232 @@
+"""Who owns a claim, with real processes: namespaces, forks, other programs, daemons, kills.
+
+Each test asks twice: while the owner lives, when nobody may run the key again, and when it is gone,
+when the key is in doubt at once. The lease decides neither: it is over after a millisecond.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvreplay import InDoubtError, InFlightError
+from kvreplay.clock import SystemClock
+from support.needs import UNSHARE, needs_namespaces
+from support.programs import PROGRAMS, Program
+from support.replaying import Async, Handler, Sync, never
+from support.waiting import PATIENCE, until
+
+KEY = ("lsp", "session")
+PARAMS = {"amount": 1}
+OTHER_PID = [*UNSHARE]
+FOREIGN_PROC = ["unshare", "--pid", "--fork", "--kill-child"]  # /proc is still that of the others
+OTHER_TIME = ["unshare", "--time", "--boottime", "1000000", "--fork", "--kill-child"]
+NAMESPACES = {"pid": OTHER_PID, "foreign proc": FOREIGN_PROC, "time": OTHER_TIME}
+namespaces = pytest.mark.parametrize("namespace", NAMESPACES)
+
+# Memory is one process's own.
+pytestmark = pytest.mark.parametrize("engine", ["filesystem", "lmdb"], indirect=True)
+
+
+class Owner(Program):
+    """One process of ``owner_process.py``."""
+
+    def __init__(self, within: Sequence[str] = (), **told: Any) -> None:
+        told = {"key": KEY, "params": PARAMS, **told}
+        program = [sys.executable, str(PROGRAMS / "owner_process.py"), json.dumps(told)]
+        super().__init__([*within, *program])
+
+    def says(self) -> Any:
+        return json.loads(self.hear())
+
+
+@pytest.fixture(params=["sync", "async"])
+def face_name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def start(engine: Any, face_name: str) -> Iterator[Any]:
+    owners: list[Owner] = []
+
+    def start(within: Sequence[str] = (), **told: Any) -> Owner:
+        owners.append(Owner(within, url=f"{engine.name}:{engine.path}", face=face_name, **told))
+        return owners[-1]
+
+    yield start
+    for owner in owners:
+        owner.end()
+
+
+@pytest.fixture
+def rerun(store: Any, face_name: str) -> Any:
+    """This process's replay, which would run whatever is in doubt."""
+    face = Sync if face_name == "sync" else Async
+    return face(store, "ns", ttl=60, wait_timeout=0, on_in_doubt="rerun")
+
+
+def refuses(replay: Any) -> bool:
+    """Whether a request, and an operator, are told that the owner lives, though its lease is over."""
+    (claim,) = [each.claim for each in replay.records() if each.claim is not None]
+    until(lambda: claim.lease_expires_at < SystemClock().now_ms())
+    for call in (
+        lambda: replay.execute(KEY, PARAMS, never),
+        lambda: replay.release(KEY),
+        lambda: replay.resolve(KEY, response=1),
+    ):
+        with pytest.raises(InFlightError):
+            call()
+    return True
+
+
+def runs(replay: Any) -> bool:
+    """Whether a request runs the key, which is in doubt."""
+    try:
+        return bool(replay.execute(KEY, PARAMS, Handler("again")).response == "again")
+    except InFlightError:
+        return False
+
+
+# Namespaces, both ways.
+
+
+@namespaces
+def test_an_owner_in_another_namespace(start: Any, rerun: Any, namespace: str) -> None:
+    needs_namespaces(*NAMESPACES[namespace])
+    owner = start(NAMESPACES[namespace])
+    assert owner.says() == "running"
+    assert refuses(rerun)
+    owner.tell()
+    assert owner.says() == "r"
+    assert rerun.execute(KEY, PARAMS, never).replayed
+
+
+@namespaces
+def test_an_owner_that_dies_in_another_namespace(start: Any, rerun: Any, namespace: str) -> None:
+    needs_namespaces(*NAMESPACES[namespace])
+    owner = start(NAMESPACES[namespace])
+    assert owner.says() == "running"
+    assert refuses(rerun)
+    owner.kill()
+    until(lambda: runs(rerun))  # what stands before the owner dies first
+
+
+@namespaces
+def test_an_owner_that_is_looked_at_from_another_namespace(start: Any, namespace: str) -> None:
+    within = NAMESPACES[namespace]
+    needs_namespaces(*within)
+    settings = {"on_in_doubt": "rerun"}
+    owner = start(settings=settings)
+    assert owner.says() == "running"
+    before = ["sh", "-c", '"$@"; exit $?', "sh"]  # LMDB takes no two processes with equal ids
+    asked = start([*within, *before], settings=settings)
+    assert asked.says() == "InFlightError"
+    asked.tell()
+    asked.join()
+    owner.kill()
+    assert start([*within, *before], settings=settings).says() == "running"
+
+
+# One machine and one namespace.
+
+
+def test_an_owner_that_executes_another_program(start: Any, rerun: Any) -> None:
+    """The pid and the start time stay, and the handler is gone."""
+    owner = start(act="exec")
+    assert owner.says() == "running"
+    assert refuses(rerun)
+    before = start_time(owner.pid)
+    owner.tell()
+    assert owner.says() == "another program"
+    assert start_time(owner.pid) == before
+    assert runs(rerun)
+
+
+def start_time(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+
+
+def test_an_owner_that_became_a_daemon(start: Any, rerun: Any) -> None:
+    """It had used the store before, and has closed every descriptor since."""
+    parent = start(daemon=True)
+    daemon = parent.says()
+    assert daemon != parent.pid
+    assert parent.says() == "running"
+    try:
+        assert refuses(rerun)
+    finally:
+        os.kill(daemon, signal.SIGKILL)
+    until(lambda: runs(rerun))
+    assert parent.popen.poll() is None  # its ancestor lives, and is no owner
+
+
+def test_a_run_that_ended_in_doubt_while_its_process_lives(start: Any, rerun: Any) -> None:
+    owner = start(act="loses contact")
+    assert owner.says() == "running"
+    assert refuses(rerun)
+    owner.tell()
+    owner.says()
+    assert rerun.release(KEY)
+    assert owner.popen.poll() is None
+
+
+@pytest.mark.fork
+@pytest.mark.parametrize("kind", ["os", "bare"])
+@pytest.mark.parametrize(
+    ("act", "end"),
+    [
+        ("child raises", "child: FileNotFoundError"),
+        ("child exits", "child: "),  # an event loop stops at once, in the middle of anything
+        ("child returns", "child: InFlightError"),
+    ],
+)
+def test_a_child_that_leaves_the_handler_does_not_end_its_parents_run(
+    start: Any, rerun: Any, kind: str, act: str, end: str
+) -> None:
+    owner = start(act=act, fork=kind)
+    assert owner.says() == "running"
+    (before,) = rerun.records()
+    owner.tell()
+    assert owner.says().startswith(end)
+    assert owner.says() == "child ended"
+    assert rerun.records() == [before]
+    assert refuses(rerun)
+    owner.tell()
+    assert owner.says() == "r"
+    assert rerun.execute(KEY, PARAMS, never).response == "r"
+
+
+@pytest.mark.fork
+@pytest.mark.parametrize("kind", ["os", "bare"])
+def test_a_child_does_not_live_on_as_its_parent(start: Any, rerun: Any, kind: str) -> None:
+    """It has its parent's descriptors and memory, and waits in its parent's handler."""
+    owner = start(act="child waits", fork=kind)
+    assert owner.says() == "running"
+    assert refuses(rerun)
+    owner.tell()
+    child = owner.says()
+    owner.popen.kill()
+    assert owner.popen.wait(PATIENCE) == -signal.SIGKILL
+    os.kill(child, 0)  # it lives
+    assert runs(rerun)
+    owner.tell()
+
+
+def test_one_owner_after_the_other_is_killed(start: Any, rerun: Any) -> None:
+    for _ in range(2):
+        owner = start(settings={"on_in_doubt": "rerun"})
+        assert owner.says() == "running"
+        assert start(settings={"on_in_doubt": "rerun"}).says() == "InFlightError"
+        assert refuses(rerun)
+        owner.popen.kill()
+        assert owner.popen.wait(PATIENCE) == -signal.SIGKILL
+    with pytest.raises(InDoubtError):
+        rerun.lookup(KEY, PARAMS)
+    assert runs(rerun)
