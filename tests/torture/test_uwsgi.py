@@ -26,12 +26,13 @@ class Server:
     """A uWSGI master with two workers. ``folder`` is short, since a socket's path must be."""
 
     def __init__(self, engine: Any, folder: Path, settings: dict[str, Any]) -> None:
+        program = needs_uwsgi()
         self._socket = str(folder / "http")
         self._folder = folder
         self._log = open(folder / "log", "w+b")
         self._popen = subprocess.Popen(
             [
-                *(needs_uwsgi(), "--master", "--processes", "2", "--need-app"),
+                *(program, "--master", "--processes", "2", "--need-app"),
                 *("--http-socket", self._socket, "--wsgi-file", str(PROGRAMS / "uwsgi_app.py")),
             ],
             cwd=folder,  # which uWSGI imports from first
