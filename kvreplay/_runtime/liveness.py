@@ -111,7 +111,10 @@ class _Process:
         file.users.discard(user)
         if not file.users and self.files.get(file.place) is file:
             del self.files[file.place]
-            os.close(file.fd)
+            try:
+                os.close(file.fd)
+            except OSError:
+                pass  # Linux closes it, whatever it reports
 
 
 _lock: Final = ForkSafeLock()

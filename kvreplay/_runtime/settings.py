@@ -132,10 +132,10 @@ class Configured(Generic[V]):
             namespace: the primary namespace that holds the replay records, and nothing else.
             ttl: how long an answer is kept after completion. With 0 it is given once, and has
                 expired from then on.
-            lease: how long a machine that cannot look up this process believes its claim. With
-                ``None`` no claim is stored, which saves a commit. Then a crash in the handler
-                leaves no trace, and two processes may both run the handler; all get the answer that
-                is stored first.
+            lease: how long those who cannot look up this process believe its claim: on another
+                machine, and on a store without an ``owners_file``. With ``None`` no claim is
+                stored, which saves a commit. Then a crash in the handler leaves no trace, and two
+                processes may both run the handler; all get the answer that is stored first.
             tombstone_ttl: how long an expired key goes on raising ``ExpiredError``.
             wait_timeout: how long to wait for another process that runs the key; 0: not at all.
             on_in_doubt: ``"raise"``, ``"rerun"``, or a callable. The callable is given the

@@ -155,6 +155,7 @@ class Strikes:
     def __init__(self, engine: Any, scenario: Scenario, fork: Any, log: Path) -> None:
         self._engine, self._scenario, self._fork, self._log = engine, scenario, fork, log
         self._numbers = itertools.count()
+        self._token = liveness.new_token()  # of this process's own run, if the owner is alive
 
     def strike(self, call: str = "", fault: str = "", n: int = 0) -> Struck:
         """Let the scenario happen with this fault, and hold what was said against the store."""
@@ -191,6 +192,7 @@ class Strikes:
         if told not in truths and issubclass(getattr(kvreplay, told, Exception), StoreError):
             told = UNCHANGED
         assert told in truths, where
+        liveness.end(self._token)
         truth = (effects, self._state(key))
         assert truth in truths[told], f"{where}, and {truth}"
 
@@ -200,8 +202,8 @@ class Strikes:
             if self._scenario.before is ANSWERED:
                 replay.execute(key, PARAMS, lambda: RESPONSE)
             if self._scenario.alive:
-                token = liveness.new_token()  # of a run that goes on until these tests end
-                claim = Claim(token, 0, liveness.begin(token, store.owners_file))
+                owner = liveness.begin(self._token, store.owners_file)
+                claim = Claim(self._token, 0, owner)
                 record = ReplayRecord(
                     kvreplay.State.IN_PROGRESS,
                     ReplayKey(*key),
