@@ -12,9 +12,11 @@ What is always true:
   The loser learns what the winner has stored, and decides again.
 * The handler runs only after this run's claim is stored. (With ``lease=None`` there is no claim,
   and in a transaction none is needed.)
-* A claim ends in one of three ways: an answer takes its place; it is removed, since the handler
+* A claim ends in one of three ways: an answer takes its place; it is withdrawn, since the handler
   never began or said that nothing happened; or it stays and says that its run has *ended*. Whatever
   breaks a run off, one of these is tried. ``endings.py`` tells which.
+* A claim that is withdrawn leaves a free key. Only what a *rerun* has replaced is put back, since
+  nobody knows yet how that earlier run ended.
 * A claim that has ended, or whose owner is gone, is *in doubt*.
 * A key in doubt is never run again, unless the policy or the caller's reconciler says so.
 * A response is returned only after it is stored. It is decoded from the stored bytes.
