@@ -20,7 +20,7 @@ from collections.abc import Generator, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import ClassVar
 
-from kvreplay.backends._support import OwnTransaction, own_transaction_error
+from kvreplay.backends._support import OwnTransaction, nested_call_error, own_transaction_error
 from kvreplay.errors import KeyNotFoundError, StoreError
 from kvreplay.store import (
     Closing,
@@ -74,6 +74,7 @@ class MemoryStore(Closing):
         """Create or replace; see :meth:`kvreplay.KVStoreSync.write`."""
         check_name(primary_namespace, secondary_namespace, key)
         check_value(value)
+        self._refuse_nested()
         with self._writer:
             self._begin_change()
             self._put((primary_namespace, secondary_namespace, key), (value, None))
@@ -83,6 +84,7 @@ class MemoryStore(Closing):
     ) -> None:
         """Remove if present; see :meth:`kvreplay.KVStoreSync.remove`."""
         check_name(primary_namespace, secondary_namespace, key)
+        self._refuse_nested()
         with self._writer:
             self._begin_change()
             self._delete((primary_namespace, secondary_namespace, key))
@@ -118,6 +120,7 @@ class MemoryStore(Closing):
         check_name(primary_namespace, secondary_namespace, key)
         check_change(expected, value, expires_at)
         address = (primary_namespace, secondary_namespace, key)
+        self._refuse_nested()
         with self._writer:
             self._begin_change()
             entry = self._find(address)
@@ -129,6 +132,7 @@ class MemoryStore(Closing):
     def sweep(self, primary_namespace: str, now: int, limit: int) -> SweepResult:
         """Remove due entries; see :meth:`kvreplay.ExpiringKVStore.sweep`."""
         check_sweep(primary_namespace, now, limit)
+        self._refuse_nested()
         with self._writer:
             self._begin_change()
             index = self._expiry.get(primary_namespace, [])
@@ -152,14 +156,15 @@ class MemoryStore(Closing):
 
     def close(self) -> None:
         """Forget everything; a second call does nothing."""
+        self._refuse_nested()
         with self._writer:
-            self._refuse_own_transaction()
             self._closed = True
             self._pending = {}
             self._namespaces = {}
             self._expiry = {}
 
     def _block(self) -> Generator[KVTransaction, None, None]:
+        self._refuse_nested()
         with self._writer:
             self._begin_change()
             transaction = self._transaction = _Transaction(self)
@@ -176,19 +181,17 @@ class MemoryStore(Closing):
                 transaction.ended = True
                 self._transaction = None
 
+    def _refuse_nested(self) -> None:
+        """Raise for a thread that is in another change: it would come between its steps."""
+        if self._writer.is_mine:
+            raise nested_call_error() if self._transaction is None else own_transaction_error()
+
     def _begin_change(self) -> None:
-        """Refuse a change that is not allowed, and put in place what a transaction left pending."""
-        self._refuse_own_transaction()
+        """Refuse a closed store, and put in place what a transaction has left pending."""
+        self._transaction = None  # of a parent that has forked inside it
         self._check_open()
         if self._pending:
             self._put_in_place()
-
-    def _refuse_own_transaction(self) -> None:
-        # A thread that holds the lock and finds a transaction began it, or was forked inside it.
-        if self._transaction is not None:
-            if not self._transaction.is_inherited:
-                raise own_transaction_error()
-            self._transaction = None
 
     def _put_in_place(self) -> None:
         for address, entry in self._pending.items():

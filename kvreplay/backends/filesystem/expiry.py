@@ -21,7 +21,7 @@ import errno
 import os
 import re
 import uuid
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from typing import Final
 
 import attrs
@@ -196,12 +196,10 @@ def _unlink(path: str) -> None:
         pass  # a concurrent sweep or overwrite was faster
 
 
-def _names(folder: str) -> Iterator[str]:
+def _names(folder: str) -> list[str]:
     try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                yield entry.name
+        return os.listdir(folder)
     except FileNotFoundError:
-        return  # removed by a concurrent sweep
+        return []  # removed by a concurrent sweep
     except NotADirectoryError:
-        return  # a foreign file; the store makes only folders here
+        return []  # a foreign file; the store makes only folders here

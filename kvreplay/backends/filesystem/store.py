@@ -48,6 +48,7 @@ from kvreplay.store import (
     Closing,
     Durability,
     SweepResult,
+    ThreadBound,
     check_change,
     check_name,
     check_namespace,
@@ -122,7 +123,7 @@ class FilesystemStore(Closing):
             else:
                 # A renamed file can be seen before its folder is fsynced. A caller that acts on
                 # what it read must not lose that to a power cut.
-                with flocked(lock_file(self._sidecar, entry.stripe), shared=True):
+                with self._lock_of(entry, shared=True):
                     value = self._load(entry)
         if value is None:
             raise KeyNotFoundError("there is no such entry")
@@ -135,7 +136,8 @@ class FilesystemStore(Closing):
         check_name(primary_namespace, secondary_namespace, key)
         check_value(value)
         entry = EntryFile(primary_namespace, secondary_namespace, key)
-        with self._reporting("write"), self._locked(entry):
+        with self._reporting("write"), self._lock_of(entry):
+            self._check_root()
             self._put(entry, value, None)
 
     def remove(
@@ -144,7 +146,8 @@ class FilesystemStore(Closing):
         """Remove the entry; ``lazy`` leaves the fsync to a later change of its namespace."""
         check_name(primary_namespace, secondary_namespace, key)
         entry = EntryFile(primary_namespace, secondary_namespace, key)
-        with self._reporting("remove"), self._locked(entry):
+        with self._reporting("remove"), self._lock_of(entry):
+            self._check_root()
             self._delete(entry, durable=self._durable and not lazy)
 
     def list(self, primary_namespace: str, secondary_namespace: str) -> list[str]:
@@ -173,7 +176,8 @@ class FilesystemStore(Closing):
         check_name(primary_namespace, secondary_namespace, key)
         check_change(expected, value, expires_at)
         entry = EntryFile(primary_namespace, secondary_namespace, key)
-        with self._reporting("check and put"), self._locked(entry):
+        with self._reporting("check and put"), self._lock_of(entry):
+            self._check_root()
             found = self._load(entry)
             if found == expected:
                 if value is not None:
@@ -209,20 +213,17 @@ class FilesystemStore(Closing):
                 stamp = self._temporary(entry)
                 mark = self._expiry.mark(entry, temporary, expires_at, stamp)
             self._folders.place(entry.parts, lambda _: os.rename(temporary, target))
-        except BaseException:
-            # If the temporary is gone, an interrupt came after the rename: the mark counts.
-            if discard(temporary) and mark is not None:
-                mark.undo()
-            raise
-        try:
             if self._durable:
                 _confirm(os.path.dirname(target))
+            self._expiry.finish(entry, old_marker, mark)
         except BaseException:
-            # Both markers stay: which of them is the live one is not known.
-            if mark is not None:
+            if discard(temporary):
+                if mark is not None:
+                    mark.undo()
+            elif mark is not None:
+                # The value is in place. Both markers stay: which of them counts is not known.
                 discard(mark.stamp)
             raise
-        self._expiry.finish(entry, old_marker, mark)
 
     def _delete(self, entry: EntryFile, *, durable: bool) -> None:
         target = self._file(entry)
@@ -246,7 +247,8 @@ class FilesystemStore(Closing):
                         break
                     visited.append(due.path)
                     target = self._file(due.entry)
-                    with self._locked(due.entry):
+                    with self._lock_of(due.entry):
+                        self._check_root()
                         if _is_same_file(due.path, target):
                             os.unlink(target)
                             removed += 1
@@ -302,11 +304,8 @@ class FilesystemStore(Closing):
 
     # Locks, paths and checks.
 
-    @contextlib.contextmanager
-    def _locked(self, entry: EntryFile) -> Iterator[None]:
-        with flocked(lock_file(self._sidecar, entry.stripe)):
-            self._check_root()
-            yield
+    def _lock_of(self, entry: EntryFile, *, shared: bool = False) -> ThreadBound[None]:
+        return flocked(lock_file(self._sidecar, entry.stripe), shared=shared)
 
     def _file(self, entry: EntryFile) -> str:
         return os.path.join(self._root, entry.path)

@@ -60,13 +60,13 @@ def test_a_bounded_sweep_looks_no_further_than_it_goes(
 ) -> None:
     for n in range(5):
         put(store, f"k{n}", b"v", n * MINUTE)
-    scandir, listed = os.scandir, list[str]()
+    listdir, listed = os.listdir, list[str]()
 
     def listing(path: str) -> Any:
         listed.append(path)
-        return scandir(path)
+        return listdir(path)
 
-    monkeypatch.setattr(os, "scandir", listing)
+    monkeypatch.setattr(os, "listdir", listing)
     assert store.sweep("p", 1, 10) == SweepResult(1, 1, False)
     assert any("/000000000000000/" in path for path in listed)
     assert not any("/000000000000001" in path for path in listed)
