@@ -170,7 +170,7 @@ def end(token: bytes) -> None:
     with _lock:
         process = _process
         if process is None or not process.mark[0]:
-            return  # a forked child: the run is its parent's
+            return  # a forked child: the run, and the number of the descriptor, are its parent's
         file = process.running.get(token)
         if file is not None:
             process.leave(file, token)

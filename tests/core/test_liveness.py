@@ -213,8 +213,12 @@ def test_a_child_is_another_owner_and_runs_nothing(path: str, token: bytes, kind
 
     def child() -> None:
         assert not before[0]
+        (inherited,) = descriptors(path)
+        os.close(inherited)
+        assert os.open(os.devnull, os.O_RDONLY) == inherited
+        end(token)  # which is its parent's, and so is what had this number
+        os.fstat(inherited)
         assert look_up(mine, path) is RUNNING
-        end(token)  # which is its parent's
         own = new_token()
         theirs = Claim(own, 0, begin(own, path))
         assert theirs.owner.split(":")[BYTE] != mine.owner.split(":")[BYTE]
