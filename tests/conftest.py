@@ -137,7 +137,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Ite
     whole = (
         config.args_source is pytest.Config.ArgsSource.TESTPATHS
         and not config.option.keyword
-        and config.option.markexpr in ("", "not exhaustive")
+        and config.option.markexpr in ("", "not exhaustive and not interrupts")
     )
     if not whole or os.environ.get("CI"):  # nobody who only asks whether all is well wants these
         figures(terminalreporter)
@@ -167,6 +167,7 @@ def left_out(terminalreporter: Any, config: pytest.Config) -> Iterator[str]:
         yield f"{exhaustive} tests that walk every schedule, for a minute: tox -e exhaustive"
     if skipped := len(terminalreporter.getreports("skipped")):
         yield f"{skipped} tests that need what this machine lacks: the reasons are above"
+    yield "interrupts at every point, instead of some: tox -e interrupts"
     yield "kills, power cuts, full and failing disks, as root: tox -e torture"
     others = [minor for minor in (11, 12, 13) if minor != sys.version_info.minor]
     names = ",".join(f"py3{minor}" for minor in others)
