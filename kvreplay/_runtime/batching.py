@@ -21,35 +21,48 @@ Waiting: TypeAlias = "tuple[Change, asyncio.Future[bytes | None]]"
 
 
 class Batcher:
-    """Brings the changes of one event loop to a store: one call at a time, in its executor."""
+    """Brings the changes of one event loop to a store: one call at a time, in its executor.
+
+    Both callbacks are given to the loop twice, and do nothing the second time. If an interrupt
+    comes as one of them begins, the loop has forgotten it, and the other does the work.
+    """
 
     def __init__(self, store: BatchingKVStore) -> None:
         self._store = store
         self._waiting: list[Waiting] = []
-        self._busy = False
+        self._is_scheduled = False  # the next call
+        self._call: asyncio.Future[Sequence[Result]] | None = None  # under way
 
     async def check_and_put(self, change: Change) -> bytes | None:
         """Do what the store's does. If it is cancelled before its call begins, nothing happens."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[bytes | None] = loop.create_future()
         self._waiting.append((change, answer))
-        if not self._busy:
-            # If an interrupt comes between, the next change calls too: that does no harm.
-            loop.call_soon(self._begin, loop)  # after the tasks that are ready now have come
-            self._busy = True
+        self._schedule(loop)
         return await answer
 
+    def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin the next call once the tasks that are ready now have come."""
+        if not self._is_scheduled and self._call is None:
+            loop.call_soon(self._begin, loop)
+            loop.call_soon(self._begin, loop)
+            self._is_scheduled = True
+
     def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._is_scheduled = False
+        if self._call is not None:
+            return
         batch, self._waiting = self._waiting, []
-        self._busy = False
         try:
             batch = [each for each in batch if not each[1].done()]
             if batch:
                 changes = [change for change, _ in batch]
                 call = loop.run_in_executor(None, self._store.check_and_put_each, changes)
-                call.add_done_callback(functools.partial(self._ended, loop, batch))
-                self._busy = True
+                self._call = call
+                for _ in range(2):
+                    call.add_done_callback(functools.partial(self._ended, loop, batch))
         except BaseException as error:  # the executor's: it was shut down; or an interrupt
+            self._call = None
             _answer(batch, [error] * len(batch))
             if not isinstance(error, Exception):
                 raise
@@ -58,22 +71,23 @@ class Batcher:
         self,
         loop: asyncio.AbstractEventLoop,
         batch: Sequence[Waiting],
-        call: asyncio.Future[list[Result]],
+        call: asyncio.Future[Sequence[Result]],
     ) -> None:
+        if self._call is call:
+            self._call = None
         try:
             _answer(batch, _results_of(call, len(batch)))
         except BaseException:  # an interrupt: nobody may wait for ever
             _answer(batch, _results_of(call, len(batch)))
             raise
         finally:
-            self._busy = False
             if self._waiting:
-                # The tasks that were just woken run first.
-                loop.call_soon(self._begin, loop)
-                self._busy = True
+                self._schedule(loop)
 
 
-def _results_of(call: asyncio.Future[list[Result]], count: int) -> Sequence[Result | BaseException]:
+def _results_of(
+    call: asyncio.Future[Sequence[Result]], count: int
+) -> Sequence[Result | BaseException]:
     if call.cancelled():
         return [asyncio.CancelledError()] * count
     error = call.exception()

@@ -86,11 +86,11 @@ def test_an_exception_of_the_handler_may_be_of_any_class() -> None:
 PLANTED = """
 from interrupts import walk, world
 from kvreplay.backends.memory import MemoryStore
-sound = MemoryStore.write
-def leaky(self, *args):
+def leaky(self, primary, secondary, key, value):
     self._writer.acquire()
     try:
-        sound(self, *args)
+        self._begin_change()
+        self._put((primary, secondary, key), (value, None))
     finally:
         self._writer.release()
 world.PATIENCE = 1.0

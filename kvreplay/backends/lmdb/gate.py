@@ -10,20 +10,25 @@ What is always true:
 * Each thread has a lock of its own, which it holds while it is inside. To enter, a thread takes its
   lock and only then looks at ``handle``. To close, a thread takes ``handle`` away and only then
   waits for the locks of the others, one after the other. So nobody is overlooked.
+* A read that takes moments is noted in ``reading`` instead, by operators, which is cheaper. Who
+  closes looks there in the same order, again and again until it has ended.
 * A thread that is inside never waits at the gate. It may enter again, as a signal handler does.
-* All these are C locks in ``with`` statements, which an interrupt leaves free.
+* The locks are C's in ``with`` statements, which an interrupt leaves free.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from threading import get_ident
-from typing import Any
+from typing import Any, Final
 
 import lmdb
 
 __all__ = ["Gate"]
+
+_LOOK_AGAIN: Final = 0.0002  # seconds: about as long as a short read takes
 
 
 class Gate:
@@ -32,6 +37,7 @@ class Gate:
     def __init__(self, handle: lmdb.Environment) -> None:
         self.handle: lmdb.Environment | None = handle
         self.locks: dict[int, Any] = {}  # of each thread that was ever inside
+        self.reading: dict[object, int] = {}  # the thread of each short read
         self._lock: Any = threading.RLock()  # held by the thread that has closed the gate
         self._held_for_fork = False
         self._kept: lmdb.Environment | None = None  # the handle, while it is held for a fork
@@ -46,7 +52,8 @@ class Gate:
     @property
     def would_wait_for_itself(self) -> bool:
         """Whether this thread is inside, or has closed the gate: it must not wait there."""
-        return bool(self.own()._is_owned() or self._lock._is_owned())
+        reads = get_ident() in self.reading.values()
+        return bool(reads or self.own()._is_owned() or self._lock._is_owned())
 
     @property
     def is_idle(self) -> bool:
@@ -147,4 +154,9 @@ class Gate:
                         lock.release()
                     except RuntimeError:
                         pass  # it was not taken
+        give_up = time.monotonic() + patience
+        while any(thread not in (own, besides) for thread in list(self.reading.values())):
+            if patience >= 0 and give_up <= time.monotonic():
+                return False
+            time.sleep(_LOOK_AGAIN)
         return True
