@@ -83,9 +83,11 @@ class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
         self._settings.require_transactions("execute_in_transaction")
         return await self._execute(key, params, ttl, flow.execute_in_transaction, handler)
 
-    async def lookup(self, key: Key, params: object) -> Outcome | None:
+    async def lookup(
+        self, key: Key, params: object, *, operation: str | None = None
+    ) -> Outcome | None:
         """Return the stored answer or ``None``; see :meth:`kvreplay.Replay.lookup`."""
-        steps, run = self._looking_up(key, params)
+        steps, run = self._looking_up(key, operation, params)
         try:
             settled = await self._driver.drive(steps, run)
         except Exception as error:
@@ -93,13 +95,20 @@ class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
             raise
         return self._found(settled, run)
 
-    async def resolve(self, key: Key, *, response: object, ttl: Duration | None = None) -> bool:
+    async def resolve(
+        self,
+        key: Key,
+        *,
+        response: object,
+        ttl: Duration | None = None,
+        operation: str | None = None,
+    ) -> bool:
         """Record ``response`` for a key in doubt; see :meth:`kvreplay.Replay.resolve`."""
-        return await self._driver.drive(*self._resolving(key, response, ttl))
+        return await self._driver.drive(*self._resolving(key, operation, response, ttl))
 
-    async def release(self, key: Key) -> bool:
+    async def release(self, key: Key, *, operation: str | None = None) -> bool:
         """Free a key in doubt; see :meth:`kvreplay.Replay.release`."""
-        return await self._driver.drive(*self._releasing(key))
+        return await self._driver.drive(*self._releasing(key, operation))
 
     async def records(self) -> AsyncIterator[ReplayRecord]:
         """Yield every record of the namespace; see :meth:`kvreplay.Replay.records`."""

@@ -118,19 +118,32 @@ class Replay(AnyReplay[Verdict]):
             return seen
         return self._execute(seen, flow.execute_in_transaction, handler)
 
-    def lookup(self, key: Key, params: object) -> Outcome | None:
+    def lookup(self, key: Key, params: object, *, operation: str | None = None) -> Outcome | None:
         """Return the stored answer, or ``None`` if there is none; never run, wait or take over.
+
+        Args:
+            operation: that of the decorated function whose key it is, if it has one.
 
         Raises:
             ParamsMismatchError, ExpiredError: as in :meth:`execute`; an expired record is pruned.
             InFlightError: the key is running.
             InDoubtError: the key is in doubt.
         """
-        steps, run = self._looking_up(key, params)
+        steps, run = self._looking_up(key, operation, params)
         return self._found(self._drive(steps, run), run)
 
-    def resolve(self, key: Key, *, response: object, ttl: Duration | None = None) -> bool:
+    def resolve(
+        self,
+        key: Key,
+        *,
+        response: object,
+        ttl: Duration | None = None,
+        operation: str | None = None,
+    ) -> bool:
         """Settle a key in doubt whose effect happened: record ``response`` as its answer.
+
+        Args:
+            operation: as in :meth:`lookup`.
 
         Returns:
             Whether this call settled it. ``False``: there was no claim, and nothing was changed.
@@ -139,14 +152,14 @@ class Replay(AnyReplay[Verdict]):
             InFlightError: its owner is alive, or may be; nothing was changed.
             ResponseNotStorableError: nothing was changed.
         """
-        return drive(*self._resolving(key, response, ttl))
+        return drive(*self._resolving(key, operation, response, ttl))
 
-    def release(self, key: Key) -> bool:
+    def release(self, key: Key, *, operation: str | None = None) -> bool:
         """Settle a key in doubt whose effect did not happen: the next request runs it.
 
-        It returns and raises the same as :meth:`resolve`.
+        It takes, returns and raises the same as :meth:`resolve`.
         """
-        return drive(*self._releasing(key))
+        return drive(*self._releasing(key, operation))
 
     def records(self) -> Iterator[ReplayRecord]:
         """Yield every record of the namespace in no promised order, even expired ones.

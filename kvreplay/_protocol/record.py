@@ -19,7 +19,7 @@ from typing import Any, Final
 import attrs
 import msgpack
 
-from kvreplay._protocol.keys import ReplayKey
+from kvreplay._protocol.keys import ReplayKey, stored_id
 from kvreplay.errors import (
     CorruptRecordError,
     InvalidResponseError,
@@ -138,7 +138,7 @@ def encode_fields(
             VERSION,
             state,
             key.scope,
-            key.id,
+            stored_id(key.id, key.operation),
             params,
             response,
             created_at,
@@ -201,9 +201,7 @@ def _record_of(fields: Any) -> ReplayRecord:
             shape == (response is not None, expires_at is not None, claim is not None)
             and version == VERSION
             and type(version) is int
-            and type(scope) is str
-            and type(id_) is str
-            and id_
+            and (key := _key_of(scope, id_)) is not None
             and type(params) is bytes
             and (response is None or type(response) is bytes)
             and type(created_at) is int
@@ -211,7 +209,7 @@ def _record_of(fields: Any) -> ReplayRecord:
         ):
             return ReplayRecord(
                 _STATES[state],
-                ReplayKey(scope, id_),
+                key,
                 params,
                 response,
                 created_at,
@@ -219,6 +217,14 @@ def _record_of(fields: Any) -> ReplayRecord:
                 None if claim is None else _claim_of(claim),
             )
     raise _corrupt("does not have the shape of its version")
+
+
+def _key_of(scope: Any, id_: Any) -> ReplayKey | None:
+    """Return the key of a stored scope and id; ``None``: no key has them."""
+    parts = id_ if type(id_) is list and len(id_) == 2 else [id_]
+    if type(scope) is str and all(type(part) is str and part for part in parts):
+        return ReplayKey(scope, parts[-1], *parts[:-1])
+    return None
 
 
 # state -> whether it has a response, an expiry, a claim
@@ -240,9 +246,12 @@ def _claim_of(packed: Any) -> Claim:
     raise _corrupt("has a malformed claim")
 
 
-def answer_in(data: bytes, scope: str, id_: str, params: bytes, now: int) -> bytes | None:
+def answer_in(
+    data: bytes, scope: str, id_: str | list[str], params: bytes, now: int
+) -> bytes | None:
     """Return the response if these bytes are plainly that key's live answer to these params.
 
+    ``id_``: as :func:`~kvreplay._protocol.keys.stored_id` makes it.
     ``None``: they are not; :func:`decode` finds out what they are.
     """
     try:  # quick way, for decode(): bench_hit

@@ -85,7 +85,7 @@ class Run:
         # Nothing is decided before a transaction commits.
         self.is_observed = settings.observer.is_there and transaction is None
         self._store: ReadsAndPuts = settings.store if transaction is None else transaction
-        self._address = (settings.name, scope_name(key.scope), name(key.id))
+        self._address = (settings.name, scope_name(key.scope), name(key.id, key.operation))
         self.raised: Exception | None = None
         self._token: bytes | None = None
         self._told: EventKind | None = None

@@ -44,8 +44,8 @@ ORDER: dict[str, tuple[str, ...]] = {
     "_protocol": ("params", "keys", "record", "steps", "endings", "flow", "__init__"),
     "_runtime": (
         *("observer", "singleflight", "liveness", "settings", "requests", "run", "blocking"),
-        *("renewal", "walking", "sweeping", "aio_sweeping", "batching", "awaiting", "any_replay"),
-        "__init__",
+        *("renewal", "walking", "sweeping", "aio_sweeping", "batching", "awaiting", "decorating"),
+        *("any_replay", "__init__"),
     ),
     "config": ("units", "location", "registry", "file", "__init__"),
     "backends": ("_support", "durable_files", "file_lock", "memory", "__init__"),

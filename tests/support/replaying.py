@@ -63,14 +63,14 @@ class Async:
     def execute_in_transaction(self, *args: Any, **options: Any) -> Outcome:
         return asyncio.run(self.replay.execute_in_transaction(*args, **options))
 
-    def lookup(self, *args: Any) -> Outcome | None:
-        return asyncio.run(self.replay.lookup(*args))
+    def lookup(self, *args: Any, **options: Any) -> Outcome | None:
+        return asyncio.run(self.replay.lookup(*args, **options))
 
     def resolve(self, *args: Any, **options: Any) -> bool:
         return asyncio.run(self.replay.resolve(*args, **options))
 
-    def release(self, *args: Any) -> bool:
-        return asyncio.run(self.replay.release(*args))
+    def release(self, *args: Any, **options: Any) -> bool:
+        return asyncio.run(self.replay.release(*args, **options))
 
     def sweep(self, limit: int = 1000) -> SweepResult:
         return asyncio.run(self.replay.sweep(limit))
