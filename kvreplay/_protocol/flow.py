@@ -55,6 +55,7 @@ from kvreplay._protocol.record import (
     ReplayRecord,
     State,
     decode,
+    decode_response,
     encode,
     encode_response,
 )
@@ -417,16 +418,16 @@ def _run_claimless(entry: Free, request: Request, policy: Policy) -> Flow[Settle
             return Settled(packed, replayed=False)
         try:
             winner = None if found is None else decode(found, request.key)
+            decision = decide(winner, request.params, now)
+            if decision is Decision.REPLAY:
+                assert winner is not None  # it has the response
+                return Settled(_response_of(winner), replayed=True)
         except RecordError as error:
             raise InDoubtError(
                 "the handler ran without a claim (lease=None), and meanwhile a record that cannot"
                 " be used has taken the key: this response was not stored",
                 response=end.response,
             ) from error
-        decision = decide(winner, request.params, now)
-        if decision is Decision.REPLAY:
-            assert winner is not None  # it has the response
-            return Settled(_response_of(winner), replayed=True)
         if decision is not Decision.FREE:
             raise ClaimLostError(
                 "the handler ran without a claim (lease=None), and meanwhile another owner has"
@@ -476,7 +477,13 @@ def _is_running(claim: Claim, now: int) -> Flow[bool]:
 
 
 def _response_of(record: ReplayRecord) -> bytes:
+    """Return a completed record's response, which everybody can decode.
+
+    Raises:
+        CorruptRecordError: it is not msgpack.
+    """
     assert record.response is not None  # decode() checked it for a completed record
+    decode_response(record.response)
     return record.response
 
 

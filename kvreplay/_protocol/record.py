@@ -102,7 +102,7 @@ class ReplayRecord:
 
     def load_params(self) -> Any:
         """Decode the original parameters, tuples as lists; ``None`` for a tombstone."""
-        return decode_response(self.params) if self.params else None
+        return None if self.state is State.TOMBSTONE else decode_response(self.params)
 
     def load_response(self) -> Any:
         """Decode the response; ``None`` if there is none."""
@@ -165,10 +165,7 @@ def decode(data: bytes, key: ReplayKey | None = None) -> ReplayRecord:
         4, "big"
     ):
         raise _corrupt("fails its checksum")
-    try:
-        fields = msgpack.unpackb(data)
-    except (TypeError, ValueError) as error:
-        raise _corrupt("is not msgpack") from error
+    fields = decode_response(data)
     if type(fields) is list and fields and type(fields[0]) is int and fields[0] > VERSION:
         raise UnsupportedRecordVersionError(
             f"a stored record has version {fields[0]}, this kvreplay reads up to {VERSION}:"
@@ -288,7 +285,7 @@ def encode_response(response: object, consequence: str) -> bytes:
     """
     try:
         packed: bytes = msgpack.packb(response)
-        decode_response(packed)
+        msgpack.unpackb(packed, strict_map_key=False)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InvalidResponseError(
             f"a response ({type(response).__name__}) cannot be stored as msgpack: {consequence}"
@@ -297,5 +294,13 @@ def encode_response(response: object, consequence: str) -> bytes:
 
 
 def decode_response(packed: bytes) -> Any:
-    """Decode what :func:`encode_response` made: a fresh copy each time."""
-    return msgpack.unpackb(packed, strict_map_key=False)
+    """Decode what :func:`encode_response` made: a fresh copy each time.
+
+    Raises:
+        CorruptRecordError: they are not msgpack. Neither it nor what it refers to shows them.
+    """
+    try:
+        return _unpackb(packed, strict_map_key=False)
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        pass  # it may hold a part of the bytes, so it is not the context of our own
+    raise _corrupt("holds what is not msgpack")

@@ -17,7 +17,7 @@ from kvreplay._protocol.steps import Request, Settled
 from kvreplay._runtime.settings import Settings
 from kvreplay._runtime.singleflight import flights
 from kvreplay.clock import Duration, to_ms
-from kvreplay.errors import ConfigError, InvalidParamsError, KeyNotFoundError
+from kvreplay.errors import ConfigError, CorruptRecordError, InvalidParamsError, KeyNotFoundError
 
 __all__ = [
     "Key",
@@ -73,9 +73,13 @@ def peek(settings: Settings, key: Any, params: object, ttl: Duration | None) -> 
     if flights.table and flights.bound(settings.flight_key(replay_key(key))) is not None:
         # An answer that can be read may not be durable yet: follow its run.
         return request_of(settings, key, params, ttl)
+    try:
+        decoded = decode_response(response)
+    except CorruptRecordError:
+        return request_of(settings, key, params, ttl)
     if settings.observer.is_there:
         settings.observer.emit("replayed", replay_key(key))
-    return Outcome(decode_response(response), True)
+    return Outcome(decoded, True)
 
 
 def request_of(
