@@ -15,8 +15,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final
 
-import msgpack
-
+from kvreplay._protocol.packing import packer
 from kvreplay.errors import InvalidParamsError
 
 __all__ = ["MAX_DEPTH", "canonical", "comparable"]
@@ -27,9 +26,8 @@ MAX_DEPTH: Final = 64
 _TEXT: Final = frozenset((str,))
 _PLAIN: Final = frozenset((str, int, bytes, bool, type(None)))
 
-# One packer for all threads: it packs these types in one step, without running Python code.
-_pack: Final = msgpack.Packer().pack
-_pack_strictly: Final = msgpack.Packer(strict_types=True).pack  # refuses subclasses, and tuples
+_pack: Final = packer()
+_pack_strictly: Final = packer(strict_types=True)  # refuses subclasses, and tuples
 
 
 def canonical(params: object, packed: bytes | None = None) -> bytes:

@@ -20,6 +20,7 @@ import attrs
 import msgpack
 
 from kvreplay._protocol.keys import ReplayKey, stored_id
+from kvreplay._protocol.packing import packer
 from kvreplay.errors import (
     CorruptRecordError,
     InvalidResponseError,
@@ -46,7 +47,7 @@ _UINT32: Final = b"\xce"
 _FAILED: Final = 4  # reserved: the state of a stored failure
 
 
-_pack: Final = msgpack.Packer().pack  # one for all threads: it packs a record in one step
+_pack: Final = packer()
 _unpackb: Final = msgpack.unpackb
 _crc32: Final = zlib.crc32
 
