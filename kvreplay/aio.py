@@ -27,7 +27,7 @@ from kvreplay._runtime.requests import (
     request_of,
 )
 from kvreplay._runtime.run import Run
-from kvreplay._runtime.singleflight import Flight, flights
+from kvreplay._runtime.singleflight import Abandoned, Flight, flights
 from kvreplay._runtime.walking import records
 from kvreplay.clock import Duration, to_ms
 from kvreplay.errors import KVReplayError
@@ -91,7 +91,7 @@ class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
         try:
             settled = await self._driver.drive(steps, run)
         except Exception as error:
-            run.emit_error(error)
+            run.failed(error)
             raise
         return self._found(settled, run)
 
@@ -159,15 +159,20 @@ class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
         check_handler(handler, awaited=protocol is flow.execute)
         while True:
             own = self._flight_of(request)
+            task = None
             try:
                 flight = flights.board(own)
                 if flight is own:
                     task = self._lead(own, request, protocol, handler)
-            except BaseException as error:  # even an interrupt: nobody may wait for ever
-                flights.land(own, error)
+            except BaseException:  # even an interrupt: nobody may wait for ever
+                flights.land(own, Abandoned())
                 raise
-            if flight is own:
-                settled = await asyncio.shield(task)
+            if task is not None:
+                del own, flight  # they hold an error of the task, whose traceback holds this frame
+                try:
+                    settled = await asyncio.shield(task)
+                finally:
+                    del task  # it does too
                 return outcome_of(settled, replayed=settled.replayed)
             outcome = await self._follow(flight, request)
             if outcome is not None:
@@ -200,14 +205,17 @@ class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
 
     def _landed(self, run: Run, task: asyncio.Task[Settled]) -> None:
         self._leaders.discard(task)
+        flight, run.flight = run.flight, None
+        assert flight is not None  # a leader has one
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
-        assert run.flight is not None  # a leader has one
         if error is None:
             self._settings.observer.emit_answer(task.result(), run.key)
-            flights.land(run.flight, task.result())
+            flights.land(flight, task.result())
+        elif isinstance(error, Exception):
+            run.failed(error)
+            flights.land(flight, self._shared(error))
         else:
-            run.emit_error(error)
-            flights.land(run.flight, error)
+            flights.land(flight, Abandoned())
 
     async def _follow(self, flight: Flight[object], request: Request) -> Outcome | None:
         """Share the leader's result; ``None``: there is nothing to share, start over."""

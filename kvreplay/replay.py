@@ -10,13 +10,13 @@ from typing import Any
 
 from kvreplay._protocol import flow
 from kvreplay._protocol.record import ReplayRecord
-from kvreplay._protocol.steps import Flow, Request, Verdict
+from kvreplay._protocol.steps import Flow, Request, Settled, Verdict
 from kvreplay._runtime.any_replay import LOOK_AGAIN, AnyReplay, Protocol
 from kvreplay._runtime.blocking import drive
 from kvreplay._runtime.renewal import Renewer
 from kvreplay._runtime.requests import Key, Outcome, check_handler, outcome_of, peek
 from kvreplay._runtime.run import Run
-from kvreplay._runtime.singleflight import Flight, flights
+from kvreplay._runtime.singleflight import Abandoned, Flight, flights
 from kvreplay._runtime.sweeping import Sweeper
 from kvreplay._runtime.walking import records
 from kvreplay.clock import Duration, to_ms
@@ -219,19 +219,26 @@ class Replay(AnyReplay[Verdict]):
         check_handler(handler, awaited=False)
         while True:
             own = self._flight_of(request)
+            leader = None
+            result: Settled | BaseException = Abandoned()
             try:
-                flight = flights.board(own)
-                if flight is own:
+                leader = flights.board(own)
+                if leader is own:
+                    leader = None
                     steps = protocol(request, self._settings.policy)
-                    run = Run(self._settings, request.key, own)
-                    settled = self._drive(steps, run, handler)
-                    flights.land(own, settled)
-                    self._settings.observer.emit_answer(settled, request.key)
-                    return outcome_of(settled, replayed=settled.replayed)
-            except BaseException as error:  # even an interrupt: nobody may wait for ever
-                flights.land(own, error)
+                    result = self._drive(steps, Run(self._settings, request.key, own), handler)
+            except Exception as error:
+                result = self._shared(error)
                 raise
-            outcome = self._follow(flight, request)
+            finally:  # even after an interrupt: nobody may wait for ever
+                flights.land(own, result)
+                if isinstance(result, Exception):
+                    del own, result  # its traceback holds this frame
+            if isinstance(result, Settled):
+                self._settings.observer.emit_answer(result, request.key)
+                return outcome_of(result, replayed=result.replayed)
+            assert leader is not None  # or this call has a result
+            outcome = self._follow(leader, request)
             if outcome is not None:
                 return outcome
             request.absent_at = None  # it was seen before the other's run
@@ -250,5 +257,10 @@ class Replay(AnyReplay[Verdict]):
         try:
             return drive(steps, run, handler, renewing=self._renewing)
         except Exception as error:
-            run.emit_error(error)
-            raise
+            stopped = run.failed(error)
+            if stopped is None:
+                raise
+        try:
+            raise stopped
+        finally:
+            del stopped  # its traceback holds this frame

@@ -47,6 +47,7 @@ from kvreplay._protocol.endings import (
     in_doubt,
     leaves_doubt,
     says_unchanged,
+    tells_of_doubt,
     withdraw,
 )
 from kvreplay._protocol.keys import ReplayKey
@@ -343,7 +344,7 @@ def _run_claimed(entry: Free, request: Request, policy: Policy) -> Flow[Settled 
         end, now = yield call
         if isinstance(end, Raised):
             raised = True
-            raise end.error
+            raise end.take()
         return (yield from _record_answer(held, end.response, now, request, policy))
     except GeneratorExit:
         raise  # nobody answers any more
@@ -356,10 +357,9 @@ def _run_claimed(entry: Free, request: Request, policy: Policy) -> Flow[Settled 
             yield from withdraw(held, entry.found if reran else None, error)
             raise
         yield from end_in_doubt(token)
-        told = in_doubt(error, raised)
-        if told is error:
+        if tells_of_doubt(error, raised):
             raise
-        raise told from error
+        raise in_doubt(error) from error
 
 
 def _record_answer(
@@ -403,7 +403,7 @@ def _run_claimless(entry: Free, request: Request, policy: Policy) -> Flow[Settle
             " runs the handler again"
         ) from error
     if isinstance(end, Raised):
-        raise end.error
+        raise end.take()
     packed, step = answer_of(record, end.response, now, entry.found, request, policy, NO_TRACE)
     while True:
         try:
@@ -451,7 +451,7 @@ def _run_in_transaction(entry: Free, request: Request, policy: Policy) -> Flow[S
     _check_size(encode(record), policy)
     end, now = yield Call(None)
     if isinstance(end, Raised):
-        raise end.error
+        raise end.take()
     packed = encode_response(end.response, UNDONE)
     yield complete(record, packed, now, request.ttl, found, policy, UNDONE)
     return Settled(packed, replayed=False)

@@ -179,6 +179,13 @@ class AnyReplay(Configured[V]):
             raise fresh(result) from result
         return None  # interrupted; the record shows how the run ended
 
+    def _shared(self, error: Exception) -> Exception:
+        """Return a copy of a leader's error for its followers, with its traceback.
+
+        To the error itself its caller may add notes, which are nobody else's business.
+        """
+        return fresh(error).with_traceback(error.__traceback__)
+
     def _running_with_others(self, request: Request) -> ParamsMismatchError:
         self._settings.observer.emit("params_mismatch", request.key)
         return ParamsMismatchError(

@@ -74,6 +74,7 @@ class AsyncDriver:
                     if flow.gi_frame is None:  # type: ignore[attr-defined]  # the flow's own
                         if isinstance(error, StopIteration):
                             return cast(T, error.value)
+                        answer = None  # it may be the error, whose traceback holds this frame
                         raise
                     resume, answer = flow.throw, error
         finally:
@@ -84,8 +85,7 @@ class AsyncDriver:
         if isinstance(step, Call):
             assert handler is not None  # a flow that calls is driven with one
             run.calling()
-            aboard = flights.aboard(run.flight) if run.flight else nullcontext()
-            with aboard:
+            with flights.aboard(run.flight) if run.flight else nullcontext():
                 async with self._renewing(step.held, run):
                     ended = run.ended(await _called(step, handler))
             return ended, settings.now()
@@ -157,6 +157,8 @@ async def in_thread(function: Callable[..., T], *args: Any) -> T:
     except asyncio.CancelledError:
         await asyncio.wait((call,))
         raise
+    finally:
+        del call  # it may hold an error, whose traceback holds this frame
 
 
 async def _called(step: Call, handler: Callable[..., Any]) -> Returned | Raised:

@@ -110,11 +110,21 @@ class Run:
             self.raised = ended.error
         return ended
 
-    def emit_error(self, error: BaseException) -> None:
-        """Emit the event of an error that is a decision about the key, and was not told yet."""
+    def failed(self, error: BaseException) -> StopIteration | None:
+        """Emit the event of the error that ended this run, and forget what leads to the error.
+
+        The event is emitted if the error is a decision about the key, and was not told yet.
+
+        Returns the handler's StopIteration, if that is what ended the run: the flow, as every
+        generator does, has made a RuntimeError of it.
+        """
+        raised, self.raised, self.flight = self.raised, None, None
         kind = event_of(error)
-        if kind is not None and kind != self._told and error is not self.raised:
+        if kind is not None and kind != self._told and error is not raised:
             self.settings.observer.emit(kind, self.key)
+        if isinstance(raised, StopIteration) and error.__cause__ is raised:
+            return raised
+        return None
 
     def bind(self) -> None:
         """Note that the key belongs to this run's params: requests with others are now refused."""
