@@ -16,7 +16,6 @@ import msgpack
 from kvreplay import ReplayKey, TransactionalKVStore
 from kvreplay._protocol.params import canonical
 from kvreplay._protocol.record import Claim, ReplayRecord, State, encode, encode_response
-from kvreplay._runtime import liveness
 
 NAMESPACE: Final = "request_invoice"
 SCOPE: Final = "02" + "ab" * 32
@@ -38,6 +37,7 @@ FAR: Final = 4_000_000_000_000
 LONG_AGO: Final = 1_000_000_000_000
 """When due records expired: in 2001."""
 
+_OWNER: Final = f"{'0' * 36}:64769:1048577:{2**61}:4026531836:12345:1234567"
 _CHUNK: Final = 10_000  # records in one transaction
 
 
@@ -71,7 +71,7 @@ def completed(number: int, expires_at: int) -> tuple[ReplayKey, bytes]:
 def claimed(number: int) -> bytes:
     """Return the record of a request's claim."""
     key = ReplayKey(SCOPE, request_id(number))
-    claim = Claim(bytes(16), FAR, liveness.this_process())
+    claim = Claim(bytes(16), FAR, _OWNER)
     return encode(ReplayRecord(State.IN_PROGRESS, key, _PARAMS, None, FAR, None, claim))
 
 

@@ -102,13 +102,16 @@ class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
         response: object,
         ttl: Duration | None = None,
         operation: str | None = None,
+        seen: ReplayRecord | None = None,
     ) -> bool:
         """Record ``response`` for a key in doubt; see :meth:`kvreplay.Replay.resolve`."""
-        return await self._driver.drive(*self._resolving(key, operation, response, ttl))
+        return await self._driver.drive(*self._resolving(key, operation, response, ttl, seen))
 
-    async def release(self, key: Key, *, operation: str | None = None) -> bool:
+    async def release(
+        self, key: Key, *, operation: str | None = None, seen: ReplayRecord | None = None
+    ) -> bool:
         """Free a key in doubt; see :meth:`kvreplay.Replay.release`."""
-        return await self._driver.drive(*self._releasing(key, operation))
+        return await self._driver.drive(*self._releasing(key, operation, seen))
 
     async def records(self) -> AsyncIterator[ReplayRecord]:
         """Yield every record of the namespace; see :meth:`kvreplay.Replay.records`."""

@@ -31,11 +31,13 @@ class Replay(AnyReplay[Verdict]):
 
     For one key, while its answer lives, this holds over threads, processes and restarts:
 
-    * The handler runs once. It runs again only after it raised an ``Exception`` (which says that
-      nothing happened), or where ``on_in_doubt`` allows it.
+    * The handler runs once. It runs again only after it raised an ``Exception`` that ``doubt_on``
+      does not name (which says that nothing happened), or where ``on_in_doubt`` allows it.
     * Every request with the same params gets the same response, and none with other params does.
     * An answer is returned only after it is stored, as durably as the store declares.
-    * A run whose process died leaves its key *in doubt*. It is never run again silently.
+    * A run whose process died, or that does not know how it ended, leaves its key *in doubt*. It is
+      never run again silently.
+    * What fails before the handler has begun leaves the key free.
 
     With ``lease=None`` no claim is stored: then the first and the last point do not hold over
     processes and restarts.
@@ -59,10 +61,16 @@ class Replay(AnyReplay[Verdict]):
 
         If this process is running the key already, the call waits for that run, and returns or
         raises the same. If the handler raises an ``Exception``, nothing is stored, the exception
-        propagates, and a retry runs again. Some errors leave the key in doubt instead:
-        :class:`~kvreplay.IndeterminateError`, anything that is not an ``Exception``, an
-        ``OutcomeUnknownError`` of the handler's store, and the ``InDoubtError``, ``ClaimLostError``
-        or ``ResponseNotStorableError`` of a request nested in the handler.
+        propagates, and a retry runs again. Some errors leave the key in doubt instead, alone or
+        inside an exception group: those that ``doubt_on`` names, an ``OutcomeUnknownError`` of the
+        handler's store, and the ``InDoubtError`` or ``ClaimLostError`` of a request nested in the
+        handler. The caller then gets an ``InDoubtError`` from that error. A handler that cannot
+        tell raises :class:`~kvreplay.IndeterminateError`, which propagates, as does anything that
+        is not an ``Exception``. :class:`~kvreplay.NotAppliedError` frees the key, whatever
+        ``doubt_on`` says.
+
+        Under ``on_in_doubt="rerun"`` a run that raises says nothing about the run before it: its
+        exception propagates, and the key stays in doubt.
 
         Followers of a run in this process wait without a time limit. So two handlers must not ask
         for each other's key, and a handler must not ask for its own from a thread that it starts.
@@ -71,19 +79,22 @@ class Replay(AnyReplay[Verdict]):
             key: a ReplayKey or a ``(scope, id)`` tuple.
             params: what must be equal in a retry; dict, list, tuple, str, bytes, int,
                 float, bool and None.
-            handler: called without arguments; returns what msgpack can hold.
+            handler: called without arguments; returns what msgpack can hold. Pass a key derived
+                from this one to the system it acts on, so that even a second run acts once.
             ttl: how long this answer is kept, in seconds or a timedelta; by default the setting.
 
         Raises:
             ParamsMismatchError, ExpiredError: the request is stale; nothing ran.
             InFlightError: another process still runs the key after ``wait_timeout``, or a handler
                 asks for its own key; nothing ran.
-            InDoubtError: a run began, and its end is unknown or could not be stored.
-                With ``lease=None``: the handler ran, and its answer may not be stored.
-            ClaimLostError: the handler ran, but another owner had taken the key over.
-            ResponseNotStorableError: the handler ran, and the key is in doubt. With
+            InDoubtError: a run began, and its end is unknown or could not be stored; ``response``
+                is an answer that may not be stored. With ``lease=None``: the handler ran, and its
+                answer may not be stored.
+            ResponseNotStorableError: an InDoubtError: the response is not what can be stored. With
                 ``lease=None``: a retry runs it again.
+            ClaimLostError: the handler ran, but another owner had taken the key over.
             InvalidParamsError, ConfigError, RecordError, StoreError: nothing ran.
+            InvalidResponseError: a reconciler's response cannot be stored; nothing ran.
         """
         seen = peek(self._settings, key, params, ttl)
         if isinstance(seen, Outcome):
@@ -109,7 +120,7 @@ class Replay(AnyReplay[Verdict]):
             ConfigError: the store has no transactions.
             StoreError: nothing was changed. An ``OutcomeUnknownError`` means that it is not known,
                 and a retry finds out.
-            ResponseNotStorableError: the writes were undone.
+            InvalidResponseError: the response cannot be stored; the writes were undone.
             StaleFlowError, InFlightError, InDoubtError: as in :meth:`execute`.
         """
         self._settings.require_transactions("execute_in_transaction")
@@ -139,27 +150,38 @@ class Replay(AnyReplay[Verdict]):
         response: object,
         ttl: Duration | None = None,
         operation: str | None = None,
+        seen: ReplayRecord | None = None,
     ) -> bool:
         """Settle a key in doubt whose effect happened: record ``response`` as its answer.
 
+        Any process may settle a key whose run has ended.
+
         Args:
+            key: as in :meth:`execute`.
+            response: the answer; what msgpack can hold.
+            ttl: as in :meth:`execute`.
             operation: as in :meth:`lookup`.
+            seen: the record that was looked at, as :meth:`records` yields it. Then only that run is
+                settled, and never one that has claimed the key since.
 
         Returns:
-            Whether this call settled it. ``False``: there was no claim, and nothing was changed.
+            Whether this call settled it. ``False``: there was no claim, or another one than that of
+            the record ``seen``; nothing was changed.
 
         Raises:
             InFlightError: its owner is alive, or may be; nothing was changed.
-            ResponseNotStorableError: nothing was changed.
+            InvalidResponseError: it cannot be stored; nothing was changed.
         """
-        return drive(*self._resolving(key, operation, response, ttl))
+        return drive(*self._resolving(key, operation, response, ttl, seen))
 
-    def release(self, key: Key, *, operation: str | None = None) -> bool:
+    def release(
+        self, key: Key, *, operation: str | None = None, seen: ReplayRecord | None = None
+    ) -> bool:
         """Settle a key in doubt whose effect did not happen: the next request runs it.
 
         It takes, returns and raises the same as :meth:`resolve`.
         """
-        return drive(*self._releasing(key, operation))
+        return drive(*self._releasing(key, operation, seen))
 
     def records(self) -> Iterator[ReplayRecord]:
         """Yield every record of the namespace in no promised order, even expired ones.

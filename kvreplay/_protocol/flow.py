@@ -12,9 +12,11 @@ What is always true:
   The loser learns what the winner has stored, and decides again.
 * The handler runs only after this run's claim is stored. (With ``lease=None`` there is no claim,
   and in a transaction none is needed.)
-* A claim ends in one of three ways: an answer takes its place; it is removed, since the handler
+* A claim ends in one of three ways: an answer takes its place; it is withdrawn, since the handler
   never began or said that nothing happened; or it stays and says that its run has *ended*. Whatever
   breaks a run off, one of these is tried. ``endings.py`` tells which.
+* A claim that is withdrawn leaves a free key. Only what a *rerun* has replaced is put back, since
+  nobody knows yet how that earlier run ended.
 * A claim that has ended, or whose owner is gone, is *in doubt*.
 * A key in doubt is never run again, unless the policy or the caller's reconciler says so.
 * A response is returned only after it is stored. It is decoded from the stored bytes.
@@ -153,15 +155,22 @@ def lookup(request: Request, policy: Policy) -> Flow[Settled | None]:
     return entry if isinstance(entry, Settled) else None
 
 
-def settle(key: ReplayKey, response: bytes | None, ttl: int, policy: Policy) -> Flow[bool]:
+def settle(
+    key: ReplayKey,
+    response: bytes | None,
+    ttl: int,
+    policy: Policy,
+    seen: ReplayRecord | None = None,
+) -> Flow[bool]:
     """Settle a key in doubt: complete it with ``response``, or free it if that is None.
 
-    Returns whether this call did it. A key that is not claimed is left alone.
+    Returns whether this call did it. A key that is not claimed is left alone, and so is a claim
+    that is not the one of the record ``seen``.
     """
     found, now = yield READ
     while found is not None:
         record = decode(found, key)
-        if record.claim is None:
+        if record.claim is None or not (seen is None or _is_same_claim(seen.claim, record.claim)):
             break
         if (yield from _is_running(record.claim, now)):
             raise InFlightError(
@@ -172,11 +181,16 @@ def settle(key: ReplayKey, response: bytes | None, ttl: int, policy: Policy) -> 
             step = CheckAndPut(found, None, event="released")
         else:
             step = complete(record, response, now, ttl, found, policy)
-        seen, now = yield step
-        if seen == found:
+        there, now = yield step
+        if there == found:
             return True
-        found = seen
+        found = there
     return False
+
+
+def _is_same_claim(seen: Claim | None, claim: Claim) -> bool:
+    """Compare the tokens: a renewal changes the bytes of a claim."""
+    return seen is not None and seen.token == claim.token
 
 
 def renew(held: HeldClaim, key: ReplayKey, lease: int) -> Flow[bool]:

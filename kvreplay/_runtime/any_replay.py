@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 from kvreplay._protocol import flow
-from kvreplay._protocol.record import encode_response
+from kvreplay._protocol.record import ReplayRecord, encode_response
 from kvreplay._protocol.steps import Flow, Request, Settled
 from kvreplay._runtime.decorating import Functions, arguments_of, check_decorable
 from kvreplay._runtime.requests import (
@@ -111,19 +111,31 @@ class AnyReplay(Configured[V]):
     # Settling a key in doubt, and looking a key up: the flow, and the run that answers its steps.
 
     def _resolving(
-        self, key: Key, operation: str | None, response: object, ttl: Duration | None
+        self,
+        key: Key,
+        operation: str | None,
+        response: object,
+        ttl: Duration | None,
+        seen: ReplayRecord | None,
     ) -> tuple[Flow[bool], Run]:
         packed = encode_response(response, "nothing was changed")
-        return self._settling(key, operation, packed, ttl)
+        return self._settling(key, operation, packed, ttl, seen)
 
-    def _releasing(self, key: Key, operation: str | None) -> tuple[Flow[bool], Run]:
-        return self._settling(key, operation, None, None)
+    def _releasing(
+        self, key: Key, operation: str | None, seen: ReplayRecord | None
+    ) -> tuple[Flow[bool], Run]:
+        return self._settling(key, operation, None, None, seen)
 
     def _settling(
-        self, key: Key, operation: str | None, response: bytes | None, ttl: Duration | None
+        self,
+        key: Key,
+        operation: str | None,
+        response: bytes | None,
+        ttl: Duration | None,
+        seen: ReplayRecord | None,
     ) -> tuple[Flow[bool], Run]:
         settings, own = self._settings, replay_key(key, operation)
-        steps = flow.settle(own, response, ttl_of(settings, ttl), settings.policy)
+        steps = flow.settle(own, response, ttl_of(settings, ttl), settings.policy, seen)
         return steps, Run(settings, own)
 
     def _looking_up(

@@ -76,6 +76,8 @@ class AsyncDriver:
                             return cast(T, error.value)
                         answer = None  # it may be the error, whose traceback holds this frame
                         raise
+                    if run.is_inherited:
+                        raise  # in a forked child the flow is its parent's
                     resume, answer = flow.throw, error
         finally:
             run.end()
@@ -101,6 +103,8 @@ class AsyncDriver:
             return await in_thread(transact, step, run, handler)
         if isinstance(step, Begin | Log | Probe) or (self.reads_inline and isinstance(step, Read)):
             return run.answer(step)
+        if isinstance(step, CheckAndPut):
+            run.refuse_child()  # here, since a child has none of its parent's threads
         if self._batching and isinstance(step, CheckAndPut):
             return await self._batcher().check_and_put(run.change(step)), settings.now()
         return await in_thread(run.answer, step)
@@ -165,9 +169,14 @@ async def _called(step: Call, handler: Callable[..., Any]) -> Returned | Raised:
     """Call the handler; only its own ``Exception`` can say that nothing happened."""
     step.begun = True
     try:
-        response = await _awaited(handler())
+        response = handler()
     except Exception as error:  # the handler's, whatever it is
         return Raised(error)
+    if inspect.isawaitable(response):
+        try:
+            response = await response
+        except Exception as error:
+            return Raised(error)
     return returned(response)
 
 

@@ -61,6 +61,8 @@ def drive(
                         return cast(T, error.value)
                     answer = None  # it may be the error, whose traceback holds this frame
                     raise
+                if run.is_inherited:
+                    raise  # in a forked child the flow is its parent's
                 resume, answer = flow.throw, error
     finally:
         run.end()

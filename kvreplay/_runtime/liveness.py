@@ -1,20 +1,44 @@
-"""Who holds a claim, and whether that process still runs, where it can be looked up.
+"""Who holds a claim, and whether that owner still runs handlers, where it can be looked up.
 
-An owner is ``boot id:pid namespace:pid:start time`` as Linux shows them in ``/proc`` (proc(5)).
-On the same boot and in the same PID namespace a process can be looked up. For its own claims a
-process has a set of the running handlers' tokens. Anywhere else only the claim's lease is known.
+While a process runs handlers on a store, it holds a POSIX record lock (fcntl(2)) on a byte of its
+own in the store's *owners file*. Such a lock belongs to the process. The kernel ends it when the
+process ends or executes another program, and only after the process's last system call. No fork
+inherits it, and it is seen in every PID namespace. So it is proof of life.
+
+What is always true:
+
+* The lock is taken before a claim is stored, and held until this process runs no handler on that
+  store.
+* Closing *any* descriptor of a file ends all locks that the process has in it. So this module
+  alone opens owners files. It has at most one descriptor of each, and opens and closes under
+  ``_lock``.
+* A claim names the boot, the file and the byte. It is looked up only on that boot, and only if that
+  very file is still the store's. Anywhere else nothing is known, and the claim's lease decides.
+* A process's byte is a random number, so it is nobody else's: it says which claims are its own. The
+  kernel does not show a process its own locks; there the tokens of the running handlers decide.
+* A forked child is another process, with a byte of its own, whatever kind of fork made it.
+
+A store without an owners file, or whose file cannot be locked, has claims that only their own
+process can tell about. An owner is ``boot id:device:inode:byte:PID namespace:pid:start time``.
+Without a lock the boot id is empty, and device and inode are 0. The last three are for people who
+look for the process.
 """
 
 from __future__ import annotations
 
 import os
+import struct
 from enum import Enum
 from functools import lru_cache
 from typing import Final
 
-from kvreplay._protocol.record import TOKEN_SIZE, Claim
+import attrs
 
-__all__ = ["Liveness", "begin", "end", "look_up", "this_process"]
+from kvreplay._protocol.record import TOKEN_SIZE, Claim
+from kvreplay.store import ForkSafeLock
+from kvreplay.store.locks import ProcessMark, process_mark
+
+__all__ = ["Liveness", "begin", "end", "look_up", "new_token", "this_process"]
 
 
 class Liveness(Enum):
@@ -22,79 +46,224 @@ class Liveness(Enum):
 
     RUNNING = "running"
     GONE = "gone"
-    UNKNOWN = "unknown"  # on another boot, machine or PID namespace: the lease decides
+    UNKNOWN = "unknown"  # the lease decides
 
 
-_running: Final[set[tuple[int, bytes]]] = set()
-"""The tokens of running handlers, each with its pid: a forked child inherits its parent's."""
+_Place = tuple[int, int]
+"""A file's device and inode."""
+
+_NOWHERE: Final = (0, 0)
+_MODE: Final = 0o600
 
 
-def begin() -> bytes:
-    """Return a fresh token, noted as running in this process until :func:`end`."""
-    token = os.urandom(TOKEN_SIZE)
-    _running.add((os.getpid(), token))
-    return token
+@attrs.define(eq=False)
+class _OwnersFile:
+    """An open owners file; its users are the tokens of running handlers, and who looks just now."""
+
+    place: _Place
+    fd: int
+    users: set[object] = attrs.field(factory=set)
+
+
+class _Process:
+    """This process as an owner, and what it has open."""
+
+    def __init__(self) -> None:
+        self.mark = process_mark()
+        self.byte = int.from_bytes(os.urandom(8)) >> 2  # an offset in a file is less than 2**63
+        self.for_people = _for_people()
+        self.running: dict[bytes, _OwnersFile | None] = {}
+        self.files: dict[_Place, _OwnersFile] = {}
+
+    def owner(self, boot: str = "", place: _Place = _NOWHERE) -> str:
+        return f"{boot}:{place[0]}:{place[1]}:{self.byte}:{self.for_people}"
+
+    def enter(self, path: str, flags: int) -> _OwnersFile:
+        """Return the owners file at this path, open. The caller adds a user at once."""
+        file = self._opened(path) if self.files else None
+        if file is not None:
+            return file
+        fds: list[int] = []
+        try:
+            fds.extend(map(os.open, (path,), (flags,), (_MODE,)))  # one step, for an interrupt
+            place = _place(os.fstat(fds[0]))
+            file = self.files.get(place)  # it was moved here just now: never close this one
+            if file is None:
+                file = self.files[place] = _OwnersFile(place, fds[0])
+            fds = []
+            return file
+        finally:
+            if fds:
+                os.close(fds[0])
+
+    def _opened(self, path: str) -> _OwnersFile | None:
+        try:
+            file = self.files.get(_place(os.stat(path)))
+        except FileNotFoundError:
+            return None
+        if file is not None and not _is_open(file):
+            del self.files[file.place]  # closed by somebody; its number may be another file's now
+            return None
+        return file
+
+    def leave(self, file: _OwnersFile, user: object) -> None:
+        """Withdraw a user; the last one closes the file, which gives the byte back."""
+        file.users.discard(user)
+        if not file.users and self.files.get(file.place) is file:
+            del self.files[file.place]
+            os.close(file.fd)
+
+
+_lock: Final = ForkSafeLock()
+"""Guards this process's files, and orders all opening and closing of them."""
+_process: _Process | None = None
+
+
+def _this_process() -> _Process:
+    global _process
+    if _process is None or not _process.mark[0]:
+        _process = _Process()
+    return _process
+
+
+def this_process() -> ProcessMark:
+    """Return what tells this process: its first item is true here, and false in a forked child."""
+    with _lock:
+        return _this_process().mark
+
+
+def new_token() -> bytes:
+    """Return a token for a run; nothing is noted before :func:`begin`."""
+    return os.urandom(TOKEN_SIZE)
+
+
+def begin(token: bytes, owners_file: str | None) -> str:
+    """Note that the token's handler runs in this process until :func:`end`; return the owner.
+
+    It never fails for want of a lock: then the owner is one whose claims the lease decides.
+    """
+    with _lock:
+        process = _this_process()
+        process.running[token] = None
+        if owners_file is None:
+            return process.owner()
+        try:
+            boot = _boot_id()
+            file = process.enter(owners_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+            process.running[token] = file
+            file.users.add(token)
+            # Even if it is held: somebody may have closed another descriptor of that file.
+            _take(file.fd, process.byte)
+        except OSError:  # a read-only or full file system, no locks there, no descriptor left
+            return process.owner()
+        return process.owner(boot, file.place)
 
 
 def end(token: bytes) -> None:
-    """Note that the token's handler does not run any more, however it ended."""
-    _running.discard((os.getpid(), token))
+    """Note that the token's handler does not run any more, however it ended.
+
+    A second call does nothing, and completes a first one that was interrupted.
+    """
+    with _lock:
+        process = _process
+        if process is None or not process.mark[0]:
+            return  # a forked child: the run is its parent's
+        file = process.running.get(token)
+        if file is not None:
+            process.leave(file, token)
+        process.running.pop(token, None)
 
 
-def this_process() -> str:
-    """Return this process as an owner; without ``/proc``, a name that nobody can look up."""
-    return _owner(os.getpid())
+def look_up(claim: Claim, owners_file: str | None) -> Liveness:
+    """Look the claim's owner up.
 
-
-@lru_cache(maxsize=1)  # by pid, since a forked child is another owner
-def _owner(pid: int) -> str:
+    Args:
+        owners_file: the owners file of the store that has the claim.
+    """
+    boot, *numbers = claim.owner.split(":")
     try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            boot_id = file.read().strip()
+        device, inode, byte = map(int, numbers[:3])
+    except ValueError:
+        return Liveness.UNKNOWN
+    if not 0 <= byte < 2**62:
+        return Liveness.UNKNOWN
+    place = device, inode
+    looker = object()
+    with _lock:
+        process = _this_process()
+        if byte == process.byte:
+            return Liveness.RUNNING if claim.token in process.running else Liveness.GONE
+        if owners_file is None or place == _NOWHERE:
+            return Liveness.UNKNOWN
+        try:
+            if boot != _boot_id():
+                return Liveness.UNKNOWN
+            file = process.enter(owners_file, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                file.users.add(looker)
+                if file.place != place:
+                    return Liveness.UNKNOWN
+                return Liveness.RUNNING if _is_locked(file.fd, byte) else Liveness.GONE
+            finally:
+                try:
+                    process.leave(file, looker)
+                except BaseException:  # an interrupt
+                    process.leave(file, looker)
+                    raise
+        except (FileNotFoundError, PermissionError):
+            return Liveness.UNKNOWN
+        except OSError:
+            # It cannot be looked up just now, as without a descriptor left. The lease does not
+            # decide then: the owner has a lock, which outlives any lease.
+            return Liveness.RUNNING
+
+
+# Windows has no fcntl, and no store with an owners file.
+
+
+def _take(fd: int, byte: int) -> None:
+    """Lock this byte, or raise an ``OSError``."""
+    import fcntl
+
+    fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
+
+
+_FLOCK: Final = "hhqqi0q"  # struct flock of Linux: type, whence, start, length, pid
+
+
+def _is_locked(fd: int, byte: int) -> bool:
+    """Say whether another process holds this byte."""
+    import fcntl
+
+    asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
+    kind, *_ = struct.unpack(_FLOCK, fcntl.fcntl(fd, fcntl.F_GETLK, asked))
+    return bool(kind != fcntl.F_UNLCK)
+
+
+def _is_open(file: _OwnersFile) -> bool:
+    """Say whether its descriptor is still that file's."""
+    try:
+        return _place(os.fstat(file.fd)) == file.place
+    except OSError:
+        return False
+
+
+def _place(found: os.stat_result) -> _Place:
+    return found.st_dev, found.st_ino
+
+
+@lru_cache(maxsize=1)  # a failure is not kept
+def _boot_id() -> str:
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
+
+
+def _for_people() -> str:
+    """Return what helps to find this process: its PID namespace, pid, and start in clock ticks."""
+    try:
         namespace = os.stat("/proc/self/ns/pid").st_ino
-        _, start, _ = _stat(pid)
+        with open("/proc/self/stat", encoding="ascii", errors="replace") as file:
+            start = file.read().rpartition(")")[2].split()[19]
     except OSError:
-        return f"{os.urandom(16).hex()}:0:{pid}:0"
-    return f"{boot_id}:{namespace}:{pid}:{start}"
-
-
-def look_up(claim: Claim) -> Liveness:
-    """Look the claim's owner up."""
-    mine = this_process()
-    if claim.owner == mine:
-        runs = (os.getpid(), claim.token) in _running
-        return Liveness.RUNNING if runs else Liveness.GONE
-    place, _, process = claim.owner.partition(":")
-    namespace, _, process = process.partition(":")
-    pid, _, start = process.partition(":")
-    if not mine.startswith(f"{place}:{namespace}:") or not (pid.isdecimal() and start):
-        return Liveness.UNKNOWN
-    return _look_up_process(int(pid), start)
-
-
-def _look_up_process(pid: int, start: str) -> Liveness:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return Liveness.GONE
-    except PermissionError:
-        pass  # it exists, and belongs to another user
-    except OverflowError:
-        return Liveness.UNKNOWN
-    try:
-        state, started, threads = _stat(pid)
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
-        return Liveness.UNKNOWN  # ended just now, or hidden from this user
-    except OSError:
-        return Liveness.RUNNING  # this process can open no file now; but the owner was there
-    # A zombie does nothing more, unless it has other threads: one of a killed process may still be
-    # in the system call that stores its answer. Another start time means another process.
-    lives = state not in "ZX" or threads > 1
-    return Liveness.RUNNING if started == start and lives else Liveness.GONE
-
-
-def _stat(pid: int) -> tuple[str, str, int]:
-    """Return a process's state, its start in clock ticks since boot, and its threads."""
-    with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
-        fields = file.read().rpartition(")")[2].split()
-    return fields[0], fields[19], int(fields[17])
+        return f"0:{os.getpid()}:0"
+    return f"{namespace}:{os.getpid()}:{start}"

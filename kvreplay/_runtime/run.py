@@ -21,9 +21,10 @@ from kvreplay._runtime import liveness
 from kvreplay._runtime.observer import event_of
 from kvreplay._runtime.settings import Settings
 from kvreplay._runtime.singleflight import Flight, flights
-from kvreplay.errors import KeyNotFoundError
+from kvreplay.errors import InFlightError, KeyNotFoundError, StoreError
 from kvreplay.events import EventKind, logger
 from kvreplay.store import Change
+from kvreplay.store.locks import ProcessMark
 
 __all__ = ["PLAIN", "ReadsAndPuts", "Run"]
 
@@ -61,6 +62,7 @@ class Run:
 
     __slots__ = (
         "_address",
+        "_caller",
         "_store",
         "_token",
         "_told",
@@ -90,6 +92,7 @@ class Run:
         self.raised: Exception | None = None
         self._token: bytes | None = None
         self._told: EventKind | None = None
+        self._caller: ProcessMark | None = None  # the process that runs the handler
 
     def inside(self, transaction: ReadsAndPuts) -> Run:
         """Return the same run on a transaction of the store."""
@@ -97,6 +100,7 @@ class Run:
 
     def calling(self) -> None:
         """Note that the handler is about to run: the key belongs to this run's params."""
+        self._caller = liveness.this_process()
         self.bind()
         self.settings.observer.emit("started", self.key)
 
@@ -106,10 +110,31 @@ class Run:
         self.settings.observer.emit("waited", self.key)
 
     def ended(self, ended: Returned | Raised) -> Returned | Raised:
-        """Remember what the handler raised: it is no decision about this key."""
+        """Remember what the handler raised: it is no decision about this key.
+
+        In a child that the handler forked this raises, since its parent's run goes on.
+        """
         if isinstance(ended, Raised):
             self.raised = ended.error
+        if self.is_inherited:
+            if isinstance(ended, Raised):
+                raise ended.take()
+            raise InFlightError(
+                "a forked child came out of a handler that its parent runs: that run goes on, and"
+                " nothing was stored here; end such a child inside the handler, by os._exit()",
+                1.0,
+            )
         return ended
+
+    def refuse_child(self) -> None:
+        """Raise a StoreError in a forked child of the process whose handler this run has called."""
+        if self.is_inherited:
+            raise StoreError("a forked child cannot end its parent's run; nothing was changed")
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether this process is a forked child of the one whose handler this run has called."""
+        return self._caller is not None and not self._caller[0]
 
     def failed(self, error: BaseException) -> StopIteration | None:
         """Emit the event of the error that ended this run, and forget what leads to the error.
@@ -135,6 +160,7 @@ class Run:
     def answer(self, step: object) -> Any:
         """Answer a step that is one of :data:`PLAIN`."""
         if isinstance(step, CheckAndPut):
+            self.refuse_child()
             seen = self._store.check_and_put(
                 *self._address,
                 expected=step.expected,
@@ -150,10 +176,10 @@ class Run:
             return found, self.settings.now()
         if isinstance(step, Begin):
             self.end()  # the token of an attempt in which another owner was faster
-            self._token = liveness.begin()
-            return self._token, liveness.this_process()
+            self._token = liveness.new_token()
+            return self._token, liveness.begin(self._token, self.settings.owners_file)
         if isinstance(step, Probe):
-            return _RUNNING[liveness.look_up(step.claim)]
+            return _RUNNING[liveness.look_up(step.claim, self.settings.owners_file)]
         if isinstance(step, Log):
             return logger().warning(step.text, step.failure)
         raise TypeError(f"no answer to a {type(step).__name__} step")

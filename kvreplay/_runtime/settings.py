@@ -64,6 +64,7 @@ class Settings:
     Attributes:
         ttl: milliseconds.
         sweeps_itself: the store has an index of expiry.
+        owners_file: where its owners hold their locks; ``None``: it has no such file.
     """
 
     store: AtomicKVStore
@@ -76,6 +77,7 @@ class Settings:
     observer: Observer
     sweeps_itself: bool
     has_transactions: bool
+    owners_file: str | None
     _identity: Hashable
 
     def now(self) -> int:
@@ -182,6 +184,7 @@ class Configured(Generic[V]):
             observer=Observer(namespace, clock, on_event),
             sweeps_itself=not missing_methods(store, ExpiringKVStore),
             has_transactions=not missing_methods(store, TransactionalKVStore),
+            owners_file=getattr(store, "owners_file", None),
             identity=getattr(store, "identity", None) or id(store),
         )
         self._set_up()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import threading
-from typing import Final
 
 from kvreplay.errors import ConfigError, StoreError
 
@@ -14,7 +12,6 @@ __all__ = [
     "check_durability",
     "check_path",
     "own_transaction_error",
-    "process_mark",
 ]
 
 
@@ -33,32 +30,6 @@ def check_path(path: str | os.PathLike[str], engine: str) -> str:
     except TypeError:
         raise ConfigError(f"the path of a {engine} store must be a non-empty str") from None
     return spelt
-
-
-_MADV_WIPEONFORK: Final = 18  # madvise(2), which Python gives no name
-
-
-def process_mark() -> mmap.mmap | _PidMark:
-    """Return a mark whose first item is true in this process, and false in a forked child.
-
-    It is a page that the kernel wipes in the child, at any kind of fork (Linux 4.14). To look at it
-    costs a tenth of what ``getpid()`` does, which is a system call. Elsewhere it compares the pid.
-    """
-    try:
-        page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        page.madvise(_MADV_WIPEONFORK)
-    except (OSError, ValueError, AttributeError):
-        return _PidMark()
-    page[0] = 1
-    return page
-
-
-class _PidMark:
-    def __init__(self) -> None:
-        self._pid = os.getpid()
-
-    def __getitem__(self, index: int) -> bool:
-        return self._pid == os.getpid()
 
 
 class OwnTransaction:

@@ -33,7 +33,6 @@ from kvreplay import (
     ParamsMismatchError,
     Replay,
     ReplayRecord,
-    ResponseNotStorableError,
     StoreError,
 )
 from kvreplay.demo.invoice import NodeKey, make_invoice
@@ -137,7 +136,7 @@ class Orders:
             raise RpcError(IN_FLIGHT, "in_flight", {"retry_after": error.retry_after}) from None
         except ClaimLostError:  # the owner that took over has the answer
             raise RpcError(IN_FLIGHT, "in_flight", {"retry_after": 1.0}) from None
-        except (InDoubtError, IndeterminateError, ResponseNotStorableError):
+        except InDoubtError:
             raise RpcError(IN_DOUBT, "in_doubt", {"retry_after": 1.0}) from None
         return outcome.response
 
@@ -170,7 +169,10 @@ class Orders:
         return {"payment_hash": request.payment_hash, "bolt11": bolt11}
 
     def _reconcile(self, record: ReplayRecord) -> Applied | NotApplied:
-        """Tell from the ledger whether a request in doubt has made its invoice."""
+        """Tell from the ledger whether a request in doubt has made its invoice.
+
+        The ledger is in the same store, so a run that has ended can write nothing to it any more.
+        """
         entry = self.ledger.find(record.load_params()["payment_hash"])
         if entry is None or _session(entry) != (record.key.scope, record.key.id):
             return NOT_APPLIED

@@ -16,9 +16,16 @@ What every store promises:
 * It is a context manager; ``close()`` may be called twice, and a closed store answers
   every other call with :class:`~kvreplay.StoreError`.
 
-Two class attributes are optional. ``reads_are_local = True`` says that ``read`` comes
-from this machine's memory or page cache, so that an event loop may call it inline.
-``identity`` (hashable) is equal for two store objects that show the same entries.
+Three attributes are optional:
+
+* ``reads_are_local = True`` says that ``read`` comes from this machine's memory or page cache, so
+  that an event loop may call it inline.
+* ``identity`` (hashable) is equal for two store objects that show the same entries.
+* ``owners_file`` (a path) is a file beside the entries, the same one for every process that shares
+  them. ``Replay`` makes it, and holds a POSIX record lock on a byte of it while it runs handlers.
+  By this lock every process of the machine knows whether the owner of a claim lives. The store
+  itself must never open the file: to close it would end the lock. Without the attribute, or with
+  ``None``, a claim of another process holds until its lease is over.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
 import threading
@@ -14,38 +13,13 @@ import pytest
 
 from kvreplay import InFlightError, InProcessAtomicStore, Replay, StoreError
 from kvreplay._runtime.singleflight import flights
-from kvreplay.backends import _support
 from kvreplay.backends.memory import MemoryStore
-from kvreplay.store import TransactionalKVStore
+from kvreplay.store import TransactionalKVStore, locks
 from kvreplay.testing import forking
 from kvreplay.testing.entries import content, count_up, put
+from support.forking import BareChild
 
 KEY = ("s", "i")
-
-
-class BareChild(forking.Child):
-    """A child that only the C library knows to be one."""
-
-    def _fork(self) -> int:
-        _wait_until_the_others_wait()
-        # PyDLL keeps the interpreter's lock, so the child goes on as the thread that called.
-        return int(ctypes.PyDLL(None).fork())
-
-
-def _wait_until_the_others_wait() -> None:
-    """Wait until each other thread sleeps on a lock of its own.
-
-    A thread that waits for the interpreter's lock would take a part of it into nowhere: CPython
-    mends that in a hook. Whoever wants that lock gets it at one of the reads here.
-    """
-    calm = 0
-    while calm < 50:
-        states = []
-        for thread in os.listdir("/proc/self/task"):
-            if int(thread) != threading.get_native_id():
-                with open(f"/proc/self/task/{thread}/stat", encoding="ascii") as file:
-                    states.append(file.read().rpartition(")")[2].split()[0])
-        calm = calm + 1 if set(states) <= {"S"} else 0
 
 
 Fork = Callable[[Callable[[], object]], BareChild]
@@ -74,13 +48,13 @@ def test_no_hook_runs(bare_fork: Fork) -> None:
 def test_a_mark_tells_a_child(child: Any, wiped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even where the kernel cannot wipe a page: then the pid is compared."""
     if not wiped:
-        monkeypatch.setattr(_support, "_MADV_WIPEONFORK", 99)
-    mark = _support.process_mark()
+        monkeypatch.setattr(locks, "_MADV_WIPEONFORK", 99)
+    mark = locks.process_mark()
     assert isinstance(mark, mmap.mmap) is wiped
 
     def look() -> None:
         assert not mark[0]
-        assert _support.process_mark()[0]
+        assert locks.process_mark()[0]
 
     child(look).join()
     assert mark[0]

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import os
+import subprocess
 import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,158 +17,439 @@ from kvreplay import Replay, ReplayKey
 from kvreplay._protocol.record import Claim
 from kvreplay._protocol.steps import BEGIN
 from kvreplay._runtime import liveness
-from kvreplay._runtime.liveness import Liveness, look_up, this_process
+from kvreplay._runtime.liveness import Liveness, begin, end, look_up, new_token
 from kvreplay._runtime.run import Run
 from kvreplay.backends.memory import MemoryStore
-from support.forking import Child
+from support.forking import BareChild, Child
 from support.needs import needs_root
 from support.programs import Program, run_code
 from support.waiting import until
 
-TOKEN = b"t" * 16
+RUNNING, GONE, UNKNOWN = Liveness.RUNNING, Liveness.GONE, Liveness.UNKNOWN
+BOOT, DEVICE, INODE, BYTE = range(4)
+OWNER = "import os, sys\nfrom kvreplay._runtime.liveness import *\npath, = sys.argv[1:]\ntoken = new_token()\nprint(token.hex(), begin(token, path), flush=True)\n"
+"""A program that owns a claim; what follows says how it goes on."""
 
 
-def claim(text: str, token: bytes = TOKEN) -> Claim:
-    return Claim(token, 0, text)
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    return str(tmp_path / "owners")
 
 
-def test_this_process_tells_running_handlers_from_finished_ones() -> None:
-    token = liveness.begin()
-    assert look_up(claim(this_process(), token)) is Liveness.RUNNING
-    assert look_up(claim(this_process())) is Liveness.GONE
-    liveness.end(token)
-    assert look_up(claim(this_process(), token)) is Liveness.GONE
-    liveness.end(token)
+@pytest.fixture
+def owner(path: str) -> Iterator[Callable[..., tuple[Program, Claim]]]:
+    """``owner(code)`` starts a process that owns a claim, and then does what the code says."""
+    programs: list[Program] = []
+
+    def start(code: str = "sys.stdin.readline()") -> tuple[Program, Claim]:
+        program = Program([sys.executable, "-c", OWNER + code, path])
+        programs.append(program)
+        token, text = program.hear().split()
+        return program, Claim(bytes.fromhex(token), 0, text)
+
+    yield start
+    for each in programs:
+        each.end()
+
+
+@pytest.fixture
+def token(path: str) -> Iterator[bytes]:
+    token = new_token()
+    yield token
+    end(token)
+
+
+def as_seen_by_another(
+    claim: Claim, path: str, before: str = "pass", within: Sequence[str] = ()
+) -> str:
+    """Ask a process that is nobody's owner. It runs ``before``, or is run by a command."""
+    code = (
+        "import os, sys; from kvreplay._runtime.liveness import *;"
+        "from kvreplay._protocol.record import Claim; token, owner, path = sys.argv[1:];"
+        f"{before}; print(look_up(Claim(bytes.fromhex(token), 0, owner), path).name)"
+    )
+    command = [*within, sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(
+        [*command, claim.token.hex(), claim.owner, path],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def but(claim: Claim, index: int, value: object) -> Claim:
+    """The same claim, with one field of its owner changed."""
+    fields = claim.owner.split(":")
+    fields[index] = str(value)
+    return Claim(claim.token, 0, ":".join(fields))
+
+
+def descriptors(path: str) -> list[int]:
+    """This process's open descriptors of a file that is there."""
+    there = os.stat(path)
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if os.path.samestat(os.fstat(int(name)), there):
+                found.append(int(name))
+        except OSError:
+            pass  # of the listing itself
+    return found
+
+
+# This process's own claims.
+
+
+@pytest.mark.parametrize("has_file", [True, False])
+def test_this_process_tells_running_handlers_from_finished_ones(
+    path: str, token: bytes, has_file: bool
+) -> None:
+    owners_file = path if has_file else None
+    mine = Claim(token, 0, begin(token, owners_file))
+    assert look_up(mine, owners_file) is RUNNING
+    assert look_up(Claim(new_token(), 0, mine.owner), owners_file) is GONE
+    end(token)
+    assert look_up(mine, owners_file) is GONE
+    end(token)
 
 
 def test_tokens_are_fresh() -> None:
-    tokens = {liveness.begin() for _ in range(100)}
-    assert len(tokens) == 100
-    assert {len(token) for token in tokens} == {16}
-    for token in tokens:
-        liveness.end(token)
-
-
-ASK = "from kvreplay._runtime.liveness import this_process; import sys; print(this_process(), flush=True); {}"
-
-
-def test_another_process_is_looked_up() -> None:
-    with Program([sys.executable, "-c", ASK.format("sys.stdin.read()")]) as child:
-        theirs = child.hear()
-        assert look_up(claim(theirs)) is Liveness.RUNNING
-        reused = theirs.rpartition(":")[0] + ":1"  # the same pid, started at another time
-        assert look_up(claim(reused)) is Liveness.GONE
-        child.popen.kill()
-        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-        assert look_up(claim(theirs)) is Liveness.GONE  # a zombie
-        child.rest()
-        assert look_up(claim(theirs)) is Liveness.GONE
-
-
-def test_another_user_can_still_look_it_up() -> None:
-    needs_root()
-    # All that it imports is imported before it becomes somebody else, who may not read it.
-    script = (
-        "import os, sys; from kvreplay._runtime.liveness import look_up, this_process;"
-        "from kvreplay._protocol.record import Claim; this_process(); os.setuid(65534);"
-        "print(look_up(Claim(b't' * 16, 0, sys.argv[1])).name)"
-    )
-    done = run_code(script, this_process())
-    assert done.stdout.strip() == "RUNNING", done.stderr
-
-
-def test_elsewhere_nothing_is_known() -> None:
-    boot, namespace, pid, start = this_process().split(":")
-    assert look_up(claim(f"another-boot:{namespace}:{pid}:{start}")) is Liveness.UNKNOWN
-    assert look_up(claim(f"{boot}:1{namespace}:{pid}:{start}")) is Liveness.UNKNOWN
-
-
-@pytest.mark.parametrize("tail", ["", "x:1", "-1:1", "99999999999999999999:1", "12"])
-def test_a_malformed_owner_is_unknown(tail: str) -> None:
-    boot, namespace, *_ = this_process().split(":")
-    assert look_up(claim(f"{boot}:{namespace}:{tail}")) is Liveness.UNKNOWN
-    assert look_up(claim(tail)) is Liveness.UNKNOWN
-
-
-def test_a_process_that_never_was_is_gone() -> None:
-    boot, namespace, *_ = this_process().split(":")
-    assert look_up(claim(f"{boot}:{namespace}:{2**22 + 1}:1")) is Liveness.GONE
-
-
-def test_without_proc_there_is_a_name_that_nobody_can_look_up(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def no_proc(pid: int) -> tuple[str, str]:
-        raise FileNotFoundError
-
-    mine = this_process()
-    liveness._owner.cache_clear()
-    monkeypatch.setattr(liveness, "_stat", no_proc)
-    try:
-        unknowable = this_process()
-        assert look_up(claim(unknowable)) is Liveness.GONE  # still this process's own
-        assert look_up(claim(mine)) is Liveness.UNKNOWN
-    finally:
-        monkeypatch.undo()
-        liveness._owner.cache_clear()
-    assert this_process() == mine
-    assert look_up(claim(unknowable)) is Liveness.UNKNOWN
-
-
-def test_a_child_is_another_owner_and_runs_nothing() -> None:
-    token = liveness.begin()
-    before = this_process()
-
-    def child() -> None:
-        assert this_process() != before
-        assert look_up(claim(this_process(), token)) is Liveness.GONE
-        assert look_up(claim(before, token)) is Liveness.RUNNING
-
-    Child(child).join()
-    liveness.end(token)
+    assert len({new_token() for _ in range(100)}) == 100
+    assert len(new_token()) == 16
 
 
 def test_a_run_that_begins_again_leaves_no_token_behind() -> None:
     """Another owner claimed first, and the key became free again: the same run tries once more."""
     with MemoryStore() as store:
         replay = Replay(store, "ns", ttl=60)
-        before = set(liveness._running)
+        before = running()
         run = Run(replay._settings, ReplayKey("s", "i"))
         tokens = [run.answer(BEGIN)[0] for _ in range(2)]
-        assert liveness._running - before == {(os.getpid(), tokens[1])}
+        assert running() - before == {tokens[1]}
         run.end()
-        assert liveness._running == before
+        assert running() == before
 
 
-def test_a_process_that_cannot_be_looked_at_now_is_taken_for_alive(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """It exists; whoever took it for gone could run its handler a second time."""
-
-    def no_more_files(pid: int) -> tuple[str, str]:
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-
-    parent = f"{this_process().partition(f':{os.getpid()}:')[0]}:{os.getppid()}:1"
-    assert look_up(claim(parent)) is Liveness.GONE  # that one started at another time
-    monkeypatch.setattr(liveness, "_stat", no_more_files)
-    assert look_up(claim(parent)) is Liveness.RUNNING
+def running() -> set[bytes]:
+    process = liveness._process
+    return set() if process is None else set(process.running)
 
 
-def test_a_process_whose_threads_are_still_dying_is_no_dead_one() -> None:
+# Those of another process.
+
+
+def test_an_owner_that_lives_and_one_that_is_killed(owner: Any, path: str) -> None:
+    process, claim = owner()
+    assert look_up(claim, path) is RUNNING
+    assert look_up(but(claim, BYTE, 5), path) is GONE  # nobody has that byte
+    process.popen.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert look_up(claim, path) is GONE  # a zombie
+    process.rest()
+    assert look_up(claim, path) is GONE
+
+
+def test_an_owner_that_lives_but_runs_nothing_any_more(owner: Any, path: str) -> None:
+    process, claim = owner("sys.stdin.readline(); end(token); print('ended', flush=True); input()")
+    assert look_up(claim, path) is RUNNING
+    process.tell()
+    assert process.hear() == "ended"
+    assert look_up(claim, path) is GONE
+    assert process.popen.poll() is None
+
+
+def test_an_owner_with_another_run_holds_on(owner: Any, path: str) -> None:
+    """Its lock is one for all its runs, so it says nothing about one that did not say its end."""
+    process, claim = owner(
+        "begin(new_token(), path); end(token); print('ended', flush=True); input()"
+    )
+    assert process.hear() == "ended"
+    assert look_up(claim, path) is RUNNING
+
+
+def test_an_owner_that_executes_another_program_is_gone(owner: Any, path: str) -> None:
+    """Though its pid and its start time stay."""
+    wait = "print('another', flush=True); input()"
+    process, claim = owner(f"input(); os.execv({sys.executable!r}, ['python', '-c', {wait!r}])")
+    assert look_up(claim, path) is RUNNING
+    before = start_time(process.pid)
+    process.tell()
+    assert process.hear() == "another"
+    assert start_time(process.pid) == before
+    assert look_up(claim, path) is GONE
+
+
+def start_time(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+
+
+def test_an_owner_whose_threads_are_still_dying_is_not_gone(owner: Any, path: str) -> None:
     """One of them may be in the system call that makes a commit count: it finishes that first."""
-    leaderless = """
-import ctypes, sys, threading
-from kvreplay._runtime.liveness import this_process
-threading.Thread(target=sys.stdin.read).start()
-print(this_process(), flush=True)
-ctypes.CDLL(None).pthread_exit(None)
-"""
-    with Program([sys.executable, "-c", leaderless]) as process:
-        its = claim(process.hear())
-        until(lambda: liveness._stat(process.pid)[0] == "Z")
-        assert look_up(its) is Liveness.RUNNING
-        process.popen.kill()
-        # It stays a zombie until it is waited for, and then without threads.
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        assert liveness._stat(process.pid)[0] == "Z"
-        assert look_up(its) is Liveness.GONE
+    process, claim = owner(
+        "import ctypes, threading; threading.Thread(target=sys.stdin.read).start();"
+        "ctypes.CDLL(None).pthread_exit(None)"
+    )
+    until(lambda: state(process.pid) == "Z")
+    assert look_up(claim, path) is RUNNING
+    process.popen.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert look_up(claim, path) is GONE
+
+
+def state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+# Forked children.
+
+
+@pytest.mark.fork
+@pytest.mark.parametrize("kind", [Child, BareChild])
+def test_a_child_is_another_owner_and_runs_nothing(path: str, token: bytes, kind: Any) -> None:
+    mine = Claim(token, 0, begin(token, path))
+
+    def child() -> None:
+        assert not before[0]
+        assert look_up(mine, path) is RUNNING
+        end(token)  # which is its parent's
+        own = new_token()
+        theirs = Claim(own, 0, begin(own, path))
+        assert theirs.owner.split(":")[BYTE] != mine.owner.split(":")[BYTE]
+        assert look_up(mine, path) is RUNNING
+        assert look_up(theirs, path) is RUNNING
+        assert look_up(Claim(token, 0, theirs.owner), path) is GONE
+        assert as_seen_by_another(mine, path) == "RUNNING"
+        assert as_seen_by_another(theirs, path) == "RUNNING"
+        end(own)
+        assert as_seen_by_another(theirs, path) == "GONE"
+        assert as_seen_by_another(mine, path) == "RUNNING"
+        os.closerange(3, 1000)
+
+    before = liveness.this_process()
+    kind(child).join()
+    assert before[0]
+    assert as_seen_by_another(mine, path) == "RUNNING"
+    assert look_up(mine, path) is RUNNING
+
+
+@pytest.mark.parametrize("fork", ["os.fork()", "ctypes.PyDLL(None).fork()"])
+def test_a_child_does_not_prolong_its_parents_life(owner: Any, path: str, fork: str) -> None:
+    process, claim = owner(
+        f"import ctypes\nif not {fork}: print('child', os.getpid(), flush=True)\nsys.stdin.read()"
+    )
+    said, child = process.hear().split()
+    assert said == "child"
+    assert look_up(claim, path) is RUNNING
+    os.kill(process.pid, 9)
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    os.kill(int(child), 0)  # it lives
+    assert look_up(claim, path) is GONE
+
+
+def test_a_descendant_with_its_ancestors_pid_is_not_that_ancestor(
+    path: str, token: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pids come again. A child is told by its mark, where the kernel has one to give."""
+    mine = Claim(token, 0, begin(token, path))
+    pid = os.getpid()
+
+    def child() -> None:
+        monkeypatch.setattr(os, "getpid", lambda: pid)
+        assert begin(new_token(), path).split(":")[BYTE] != mine.owner.split(":")[BYTE]
+
+    Child(child).join()
+
+
+# Where nothing can be known.
+
+
+def test_elsewhere_nothing_is_known(owner: Any, path: str, tmp_path: Path) -> None:
+    process, claim = owner()
+    assert look_up(claim, path) is RUNNING
+    process.kill()
+    assert look_up(claim, path) is GONE
+    assert look_up(but(claim, BOOT, "another-boot"), path) is UNKNOWN
+    assert look_up(but(claim, DEVICE, 1), path) is UNKNOWN
+    assert look_up(but(claim, INODE, 1), path) is UNKNOWN
+    assert look_up(claim, None) is UNKNOWN  # a store that has no such file
+    assert look_up(claim, str(tmp_path / "none" / "owners")) is UNKNOWN
+    os.rename(path, tmp_path / "moved")
+    assert look_up(claim, path) is UNKNOWN
+    Path(path).touch()
+    assert look_up(claim, path) is UNKNOWN
+
+
+@pytest.mark.parametrize(
+    "tail", ["", "1:1", "1:1:x", "1:1:-1", f"1:1:{2**62}", f"1:1:{2**70}", "1:x:1", "0:0:5"]
+)
+def test_a_malformed_owner_is_unknown(path: str, token: bytes, tail: str) -> None:
+    boot = begin(token, path).split(":")[BOOT]
+    assert look_up(Claim(token, 0, f"{boot}:{tail}"), path) is UNKNOWN
+    assert look_up(Claim(token, 0, tail), path) is UNKNOWN
+
+
+def test_without_a_lock_the_owner_is_nowhere(owner: Any, path: str, tmp_path: Path) -> None:
+    """Whatever the reason: no folder, a folder in the file's place, somebody who holds every byte."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    process, _ = owner(
+        "import fcntl\nf = open(path, 'r+b'); fcntl.lockf(f, fcntl.LOCK_EX); print('all', flush=True); input()"
+    )
+    assert process.hear() == "all"
+    for unfit in (str(tmp_path / "none" / "owners"), str(folder), path):
+        token = new_token()
+        mine = Claim(token, 0, begin(token, unfit))
+        assert mine.owner.split(":")[DEVICE : INODE + 1] == ["0", "0"]
+        assert look_up(mine, unfit) is RUNNING
+        assert as_seen_by_another(mine, unfit) == "UNKNOWN"
+        end(token)
+        assert look_up(mine, unfit) is GONE
+    assert descriptors(path) == []
+
+
+def test_without_a_descriptor_left_a_living_owner_is_not_gone(owner: Any, path: str) -> None:
+    """Nor does its lease decide: it has a lock. And the own claim has none."""
+    process, claim = owner()
+    no_more = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))"
+    assert as_seen_by_another(claim, path, no_more) == "RUNNING"
+    starved = run_code(OWNER.replace("token =", f"{no_more}; token ="), path)
+    assert starved.stdout.split()[1].split(":")[DEVICE : INODE + 1] == ["0", "0"]
+    process.kill()
+    assert as_seen_by_another(claim, path) == "GONE"
+
+
+def test_whoever_cannot_read_the_file_knows_nothing(token: bytes) -> None:
+    needs_root()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        path = os.path.join(folder, "owners")
+        mine = Claim(token, 0, begin(token, path))
+        # All that it imports is imported before it becomes somebody else, who may not read it.
+        somebody = "import encodings.ascii, fcntl; os.setuid(65534)"
+        assert as_seen_by_another(mine, path, somebody) == "UNKNOWN"
+        os.chmod(path, 0o644)
+        assert as_seen_by_another(mine, path, somebody) == "RUNNING"
+
+
+def test_without_proc_nothing_is_known(owner: Any, path: str) -> None:
+    needs_root()
+    _, claim = owner()
+    for mount, seen in (("true", "RUNNING"), ("mount -t tmpfs none /proc", "UNKNOWN")):
+        within = ["unshare", "--mount", "sh", "-c", f'{mount} && exec "$@"', "sh"]
+        assert as_seen_by_another(claim, path, within=within) == seen
+    hidden = subprocess.run(
+        [*within, sys.executable, "-c", OWNER, path], capture_output=True, text=True, check=True
+    )
+    assert hidden.stdout.split()[1].startswith(":0:0:")
+
+
+# The descriptor: one of each file, since to close any of them ends the lock.
+
+
+def test_a_file_is_open_only_while_a_handler_runs(path: str, owner: Any) -> None:
+    _, claim = owner()
+    assert look_up(claim, path) is RUNNING
+    assert descriptors(path) == []
+    tokens = [new_token() for _ in range(2)]
+    for each in tokens:
+        begin(each, path)
+        assert len(descriptors(path)) == 1
+    assert look_up(claim, path) is RUNNING
+    end(tokens[0])
+    assert len(descriptors(path)) == 1
+    end(tokens[1])
+    assert descriptors(path) == []
+
+
+def test_looking_for_another_owner_does_not_end_the_own_lock(
+    owner: Any, path: str, token: bytes, tmp_path: Path
+) -> None:
+    _, claim = owner()
+    mine = Claim(token, 0, begin(token, path))
+    again = new_token()
+    (tmp_path / "alias").symlink_to(tmp_path)
+    alias = str(tmp_path / "alias" / "owners")
+    for spelling in (path, alias):
+        assert look_up(claim, spelling) is RUNNING
+        begin(again, spelling)
+        assert len(descriptors(path)) == 1
+        end(again)
+        assert as_seen_by_another(mine, path) == "RUNNING"
+
+
+def test_a_first_run_on_one_store_during_a_run_on_another(path: str, token: bytes) -> None:
+    begin(token, path)
+    other, file = new_token(), path + ".of-another-store"
+    theirs = Claim(other, 0, begin(other, file))
+    assert as_seen_by_another(theirs, file) == "RUNNING"
+    end(other)
+    assert as_seen_by_another(theirs, file) == "GONE"
+
+
+def test_a_descriptor_that_somebody_closed_is_opened_anew(
+    path: str, token: bytes, tmp_path: Path
+) -> None:
+    """As daemonising does. Its number may be another file's by then, which stays open."""
+    lost = new_token()
+    begin(lost, path)
+    (fd,) = descriptors(path)
+    os.close(fd)
+    with open(tmp_path / "strange", "wb", buffering=0) as strange:
+        assert strange.fileno() == fd
+        mine = Claim(token, 0, begin(token, path))
+        assert mine.owner.split(":")[INODE] == str(os.stat(path).st_ino)
+        assert as_seen_by_another(mine, path) == "RUNNING"
+        end(lost)
+        assert as_seen_by_another(mine, path) == "RUNNING"
+        end(token)
+        assert as_seen_by_another(mine, path) == "GONE"
+        strange.write(b"still open")
+    assert descriptors(path) == []
+
+
+def test_a_lock_that_a_copying_program_ended_is_taken_again(path: str, token: bytes) -> None:
+    first = new_token()
+    mine = Claim(token, 0, begin(first, path))
+    open(path).close()  # as shutil.copytree does in this process
+    assert as_seen_by_another(mine, path) == "GONE"
+    begin(token, path)
+    assert as_seen_by_another(mine, path) == "RUNNING"
+    end(first)
+
+
+def test_a_file_that_was_removed_is_made_anew(path: str, token: bytes) -> None:
+    first = new_token()
+    old = Claim(first, 0, begin(first, path))
+    os.unlink(path)
+    new = Claim(token, 0, begin(token, path))
+    assert as_seen_by_another(new, path) == "RUNNING"
+    assert as_seen_by_another(old, path) == "UNKNOWN"  # not gone: its file cannot be asked
+    assert look_up(old, path) is RUNNING
+    end(first)
+    assert as_seen_by_another(new, path) == "RUNNING"
+
+
+def test_threads_begin_and_end_at_the_same_time(path: str, token: bytes, owner: Any) -> None:
+    """One run goes on all the while, and its lock is never lost."""
+    _, claim = owner()
+    mine = Claim(token, 0, begin(token, path))
+    wrong: list[object] = []
+
+    def work() -> None:
+        for _ in range(200):
+            own = new_token()
+            begin(own, path)
+            if look_up(claim, path) is not RUNNING or len(descriptors(path)) != 1:
+                wrong.append("look")
+            end(own)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        wrong.extend([] if as_seen_by_another(mine, path) == "RUNNING" else ["seen"])
+    assert wrong == []
+    assert len(descriptors(path)) == 1

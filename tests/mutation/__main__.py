@@ -69,6 +69,7 @@ class Target:
 
 TARGETS = [
     Target("kvreplay._protocol.flow", ("tests/core/flow", "tests/core/replay", *IN_MEMORY)),
+    Target("kvreplay._protocol.endings", ("tests/core/flow", "tests/core/replay", *IN_MEMORY)),
     Target(
         "kvreplay._protocol.record",
         ("tests/core/test_record.py", "tests/core/flow", "tests/core/replay", *IN_MEMORY),

@@ -20,7 +20,6 @@ from kvreplay import (
     InDoubtError,
     InFlightError,
     ParamsMismatchError,
-    Replay,
 )
 from support.programs import PROGRAMS, Program
 from support.replaying import Async, Caller, FakeClock, Handler, Sync, never
@@ -231,11 +230,51 @@ def test_a_burst_over_processes_gets_one_answer(
     assert [outcome["replayed"] for outcome in outcomes].count(False) == 1
 
 
-def test_this_process_alone_can_tell_that_its_own_run_is_over(start: Any, store: Any) -> None:
-    """A claim of a living process is in flight for others, and in doubt for itself."""
-    replay = Replay(store, "ns", ttl=60, wait_timeout=0)
-    with pytest.raises(KeyboardInterrupt):
-        replay.execute(KEY, PARAMS, Handler(KeyboardInterrupt()))
+@pytest.mark.parametrize(
+    ("ends", "way_out"),
+    [
+        *(("unsure", way_out) for way_out in ("reconciler", "resolve", "release")),
+        ("interrupted", "rerun"),
+    ],
+)
+def test_a_run_that_ended_in_a_process_that_lives_on_is_in_doubt_for_all(
+    start: Any, make: Any, ends: str, way_out: str
+) -> None:
+    node = start(ends=ends, lives_on=True)
+    assert node.says() == "running"
+    assert node.says()["error"] in ("IndeterminateError", "KeyboardInterrupt")
+    assert node.popen.poll() is None
+    (record,) = make().records()
+    assert record.claim.ended_at is not None
     with pytest.raises(InDoubtError):
-        replay.execute(KEY, PARAMS, never)
-    assert start(settings={"ttl": 60, "wait_timeout": 0}).says() == {"error": "InFlightError"}
+        make().execute(KEY, PARAMS, never)
+    with pytest.raises(InDoubtError):
+        make().lookup(KEY, PARAMS)
+    if way_out == "reconciler":
+        replay = make(on_in_doubt=lambda record: NOT_APPLIED)
+        assert replay.execute(KEY, PARAMS, Handler("now")).response == "now"
+    elif way_out == "rerun":
+        assert make(on_in_doubt="rerun").execute(KEY, PARAMS, Handler("now")).response == "now"
+    elif way_out == "resolve":
+        assert make().resolve(KEY, response="found")
+        assert make().execute(KEY, PARAMS, never).response == "found"
+    else:
+        assert make().release(KEY)
+        assert make().execute(KEY, OTHER, Handler("anew")).response == "anew"
+    assert node.popen.poll() is None, "it lived on all the time"
+
+
+@pytest.mark.parametrize("hold", [True, False])
+def test_a_run_whose_process_lives_is_in_flight_until_it_ends(
+    start: Any, make: Any, hold: bool
+) -> None:
+    node = start(hold=hold, lives_on=True)
+    assert node.says() == "running"
+    if hold:
+        (record,) = make().records()
+        assert record.claim.ended_at is None
+        with pytest.raises(InFlightError):
+            make().execute(KEY, PARAMS, never)
+        node.tell()
+    answer = node.says()["response"]
+    assert make().execute(KEY, PARAMS, never).response == answer

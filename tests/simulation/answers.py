@@ -6,13 +6,14 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-from kvreplay import NOT_APPLIED, Applied
+from kvreplay import NOT_APPLIED, Applied, Unknown
 from kvreplay._protocol.record import TOKEN_SIZE
 from kvreplay._protocol.steps import (
     BEGIN,
     READ,
     Call,
     CheckAndPut,
+    Log,
     Probe,
     Reconcile,
     Settled,
@@ -28,6 +29,16 @@ ANYTHING: Any = object()
 """As ``expected`` of a planted bug's put: whatever is there."""
 
 REQUESTS = ("execute", "transact")
+
+UNKNOWN_ENDS = {
+    "unsure": ("loses contact", "IndeterminateError"),
+    "times out": ("times out", "TimeoutError"),
+    "loses a leg": ("loses contact on one of its legs", "ExceptionGroup"),
+}
+"""How a handler tells that it does not know its end: what it does, and what it raises."""
+
+TELLS_AN_END = ("released", "in_doubt")
+"""The events of the puts that tell how a run without an answer has ended."""
 
 Move = tuple[str, World]
 
@@ -102,6 +113,10 @@ class Answers:
         if world.left.faults:
             label = f"{label} -- {error} {when}".rstrip()
             world = world._replace(left=world.left._replace(faults=world.left.faults - 1))
+            actor = world.actors[index]
+            step = actor.node.step
+            if (actor.began and step is READ) or getattr(step, "event", None) in TELLS_AN_END:
+                world = world.with_actor(index, actor._replace(excused=True))
             yield self._tell(label, world, index, Thrown(error))
 
     def _probe(self, world: World, index: int, actor: Actor, step: Probe) -> Iterator[Move]:
@@ -117,9 +132,18 @@ class Answers:
         world = self._bind(world.with_actor(index, actor), index)
         yield self._tell(label, world, index, Sent(None))
 
+    def _log(self, world: World, index: int, actor: Actor, step: Log) -> Iterator[Move]:
+        label = f"{self._who(index, actor)} logs what its caller is not told of"
+        yield self._tell(label, world, index, Sent(None))
+
     def _reconcile(self, world: World, index: int, actor: Actor, step: Reconcile) -> Iterator[Move]:
         """Ask the ledger, which from then on refuses an effect that it said it had not."""
         effect = self._effect(world)
+        if world.left.unknowns:
+            left = world.left._replace(unknowns=world.left.unknowns - 1)
+            label = f"{self._who(index, actor)} asks the ledger, which does not know yet"
+            asked = self._bind(world._replace(left=left), index)
+            yield self._tell(label, asked, index, Sent((Unknown(), world.now)))
         verdict = NOT_APPLIED if effect is None else Applied(effect)
         label = f"{self._who(index, actor)} asks the ledger, which knows of {effect or 'nothing'}"
         if effect is None:
@@ -144,12 +168,18 @@ class Answers:
             return
         if "declines" in ends:
             yield self._ended(f"{who}: the handler declines", world, index, held, "Declined")
-        if "unsure" in ends:
-            label = f"{who}: the handler loses contact, and nothing happened"
-            yield self._ended(label, world, index, held, "IndeterminateError")
+        if "denies" in ends:
+            yield self._ended(f"{who}: the handler denies", world, index, held, "NotAppliedError")
+        for end, (what, error) in UNKNOWN_ENDS.items():
+            if end in ends:
+                label = f"{who}: the handler {what}, and nothing happened"
+                yield self._ended(label, world, index, held, error)
+        if "never begins" in ends:
+            yield self._tell(f"{who} cannot begin", world, index, Thrown("Interrupted"))
         if "interrupted" in ends:
             label = f"{who} is interrupted, and nothing happened"
-            yield self._tell(label, world, index, Thrown("Interrupted"))
+            began = world.with_actor(index, actor._replace(began=True))
+            yield self._tell(label, began, index, Thrown("Interrupted", begun=True))
         label = f"{who} runs the handler"
         ran = self._effected(label, world, index)
         if ends == ("returns",) and not world.left.ticks and not (held and actor.renewals):
@@ -166,7 +196,7 @@ class Answers:
         run = Run(index, actor.attempt, token, len(world.answers))
         invariants.check_run(label, self.scenario, world, run)
         world = world._replace(runs=(*world.runs, run))
-        return world.with_actor(index, actor._replace(ran=True))
+        return world.with_actor(index, actor._replace(began=True, ran=True))
 
     def _running(self, world: World, index: int, actor: Actor) -> Iterator[Move]:
         who = self._who(index, actor)
@@ -181,13 +211,14 @@ class Answers:
             renewing = actor._replace(renewal=root, renewals=actor.renewals - 1)
             yield from self._renewing(world.with_actor(index, renewing), index, renewing, root)
         ends = self.scenario.ends
-        if "unsure" in ends:
-            label = f"{who}: the handler loses contact, and it happened"
-            yield self._ended(label, world, index, actor.held, "IndeterminateError")
+        for end, (what, error) in UNKNOWN_ENDS.items():
+            if end in ends:
+                label = f"{who}: the handler {what}, and it happened"
+                yield self._ended(label, world, index, actor.held, error)
         if "interrupted" in ends:
             label = f"{who} is interrupted, and it happened"
             asking = world.with_actor(index, actor._replace(phase="asking", held=None))
-            yield self._tell(label, asking, index, Thrown("Interrupted"))
+            yield self._tell(label, asking, index, Thrown("Interrupted", begun=True))
         yield self._ended(f"{who}: the handler returns", world, index, actor.held)
 
     def _ended(
@@ -195,7 +226,7 @@ class Answers:
     ) -> Move:
         actor = world.actors[index]
         response = name_of(index, actor.attempt) if error is None else None
-        asking = world.with_actor(index, actor._replace(phase="asking", held=None))
+        asking = world.with_actor(index, actor._replace(phase="asking", held=None, began=True))
         return self._tell(label, asking, index, Ended(response, error, world.now, held))
 
     def _renewing(self, world: World, index: int, actor: Actor, node: Node) -> Iterator[Move]:
@@ -289,6 +320,7 @@ class Answers:
         CheckAndPut: _put,
         Probe: _probe,
         Wait: _wait,
+        Log: _log,
         Reconcile: _reconcile,
         Call: _call,
         Transact: _transact,
@@ -322,6 +354,7 @@ class Answers:
             end = type(node.error).__name__
             label = f"{label}; it ends with {end}"
             invariants.check_error(label, self.scenario, world, index, node.error)
+            invariants.check_left(label, world, index)
         elif isinstance(node.result, Settled):
             answered = invariants.answer_of(label, node.result)
             label = f"{label}; it is answered {answered!r}"

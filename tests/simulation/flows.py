@@ -10,7 +10,12 @@ from collections.abc import Callable, Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
-from kvreplay import IndeterminateError, OutcomeUnknownError, StoreUnavailableError
+from kvreplay import (
+    IndeterminateError,
+    NotAppliedError,
+    OutcomeUnknownError,
+    StoreUnavailableError,
+)
 from kvreplay._protocol import flow as real_flow
 from kvreplay._protocol.record import decode
 from kvreplay._protocol.steps import BEGIN, READ, Call, Flow, HeldClaim, Policy, Raised, Returned
@@ -24,15 +29,25 @@ class Interrupted(BaseException):
     """What ends a call without a word of the handler."""
 
 
-ERRORS = {
-    each.__name__: each
-    for each in (
-        Declined,
-        Interrupted,
-        IndeterminateError,
-        OutcomeUnknownError,
-        StoreUnavailableError,
-    )
+def scattered(message: str) -> Exception:
+    """What a task group raises of a leg that declined, and one that does not know its end."""
+    return ExceptionGroup(message, [Declined(), ExceptionGroup("", [IndeterminateError()])])
+
+
+ERRORS: dict[str, Callable[[str], BaseException]] = {
+    "ExceptionGroup": scattered,
+    **{
+        each.__name__: each
+        for each in (
+            Declined,
+            Interrupted,
+            IndeterminateError,
+            NotAppliedError,
+            OutcomeUnknownError,
+            StoreUnavailableError,
+            TimeoutError,
+        )
+    },
 }
 
 
@@ -46,11 +61,14 @@ class Sent(NamedTuple):
 
 
 class Thrown(NamedTuple):
-    """A step that failed, by the name of its error."""
+    """A step that failed, by the name of its error; ``begun``: the handler had begun by then."""
 
     error: str
+    begun: bool = False
 
     def give(self, flow: Flow[Any], step: Any) -> Any:
+        if self.begun:
+            step.begun = True
         return flow.throw(ERRORS[self.error]("simulated"))
 
 
@@ -66,6 +84,7 @@ class Ended(NamedTuple):
         if step.held is not None:
             assert self.held is not None
             step.held.data = self.held
+        step.begun = True
         if self.error is None:
             return flow.send((Returned(self.response), self.now))
         return flow.send((Raised(ERRORS[self.error]("simulated")), self.now))

@@ -149,7 +149,10 @@ def check_error(
 ) -> None:
     """An error is one that this can end with, and says the truth about what ran."""
     actor = world.actors[index]
-    if not isinstance(error, KVReplayError | Declined | Interrupted):
+    due = (KVReplayError, Declined, Interrupted)
+    if scenario.lease is None:  # where there is no claim that could tell of doubt
+        due = (*due, TimeoutError, ExceptionGroup)
+    if not isinstance(error, due):
         raise Violation(label, f"a request ended with {error!r}")
     if actor.ran and isinstance(error, ParamsMismatchError | ExpiredError | InFlightError):
         raise Violation(label, f"{type(error).__name__} says that nothing ran, and it did")
@@ -159,11 +162,26 @@ def check_error(
         raise Violation(label, "a request is told to wait for an owner that is gone")
     if (
         isinstance(error, InDoubtError)
-        and not actor.ran
+        and not actor.began
         and actor.saw != "doubt"
         and not in_doubt(scenario, world, scenario.callers[index].process)
     ):
         raise Violation(label, "a request found a key in doubt that was not")
+
+
+def check_left(label: str, world: World, index: int) -> None:
+    """A run that ended without an answer leaves no claim, or one that says that the run has ended.
+
+    If it never began, it leaves none.
+    """
+    actor, entry = world.actors[index], view(world.data)
+    claim = None if entry is None else entry.claim
+    if claim is None or claim.token != actor.token or actor.excused:
+        return
+    if not actor.began:
+        raise Violation(label, "a run that never began leaves its claim")
+    if claim.ended_at is None:
+        raise Violation(label, "a run that has ended does not say so in its claim")
 
 
 def check_lookup(label: str, world: World, index: int, result: object) -> None:

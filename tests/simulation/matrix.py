@@ -86,6 +86,39 @@ EVERY_TIME: dict[str, Scenario] = {
         **_ELSEWHERE,
     ),
     **_under_every_policy(
+        "two processes, a handler that does not know its end in every way",
+        _callers("AA", "01"),
+        may=Left(ticks=1),
+        ends=("returns", "times out", "loses a leg", "never begins"),
+    ),
+    **_under_every_policy(
+        "three processes, a handler that never begins, a crash",
+        _callers("AAB", "012"),
+        may=Left(crashes=1),
+        wait=0,
+        ends=("returns", "never begins"),
+    ),
+    **_under_every_policy(
+        "one process, a handler that never begins, a fault of the store",
+        _callers("AAB", "000"),
+        may=Left(faults=1),
+        ends=("returns", "never begins", "times out"),
+    ),
+    **_under_every_policy(
+        "two processes, every exception leaves doubt, a crash",
+        _callers("AB", "01"),
+        may=Left(crashes=1),
+        ends=("returns", "declines", "denies"),
+        doubt_on=(Exception,),
+    ),
+    "reconcile: two processes, a ledger that does not know yet, a crash": Scenario(
+        _callers("AA", "01"),
+        may=Left(crashes=1, unknowns=2),
+        wait=0,
+        ends=("returns", "unsure", "declines"),
+        **POLICIES["reconcile"],
+    ),
+    **_under_every_policy(
         "two processes, a fault of the store, a crash, expiry",
         _callers("AA", "01"),
         may=Left(crashes=1, ticks=1, faults=1),
@@ -156,19 +189,19 @@ EVERY_TIME: dict[str, Scenario] = {
         )
         for name in ("raise", "rerun", "reconcile")
     },
-    # Not under "rerun", where a second run that declines frees the key for other params too.
-    **{
-        f"{name}: other params, a handler that declines, a crash": Scenario(
-            _callers("AAB", "012"),
-            may=Left(crashes=1),
-            wait=0,
-            ends=("returns", "declines"),
-            **POLICIES[name],
-        )
-        for name in ("raise", "reconcile", "lease=None")
-    },
-    # On one machine: elsewhere an operator can be overtaken by the next claim, as settle()
-    # goes by the key, and a claim whose lease is over is as good as another.
+    **_under_every_policy(
+        "other params, a handler that declines, a crash",
+        _callers("AAB", "012"),
+        may=Left(crashes=1),
+        wait=0,
+        ends=("returns", "declines", "denies"),
+    ),
+    "raise: an operator elsewhere settles the claim that it has looked at": Scenario(
+        _callers("AAA", "012", ("execute", "execute", "operator")),
+        may=Left(crashes=1, ticks=1),
+        wait=0,
+        **_ELSEWHERE,
+    ),
     "raise: an operator settles a key in doubt": Scenario(
         _callers("AAA", "012", ("execute", "execute", "operator")),
         may=Left(crashes=1, ticks=1),
@@ -220,6 +253,13 @@ AT_LENGTH: dict[str, Scenario] = {
         _callers("AAA", "012"),
         **_ALL_ENDS,
     ),
+    "reconcile: three processes, a ledger that does not know yet, a crash": Scenario(
+        _callers("AAA", "012"),
+        may=Left(crashes=1, unknowns=2),
+        wait=0,
+        ends=("returns", "unsure", "declines"),
+        **POLICIES["reconcile"],
+    ),
     **_under_every_policy(
         "three processes, a fault of the store, a crash",
         _callers("AAA", "012"),
@@ -246,6 +286,16 @@ AT_LENGTH: dict[str, Scenario] = {
         may=Left(crashes=1, ticks=1, faults=1),
         wait=0,
     ),
+    **{
+        f"{name}: an operator elsewhere settles the claim that it has looked at": Scenario(
+            _callers("AAA", "012", ("execute", "execute", "operator")),
+            may=Left(crashes=1, ticks=2),
+            wait=0,
+            **POLICIES[name],
+            **_ELSEWHERE,
+        )
+        for name in ("rerun", "reconcile")
+    },
     **{
         f"{name}: two machines, two renewals, a crash, a fault of the store": Scenario(
             _callers("AA", "01"),

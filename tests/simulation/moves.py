@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from kvreplay._protocol.record import encode_response
+from kvreplay._protocol.record import decode, encode_response
 from kvreplay._protocol.steps import READ, Probe
 from simulation import invariants
 from simulation.afterwards import check_latecomers
@@ -155,19 +155,21 @@ class Moves(Answers):
         )
 
     def _operate(self, world: World, index: int, actor: Actor) -> Iterator[Move]:
-        """An operator asks the ledger about a key in doubt, and settles it."""
+        """An operator asks the ledger about a claim in doubt, and settles that claim."""
         if not in_doubt(self.scenario, world, self._callers[index].process):
             return
-        claim = view(world.data).claim
+        seen = decode(world.data)
         effect = self._effect(world)
         response = None if effect is None else encode_response(effect, "")
         if effect is None:
-            world = world._replace(barred=world.barred | {claim.token})
+            world = world._replace(barred=world.barred | {seen.claim.token})
         ttl = self.scenario.ttl * TICK
         root = self._root(
             index,
-            (actor.attempt, effect),
-            without_held(lambda: self.protocol.settle(KEY, response, ttl, self.scenario.policy)),
+            (actor.attempt, effect, world.data),
+            without_held(
+                lambda: self.protocol.settle(KEY, response, ttl, self.scenario.policy, seen)
+            ),
         )
         label = f"{self._who(index, actor)} asks the ledger, which knows of {effect or 'nothing'}"
         yield label, world.with_actor(index, actor._replace(phase="asking", node=root))

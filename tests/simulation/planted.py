@@ -14,6 +14,7 @@ from typing import Any
 
 import attrs
 
+from kvreplay._protocol import endings as real_endings
 from kvreplay._protocol import flow as real_flow
 from kvreplay._protocol.steps import CheckAndPut, Flow, InDoubtPolicy
 from simulation.answers import ANYTHING
@@ -23,15 +24,21 @@ from simulation.world import view
 
 
 def patched(*changes: tuple[str, str]) -> Protocol:
-    """Return the flows of a copy of ``flow.py`` in which each text, there once, is another."""
-    source = inspect.getsource(real_flow)
+    """Return the flows of copies of ``flow.py`` and ``endings.py`` in which each text is another.
+
+    It is there once, in one of them.
+    """
+    sources = {each: inspect.getsource(each) for each in (real_endings, real_flow)}
     for old, new in changes:
-        if source.count(old) != 1:
-            raise LookupError(f"flow.py has {source.count(old)} of these, not one: {old!r}")
-        source = source.replace(old, new)
-    module = ModuleType("planted_flow")
-    sys.modules[module.__name__] = module  # attrs and enum look their module up
-    exec(compile(source, "planted_flow.py", "exec"), module.__dict__)
+        (place,) = [each for each, source in sources.items() if source.count(old)] or [real_flow]
+        if sources[place].count(old) != 1:
+            raise LookupError(f"there are {sources[place].count(old)} of these, not one: {old!r}")
+        sources[place] = sources[place].replace(old, new)
+    for name, source in zip(("planted_endings", "planted_flow"), sources.values(), strict=True):
+        module = ModuleType(name)
+        sys.modules[name] = module  # attrs and enum look their module up, and one the other
+        source = source.replace("from kvreplay._protocol.endings ", "from planted_endings ")
+        exec(compile(source, f"{name}.py", "exec"), module.__dict__)
     return Protocol.of(module)
 
 
@@ -117,15 +124,17 @@ PLANTED = [
         "a claim after the handler",
         lambda: patched(
             (
-                """    found, now = yield CheckAndPut(entry.found, held.data, event=event)
-    if found != entry.found:
-        return Free(found, now)
-    ended, now = yield Call(held)
+                """        found, now = yield CheckAndPut(entry.found, held.data, event=event)
+        if found != entry.found:
+            return Free(found, now)
+        claimed = True
+        end, now = yield call
 """,
-                """    ended, now = yield Call(held)
-    found, _ = yield CheckAndPut(entry.found, held.data, event=event)
-    if found != entry.found:
-        return Free(found, now)
+                """        end, now = yield call
+        found, _ = yield CheckAndPut(entry.found, held.data, event=event)
+        if found != entry.found:
+            return Free(found, now)
+        claimed = True
 """,
             )
         ),
@@ -153,6 +162,19 @@ PLANTED = [
             **_RERUN,
         ),
         "the acknowledged answer 'r.' is lost",
+    ),
+    Planted(
+        "an operator who settles whatever claim is there",
+        lambda: patched(
+            ("not (seen is None or _is_same_claim(seen.claim, record.claim))", "False")
+        ),
+        Scenario(
+            (Caller("A", 0), Caller("A", 1), Caller("A", 2, "operator")),
+            may=Left(crashes=1, ticks=1),
+            wait=0,
+            **_ELSEWHERE,
+        ),
+        "runs again, and the policy does not allow it",
     ),
     Planted(
         "a ledger's answer that does not compare",
@@ -236,8 +258,11 @@ PLANTED = [
         "a late completion that is believed",
         lambda: patched(
             (
-                "        if found == held.data:\n            return Settled(packed, replayed=False)",
-                "        return Settled(packed, replayed=False)",
+                """        if found == step.expected:
+            return Settled(packed, replayed=False)
+        if claim_of""",
+                """        return Settled(packed, replayed=False)
+        if claim_of""",
             )
         ),
         _two(may=Left(ticks=1), **_RERUN, **_ELSEWHERE),
@@ -245,7 +270,7 @@ PLANTED = [
     ),
     Planted(
         "a late completion that follows another's claim",
-        lambda: patched(("if not _is_claim_of(found, token):", "if found is None:")),
+        lambda: patched(("if claim_of(found, held.token) is None:", "if found is None:")),
         _two(may=Left(ticks=1), ttl=2, **_RERUN, **_ELSEWHERE),
         "the acknowledged answer 'r.' is lost",
     ),
@@ -257,7 +282,7 @@ PLANTED = [
     ),
     Planted(
         "a claim released by a handler that does not know its end",
-        lambda: patched(("if not isinstance(ended.error, _END_UNKNOWN):", "if True:")),
+        lambda: patched(("(raised and not leaves_doubt(error, policy.doubt_on))", "raised")),
         _two(ends=("returns", "unsure")),
         "the policy does not allow it",
     ),
@@ -265,15 +290,8 @@ PLANTED = [
         "a claim released by an interrupt",
         lambda: patched(
             (
-                "    ended, now = yield Call(held)\n",
-                """    try:
-        ended, now = yield Call(held)
-    except GeneratorExit:
-        raise
-    except BaseException as error:
-        yield from _release(held, error)
-        raise
-""",
+                "if not call.begun or (",
+                "if not call.begun or not isinstance(error, Exception) or (",
             )
         ),
         _two(ends=("returns", "interrupted")),
@@ -322,10 +340,10 @@ PLANTED = [
         "a failed completion that is believed",
         lambda: patched(
             (
-                """        except StoreError as error:
+                """        except Exception as error:
             raise InDoubtError(
                 "the handler ran, but the store may not have saved its response: the key""",
-                """        except StoreError as error:
+                """        except Exception as error:
             return Settled(packed, replayed=False)
             raise InDoubtError(
                 "the handler ran, but the store may not have saved its response: the key""",
@@ -338,16 +356,92 @@ PLANTED = [
         "a failed completion that releases the claim",
         lambda: patched(
             (
-                """        except StoreError as error:
+                """        except Exception as error:
             raise InDoubtError(
                 "the handler ran, but the store may not have saved its response: the key""",
-                """        except StoreError as error:
+                """        except Exception as error:
             yield CheckAndPut(held.data, None)
             raise InDoubtError(
                 "the handler ran, but the store may not have saved its response: the key""",
             )
         ),
         _two(may=Left(faults=1)),
+        "runs again while the owner of 'r.' lives|the policy does not allow it",
+    ),
+    Planted(
+        "a claim kept by a run that never began",
+        lambda: patched(("if not call.begun or (", "if (")),
+        _two(ends=("returns", "never begins")),
+        "a run that never began leaves its claim",
+    ),
+    Planted(
+        "a claim kept although its commit was not known to have failed",
+        lambda: patched(
+            (
+                "isinstance(error, StoreError) and not isinstance(error, OutcomeUnknownError)",
+                "isinstance(error, StoreError)",
+            )
+        ),
+        _two(may=Left(faults=1)),
+        "a run that never began leaves its claim",
+    ),
+    Planted(
+        "an end that is not told",
+        lambda: patched(("        yield from end_in_doubt(token)\n", "")),
+        _two(ends=("returns", "unsure")),
+        "does not say so in its claim",
+    ),
+    Planted(
+        "an end that is told and not believed",
+        lambda: patched(("    if claim.ended_at is not None:", "    if False:")),
+        _two(ends=("returns", "unsure")),
+        "told to wait for an owner that is gone",
+    ),
+    Planted(
+        "an end that is told of another's claim",
+        lambda: patched((" or record.claim.token != token:", ":")),
+        _three(may=Left(ticks=1), ends=("returns", "unsure"), **_RERUN, **_ELSEWHERE),
+        "runs again while the owner of 'r.' lives",
+    ),
+    Planted(
+        "a group that is not looked into",
+        lambda: patched(("pending.extend(each.exceptions)", "pass")),
+        _two(ends=("returns", "loses a leg")),
+        "a request ended with ExceptionGroup",
+    ),
+    Planted(
+        "a group of which only the first level is looked at",
+        lambda: patched(
+            (
+                "pending.extend(each.exceptions)",
+                "pending.extend(x for x in each.exceptions if not isinstance(x, ExceptionGroup))",
+            )
+        ),
+        _two(ends=("returns", "loses a leg")),
+        "a request ended with ExceptionGroup",
+    ),
+    Planted(
+        "doubt_on that is not looked at",
+        lambda: patched(("if isinstance(each, named) and", "if False and")),
+        _two(ends=("returns", "times out")),
+        "a request ended with TimeoutError",
+    ),
+    Planted(
+        "a rerun that declines and forgets the run before",
+        lambda: patched(("entry.found if reran else None", "None")),
+        Scenario(
+            (Caller("A", 0), Caller("A", 1), Caller("B", 2)),
+            may=Left(crashes=1),
+            ends=("returns", "declines"),
+            wait=0,
+            **_RERUN,
+        ),
+        "runs for other params than the run of 'r.' had",
+    ),
+    Planted(
+        "a ledger that does not know yet and is taken for one that denies",
+        lambda: patched(("if verdict is NOT_APPLIED:", "if not isinstance(verdict, Applied):")),
+        _two(may=Left(crashes=1, unknowns=1), **_RECONCILE),
         "the policy does not allow it",
     ),
     Planted(
@@ -399,8 +493,12 @@ PLANTED = [
         "without a claim, a loser who answers for itself",
         lambda: patched(
             (
-                "        if found == expected:\n            return Settled(",
-                "        if True:\n            return Settled(",
+                """        if found == step.expected:
+            return Settled(packed, replayed=False)
+        try:""",
+                """        if True:
+            return Settled(packed, replayed=False)
+        try:""",
             )
         ),
         _two(lease=None),

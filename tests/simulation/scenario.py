@@ -16,7 +16,11 @@ KEY = ReplayKey("lsp", "session")
 PARAMS = {letter: canonical({"params": letter}) for letter in "AB"}
 
 Kind = Literal["execute", "transact", "lookup", "operator", "walk"]
-End = Literal["returns", "declines", "unsure", "interrupted"]
+End = Literal[
+    *("returns", "declines", "unsure", "interrupted"),
+    *("times out", "loses a leg", "never begins", "denies"),
+]
+"""How a handler ends. It denies by a NotAppliedError, and never begins for want of a thread."""
 
 
 class Caller(NamedTuple):
@@ -34,6 +38,8 @@ class Left(NamedTuple):
     ticks: int = 0
     sweeps: int = 0
     faults: int = 0
+    unknowns: int = 0
+    """How often the ledger does not know yet when a reconciler asks it."""
 
 
 NOTHING = Left()
@@ -53,6 +59,7 @@ class Scenario:
     wait: int = 2  # milliseconds: looks again once
     renewals: int = 0
     ends: tuple[End, ...] = ("returns",)
+    doubt_on: tuple[type[Exception], ...] = (TimeoutError, ConnectionError)
     slow_clocks: bool = False
     """Whether the clock may move between what a store does and the time that is told with it."""
 
@@ -64,7 +71,7 @@ class Scenario:
             wait_timeout=self.wait,
             on_in_doubt=self.on_in_doubt,
             max_record_bytes=10_000,
-            doubt_on=(TimeoutError, ConnectionError),
+            doubt_on=self.doubt_on,
         )
 
     def request(self, caller: Caller) -> Request:
@@ -84,6 +91,8 @@ class Scenario:
             settings.append(f"{self.renewals} renewals")
         if self.ends != ("returns",):
             settings.append(f"the handler {' or '.join(self.ends)}")
+        if self.doubt_on == (Exception,):
+            settings.append("every exception leaves doubt")
         if self.slow_clocks:
             settings.append("slow clocks")
         return "; ".join(settings)

@@ -67,13 +67,13 @@ def test_the_schedules_meet_every_end() -> None:
         for end in (
             *answers,
             *("InDoubtError", "InFlightError", "ClaimLostError", "refused by its own process"),
-            *("IndeterminateError", "Interrupted", "Declined"),
+            *("IndeterminateError", "Interrupted", "Declined", "NotAppliedError"),
             *("OutcomeUnknownError", "StoreUnavailableError"),
         )
     }
     lookups = {"replayed", "None", "InDoubtError", "InFlightError", "ParamsMismatchError"}
     assert ends.keys() >= {f"lookup: {end}" for end in lookups}
-    assert ends.keys() >= {"operator: True", "walk: True", "walk: False"}
+    assert ends.keys() >= {"operator: True", "operator: False", "walk: True", "walk: False"}
 
 
 @pytest.mark.parametrize("planted", PLANTED, ids=lambda planted: planted.name)

@@ -28,7 +28,12 @@ class Actor(NamedTuple):
     renewals: int = 0
     bound: bool = False
     """The key is known to belong to this leader's params."""
+    began: bool = False
+    """The handler was called."""
     ran: bool = False
+    """It had its effect."""
+    excused: bool = False
+    """The store failed when the end of the run was to be told."""
     waited: int = 0
     saw: Saw = ""
     """What the entry truly was when the store was last asked: a live answer, or in doubt."""
@@ -153,6 +158,8 @@ def in_doubt(scenario: Scenario, world: World, process: int) -> bool:
     entry = view(world.data)
     if entry is None or entry.claim is None:
         return False
+    if entry.claim.ended_at is not None:
+        return True
     runs = look_up(scenario, world, process, entry.claim)
     return entry.claim.lease_expires_at <= world.now if runs is None else not runs
 
@@ -164,6 +171,8 @@ def describe(data: bytes | None) -> str:
         return "nothing"
     if entry.claim is not None:
         owner = entry.claim.token.rstrip(b"\0").decode().split(".")[0]
+        if entry.claim.ended_at is not None:
+            return f"the claim of {owner} (ended at {clock(entry.claim.ended_at)})"
         return f"the claim of {owner} (lease until {clock(entry.claim.lease_expires_at)})"
     assert entry.expires_at is not None
     if entry.state is State.TOMBSTONE:

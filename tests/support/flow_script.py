@@ -154,5 +154,5 @@ def transacting(**policy: Any) -> Script:
     return Script(execute_in_transaction(REQUEST, attrs.evolve(POLICY, **policy)))
 
 
-def settling(response: bytes | None = None) -> Script:
-    return Script(settle(KEY, response, 60_000, POLICY))
+def settling(response: bytes | None = None, seen: ReplayRecord | None = None) -> Script:
+    return Script(settle(KEY, response, 60_000, POLICY, seen))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import signal
+import threading
 
 from kvreplay.testing import forking
 
-__all__ = ["Child"]
+__all__ = ["BareChild", "Child"]
 
 
 class Child(forking.Child):
@@ -24,3 +27,29 @@ class Child(forking.Child):
         """Wait until it has stopped itself, or has ended: then return what ``wait`` would."""
         _, status = os.waitpid(self.pid, os.WUNTRACED)
         return None if os.WIFSTOPPED(status) else os.waitstatus_to_exitcode(status)
+
+
+class BareChild(forking.Child):
+    """A child that only the C library knows to be one."""
+
+    def _fork(self) -> int:
+        _wait_until_the_others_wait()
+        # PyDLL keeps the interpreter's lock, so the child goes on as the thread that called.
+        return int(ctypes.PyDLL(None).fork())
+
+
+def _wait_until_the_others_wait() -> None:
+    """Wait until each other thread sleeps on a lock of its own.
+
+    A thread that waits for the interpreter's lock would take a part of it into nowhere: CPython
+    mends that in a hook. Whoever wants that lock gets it at one of the reads here.
+    """
+    calm = 0
+    while calm < 50:
+        states = []
+        for thread in os.listdir("/proc/self/task"):
+            if int(thread) != threading.get_native_id():
+                with contextlib.suppress(FileNotFoundError):  # it has just ended
+                    with open(f"/proc/self/task/{thread}/stat", encoding="ascii") as file:
+                        states.append(file.read().rpartition(")")[2].split()[0])
+        calm = calm + 1 if set(states) <= {"S"} else 0

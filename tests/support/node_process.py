@@ -15,7 +15,7 @@ from typing import Any
 
 import attrs
 
-from kvreplay import AsyncReplay, KVReplayError, Replay, open_store
+from kvreplay import AsyncReplay, IndeterminateError, KVReplayError, Replay, open_store
 
 
 class KillingStore:
@@ -62,9 +62,17 @@ def main(told: dict[str, Any]) -> None:
             sys.stdin.readline()
         if told.get("die_in_handler"):
             die()
+        if told.get("ends") == "unsure":
+            raise IndeterminateError("the peer hung up")
+        if told.get("ends") == "interrupted":
+            if told["face"] == "async":  # there the first one only cancels the main task
+                signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         return {"by": os.getpid()}
 
     async def awaited_handler() -> Any:
+        if told.get("ends"):  # in the main thread, which signals interrupt
+            return handler()
         return await asyncio.to_thread(handler)
 
     store = open_store(told["url"])
@@ -89,8 +97,10 @@ def main(told: dict[str, Any]) -> None:
 
             outcome = asyncio.run(go())
         say({"response": outcome.response, "replayed": outcome.replayed})
-    except KVReplayError as error:
+    except (KVReplayError, KeyboardInterrupt) as error:
         say({"error": type(error).__name__})
+    if told.get("lives_on"):
+        sys.stdin.readline()
     if told.get("die_after"):
         die()
     store.close()

@@ -6,7 +6,6 @@ import itertools
 import os
 import re
 import resource
-import secrets
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -201,7 +200,8 @@ class Strikes:
             if self._scenario.before is ANSWERED:
                 replay.execute(key, PARAMS, lambda: RESPONSE)
             if self._scenario.alive:
-                claim = Claim(secrets.token_bytes(16), 0, liveness.this_process())
+                token = liveness.new_token()  # of a run that goes on until these tests end
+                claim = Claim(token, 0, liveness.begin(token, store.owners_file))
                 record = ReplayRecord(
                     kvreplay.State.IN_PROGRESS,
                     ReplayKey(*key),

@@ -9,6 +9,7 @@ All else that the store needs lies beside it, in ``root.kvreplay/``:
 * ``format``: says that the root was adopted, and by which version;
 * ``locks/00`` … ``locks/ff``: an entry changes under the ``flock`` of its stripe;
 * ``tmp/<stripe>-<unique>.tmp``: values that are being written, only under the stripe's lock;
+* ``owners``: where the owners of claims hold their locks, for ``Replay``;
 * ``expiry/``, ``stamps/``: see :mod:`kvreplay.backends.filesystem.expiry`.
 
 Both belong to one store and one file system: copy, move and back them up together, with
@@ -105,6 +106,11 @@ class FilesystemStore(Closing):
     def identity(self) -> tuple[str, int, int]:
         """Equal for every store object on the same root folder, however it is spelt."""
         return ("filesystem", *self._root_id)
+
+    @property
+    def owners_file(self) -> str:
+        """Where the owners of claims hold their locks; see :mod:`kvreplay.store.contract`."""
+        return os.path.join(self._sidecar, "owners")
 
     def read(self, primary_namespace: str, secondary_namespace: str, key: str) -> bytes:
         """Return the value, after waiting for a writer that is making it durable right now."""

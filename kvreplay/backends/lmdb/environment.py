@@ -14,13 +14,14 @@ from typing import TypeVar
 
 import lmdb
 
-from kvreplay.backends._support import OwnTransaction, own_transaction_error, process_mark
+from kvreplay.backends._support import OwnTransaction, own_transaction_error
 from kvreplay.backends.lmdb.errors import store_error
 from kvreplay.backends.lmdb.files import identity_of
 from kvreplay.backends.lmdb.group_commit import GroupCommit, PendingWrite
 from kvreplay.backends.lmdb.handle import Handle, Transaction
 from kvreplay.backends.lmdb.process_lock import ProcessLock
 from kvreplay.errors import OutcomeUnknownError, StoreError
+from kvreplay.store.locks import process_mark
 
 __all__ = ["Block", "Environment"]
 

@@ -102,6 +102,11 @@ class LMDBStore(Closing):
         """Equal for two stores on the same files."""
         return "lmdb", self._opened().identity
 
+    @property
+    def owners_file(self) -> str:
+        """Where the owners of claims hold their locks; see :mod:`kvreplay.store.contract`."""
+        return str(self._path / "kvreplay.owners")
+
     def read(self, primary_namespace: str, secondary_namespace: str, key: str) -> bytes:
         """Return the value; see :meth:`kvreplay.KVStoreSync.read`."""
         entry = entries.entry_key(primary_namespace, secondary_namespace, key)

@@ -63,6 +63,20 @@ def test_settle_refuses_a_running_key_and_follows_a_moving_one() -> None:
             settling().reads(claimed()).probes(runs=False).puts(found=found)
 
 
+@pytest.mark.parametrize("response", [None, encode_response("found out", "")])
+def test_settle_settles_the_claim_that_was_looked_at_and_no_other(response: bytes | None) -> None:
+    seen, renewed = decode(claimed()), claimed(lease_expires_at=NOW + 90_000)
+    assert settling(response, seen).reads(renewed).probes(runs=False).puts().result is True
+    with pytest.raises(InFlightError):
+        settling(response, seen).reads(renewed).probes(runs=True)
+    for other in (claimed(token=b"O" * 16), claimed(token=b"O" * 16, ended_at=NOW)):
+        assert settling(response, seen).reads(other).result is False
+        script = settling(response, seen).reads(claimed()).probes(runs=False)
+        assert script.puts(found=other).result is False
+    for unclaimed in (completed(), tombstone()):
+        assert settling(response, decode(unclaimed)).reads(claimed()).result is False
+
+
 @pytest.mark.parametrize(
     ("left", "seconds"), [(5000, 1.0), (250, 0.25), (1, 0.001), (0, 1.0), (-1, 1.0)]
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import attrs
 import pytest
 
 from kvreplay import (
@@ -18,11 +19,14 @@ from kvreplay import (
     NotAppliedError,
     ParamsMismatchError,
     ReplayKey,
+    ReplayRecord,
     ResponseNotStorableError,
+    State,
     StoreFullError,
     Unknown,
 )
-from kvreplay._protocol.record import State, decode
+from kvreplay._protocol.params import canonical
+from kvreplay._protocol.record import Claim, decode, encode
 from support.replaying import Caller, FakeClock, Handler, Interrupt, OneByOne
 from support.requesting import KEY, NAMESPACE, OTHER, PARAMS, abandon, entry
 from support.told import told
@@ -198,6 +202,50 @@ def test_an_operator_resolves_or_releases(replay: Any, events: list[str]) -> Non
     assert replay.release(("s", "2")) is False
     assert replay.execute(("s", "2"), OTHER, Handler("anew")).response == "anew"
     assert "released" in events
+
+
+def test_an_operator_settles_the_run_that_was_looked_at_and_no_newer_one(
+    make: Callable[..., Any],
+) -> None:
+    replay, rerun = make(), make(on_in_doubt="rerun")
+    abandon(replay)
+    (first,) = replay.records()
+    abandon(rerun)
+    (second,) = replay.records()
+    assert first.claim.token != second.claim.token
+    assert replay.release(KEY, seen=first) is False
+    assert replay.resolve(KEY, response="x", seen=first) is False
+    assert replay.records() == [second]
+    assert replay.resolve(KEY, response="x", seen=second) is True
+    assert replay.execute(KEY, PARAMS, Handler("never")).response == "x"
+    (answered,) = replay.records()
+    assert replay.release(KEY, seen=answered) is False
+    abandon(replay, ("s", "2"))
+    (other,) = [each for each in replay.records() if each.claim is not None]
+    assert replay.release(("s", "2"), seen=other) is True
+
+
+def test_what_a_living_owner_elsewhere_says_has_ended_is_in_doubt_at_once(
+    make: Callable[..., Any], store: Any, clock: FakeClock
+) -> None:
+    """Its lease is not over, and nobody here can look its owner up."""
+    replay = make(on_in_doubt="rerun")
+    claim = Claim(b"t" * 16, clock.now + 30_000, "elsewhere:1:1:1:1:1:1")
+    record = ReplayRecord(
+        State.IN_PROGRESS, ReplayKey(*KEY), canonical(PARAMS), None, clock.now, None, claim
+    )
+    ended = attrs.evolve(record, claim=attrs.evolve(claim, ended_at=clock.now))
+    store.write(NAMESPACE, *KEY, encode(record))
+    with pytest.raises(InFlightError):
+        replay.execute(KEY, PARAMS, Handler("never"))
+    with pytest.raises(InFlightError):
+        replay.release(KEY)
+    store.write(NAMESPACE, *KEY, encode(ended))
+    with pytest.raises(InDoubtError):
+        replay.lookup(KEY, PARAMS)
+    assert replay.release(KEY, seen=record) is True
+    store.write(NAMESPACE, *KEY, encode(ended))
+    assert replay.execute(KEY, PARAMS, Handler("again")).response == "again"
 
 
 def test_a_running_key_cannot_be_settled(replay: Any) -> None:
