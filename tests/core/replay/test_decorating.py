@@ -169,7 +169,10 @@ def test_an_operation_is_part_of_the_key_everywhere(
     assert decorated("u", "2") == "by hand"
     with pytest.raises(Interrupt):
         again.decorated(fails, key=lambda u, order: ("v", order), operation="refund")("v", "2")
-    assert again.release(("v", "2"), operation="refund")
+    (seen,) = [each for each in again.records() if each.claim is not None]
+    assert seen.key == ReplayKey("v", "2", "refund")
+    assert not again.release(("v", "2"), seen=seen)
+    assert again.release(seen.key, seen=seen)
     assert store.list(NAMESPACE, "v") == []
 
 
