@@ -139,13 +139,6 @@ def test_a_completion_follows_its_own_claim_whose_renewal_seemed_to_fail() -> No
     assert script.puts().result == Settled(encode_response("r", ""), replayed=False)
 
 
-def test_a_release_that_fails_is_noted_on_the_handlers_own_exception() -> None:
-    script = executing().reads(None).begins().puts().raises(ValueError("declined"))
-    with pytest.raises(ValueError, match="declined") as error:
-        script.fails(StoreFullError("no room"))
-    assert "in doubt: no room" in error.value.__notes__[0]
-
-
 @pytest.mark.parametrize("failure", [StoreFullError("full"), OutcomeUnknownError("?")])
 def test_a_completion_that_cannot_be_stored_leaves_the_key_in_doubt(failure: Exception) -> None:
     script = executing().reads(None).begins().puts().calls("r").fails(failure)
