@@ -27,7 +27,7 @@ from kvreplay._runtime.requests import (
     request_of,
 )
 from kvreplay._runtime.run import Run
-from kvreplay._runtime.singleflight import Flight, flights
+from kvreplay._runtime.singleflight import Abandoned, Flight, flights
 from kvreplay._runtime.walking import records
 from kvreplay.clock import Duration, to_ms
 from kvreplay.errors import KVReplayError
@@ -83,13 +83,15 @@ class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
         self._settings.require_transactions("execute_in_transaction")
         return await self._execute(key, params, ttl, flow.execute_in_transaction, handler)
 
-    async def lookup(self, key: Key, params: object) -> Outcome | None:
+    async def lookup(
+        self, key: Key, params: object, *, operation: str | None = None
+    ) -> Outcome | None:
         """Return the stored answer or ``None``; see :meth:`kvreplay.Replay.lookup`."""
-        steps, run = self._looking_up(key, params)
+        steps, run = self._looking_up(key, operation, params)
         try:
             settled = await self._driver.drive(steps, run)
         except Exception as error:
-            run.emit_error(error)
+            run.failed(error)
             raise
         return self._found(settled, run)
 
@@ -99,14 +101,17 @@ class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
         *,
         response: object,
         ttl: Duration | None = None,
+        operation: str | None = None,
         seen: ReplayRecord | None = None,
     ) -> bool:
         """Record ``response`` for a key in doubt; see :meth:`kvreplay.Replay.resolve`."""
-        return await self._driver.drive(*self._resolving(key, response, ttl, seen))
+        return await self._driver.drive(*self._resolving(key, operation, response, ttl, seen))
 
-    async def release(self, key: Key, *, seen: ReplayRecord | None = None) -> bool:
+    async def release(
+        self, key: Key, *, operation: str | None = None, seen: ReplayRecord | None = None
+    ) -> bool:
         """Free a key in doubt; see :meth:`kvreplay.Replay.release`."""
-        return await self._driver.drive(*self._releasing(key, seen))
+        return await self._driver.drive(*self._releasing(key, operation, seen))
 
     async def records(self) -> AsyncIterator[ReplayRecord]:
         """Yield every record of the namespace; see :meth:`kvreplay.Replay.records`."""
@@ -157,15 +162,20 @@ class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
         check_handler(handler, awaited=protocol is flow.execute)
         while True:
             own = self._flight_of(request)
+            task = None
             try:
                 flight = flights.board(own)
                 if flight is own:
                     task = self._lead(own, request, protocol, handler)
-            except BaseException as error:  # even an interrupt: nobody may wait for ever
-                flights.land(own, error)
+            except BaseException:  # even an interrupt: nobody may wait for ever
+                flights.land(own, Abandoned())
                 raise
-            if flight is own:
-                settled = await asyncio.shield(task)
+            if task is not None:
+                del own, flight  # they hold an error of the task, whose traceback holds this frame
+                try:
+                    settled = await asyncio.shield(task)
+                finally:
+                    del task  # it does too
                 return outcome_of(settled, replayed=settled.replayed)
             outcome = await self._follow(flight, request)
             if outcome is not None:
@@ -205,14 +215,17 @@ class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
 
     def _landed(self, run: Run, task: asyncio.Task[Settled]) -> None:
         self._leaders.discard(task)
+        flight, run.flight = run.flight, None
+        assert flight is not None  # a leader has one
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
-        assert run.flight is not None  # a leader has one
         if error is None:
             self._settings.observer.emit_answer(task.result(), run.key)
-            flights.land(run.flight, task.result())
+            flights.land(flight, task.result())
+        elif isinstance(error, Exception):
+            run.failed(error)
+            flights.land(flight, self._shared(error))
         else:
-            run.emit_error(error)
-            flights.land(run.flight, error)
+            flights.land(flight, Abandoned())
 
     async def _follow(self, flight: Flight[object], request: Request) -> Outcome | None:
         """Share the leader's result; ``None``: there is nothing to share, start over."""

@@ -10,13 +10,13 @@ from typing import Any
 
 from kvreplay._protocol import flow
 from kvreplay._protocol.record import ReplayRecord
-from kvreplay._protocol.steps import Flow, Request, Verdict
+from kvreplay._protocol.steps import Flow, Request, Settled, Verdict
 from kvreplay._runtime.any_replay import LOOK_AGAIN, AnyReplay, Protocol
 from kvreplay._runtime.blocking import drive
 from kvreplay._runtime.renewal import Renewer
 from kvreplay._runtime.requests import Key, Outcome, check_handler, outcome_of, peek
 from kvreplay._runtime.run import Run
-from kvreplay._runtime.singleflight import Flight, flights
+from kvreplay._runtime.singleflight import Abandoned, Flight, flights
 from kvreplay._runtime.sweeping import Sweeper
 from kvreplay._runtime.walking import records
 from kvreplay.clock import Duration, to_ms
@@ -129,15 +129,18 @@ class Replay(AnyReplay[Verdict]):
             return seen
         return self._execute(seen, flow.execute_in_transaction, handler)
 
-    def lookup(self, key: Key, params: object) -> Outcome | None:
+    def lookup(self, key: Key, params: object, *, operation: str | None = None) -> Outcome | None:
         """Return the stored answer, or ``None`` if there is none; never run, wait or take over.
+
+        Args:
+            operation: that of the decorated function whose key it is, if it has one.
 
         Raises:
             ParamsMismatchError, ExpiredError: as in :meth:`execute`; an expired record is pruned.
             InFlightError: the key is running.
             InDoubtError: the key is in doubt.
         """
-        steps, run = self._looking_up(key, params)
+        steps, run = self._looking_up(key, operation, params)
         return self._found(self._drive(steps, run), run)
 
     def resolve(
@@ -146,6 +149,7 @@ class Replay(AnyReplay[Verdict]):
         *,
         response: object,
         ttl: Duration | None = None,
+        operation: str | None = None,
         seen: ReplayRecord | None = None,
     ) -> bool:
         """Settle a key in doubt whose effect happened: record ``response`` as its answer.
@@ -156,6 +160,7 @@ class Replay(AnyReplay[Verdict]):
             key: as in :meth:`execute`.
             response: the answer; what msgpack can hold.
             ttl: as in :meth:`execute`.
+            operation: as in :meth:`lookup`.
             seen: the record that was looked at, as :meth:`records` yields it. Then only that run is
                 settled, and never one that has claimed the key since.
 
@@ -167,14 +172,16 @@ class Replay(AnyReplay[Verdict]):
             InFlightError: its owner is alive, or may be; nothing was changed.
             InvalidResponseError: it cannot be stored; nothing was changed.
         """
-        return drive(*self._resolving(key, response, ttl, seen))
+        return drive(*self._resolving(key, operation, response, ttl, seen))
 
-    def release(self, key: Key, *, seen: ReplayRecord | None = None) -> bool:
+    def release(
+        self, key: Key, *, operation: str | None = None, seen: ReplayRecord | None = None
+    ) -> bool:
         """Settle a key in doubt whose effect did not happen: the next request runs it.
 
         It takes, returns and raises the same as :meth:`resolve`.
         """
-        return drive(*self._releasing(key, seen))
+        return drive(*self._releasing(key, operation, seen))
 
     def records(self) -> Iterator[ReplayRecord]:
         """Yield every record of the namespace in no promised order, even expired ones.
@@ -234,19 +241,26 @@ class Replay(AnyReplay[Verdict]):
         check_handler(handler, awaited=False)
         while True:
             own = self._flight_of(request)
+            leader = None
+            result: Settled | BaseException = Abandoned()
             try:
-                flight = flights.board(own)
-                if flight is own:
+                leader = flights.board(own)
+                if leader is own:
+                    leader = None
                     steps = protocol(request, self._settings.policy)
-                    run = Run(self._settings, request.key, own)
-                    settled = self._drive(steps, run, handler)
-                    flights.land(own, settled)
-                    self._settings.observer.emit_answer(settled, request.key)
-                    return outcome_of(settled, replayed=settled.replayed)
-            except BaseException as error:  # even an interrupt: nobody may wait for ever
-                flights.land(own, error)
+                    result = self._drive(steps, Run(self._settings, request.key, own), handler)
+            except Exception as error:
+                result = self._shared(error)
                 raise
-            outcome = self._follow(flight, request)
+            finally:  # even after an interrupt: nobody may wait for ever
+                flights.land(own, result)
+                if isinstance(result, Exception):
+                    del own, result  # its traceback holds this frame
+            if isinstance(result, Settled):
+                self._settings.observer.emit_answer(result, request.key)
+                return outcome_of(result, replayed=result.replayed)
+            assert leader is not None  # or this call has a result
+            outcome = self._follow(leader, request)
             if outcome is not None:
                 return outcome
             request.absent_at = None  # it was seen before the other's run
@@ -270,5 +284,10 @@ class Replay(AnyReplay[Verdict]):
         try:
             return drive(steps, run, handler, renewing=self._renewing)
         except Exception as error:
-            run.emit_error(error)
-            raise
+            stopped = run.failed(error)
+            if stopped is None:
+                raise
+        try:
+            raise stopped
+        finally:
+            del stopped  # its traceback holds this frame

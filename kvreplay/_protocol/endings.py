@@ -48,6 +48,7 @@ __all__ = [
     "in_doubt",
     "leaves_doubt",
     "says_unchanged",
+    "tells_of_doubt",
     "withdraw",
 ]
 
@@ -135,18 +136,21 @@ def leaves_doubt(error: BaseException, doubt_on: tuple[type[BaseException], ...]
 _END_UNKNOWN: Final = (InDoubtError, OutcomeUnknownError, ClaimLostError)
 
 
-def in_doubt(error: BaseException, raised: bool) -> BaseException:
-    """Return what the caller is told of an exception that left the key in doubt.
+def tells_of_doubt(error: BaseException, raised: bool) -> bool:
+    """Say whether the caller is told this exception, which left the key in doubt, as it is.
 
-    That is the exception itself if it is no ``Exception``, or says of this very key how its run
-    ended. For every other exception it is a new InDoubtError.
+    That is so if it is no ``Exception``, or says of this very key how its run ended. For every
+    other exception the caller is told :func:`in_doubt`.
 
     Args:
         raised: it is the handler's own, so all but an IndeterminateError may be about another key.
     """
     of_this_key = IndeterminateError if raised else (InDoubtError, ClaimLostError)
-    if not isinstance(error, Exception) or isinstance(error, of_this_key):
-        return error
+    return not isinstance(error, Exception) or isinstance(error, of_this_key)
+
+
+def in_doubt(error: BaseException) -> InDoubtError:
+    """Return what the caller is told instead of an exception that left the key in doubt."""
     return InDoubtError(
         f"the handler ran, and its run ended with a {type(error).__name__}, so its effect may or"
         " may not have happened: the key is in doubt; find out, then resolve() or release() it"
@@ -166,7 +170,12 @@ def withdraw(held: HeldClaim, before: bytes | None, error: BaseException) -> Flo
         if found != held.data and claim_of(found, held.token) is not None:
             yield CheckAndPut(found, before, event=event)  # a renewal seemed to have failed
     except Exception as failure:
-        error.add_note(f"kvreplay could not release the claim, so the key is in doubt: {failure}")
+        try:
+            error.add_note(
+                f"kvreplay could not release the claim, so the key is in doubt: {failure}"
+            )
+        except AttributeError:  # a frozen exception takes no note
+            yield Log("a run could not release its claim, so its key is in doubt: %r", failure)
 
 
 def end_in_doubt(token: bytes) -> Flow[None]:

@@ -49,6 +49,7 @@ from kvreplay._protocol.endings import (
     in_doubt,
     leaves_doubt,
     says_unchanged,
+    tells_of_doubt,
     withdraw,
 )
 from kvreplay._protocol.keys import ReplayKey
@@ -57,6 +58,7 @@ from kvreplay._protocol.record import (
     ReplayRecord,
     State,
     decode,
+    decode_response,
     encode,
     encode_response,
 )
@@ -356,7 +358,7 @@ def _run_claimed(entry: Free, request: Request, policy: Policy) -> Flow[Settled 
         end, now = yield call
         if isinstance(end, Raised):
             raised = True
-            raise end.error
+            raise end.take()
         return (yield from _record_answer(held, end.response, now, request, policy))
     except GeneratorExit:
         raise  # nobody answers any more
@@ -369,10 +371,9 @@ def _run_claimed(entry: Free, request: Request, policy: Policy) -> Flow[Settled 
             yield from withdraw(held, entry.found if reran else None, error)
             raise
         yield from end_in_doubt(token)
-        told = in_doubt(error, raised)
-        if told is error:
+        if tells_of_doubt(error, raised):
             raise
-        raise told from error
+        raise in_doubt(error) from error
 
 
 def _record_answer(
@@ -416,7 +417,7 @@ def _run_claimless(entry: Free, request: Request, policy: Policy) -> Flow[Settle
             " runs the handler again"
         ) from error
     if isinstance(end, Raised):
-        raise end.error
+        raise end.take()
     packed, step = answer_of(record, end.response, now, entry.found, request, policy, NO_TRACE)
     while True:
         try:
@@ -431,16 +432,16 @@ def _run_claimless(entry: Free, request: Request, policy: Policy) -> Flow[Settle
             return Settled(packed, replayed=False)
         try:
             winner = None if found is None else decode(found, request.key)
+            decision = decide(winner, request.params, now)
+            if decision is Decision.REPLAY:
+                assert winner is not None  # it has the response
+                return Settled(_response_of(winner), replayed=True)
         except RecordError as error:
             raise InDoubtError(
                 "the handler ran without a claim (lease=None), and meanwhile a record that cannot"
                 " be used has taken the key: this response was not stored",
                 response=end.response,
             ) from error
-        decision = decide(winner, request.params, now)
-        if decision is Decision.REPLAY:
-            assert winner is not None  # it has the response
-            return Settled(_response_of(winner), replayed=True)
         if decision is not Decision.FREE:
             raise ClaimLostError(
                 "the handler ran without a claim (lease=None), and meanwhile another owner has"
@@ -464,7 +465,7 @@ def _run_in_transaction(entry: Free, request: Request, policy: Policy) -> Flow[S
     _check_size(encode(record), policy)
     end, now = yield Call(None)
     if isinstance(end, Raised):
-        raise end.error
+        raise end.take()
     packed = encode_response(end.response, UNDONE)
     yield complete(record, packed, now, request.ttl, found, policy, UNDONE)
     return Settled(packed, replayed=False)
@@ -490,7 +491,13 @@ def _is_running(claim: Claim, now: int) -> Flow[bool]:
 
 
 def _response_of(record: ReplayRecord) -> bytes:
+    """Return a completed record's response, which everybody can decode.
+
+    Raises:
+        CorruptRecordError: it is not msgpack.
+    """
     assert record.response is not None  # decode() checked it for a completed record
+    decode_response(record.response)
     return record.response
 
 

@@ -11,9 +11,10 @@ import attrs
 from kvreplay.errors import InvalidParamsError
 from kvreplay.store import NAME
 
-__all__ = ["ReplayKey", "name", "scope_name"]
+__all__ = ["LONG", "ReplayKey", "name", "scope_name", "stored_id"]
 
 _HASHED: Final = "sha256-"
+_AFTER_OPERATION: Final = b"\xff"  # no byte of UTF-8, so it parts two texts, and is in no text
 _is_name = re.compile(rf"(?!{_HASHED}){NAME}").fullmatch
 
 
@@ -24,19 +25,32 @@ class ReplayKey:
     Args:
         scope: who asked; any text, even the empty one.
         id: which request of theirs; any text except the empty one.
+        operation: which of several functions it asks for; any text except the empty one. ``None``:
+            there is only one. Two keys that differ only in it are two keys.
 
     Raises:
-        InvalidParamsError: a part is not text, cannot be written as UTF-8, or ``id`` is empty.
+        InvalidParamsError: a part is not text, cannot be written as UTF-8, or is empty though it
+            must not be.
     """
 
     scope: str
     id: str
+    operation: str | None = None
 
     def __attrs_post_init__(self) -> None:
         scope, own = self.scope, self.id  # quick way, for ASCII texts: bench_hit
-        if type(scope) is type(own) is str and own and scope.isascii() and own.isascii():
+        if (
+            type(scope) is type(own) is str
+            and own
+            and scope.isascii()
+            and own.isascii()
+            and self.operation is None
+        ):
             return
-        for part, value in (("scope", self.scope), ("id", self.id)):
+        parts = [("scope", self.scope), ("id", self.id)]
+        if self.operation is not None:
+            parts.append(("operation", self.operation))
+        for part, value in parts:
             if type(value) is not str:
                 raise InvalidParamsError(
                     f"the key's {part} is {type(value).__name__}, not str; nothing ran"
@@ -48,8 +62,8 @@ class ReplayKey:
                     raise InvalidParamsError(
                         f"the key's {part} has a lone surrogate, which is not text; nothing ran"
                     ) from error
-        if not self.id:
-            raise InvalidParamsError("the key's id is empty; nothing ran")
+            if not value and part != "scope":
+                raise InvalidParamsError(f"the key's {part} is empty; nothing ran")
 
     def __repr__(self) -> str:
         return f"<ReplayKey {self.digest()}>"
@@ -59,26 +73,45 @@ class ReplayKey:
         import hashlib  # late, since few callers need it
 
         scope = self.scope.encode()
-        text = len(scope).to_bytes(8, "big") + scope + self.id.encode()
+        text = len(scope).to_bytes(8, "big") + scope + _identity(self.id, self.operation)
         return hashlib.sha256(text).hexdigest()[:16]
 
 
-def name(text: str) -> str:
+def stored_id(id_: str, operation: str | None) -> str | list[str]:
+    """Return what a record holds as the id: with an operation, ``[operation, id]``."""
+    return id_ if operation is None else [operation, id_]
+
+
+def name(text: str, operation: str | None = None) -> str:
     """Return the store name of a scope or id. Every text has one, and no two texts share one.
 
     A legal LDK name that does not start with ``sha256-`` stands for itself, so that an
     operator can read it; any other text becomes ``sha256-`` and the unpadded base64url of
     the SHA-256 of its UTF-8 bytes. The empty text is the empty name, which is legal for a
     secondary namespace, not for a key.
+
+    The id of an operation always becomes a hash, of the operation's UTF-8, the byte ``FF`` and the
+    id's UTF-8. No text has that byte, so no other id has the same name.
     """
-    if _is_name(text) or not text:
+    if operation is None and (_is_name(text) or not text):
         return text
     import base64  # late, since few names need it
     import hashlib
 
-    digest = hashlib.sha256(text.encode()).digest()
+    digest = hashlib.sha256(_identity(text, operation)).digest()
     return _HASHED + base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
 
 
+def _identity(text: str, operation: str | None) -> bytes:
+    if operation is None:
+        return text.encode()
+    return operation.encode() + _AFTER_OPERATION + text.encode()
+
+
 scope_name: Final = lru_cache(maxsize=1024)(name)
-""":func:`name` with a cache, for scopes: there are few, a node's peers and not their requests."""
+""":func:`name` with a cache, for scopes: there are few, a node's peers and not their requests.
+
+Give it none of more than :data:`LONG` characters: a client may have chosen it, and it is kept.
+"""
+
+LONG: Final = 256

@@ -13,10 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Final
+from typing import Final, cast
 
-import msgpack
-
+from kvreplay._protocol.packing import packer
 from kvreplay.errors import InvalidParamsError
 
 __all__ = ["MAX_DEPTH", "canonical", "comparable"]
@@ -27,9 +26,8 @@ MAX_DEPTH: Final = 64
 _TEXT: Final = frozenset((str,))
 _PLAIN: Final = frozenset((str, int, bytes, bool, type(None)))
 
-# One packer for all threads: it packs these types in one step, without running Python code.
-_pack: Final = msgpack.Packer().pack
-_pack_strictly: Final = msgpack.Packer(strict_types=True).pack  # refuses subclasses, and tuples
+_pack: Final = packer()
+_pack_strictly: Final = packer(strict_types=True)  # refuses subclasses, and tuples
 
 
 def canonical(params: object, packed: bytes | None = None) -> bytes:
@@ -80,12 +78,27 @@ def _is_flat(params: object) -> bool:
     )
 
 
+# A client may choose a map's keys, so only small ones are remembered.
+_MANY_KEYS: Final = 32
+_LONG_KEYS: Final = 1024  # characters of all keys together
+
+
 @lru_cache(maxsize=512)
 def _form_of(keys: tuple[object, ...]) -> dict[str, object] | None:
-    """Return a dict of the keys in the order of their encoded bytes; ``None``: one is not ASCII."""
-    texts = [key for key in keys if isinstance(key, str) and key.isascii()]
-    if len(texts) < len(keys):
-        return None
+    """Return a dict of the keys in the order of their encoded bytes; ``None``: one is not ASCII.
+
+    Raises:
+        ValueError: they are not texts, or too many or too long to be remembered. (What raises is
+            not remembered.)
+    """
+    texts = [key for key in keys if type(key) is str] if len(keys) <= _MANY_KEYS else []
+    if len(texts) < len(keys) or sum(map(len, texts)) > _LONG_KEYS:
+        raise ValueError("not to be remembered")
+    return _sorted_form(texts) if all(map(str.isascii, texts)) else None
+
+
+def _sorted_form(texts: Iterable[str]) -> dict[str, object]:
+    """Return a dict of ASCII texts in the order of their encoded bytes."""
     return dict.fromkeys(sorted(sorted(texts), key=len))  # msgpack begins with the length
 
 
@@ -113,9 +126,9 @@ def _ordered(value: object, depth: int) -> object:
 def _ordered_keys(mapping: dict[object, object]) -> Iterable[object]:
     """Sort a map's keys by their encoded bytes."""
     if _TEXT.issuperset(map(type, mapping)):
-        form = _form_of(tuple(mapping))
-        if form is not None:
-            return form
+        texts = cast(dict[str, object], mapping)
+        if all(map(str.isascii, texts)):
+            return _sorted_form(texts)
     return sorted(mapping, key=_packed_key)
 
 

@@ -19,7 +19,8 @@ from typing import Any, Final
 import attrs
 import msgpack
 
-from kvreplay._protocol.keys import ReplayKey
+from kvreplay._protocol.keys import ReplayKey, stored_id
+from kvreplay._protocol.packing import packer
 from kvreplay.errors import (
     CorruptRecordError,
     InvalidResponseError,
@@ -46,7 +47,7 @@ _UINT32: Final = b"\xce"
 _FAILED: Final = 4  # reserved: the state of a stored failure
 
 
-_pack: Final = msgpack.Packer().pack  # one for all threads: it packs a record in one step
+_pack: Final = packer()
 _unpackb: Final = msgpack.unpackb
 _crc32: Final = zlib.crc32
 
@@ -102,7 +103,7 @@ class ReplayRecord:
 
     def load_params(self) -> Any:
         """Decode the original parameters, tuples as lists; ``None`` for a tombstone."""
-        return decode_response(self.params) if self.params else None
+        return None if self.state is State.TOMBSTONE else decode_response(self.params)
 
     def load_response(self) -> Any:
         """Decode the response; ``None`` if there is none."""
@@ -138,7 +139,7 @@ def encode_fields(
             VERSION,
             state,
             key.scope,
-            key.id,
+            stored_id(key.id, key.operation),
             params,
             response,
             created_at,
@@ -165,10 +166,7 @@ def decode(data: bytes, key: ReplayKey | None = None) -> ReplayRecord:
         4, "big"
     ):
         raise _corrupt("fails its checksum")
-    try:
-        fields = msgpack.unpackb(data)
-    except (TypeError, ValueError) as error:
-        raise _corrupt("is not msgpack") from error
+    fields = decode_response(data)
     if type(fields) is list and fields and type(fields[0]) is int and fields[0] > VERSION:
         raise UnsupportedRecordVersionError(
             f"a stored record has version {fields[0]}, this kvreplay reads up to {VERSION}:"
@@ -201,9 +199,7 @@ def _record_of(fields: Any) -> ReplayRecord:
             shape == (response is not None, expires_at is not None, claim is not None)
             and version == VERSION
             and type(version) is int
-            and type(scope) is str
-            and type(id_) is str
-            and id_
+            and (key := _key_of(scope, id_)) is not None
             and type(params) is bytes
             and (response is None or type(response) is bytes)
             and type(created_at) is int
@@ -211,7 +207,7 @@ def _record_of(fields: Any) -> ReplayRecord:
         ):
             return ReplayRecord(
                 _STATES[state],
-                ReplayKey(scope, id_),
+                key,
                 params,
                 response,
                 created_at,
@@ -219,6 +215,14 @@ def _record_of(fields: Any) -> ReplayRecord:
                 None if claim is None else _claim_of(claim),
             )
     raise _corrupt("does not have the shape of its version")
+
+
+def _key_of(scope: Any, id_: Any) -> ReplayKey | None:
+    """Return the key of a stored scope and id; ``None``: no key has them."""
+    parts = id_ if type(id_) is list and len(id_) == 2 else [id_]
+    if type(scope) is str and all(type(part) is str and part for part in parts):
+        return ReplayKey(scope, parts[-1], *parts[:-1])
+    return None
 
 
 # state -> whether it has a response, an expiry, a claim
@@ -240,9 +244,12 @@ def _claim_of(packed: Any) -> Claim:
     raise _corrupt("has a malformed claim")
 
 
-def answer_in(data: bytes, scope: str, id_: str, params: bytes, now: int) -> bytes | None:
+def answer_in(
+    data: bytes, scope: str, id_: str | list[str], params: bytes, now: int
+) -> bytes | None:
     """Return the response if these bytes are plainly that key's live answer to these params.
 
+    ``id_``: as :func:`~kvreplay._protocol.keys.stored_id` makes it.
     ``None``: they are not; :func:`decode` finds out what they are.
     """
     try:  # quick way, for decode(): bench_hit
@@ -279,7 +286,7 @@ def encode_response(response: object, consequence: str) -> bytes:
     """
     try:
         packed: bytes = msgpack.packb(response)
-        decode_response(packed)
+        msgpack.unpackb(packed, strict_map_key=False)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InvalidResponseError(
             f"a response ({type(response).__name__}) cannot be stored as msgpack: {consequence}"
@@ -288,5 +295,13 @@ def encode_response(response: object, consequence: str) -> bytes:
 
 
 def decode_response(packed: bytes) -> Any:
-    """Decode what :func:`encode_response` made: a fresh copy each time."""
-    return msgpack.unpackb(packed, strict_map_key=False)
+    """Decode what :func:`encode_response` made: a fresh copy each time.
+
+    Raises:
+        CorruptRecordError: they are not msgpack. Neither it nor what it refers to shows them.
+    """
+    try:
+        return _unpackb(packed, strict_map_key=False)
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        pass  # it may hold a part of the bytes, so it is not the context of our own
+    raise _corrupt("holds what is not msgpack")

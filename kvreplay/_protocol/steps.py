@@ -146,7 +146,17 @@ class Returned:
 class Raised:
     """The handler itself raised this ``Exception``."""
 
-    error: Exception
+    error: Exception | None
+
+    def take(self) -> Exception:
+        """Return the exception, to be raised again, and forget it.
+
+        Its traceback will hold the frames that hold this object. If this object still held it, all
+        of that would stay in memory until a collection.
+        """
+        error, self.error = self.error, None
+        assert error is not None  # it is taken once
+        return error
 
 
 @attrs.define(repr=False)

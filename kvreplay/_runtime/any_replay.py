@@ -9,10 +9,10 @@ from typing import Any, ParamSpec, TypeVar
 from kvreplay._protocol import flow
 from kvreplay._protocol.record import ReplayRecord, encode_response
 from kvreplay._protocol.steps import Flow, Request, Settled
+from kvreplay._runtime.decorating import Functions, arguments_of, check_decorable
 from kvreplay._runtime.requests import (
     Key,
     Outcome,
-    arguments_of,
     outcome_of,
     replay_key,
     request_of,
@@ -23,7 +23,7 @@ from kvreplay._runtime.settings import Configured
 from kvreplay._runtime.singleflight import Flight, flights, fresh
 from kvreplay._runtime.sweeping import Walk
 from kvreplay.clock import Duration
-from kvreplay.errors import InFlightError, ParamsMismatchError
+from kvreplay.errors import ConfigError, InFlightError, ParamsMismatchError
 from kvreplay.store import SweepResult
 
 __all__ = ["LOOK_AGAIN", "AnyReplay", "Protocol"]
@@ -44,6 +44,7 @@ class AnyReplay(Configured[V]):
 
     def _set_up(self) -> None:
         self._walk = Walk(self._settings)
+        self._functions = Functions()
 
     def idempotent(
         self,
@@ -51,32 +52,49 @@ class AnyReplay(Configured[V]):
         key: Callable[P, Key],
         params: Callable[P, object] | None = None,
         ttl: Duration | None = None,
+        operation: str | None = None,
     ) -> Callable[[Callable[P, R]], Callable[P, R]]:
         """Decorate a function so that a call with the same key returns its first response.
 
-        ``Replay`` decorates plain functions, ``AsyncReplay`` coroutine functions.
+        ``Replay`` decorates plain functions, ``AsyncReplay`` coroutine functions. A second function
+        of one replay needs an operation of its own, so that no two of them share an answer.
 
         Args:
             key: called with the call's own arguments; returns its key.
             params: called in the same way; returns what must be equal in a retry. Without it all
-                arguments are compared, by name and with their defaults.
+                arguments are compared, by name and with their defaults, except the ``self`` of a
+                method and the ``cls`` of a class method. So what tells two objects apart belongs
+                into the key.
             ttl: how long an answer is kept, in seconds or a timedelta; by default the setting.
+            operation: the name that the stored keys of this function have, so that other functions
+                have other keys; ``lookup``, ``resolve`` and ``release`` take it too. A new name
+                forgets all answers, so do not derive it from the function's own.
 
         Raises:
-            ConfigError: ``Replay`` was given a coroutine function.
+            ConfigError: an argument is wrong, the function is the wrong kind, or another function
+                of this replay has the operation.
         """
+        for what, given in (("key", key), ("params", key if params is None else params)):
+            if not callable(given):
+                raise ConfigError(
+                    f"{what}= is a {type(given).__name__}; give a function that is called with the"
+                    " arguments of each call; nothing was decorated"
+                )
+        ttl_of(self._settings, ttl)
 
         def decorate(function: Callable[P, R]) -> Callable[P, R]:
-            params_of = params or arguments_of(function)
+            check_decorable(function)
+            params_of = arguments_of(function) if params is None else params
 
             def call_of(*args: Any, **kwargs: Any) -> tuple[Key, object, Callable[[], R]]:
                 return (
-                    key(*args, **kwargs),
+                    replay_key(key(*args, **kwargs), operation),
                     params_of(*args, **kwargs),
                     functools.partial(function, *args, **kwargs),
                 )
 
             replayed: Callable[P, R] = self._replaying(function, call_of, ttl)
+            self._functions.add(function, operation)
             return functools.wraps(function)(replayed)
 
         return decorate
@@ -93,26 +111,37 @@ class AnyReplay(Configured[V]):
     # Settling a key in doubt, and looking a key up: the flow, and the run that answers its steps.
 
     def _resolving(
-        self, key: Key, response: object, ttl: Duration | None, seen: ReplayRecord | None
+        self,
+        key: Key,
+        operation: str | None,
+        response: object,
+        ttl: Duration | None,
+        seen: ReplayRecord | None,
     ) -> tuple[Flow[bool], Run]:
-        return self._settling(key, encode_response(response, "nothing was changed"), ttl, seen)
+        packed = encode_response(response, "nothing was changed")
+        return self._settling(key, operation, packed, ttl, seen)
 
-    def _releasing(self, key: Key, seen: ReplayRecord | None) -> tuple[Flow[bool], Run]:
-        return self._settling(key, None, None, seen)
+    def _releasing(
+        self, key: Key, operation: str | None, seen: ReplayRecord | None
+    ) -> tuple[Flow[bool], Run]:
+        return self._settling(key, operation, None, None, seen)
 
     def _settling(
         self,
         key: Key,
+        operation: str | None,
         response: bytes | None,
         ttl: Duration | None,
         seen: ReplayRecord | None,
     ) -> tuple[Flow[bool], Run]:
-        settings, own = self._settings, replay_key(key)
+        settings, own = self._settings, replay_key(key, operation)
         steps = flow.settle(own, response, ttl_of(settings, ttl), settings.policy, seen)
         return steps, Run(settings, own)
 
-    def _looking_up(self, key: Key, params: object) -> tuple[Flow[Settled | None], Run]:
-        request = request_of(self._settings, key, params, None)
+    def _looking_up(
+        self, key: Key, operation: str | None, params: object
+    ) -> tuple[Flow[Settled | None], Run]:
+        request = request_of(self._settings, replay_key(key, operation), params, None)
         self._refuse_running(request)
         return flow.lookup(request, self._settings.policy), Run(self._settings, request.key)
 
@@ -161,6 +190,13 @@ class AnyReplay(Configured[V]):
         if isinstance(result, Exception):
             raise fresh(result) from result
         return None  # interrupted; the record shows how the run ended
+
+    def _shared(self, error: Exception) -> Exception:
+        """Return a copy of a leader's error for its followers, with its traceback.
+
+        To the error itself its caller may add notes, which are nobody else's business.
+        """
+        return fresh(error).with_traceback(error.__traceback__)
 
     def _running_with_others(self, request: Request) -> ParamsMismatchError:
         self._settings.observer.emit("params_mismatch", request.key)

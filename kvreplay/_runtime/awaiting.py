@@ -74,6 +74,7 @@ class AsyncDriver:
                     if flow.gi_frame is None:  # type: ignore[attr-defined]  # the flow's own
                         if isinstance(error, StopIteration):
                             return cast(T, error.value)
+                        answer = None  # it may be the error, whose traceback holds this frame
                         raise
                     if run.is_inherited:
                         raise  # in a forked child the flow is its parent's
@@ -90,12 +91,11 @@ class AsyncDriver:
         if isinstance(step, Call):
             assert handler is not None  # a flow that calls is driven with one
             run.calling()
-            aboard = flights.aboard(run.flight) if run.flight else nullcontext()
             done, renewer = asyncio.Event(), None
             try:
                 if step.held is not None and settings.renew:
                     renewer = asyncio.create_task(self._renew(step.held, run, done))
-                with aboard:
+                with flights.aboard(run.flight) if run.flight else nullcontext():
                     ended = run.ended(await _called(step, handler))
             finally:
                 try:
@@ -162,6 +162,8 @@ async def in_thread(function: Callable[..., T], *args: Any) -> T:
     except asyncio.CancelledError:
         await asyncio.wait((call,))
         raise
+    finally:
+        del call  # it may hold an error, whose traceback holds this frame
 
 
 async def _called(step: Call, handler: Callable[..., Any]) -> Returned | Raised:

@@ -72,6 +72,7 @@ def drive(
                 if flow.gi_frame is None:  # type: ignore[attr-defined]  # the flow's own
                     if isinstance(error, StopIteration):
                         return cast(T, error.value)
+                    answer = None  # it may be the error, whose traceback holds this frame
                     raise
                 if run.is_inherited:
                     raise  # in a forked child the flow is its parent's
@@ -87,12 +88,26 @@ def drive(
 def transact(step: Transact, run: Run, handler: Callable[[KVTransaction], Any]) -> Any:
     """Drive the step's flow inside one transaction, which its handler is given."""
     store = cast(TransactionalKVStore, run.settings.store)
-    with store.transaction() as transaction:
-        inner = run.inside(transaction)
-        try:
-            return drive(step.flow, inner, lambda: handler(transaction))
-        finally:
-            run.raised = inner.raised
+    try:
+        with store.transaction() as transaction:
+            inner = run.inside(transaction)
+            try:
+                return drive(step.flow, inner, lambda: handler(transaction))
+            except Exception as error:
+                run.raised, inner.raised, inner.flight = inner.raised, None, None
+                if error is run.raised:
+                    raise _HandlerRaised from error
+                raise
+    except _HandlerRaised as undone:
+        raised = cast(Exception, undone.__cause__)
+    try:
+        raise raised  # not through the store's block, where a frozen one may become another
+    finally:
+        del raised  # its traceback holds this frame
+
+
+class _HandlerRaised(Exception):
+    """What a store's transaction sees if the handler raised: its cause."""
 
 
 def _answer(

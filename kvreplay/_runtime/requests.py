@@ -10,19 +10,18 @@ from typing import Any, Final
 
 import attrs
 
-from kvreplay._protocol.keys import ReplayKey, name, scope_name
+from kvreplay._protocol.keys import LONG, ReplayKey, name, scope_name, stored_id
 from kvreplay._protocol.params import canonical, comparable
 from kvreplay._protocol.record import answer_in, decode_response
 from kvreplay._protocol.steps import Request, Settled
 from kvreplay._runtime.settings import Settings
 from kvreplay._runtime.singleflight import flights
 from kvreplay.clock import Duration, to_ms
-from kvreplay.errors import ConfigError, InvalidParamsError, KeyNotFoundError
+from kvreplay.errors import ConfigError, CorruptRecordError, InvalidParamsError, KeyNotFoundError
 
 __all__ = [
     "Key",
     "Outcome",
-    "arguments_of",
     "check_handler",
     "outcome_of",
     "peek",
@@ -57,25 +56,31 @@ def peek(settings: Settings, key: Any, params: object, ttl: Duration | None) -> 
     packed = comparable(params)
     if type(key) is tuple and len(key) == 2:  # quick way, without a ReplayKey: bench_hit
         scope, own = key
-        plain = type(scope) is type(own) is str and own != ""
+        operation, plain = None, type(scope) is type(own) is str and own != ""
     else:
         key = replay_key(key)
-        scope, own, plain = key.scope, key.id, True
+        scope, own, operation, plain = key.scope, key.id, key.operation, True
     if packed is None or not plain:
         return request_of(settings, key, params, ttl)
     try:
-        data = settings.store.read(settings.name, scope_name(scope), name(own))
+        secondary = scope_name(scope) if len(scope) <= LONG else name(scope)
+        data = settings.store.read(settings.name, secondary, name(own, operation))
     except (KeyNotFoundError, UnicodeEncodeError):
         return request_of(settings, key, params, ttl, packed, settings.now())
-    response = answer_in(data, scope, own, packed, settings.clock.now_ms())
+    now = settings.clock.now_ms()
+    response = answer_in(data, scope, stored_id(own, operation), packed, now)
     if response is None:
         return request_of(settings, key, params, ttl)
     if flights.table and flights.bound(settings.flight_key(replay_key(key))) is not None:
         # An answer that can be read may not be durable yet: follow its run.
         return request_of(settings, key, params, ttl)
+    try:
+        decoded = decode_response(response)
+    except CorruptRecordError:
+        return request_of(settings, key, params, ttl)
     if settings.observer.is_there:
         settings.observer.emit("replayed", replay_key(key))
-    return Outcome(decode_response(response), True)
+    return Outcome(decoded, True)
 
 
 def request_of(
@@ -134,27 +139,27 @@ def ttl_of(settings: Settings, ttl: Duration | None) -> int:
     return settings.ttl if ttl is None else to_ms(ttl, "ttl")
 
 
-def replay_key(key: Key) -> ReplayKey:
-    """Return the ReplayKey of a ReplayKey or of a ``(scope, id)`` tuple."""
-    if isinstance(key, ReplayKey):
-        return key
+def replay_key(key: Key, operation: str | None = None) -> ReplayKey:
+    """Return the ReplayKey of a ReplayKey or of a ``(scope, id)`` tuple, with this operation.
+
+    Raises:
+        InvalidParamsError: it is no key, or a key of another operation.
+    """
     if isinstance(key, tuple) and len(key) == 2:
-        return ReplayKey(*key)
-    raise InvalidParamsError("a key must be a ReplayKey or a tuple (scope, id) of str; nothing ran")
+        return ReplayKey(*key, operation)
+    if not isinstance(key, ReplayKey):
+        raise InvalidParamsError(
+            "a key must be a ReplayKey or a tuple (scope, id) of str; nothing ran"
+        )
+    if operation is None or operation == key.operation:
+        return key
+    if key.operation is None:
+        return ReplayKey(key.scope, key.id, operation)
+    raise InvalidParamsError(
+        "the key belongs to another operation than the one that is asked for; nothing ran"
+    )
 
 
 def outcome_of(settled: Settled, *, replayed: bool) -> Outcome:
     """Decode a copy of the answer for one caller."""
     return Outcome(decode_response(settled.response), replayed)
-
-
-def arguments_of(function: Callable[..., object]) -> Callable[..., dict[str, Any]]:
-    """Return a function that makes a dict of a call's arguments by name, with their defaults."""
-    signature = inspect.signature(function)
-
-    def arguments(*args: Any, **kwargs: Any) -> dict[str, Any]:
-        bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        return dict(bound.arguments)
-
-    return arguments

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
-from kvreplay._protocol.keys import ReplayKey, name, scope_name
+from kvreplay._protocol.keys import LONG, ReplayKey, name, scope_name
 from kvreplay._protocol.steps import (
     Begin,
     CheckAndPut,
@@ -87,7 +87,8 @@ class Run:
         # Nothing is decided before a transaction commits.
         self.is_observed = settings.observer.is_there and transaction is None
         self._store: ReadsAndPuts = settings.store if transaction is None else transaction
-        self._address = (settings.name, scope_name(key.scope), name(key.id))
+        secondary = scope_name(key.scope) if len(key.scope) <= LONG else name(key.scope)
+        self._address = (settings.name, secondary, name(key.id, key.operation))
         self.raised: Exception | None = None
         self._token: bytes | None = None
         self._told: EventKind | None = None
@@ -117,7 +118,7 @@ class Run:
             self.raised = ended.error
         if self.is_inherited:
             if isinstance(ended, Raised):
-                raise ended.error
+                raise ended.take()
             raise InFlightError(
                 "a forked child came out of a handler that its parent runs: that run goes on, and"
                 " nothing was stored here; end such a child inside the handler, by os._exit()",
@@ -135,11 +136,21 @@ class Run:
         """Whether this process is a forked child of the one whose handler this run has called."""
         return self._caller is not None and not self._caller[0]
 
-    def emit_error(self, error: BaseException) -> None:
-        """Emit the event of an error that is a decision about the key, and was not told yet."""
+    def failed(self, error: BaseException) -> StopIteration | None:
+        """Emit the event of the error that ended this run, and forget what leads to the error.
+
+        The event is emitted if the error is a decision about the key, and was not told yet.
+
+        Returns the handler's StopIteration, if that is what ended the run: the flow, as every
+        generator does, has made a RuntimeError of it.
+        """
+        raised, self.raised, self.flight = self.raised, None, None
         kind = event_of(error)
-        if kind is not None and kind != self._told and error is not self.raised:
+        if kind is not None and kind != self._told and error is not raised:
             self.settings.observer.emit(kind, self.key)
+        if isinstance(raised, StopIteration) and error.__cause__ is raised:
+            return raised
+        return None
 
     def bind(self) -> None:
         """Note that the key belongs to this run's params: requests with others are now refused."""

@@ -96,7 +96,7 @@ class Settings:
 
     def flight_key(self, key: ReplayKey) -> Hashable:
         """Return what names the key in this process, for every store object on the same entries."""
-        return self._identity, self.name, key.scope, key.id
+        return self._identity, self.name, key.scope, key.id, key.operation
 
     def require_transactions(self, what: str) -> None:
         """Raise a ConfigError if the store has no transactions; it names what is missing."""

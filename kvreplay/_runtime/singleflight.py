@@ -21,13 +21,15 @@ whatever the leader lands with.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import suppress
 from contextvars import ContextVar
 from os import getpid
 from threading import get_ident
-from typing import Final, Generic, TypeVar
+from types import MemberDescriptorType
+from typing import Any, Final, Generic, TypeVar
 
+from kvreplay.errors import ReplayError
 from kvreplay.store import ForkSafeLock
 
 __all__ = ["Abandoned", "Flight", "SingleFlight", "fresh"]
@@ -175,16 +177,51 @@ class _Aboard(Generic[T]):
 
 
 def fresh(error: Exception) -> Exception:
-    """Return a copy of an exception that another caller can raise: tracebacks are not shared."""
+    """Return a copy of an exception that another caller can raise.
+
+    It has the same class, args, attributes and cause, a list of notes of its own, and no traceback.
+    None of the class's code runs, so it may be frozen, and its constructor may want anything. The
+    exceptions of a group are copied too. Where no copy can be made, this is a
+    :class:`~kvreplay.ReplayError` that says so, with the exception as its cause.
+    """
+    kind = type(error)
+    native: Any = kind  # the built-in class below it, which knows how to copy what it holds
+    while native.__flags__ & _HEAP_TYPE and native.__base__ is not None:
+        native = native.__base__
     try:
-        clone = copy.copy(error)
-        if type(clone) is type(error):
-            return clone.with_traceback(None)
-    except Exception:  # the handler's own class, which cannot be rebuilt from its args
-        pass
-    clone = type(error).__new__(type(error), *error.args)
-    clone.__dict__.update(error.__dict__)
+        _, args, *state = native.__reduce__(error)
+        if isinstance(error, ExceptionGroup):
+            args = (error.message, [fresh(each) for each in error.exceptions])
+        clone: Exception = native.__new__(kind, *args)
+        native.__init__(clone, *args)
+        for name in ("__cause__", "__context__", "__suppress_context__"):
+            object.__setattr__(clone, name, getattr(error, name))  # a frozen class would refuse
+        for name, value in (state[0] if state and state[0] else {}).items():
+            if name in vars(error):
+                vars(clone)[name] = list(value) if name == "__notes__" else value
+            else:  # not an attribute of its own, but the built-in class's
+                object.__setattr__(clone, name, value)
+        for slot in _slots_of(kind):
+            with suppress(AttributeError):  # it is not set
+                slot.__set__(clone, slot.__get__(error, kind))
+    except Exception as failure:  # a class of foreign code may do anything
+        clone = ReplayError(
+            f"the run that this request waited for raised a {kind.__name__}, of which no copy can"
+            f" be made ({type(failure).__name__}), so it is the cause of this error; nothing ran"
+            " here"
+        )
+        clone.__cause__ = error
     return clone
+
+
+_HEAP_TYPE: Final = 1 << 9  # Py_TPFLAGS_HEAPTYPE: the class was made at run time
+
+
+def _slots_of(kind: type) -> Iterator[MemberDescriptorType]:
+    """Yield the ``__slots__`` of a class and its bases that were made at run time."""
+    for base in kind.__mro__:
+        if base.__flags__ & _HEAP_TYPE:
+            yield from (each for each in vars(base).values() if type(each) is MemberDescriptorType)
 
 
 flights: Final[SingleFlight[object]] = SingleFlight()

@@ -26,7 +26,8 @@ def walk(settings: Settings) -> Iterator[Found]:
             continue  # removed since it was listed
         try:
             record = decode(data)
-            if (secondary, key) != (name(record.key.scope), name(record.key.id)):
+            own = record.key
+            if (secondary, key) != (name(own.scope), name(own.id, own.operation)):
                 raise CorruptRecordError("a stored record belongs to another key")
         except RecordError as error:
             settings.observer.emit("corrupt_record", None)

@@ -7,6 +7,7 @@ anything is opened.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import cast
@@ -32,12 +33,17 @@ class Config:
     Attributes:
         store: the store to open.
         tables: the application's own top-level tables, raw, by name.
+
+    It can be pickled, with the credentials that the store's settings may hold.
     """
 
     store: StoreSettings
     tables: Mapping[str, object]
     _replays: Mapping[str, ReplaySettings]
     _source: str
+
+    def __reduce__(self) -> tuple[object, ...]:  # a frozen mapping cannot be pickled
+        return _made, (self.store, dict(self.tables), dict(self._replays), self._source)
 
     @property
     def replays(self) -> tuple[str, ...]:
@@ -79,6 +85,15 @@ class Config:
         return f"<Config {self.store!r} replays={self.replays} tables={tuple(self.tables)}>"
 
 
+def _made(
+    store: StoreSettings,
+    tables: dict[str, object],
+    replays: dict[str, ReplaySettings],
+    source: str,
+) -> Config:
+    return Config(store, MappingProxyType(tables), MappingProxyType(replays), source)
+
+
 def load_config(
     path: str | os.PathLike[str] | None,
     *,
@@ -91,7 +106,8 @@ def load_config(
     ``KVREPLAY_STORE_<OPTION>`` each set one thing of the store, whether the table or the URL
     names the store. ``KVREPLAY_REPLAY_<NAMESPACE>_<SETTING>`` sets one setting of a namespace
     that the file names; write the name in upper case, and ``_`` for ``-``. No other variable
-    may start with ``KVREPLAY_``. A relative path in the file is relative to the file; a
+    may start with ``KVREPLAY_``. Blanks and line ends around a value do not belong to it. A
+    relative path in the file is relative to the file; a
     relative path in a variable is relative to the current directory.
 
     Args:
@@ -106,7 +122,7 @@ def load_config(
     if isinstance(also, str):
         raise wrong("also", "it is one text, not a collection of table names", 'Write ("node",).')
     also = tuple(also)
-    file = None if path is None else os.fspath(path)
+    file = None if path is None else os.fsdecode(path)
     source = "the environment" if file is None else file
     document = {} if file is None else _read_toml(file)
     for name in document:
@@ -115,7 +131,7 @@ def load_config(
                 source, f'unknown table or key "{name}"', nearest(name, ("store", "replay", *also))
             )
     variables = {
-        name: value
+        name: value.strip()
         for name, value in (os.environ if environ is None else environ).items()
         if name.startswith("KVREPLAY_")
     }
@@ -131,6 +147,8 @@ def load_config(
 
     known = _known_variables(engine, given)
     for variable, value in variables.items():
+        if _is_of_kubernetes(variable) and (variable not in known or "://" in value):
+            raise wrong(variable, "it is no setting of kvreplay", _of_kubernetes(variable))
         if variable not in known:
             raise wrong(variable, "kvreplay has no such variable", nearest(variable, known))
         if len(known[variable]) > 1:
@@ -149,13 +167,11 @@ def load_config(
             'Set KVREPLAY_STORE, such as "lmdb:///var/lib/node/replay"'
             + (', or write [store] with url = "lmdb:PATH".' if file is not None else "."),
         )
-    return Config(
-        store=check_settings(asked, engine),
-        tables=MappingProxyType({name: document[name] for name in also if name in document}),
-        replays=MappingProxyType(
-            {name: _replay(name, settings, source) for name, settings in given.items()}
-        ),
-        source=source,
+    return _made(
+        check_settings(asked, engine),
+        {name: document[name] for name in also if name in document},
+        {name: _replay(name, settings, source) for name, settings in given.items()},
+        source,
     )
 
 
@@ -167,13 +183,28 @@ def _read_toml(file: str) -> dict[str, object]:
             data = stream.read()
     except OSError as error:
         raise wrong(file, f"it cannot be read ({error.strerror})", "Name a TOML file.") from error
+    except ValueError as error:
+        raise wrong(ascii(file), f"it is no path ({error})", "Name a TOML file.") from None
     try:
-        return tomllib.loads(data.decode("utf-8"))
+        return tomllib.loads(data.decode("utf-8-sig"))  # some editors begin a file with a mark
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise wrong(file, f"line {line} is not UTF-8", "Save the file as UTF-8.") from None
     except ValueError as error:  # TOMLDecodeError, or an integer of thousands of digits
         raise wrong(file, f"it is not TOML: {error}", "Correct that line.") from None
+
+
+_is_of_kubernetes = re.compile(
+    r"KVREPLAY_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
+).fullmatch
+
+
+def _of_kubernetes(variable: str) -> str:
+    service = variable.lower().partition("_service_")[0].partition("_port")[0].replace("_", "-")
+    return (
+        f'Kubernetes sets it for a Service that is called "{service}": set enableServiceLinks:'
+        " false in the pod's spec, or rename the Service."
+    )
 
 
 def _known_variables(

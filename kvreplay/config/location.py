@@ -23,6 +23,7 @@ KEYS: Final = ("url", "backend", "path")
 
 _is_scheme = re.compile(r"[a-z][a-z0-9+.-]*").fullmatch
 _stray_percent = re.compile(r"%(?![0-9A-Fa-f]{2})").search
+_control_character = re.compile(r"[\x00-\x1f\x7f-\x9f]").search
 
 
 @attrs.frozen
@@ -64,6 +65,12 @@ def ask_url(url: str, source: str, base: str | os.PathLike[str] | None) -> Asked
     if "#" in rest:
         raise wrong(source, 'it has a fragment ("#…")', 'Write %23 for a "#" in a path.')
     rest, mark, query = rest.partition("?")
+    if (rest, query) != (rest.strip(), query.strip()):  # as if a line end made another store
+        raise wrong(
+            source,
+            "it has a blank or a line end before or after the path, or at its end",
+            "Remove that, or write %20 for a blank that belongs to the path.",
+        )
     options: dict[str, Given] = {}
     for pair in query.split("&") if mark else ():
         name, equals, value = pair.partition("=")
@@ -135,16 +142,24 @@ def locate(asked: Asked, kind: str) -> str | None:
         path, source = asked.path.value, asked.path.source
         if isinstance(path, os.PathLike):
             path = os.fspath(path)
+        if isinstance(path, str) and path != path.strip():
+            raise wrong(
+                source,
+                "the path begins or ends with a blank or a line end",
+                f"Remove that, or write a URL with %20 for a blank: {name}:PATH%20.",
+            )
     elif asked.rest is not None:
         path, source = _url_path(asked.rest, name, asked.source), asked.source
     else:
         raise wrong(asked.source, f'the backend "{name}" needs a path', 'Write path = "PATH".')
     if not isinstance(path, str):
         raise wrong(source, f"{shown(path)} is not a path", "Write it as text.")
-    if not path or "\0" in path:
+    if not path or _control_character(path):
         raise wrong(
             source,
-            "the path has a zero character" if path else "the path is empty",
+            f"the path has a {'zero' if chr(0) in path else 'control'} character"
+            if path
+            else "the path is empty",
             f"Write for example {name}:relative/path or {name}:///absolute/path."
             if asked.path is None
             else 'Write for example "/var/lib/node/replay".',
@@ -155,7 +170,20 @@ def locate(asked: Asked, kind: str) -> str | None:
             'a "~" is not expanded',
             'Write the whole path, or "./~…" if the name itself begins with "~".',
         )
-    return os.path.abspath(path if asked.base is None else os.path.join(asked.base, path))
+    try:
+        place = os.path.abspath(path if asked.base is None else os.path.join(asked.base, path))
+        place.encode("utf-8")
+    except FileNotFoundError:
+        raise wrong(
+            source, "the current directory does not exist any more", "Write an absolute path."
+        ) from None
+    except UnicodeEncodeError:  # not every engine can open it
+        raise wrong(
+            source,
+            "the path, or the current directory, has a byte that is not UTF-8",
+            "Rename that folder, or choose another place.",
+        ) from None
+    return place
 
 
 def _url_path(rest: str, scheme: str, source: str) -> str:

@@ -101,6 +101,9 @@ class StoreSettings:
     options: Mapping[str, object] = attrs.field(converter=_frozen)
     _words: frozenset[str] = attrs.field(default=frozenset(), eq=False)
 
+    def __reduce__(self) -> tuple[object, ...]:  # a frozen mapping cannot be pickled
+        return StoreSettings, (self.backend, self.location, dict(self.options), self._words)
+
     def open(self) -> OpenStore:
         """Open the store; the engine's failures are :class:`~kvreplay.StoreError` of its own."""
         where = () if self.location is None else (self.location,)

@@ -61,7 +61,9 @@ _A_DURATION: Final = 'Write seconds, or a number with a unit: 30, "500ms", "10mi
 
 def wrong(where: str, problem: str, instead: str) -> ConfigError:
     """Make the error for one wrong setting; ``instead`` is a sentence that says what to write."""
-    return ConfigError(f"{where}: {problem}; nothing was opened. {instead}")
+    text = f"{where}: {problem}; nothing was opened. {instead}"
+    # A path may hold bytes that are no text. An error that cannot be printed helps nobody.
+    return ConfigError(text.encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
 def near(word: str, valid: Iterable[str]) -> str | None:
@@ -91,7 +93,8 @@ def shown(value: object) -> str:
     if isinstance(value, str):
         if "@" in value or "://" in value:
             return "a text that looks like a URL (not shown)"
-        return f'"{value}"' if len(value) <= 60 else f'"{value[:60]}…"'
+        text = value if len(value) <= 60 else f"{value[:60]}…"
+        return f'"{text}"' if text.isprintable() else ascii(text)
     # A huge int cannot even be turned into text (sys.set_int_max_str_digits).
     if isinstance(value, int) and abs(value) > 10**30:
         return "an enormous number"

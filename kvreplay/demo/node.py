@@ -23,13 +23,16 @@ more table for the node::
 from __future__ import annotations
 
 import argparse
+import io
 import ipaddress
 import logging
 import os
 import signal
+import socket
 import socketserver
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
@@ -44,6 +47,9 @@ from kvreplay.demo.orders import Orders
 __all__ = ["NodeSettings", "main"]
 
 MAX_BODY: Final = 64 * 1024
+MAX_CONNECTIONS: Final = 256
+
+_BUSY: Final = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
 @attrs.frozen
@@ -84,13 +90,29 @@ class NodeSettings:
 
 
 class Server(ThreadingHTTPServer):
-    """One thread for each connection; a stop lets running requests end."""
+    """One thread for each of a limited number of connections; a stop lets running requests end."""
 
     request_queue_size = 512
     daemon_threads = True  # idle connections do not delay the end
 
-    def __init__(self, address: tuple[str, int], methods: Mapping[str, rpc.Method]) -> None:
+    def __init__(
+        self,
+        address: tuple[str, int],
+        methods: Mapping[str, rpc.Method],
+        *,
+        max_connections: int = MAX_CONNECTIONS,
+        patience: float = 10.0,
+    ) -> None:
+        """Listen.
+
+        Args:
+            max_connections: one more is told *503* and closed.
+            patience: seconds from the first byte of a request to its last, and for its answer to
+                be taken.
+        """
         self.methods = methods
+        self.patience = patience
+        self._free = threading.Semaphore(max_connections)
         self._running = 0
         self._idle = threading.Condition()
         super().__init__(address, Connection)
@@ -99,6 +121,26 @@ class Server(ThreadingHTTPServer):
         """Bind, without asking the name service for this host's name as HTTPServer does."""
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Start a thread for the connection, if there may be one more."""
+        if not self._free.acquire(blocking=False):
+            request.settimeout(0)
+            request.send(_BUSY)  # a new connection has room for it
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except BaseException:  # no thread
+            self._free.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Serve the connection on its thread."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
 
     def answer(self, body: bytes) -> bytes | None:
         """Answer one body; while this runs, it counts as a running request."""
@@ -122,23 +164,75 @@ class Server(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
 
+class Arriving(io.RawIOBase):
+    """What a client sends: it may be silent between two requests, but not slow inside one."""
+
+    def __init__(self, connection: socket.socket, idle: float, patience: float) -> None:
+        self._connection = connection
+        self._idle = idle
+        self._patience = patience
+        self._deadline: float | None = None  # of the request that has begun to arrive
+
+    def readable(self) -> bool:
+        """Say that it can be read."""
+        return True
+
+    def begin(self, patience: float | None) -> None:
+        """Wait for a request; or, given seconds, only so long for whatever still comes."""
+        self._deadline = None if patience is None else time.monotonic() + patience
+
+    def readinto(self, buffer: Any) -> int:
+        """Read what is there, or wait for it.
+
+        Raises:
+            TimeoutError: the request has not arrived in time.
+        """
+        if self._deadline is None:
+            self._connection.settimeout(self._idle)
+            size = self._connection.recv_into(buffer)
+            self.begin(self._patience)
+            return size
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the client is too slow")
+        self._connection.settimeout(left)
+        return self._connection.recv_into(buffer)
+
+
 class Connection(BaseHTTPRequestHandler):
     """One client's connection: any number of POSTs, one after the other."""
 
     server: Server
     protocol_version = "HTTP/1.1"
     server_version = "kvreplay-demo"
-    timeout = 60  # seconds of silence
+    timeout = 60  # seconds of silence between two requests
     wbufsize = -1  # the head and the body of an answer are sent together
+
+    def setup(self) -> None:
+        """Read by a deadline."""
+        super().setup()
+        self.rfile.close()
+        self._arriving = Arriving(self.connection, self.timeout, self.server.patience)
+        self.rfile = io.BufferedReader(self._arriving)
+
+    def handle_one_request(self) -> None:
+        """Wait for a request, and answer it."""
+        self._arriving.begin(None)
+        super().handle_one_request()
 
     def do_POST(self) -> None:
         """Answer one JSON-RPC body."""
+        if not _is_own_host(self.headers.get_all("Host", [])):
+            return self._refuse(403, "the Host is not this one")
         size = self.headers.get("Content-Length", "")
         if not (size.isascii() and size.isdigit()) or "Transfer-Encoding" in self.headers:
             return self._refuse(411, "send a Content-Length")
         if len(size) > 9 or int(size) > MAX_BODY:
             return self._refuse(413, f"a body has {MAX_BODY} bytes at most")
-        body = self.rfile.read(int(size))
+        try:
+            body = self.rfile.read(int(size))
+        except TimeoutError:
+            return self._refuse(408, "the body is too slow")
         if len(body) < int(size):  # the client went away in the middle
             self.close_connection = True
             return None
@@ -147,6 +241,7 @@ class Connection(BaseHTTPRequestHandler):
         return self._send(self.server.answer(body))
 
     def _send(self, content: bytes | None) -> None:
+        self.connection.settimeout(self.server.patience)
         self.send_response(204 if content is None else 200)
         if content is not None:
             self.send_header("Content-Type", "application/json")
@@ -157,13 +252,14 @@ class Connection(BaseHTTPRequestHandler):
 
     def _refuse(self, status: int, problem: str) -> None:
         """Refuse, and close: nobody may know where the next request begins."""
+        self.close_connection = True
+        self.connection.settimeout(self.server.patience)
         self.send_error(status, problem)
         self.wfile.flush()
         # The client may still be sending: if we closed now, it would lose this answer.
-        self.connection.settimeout(1.0)
+        self._arriving.begin(1.0)
         while self.rfile.read1(MAX_BODY):
             pass
-        self.close_connection = True
 
     def log_message(self, format: str, *args: Any) -> None:
         """Do not log the request line: a client wrote it."""
@@ -217,6 +313,16 @@ def _hold() -> None:
     """Say that this node holds, and wait for the SIGKILL."""
     print("holding", flush=True)
     threading.Event().wait()
+
+
+def _is_own_host(hosts: list[str]) -> bool:
+    """Whether a request names this machine by itself.
+
+    A web page may have its own name resolve to 127.0.0.1. A browser then lets it talk to the node,
+    but names that page as the host.
+    """
+    name = hosts[0].rpartition(":")[0] or hosts[0] if len(hosts) == 1 else ""
+    return name.lower() == "localhost" or _is_loopback(name)
 
 
 def _is_loopback(host: object) -> bool:

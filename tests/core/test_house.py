@@ -41,11 +41,11 @@ WINGS: dict[str, set[str]] = {
 # A wing's face, its __init__, stands last; an engine that is a package is a wing of its own.
 ORDER: dict[str, tuple[str, ...]] = {
     "store": ("names", "locks", "closing", "contract", "in_process", "__init__"),
-    "_protocol": ("params", "keys", "record", "steps", "endings", "flow", "__init__"),
+    "_protocol": ("packing", "params", "keys", "record", "steps", "endings", "flow", "__init__"),
     "_runtime": (
         *("observer", "singleflight", "liveness", "settings", "requests", "run", "blocking"),
-        *("renewal", "walking", "sweeping", "aio_sweeping", "batching", "awaiting", "any_replay"),
-        "__init__",
+        *("renewal", "walking", "sweeping", "aio_sweeping", "batching", "awaiting", "decorating"),
+        *("any_replay", "__init__"),
     ),
     "config": ("units", "location", "registry", "file", "__init__"),
     "backends": ("_support", "durable_files", "file_lock", "memory", "__init__"),

@@ -45,6 +45,28 @@ def test_a_text_that_looks_like_a_hash_does_not_collide_with_one() -> None:
     assert name(name("a:b")) != name("a:b")
 
 
+def test_golden_name_of_an_operation() -> None:
+    assert name("7", "refund") == "sha256-LkW_fOuuNtuRkj78zBz6X-PzqHDI7QYzSxanZ1z9_CM"
+    check_name("p", "", name("7", "refund"))
+
+
+@given(*[st.tuples(TEXTS, st.none() | TEXTS)] * 2)
+def test_two_operations_never_share_a_name(
+    one: tuple[str, str | None], other: tuple[str, str | None]
+) -> None:
+    assert (name(*one) == name(*other)) == (one == other)
+    same = ReplayKey("", *one).digest() == ReplayKey("", *other).digest()
+    assert same == (one == other)
+
+
+@pytest.mark.parametrize("operation", ["ab", "b", "é", "\xff"])
+def test_an_operation_and_an_id_are_parted(operation: str) -> None:
+    joined = operation + "c"
+    names = {name("c", operation), name("bc", operation[:-1] or "z"), name(joined), name("c")}
+    assert len(names) == 4
+    assert ReplayKey("s", "c", operation) != ReplayKey("s", "c")
+
+
 def test_scopes_are_not_remembered_for_ever() -> None:
     for number in range(2000):
         assert scope_name(str(number)) == name(str(number))

@@ -42,6 +42,7 @@ COMPLETED = ReplayRecord(
 TOMBSTONE = ReplayRecord(
     State.TOMBSTONE, KEY, b"", None, 1_700_000_000_000, 1_700_003_600_000, None
 )
+OF_AN_OPERATION = attrs.evolve(COMPLETED, key=ReplayKey("02ab", "session-1", "refund"))
 RECORDS = {
     "in progress": IN_PROGRESS,
     "ended": ENDED,
@@ -115,6 +116,23 @@ def test_a_record_of_another_key_is_no_answer() -> None:
             decode(data, other)
 
 
+def test_the_key_of_an_operation_is_another_key() -> None:
+    golden = (
+        "9a0102a43032616292a6726566756e64a973657373696f6e2d31c40481a16101c403a26f6bcf0000018bcfe5"
+        "6800cf0000018bd01c5680c0ce4a7ea5c4"
+    )
+    assert encode(OF_AN_OPERATION).hex() == golden
+    data = bytes.fromhex(golden)
+    assert decode(data, OF_AN_OPERATION.key) == OF_AN_OPERATION
+    assert answered(data, id_=["refund", "session-1"]) == COMPLETED.response
+    for other in (KEY, ReplayKey("02ab", "session-1", "invoice")):
+        with pytest.raises(CorruptRecordError, match="another key"):
+            decode(data, other)
+    assert answered(data) is None
+    assert answered(data, id_=["invoice", "session-1"]) is None
+    assert answered(encode(COMPLETED), id_=["refund", "session-1"]) is None
+
+
 def test_a_newer_version_is_told_from_damage() -> None:
     newer = sealed([2, "what", "version", 2, "holds", 0xFFFFFFFF])
     with pytest.raises(UnsupportedRecordVersionError, match="version 2"):
@@ -157,6 +175,14 @@ def test_what_a_later_kvreplay_writes_is_told_from_damage(
         (2, b"02ab"),
         (3, ""),
         (3, 7),
+        (3, ["session-1"]),
+        (3, [None, "session-1"]),
+        (3, ["", "session-1"]),
+        (3, ["refund", ""]),
+        (3, ["refund", b"session-1"]),
+        (3, ["refund", "session-1", "x"]),
+        (3, [["refund"], "session-1"]),
+        (3, {"refund": 1, "session-1": 2}),
         (4, "text"),
         (5, None),
         (5, "text"),
@@ -237,7 +263,7 @@ def test_the_short_way_takes_no_other_spelling_of_the_checksum(code: str) -> Non
     assert spelled or code == "ceI"
 
 
-def answered(data: bytes, scope: str = KEY.scope, id_: str = KEY.id) -> bytes | None:
+def answered(data: bytes, scope: str = KEY.scope, id_: str | list[str] = KEY.id) -> bytes | None:
     return answer_in(data, scope, id_, COMPLETED.params, 1_700_000_000_000)
 
 

@@ -127,7 +127,7 @@ def test_http_that_is_no_call_is_refused(
     node: Node, head: str, body: bytes, status_line: str
 ) -> None:
     with socket.create_connection(("127.0.0.1", node.port), timeout=30) as connection:
-        connection.sendall(f"{head}Host: x\r\n\r\n".encode() + body)
+        connection.sendall(f"{head}Host: 127.0.0.1:{node.port}\r\n\r\n".encode() + body)
         connection.shutdown(socket.SHUT_WR)
         answer = b""
         while part := connection.recv(4096):
@@ -139,7 +139,7 @@ def test_http_that_is_no_call_is_refused(
 @pytest.mark.parametrize("rudely", [False, True])
 def test_a_client_that_leaves_in_the_middle_is_no_news(node: Node, rudely: bool) -> None:
     with socket.create_connection(("127.0.0.1", node.port), timeout=30) as connection:
-        connection.sendall(b"POST / HTTP/1.1\r\nContent-Length: 100\r\n\r\n{")
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
         if rudely:  # a reset instead of an end
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     assert node.call("node.status", {})  # and at the end its log is empty

@@ -63,8 +63,8 @@ class Async:
     def execute_in_transaction(self, *args: Any, **options: Any) -> Outcome:
         return asyncio.run(self.replay.execute_in_transaction(*args, **options))
 
-    def lookup(self, *args: Any) -> Outcome | None:
-        return asyncio.run(self.replay.lookup(*args))
+    def lookup(self, *args: Any, **options: Any) -> Outcome | None:
+        return asyncio.run(self.replay.lookup(*args, **options))
 
     def resolve(self, *args: Any, **options: Any) -> bool:
         return asyncio.run(self.replay.resolve(*args, **options))

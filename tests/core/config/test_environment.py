@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from kvreplay.config.file import load_config
 from kvreplay.config.registry import StoreSettings
-from support.configuring import HOUR, STORE, WHOLE, complaint
+from support.configuring import HOUR, RECORDER, STORE, WHOLE, Stranger, complaint
 
 
 def test_the_environment_alone(here: Path) -> None:
@@ -165,3 +166,70 @@ def test_a_variable_for_a_store_that_nobody_names_is_wrong(write: Callable[[str]
         assert 'Did you mean "KVREPLAY_STORE"?' in message
     with_url = 'or write [store] with url = "lmdb:PATH".'
     assert with_url in complaint(load_config, path, environ={})
+
+
+@pytest.mark.parametrize("around", ["\r", "\n", "\r\n", " ", "\t "])
+def test_blanks_and_line_ends_around_a_value_do_not_belong_to_it(
+    write: Callable[[str], Path], here: Path, around: str
+) -> None:
+    """An editor of another system, or a secret that was made by echo, leaves them."""
+    path = write(STORE + "[replay.a]\nttl = 1\n")
+    environ = {
+        "KVREPLAY_STORE": f"{around}lmdb:data?durability=process{around}",
+        "KVREPLAY_STORE_MAP_SIZE": f"1MiB{around}",
+        "KVREPLAY_STORE_DURABILITY": f"full{around}",
+        "KVREPLAY_REPLAY_A_ON_IN_DOUBT": f"rerun{around}",
+        "KVREPLAY_REPLAY_A_TTL": f"{around}1h{around}",
+    }
+    config = load_config(path, environ=environ)
+    assert config.store == StoreSettings(
+        "lmdb", str(here / "data"), {"durability": "full", "map_size": 1024**2}
+    )
+    assert config.replay("a") == {"namespace": "a", "ttl": HOUR, "on_in_doubt": "rerun"}
+    environ = {"KVREPLAY_STORE": "lmdb:x", "KVREPLAY_STORE_PATH": f"data{around}"}
+    assert load_config(path, environ=environ).store.location == str(here / "data")
+
+
+KUBERNETES = {
+    "KVREPLAY_STORE_SERVICE_HOST": "10.0.0.1",
+    "KVREPLAY_STORE_SERVICE_PORT": "5432",
+    "KVREPLAY_STORE_SERVICE_PORT_SQL": "5432",
+    "KVREPLAY_STORE_PORT": "tcp://10.0.0.1:5432",
+    "KVREPLAY_STORE_PORT_5432_TCP": "tcp://10.0.0.1:5432",
+    "KVREPLAY_STORE_PORT_5432_TCP_PROTO": "tcp",
+    "KVREPLAY_STORE_PORT_5432_TCP_PORT": "5432",
+    "KVREPLAY_STORE_PORT_5432_TCP_ADDR": "10.0.0.1",
+}
+
+
+@pytest.mark.parametrize("variable", KUBERNETES)
+@pytest.mark.parametrize("service", ["kvreplay-store", "kvreplay", "kvreplay-my-app"])
+def test_what_kubernetes_sets_is_told_from_a_mistake(variable: str, service: str) -> None:
+    own = variable.replace("KVREPLAY_STORE", service.upper().replace("-", "_"))
+    environ = {"KVREPLAY_STORE": "memory:", own: KUBERNETES[variable]}
+    message = complaint(load_config, None, environ=environ)
+    assert message.startswith(f"{own}: it is no setting of kvreplay; nothing was opened. Kubernete")
+    assert f'a Service that is called "{service}": set enableServiceLinks: false' in message
+    assert "Did you mean" not in message
+
+
+def test_an_option_may_be_called_port(stranger: Stranger) -> None:
+    stranger.install("other", RECORDER.replace('"pool"', '"port"'))
+    environ = {"KVREPLAY_STORE": "other:here", "KVREPLAY_STORE_PORT": "5432"}
+    assert load_config(None, environ=environ).store.options == {"port": 5432}
+    environ["KVREPLAY_STORE_PORT"] = "tcp://10.0.0.1:5432"
+    assert "enableServiceLinks" in complaint(load_config, None, environ=environ)
+
+
+def test_a_config_can_be_pickled(write: Callable[[str], Path], here: Path) -> None:
+    config = load_config(write(WHOLE + "[node]\nport = 1\n"), environ={}, also=("node",))
+    copy = pickle.loads(pickle.dumps(config))
+    assert copy == config
+    assert repr(copy) == repr(config)
+    assert copy.replay("request_invoice") == config.replay("request_invoice")
+    assert pickle.loads(pickle.dumps(config.store)) == config.store
+    for mapping in (copy.tables, copy.store.options):
+        with pytest.raises(TypeError):
+            mapping["x"] = 1
+    with pytest.raises(Exception, match="replay.nobody"):
+        copy.replay("nobody")

@@ -171,3 +171,25 @@ def test_a_reconciler_goes_over_what_the_file_says(tmp_path: Path) -> None:
 
     assert config.replay("a", on_in_doubt=reconcile)["on_in_doubt"] is reconcile
     assert config.replay("a")["on_in_doubt"] == "rerun"
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "node.toml"
+    path.write_text(STORE, encoding="utf-8-sig")
+    assert path.read_bytes().startswith(b"\xef\xbb\xbf")
+    assert load_config(path, environ={}).store.backend == "memory"
+    path.write_text(STORE, encoding="utf-16")
+    assert "Save the file as UTF-8." in complaint(load_config, path, environ={})
+
+
+def test_any_name_of_a_file_ends_in_a_config_or_an_error_that_can_be_printed(
+    tmp_path: Path,
+) -> None:
+    name = os.fsencode(tmp_path) + b"/\xff.toml"
+    for each in (name, os.fsdecode(name)):
+        complaint(load_config, each, environ={}).encode("utf-8")
+    with open(name, "w", encoding="utf-8") as file:
+        file.write(STORE)
+    for each in (name, os.fsdecode(name)):
+        assert load_config(each, environ={}).store.backend == "memory"
+    assert "it is no path" in complaint(load_config, "a\0b.toml", environ={})

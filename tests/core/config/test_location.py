@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -72,6 +73,15 @@ def test_what_was_written_is_there_when_opened_again(engine: str, tmp_path: Path
         ("lmdb:a%zz", "Write %25"),
         ("lmdb:a%ff", "is not UTF-8"),
         ("lmdb:a%00b", "a zero character"),
+        ("lmdb:a%0D", "a control character"),
+        ("lmdb:a\rb", "a control character"),
+        ("lmdb:///a%7Fb", "a control character"),
+        ("lmdb:/a\r", "a line end"),
+        ("lmdb:/a ", "a line end"),
+        ("lmdb: /a", "a line end"),
+        ("lmdb:/a ?map_size=1", "a line end"),
+        ("lmdb:/a?map_size=1\n", "a line end"),
+        ("lmdb:/a\udcff", "not UTF-8"),
         ("lmdb:~/replay", 'a "~" is not expanded'),
         ("lmdb:a?", "is not name=value"),
         ("lmdb:a?map_size", "is not name=value"),
@@ -94,6 +104,10 @@ def test_what_was_written_is_there_when_opened_again(engine: str, tmp_path: Path
         ({"backend": "lmdb"}, "needs a path"),
         ({"backend": "lmdb", "path": ""}, "the store path: the path is empty"),
         ({"backend": "lmdb", "path": "a\0b"}, "a zero character"),
+        ({"backend": "lmdb", "path": "a\nb"}, "a control character"),
+        ({"backend": "lmdb", "path": "a\r"}, "a line end"),
+        ({"backend": "lmdb", "path": " a"}, "with a blank"),
+        ({"backend": "filesystem", "path": "/a\udcff"}, "not UTF-8"),
         ({"backend": "lmdb", "path": 5}, "5 is not a path"),
         ({"backend": "lmdb", "path": "~/x"}, "is not expanded"),
         ({"backend": "lmdb", "pth": "x", "path": "y"}, 'Did you mean "path"?'),
@@ -128,3 +142,23 @@ def test_a_mapping_overrides_the_options_of_its_url(stranger: Stranger) -> None:
 def test_the_current_environment_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KVREPLAY_STORE", "nonsense")
     open_store("memory:").close()
+
+
+def test_a_blank_that_belongs_to_a_path_is_written_in_hex(here: Path) -> None:
+    for where in ("filesystem:data%20", f"filesystem://{here}/data%20", {"url": "lmdb:other%20"}):
+        open_store(where).close()
+    assert {"data ", "other "} <= {path.name for path in here.iterdir()}
+
+
+def test_a_current_directory_that_no_path_can_begin_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (b"gone", b"\xff"):
+        folder = os.path.join(os.fsencode(tmp_path), name)
+        os.mkdir(folder)
+        monkeypatch.chdir(os.fsdecode(folder))
+        if name == b"gone":
+            os.rmdir(folder)
+        says = "does not exist any more" if name == b"gone" else "is not UTF-8"
+        assert says in complaint(open_store, "filesystem:data")
+        open_store(f"filesystem:{tmp_path}/data").close()

@@ -1,0 +1,133 @@
+"""Functions that a replay decorates: one for each operation, and what of a call is compared."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any
+
+from kvreplay._protocol.keys import ReplayKey
+from kvreplay._protocol.params import canonical
+from kvreplay.errors import ConfigError, InvalidParamsError
+
+__all__ = ["Functions", "arguments_of", "check_decorable"]
+
+_UNDONE = "nothing was decorated"
+
+
+class Functions:
+    """The functions that one replay has decorated: at most one for each operation.
+
+    An operation is named by the caller, and never by the function: who renames a function must not
+    run its payments again.
+    """
+
+    def __init__(self) -> None:
+        self._by_operation: dict[str | None, Callable[..., object]] = {}
+
+    def add(self, function: Callable[..., object], operation: str | None) -> None:
+        """Give the operation to the function; ``None``: the requests that name no operation.
+
+        The same function may come again, even from a reloaded module, if its code, its defaults and
+        its name are the same and it is no closure.
+
+        Raises:
+            ConfigError: the operation is no text, or another function has it.
+        """
+        try:
+            ReplayKey("", "any", operation)
+        except InvalidParamsError as error:
+            problem = str(error).partition(";")[0].removeprefix("the key's ")
+            raise ConfigError(f"{problem}; {_UNDONE}") from None
+        first = self._by_operation.setdefault(operation, function)
+        if not _is_same(first, function):
+            has = "no operation" if operation is None else f"the operation {operation!r}"
+            raise ConfigError(
+                f"{_named(first)} and {_named(function)} would answer each other's requests: both"
+                f' are decorated on one replay with {has}; give each its own operation="…", and'
+                f" keep that when you rename the function; {_UNDONE}"
+            )
+
+
+def check_decorable(function: object) -> None:
+    """Refuse what is no function when it is decorated, though its class may make it one.
+
+    Raises:
+        ConfigError: it is that.
+    """
+    if isinstance(function, staticmethod | classmethod) or not callable(function):
+        raise ConfigError(
+            f"a {type(function).__name__} cannot be decorated; write @staticmethod, @classmethod"
+            f" or @property above @idempotent, not below it; {_UNDONE}"
+        )
+
+
+def _is_same(one: Callable[..., object], other: Callable[..., object]) -> bool:
+    if one is other:
+        return True
+    return (
+        isinstance(one, FunctionType)
+        and isinstance(other, FunctionType)
+        and (one.__module__, one.__qualname__) == (other.__module__, other.__qualname__)
+        and one.__code__ == other.__code__  # its line too
+        and one.__closure__ is None
+        and (one.__defaults__, one.__kwdefaults__) == (other.__defaults__, other.__kwdefaults__)
+    )
+
+
+def _named(function: Callable[..., object]) -> str:
+    name = getattr(function, "__qualname__", None) or f"a {type(function).__qualname__}"
+    return f"{getattr(function, '__module__', None) or type(function).__module__}.{name}"
+
+
+def arguments_of(function: Callable[..., object]) -> Callable[..., dict[str, Any]]:
+    """Return a function that makes a dict of a call's arguments by name, with their defaults.
+
+    It leaves out a method's ``self`` and a class method's ``cls``. It raises an InvalidParamsError
+    that names the first argument that cannot be compared.
+
+    Raises:
+        ConfigError: Python does not know the function's parameters.
+    """
+    try:
+        signature = inspect.signature(function)
+    except ValueError as error:
+        raise ConfigError(
+            f"the parameters of {_named(function)} are not known: give params=; {_UNDONE}"
+        ) from error
+    receiver = _receiver_of(function, signature)
+
+    def arguments(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        compared = {name: each for name, each in bound.arguments.items() if name != receiver}
+        for name, each in compared.items():
+            try:
+                canonical({name: each})
+            except InvalidParamsError as error:
+                raise InvalidParamsError(
+                    f"the argument {name!r} cannot be compared: {error}; or say by params= what is"
+                    " compared"
+                ) from None
+        return compared
+
+    return arguments
+
+
+def _receiver_of(function: Callable[..., object], signature: inspect.Signature) -> str | None:
+    """Return the name of the parameter that takes a method's object or class.
+
+    That is the first one of a function that a class's body defines, if it is ``self`` or ``cls``.
+    By any other name it is compared: it may be the first argument of a static method.
+    """
+    if not isinstance(function, FunctionType):
+        return None
+    around = function.__qualname__.rpartition(".")[0]
+    if not around or around.endswith("<locals>"):
+        return None
+    first = next(iter(signature.parameters.values()), None)
+    if first is None or first.name not in ("self", "cls"):
+        return None
+    is_positional = first.kind in (first.POSITIONAL_ONLY, first.POSITIONAL_OR_KEYWORD)
+    return first.name if is_positional else None
