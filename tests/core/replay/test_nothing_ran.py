@@ -72,13 +72,21 @@ class Awaiting:
 
 
 GENERATORS = [
-    *(generates, generates_awaited, functools.partial(functools.partial(generates))),
-    *(Callables(None).method, Generating()),
+    pytest.param(generates, id="generator"),
+    pytest.param(generates_awaited, id="async generator"),
+    pytest.param(functools.partial(functools.partial(generates)), id="partial generator"),
+    pytest.param(Callables(None).method, id="generator method"),
+    pytest.param(Generating(), id="generator object"),
 ]
-COROUTINES = [awaits, functools.partial(awaits), Callables(None).awaited, Awaiting()]
+COROUTINES = [
+    pytest.param(awaits, id="coroutine"),
+    pytest.param(functools.partial(awaits), id="partial coroutine"),
+    pytest.param(Callables(None).awaited, id="coroutine method"),
+    pytest.param(Awaiting(), id="coroutine object"),
+]
 
 
-@pytest.mark.parametrize("handler", [*GENERATORS, *COROUTINES], ids=repr)
+@pytest.mark.parametrize("handler", [*GENERATORS, *COROUTINES])
 def test_a_handler_that_calling_does_not_run_is_refused(store: Any, handler: Any) -> None:
     replay = Sync(store, NAMESPACE, ttl=60)
     with pytest.raises(ConfigError, match="nothing ran"):
@@ -88,7 +96,7 @@ def test_a_handler_that_calling_does_not_run_is_refused(store: Any, handler: Any
         replay.execute(("s", "k"), PARAMS, functools.partial(handler))
 
 
-@pytest.mark.parametrize("handler", GENERATORS, ids=repr)
+@pytest.mark.parametrize("handler", GENERATORS)
 def test_an_event_loop_refuses_generator_functions_too(store: Any, handler: Any) -> None:
     replay = AsyncReplay(store, NAMESPACE, ttl=60)
     with pytest.raises(ConfigError, match="nothing ran"):
@@ -96,14 +104,16 @@ def test_an_event_loop_refuses_generator_functions_too(store: Any, handler: Any)
     assert is_free(Async(store, NAMESPACE, ttl=60), store)
 
 
-@pytest.mark.parametrize("handler", [*COROUTINES, lambda: awaits()], ids=repr)
+@pytest.mark.parametrize(
+    "handler", [*COROUTINES, pytest.param(lambda: awaits(), id="plain function")]
+)
 def test_an_event_loop_awaits_coroutines(store: Any, handler: Any) -> None:
     replay = AsyncReplay(store, NAMESPACE, ttl=60)
     assert "awaited" in asyncio.run(replay.execute(KEY, PARAMS, handler)).response
 
 
 @pytest.mark.parametrize("engine", ["memory", "lmdb"], indirect=True)
-@pytest.mark.parametrize("handler", [*GENERATORS, *COROUTINES], ids=repr)
+@pytest.mark.parametrize("handler", [*GENERATORS, *COROUTINES])
 def test_a_transaction_refuses_them_all(face: Any, store: Any, handler: Any) -> None:
     replay = face(store, NAMESPACE, ttl=60)
     with pytest.raises(ConfigError, match="nothing ran"):
