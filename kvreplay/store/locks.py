@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator
 from functools import partial
 from os import getpid
 from threading import get_ident
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias, TypeVar
 from weakref import ref
 
@@ -165,7 +166,7 @@ def _leave(
     thread: int,
     kind: type[BaseException] | None,
     error: BaseException | None,
-    trace: object,
+    trace: TracebackType | None,
 ) -> bool:
     """Let the block go on to its end. The block is in no variable here, which a traceback keeps."""
     if thread != get_ident():
@@ -182,6 +183,7 @@ def _leave(
         return error is not None  # the block has dealt with it
     except BaseException as raised:
         if raised is error or (raised.__cause__ is error and isinstance(error, StopIteration)):
+            error.with_traceback(trace)  # without this frame, which holds the error
             return False  # the ``with`` statement raises it again, as it was
         raise
     raise RuntimeError("the generator of a block yields once")
