@@ -253,7 +253,11 @@ class Replay(AnyReplay[Verdict]):
                 result = self._shared(error)
                 raise
             finally:  # even after an interrupt: nobody may wait for ever
-                flights.land(own, result)
+                try:
+                    flights.land(own, result)
+                except BaseException:  # an interrupt
+                    flights.land(own, result)
+                    raise
                 if isinstance(result, Exception):
                     del own, result  # its traceback holds this frame
             if isinstance(result, Settled):

@@ -34,6 +34,8 @@ print("closed", flush=True)
 """
 
 
+# Python can only print what comes out of a finalizer.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_time_limit_that_comes_during_a_commit_runs_no_batch_again(new_engine: Any) -> None:
     store = new_engine("lmdb").open()
     limits = 0
