@@ -82,6 +82,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=60,
         help="how many requests each thread and task of the stress tests makes",
     )
+    parser.addoption(
+        "--every",
+        type=int,
+        default=41,
+        metavar="N",
+        help="interrupt each operation at one of N points; 1: at every point",
+    )
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -137,7 +144,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Ite
     whole = (
         config.args_source is pytest.Config.ArgsSource.TESTPATHS
         and not config.option.keyword
-        and config.option.markexpr in ("", "not exhaustive and not interrupts")
+        and config.option.markexpr in ("", "not exhaustive")
     )
     if not whole or os.environ.get("CI"):  # nobody who only asks whether all is well wants these
         figures(terminalreporter)
@@ -167,7 +174,7 @@ def left_out(terminalreporter: Any, config: pytest.Config) -> Iterator[str]:
         yield f"{exhaustive} tests that walk every schedule, for a minute: tox -e exhaustive"
     if skipped := len(terminalreporter.getreports("skipped")):
         yield f"{skipped} tests that need what this machine lacks: the reasons are above"
-    yield "interrupts at every point, instead of some: tox -e interrupts"
+    yield "interrupts at every point, instead of one in 41: tox -e interrupts"
     yield "kills, power cuts, full and failing disks, as root: tox -e torture"
     others = [minor for minor in (11, 12, 13) if minor != sys.version_info.minor]
     names = ",".join(f"py3{minor}" for minor in others)

@@ -168,14 +168,19 @@ async def in_thread(function: Callable[..., T], *args: Any) -> T:
 
 async def _called(step: Call, handler: Callable[..., Any]) -> Returned | Raised:
     """Call the handler; only its own ``Exception`` can say that nothing happened."""
-    ended = call(step, handler)
-    if isinstance(ended, Returned) and inspect.isawaitable(ended.response):
-        try:
-            response = await ended.response
-        except Exception as error:  # the handler's, whatever it is
-            return Raised(error)
-        return closed(Returned(response))
-    return ended
+    if inspect.iscoroutinefunction(handler):
+        awaitable = handler()  # this runs nothing of it
+    else:
+        ended = call(step, handler)
+        if isinstance(ended, Raised) or not inspect.isawaitable(ended.response):
+            return ended
+        awaitable = ended.response
+    step.begun = True
+    try:
+        response = await awaitable
+    except Exception as error:  # the handler's, whatever it is
+        return Raised(error)
+    return closed(Returned(response))
 
 
 async def _awaited(value: Any) -> Any:

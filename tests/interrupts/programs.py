@@ -15,6 +15,6 @@ _TESTS = str(Path(__file__).parent.parent)
 def run_walk(*arguments: str) -> list[str]:
     """Run Python that can import the walk; return the lines that it said."""
     path = os.pathsep.join(filter(None, (_TESTS, os.environ.get("PYTHONPATH"))))
-    done = run_python(*arguments, timeout=900, env=unmeasured() | {"PYTHONPATH": path})
+    done = run_python(*arguments, timeout=3600, env=unmeasured() | {"PYTHONPATH": path})
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout.splitlines()

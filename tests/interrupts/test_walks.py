@@ -1,4 +1,7 @@
-"""Each operation of each engine, interrupted at each point; what is asserted then is in ``world.py``."""
+"""Each operation of each engine, interrupted at its points; what is asserted then is in ``world.py``.
+
+Once a ``KeyboardInterrupt``, once an ``Exception``. ``--every=1`` tries every point.
+"""
 
 from __future__ import annotations
 
@@ -15,23 +18,15 @@ from interrupts.walk import ERRORS, first_of
 
 pytestmark = pytest.mark.untraced
 
-_STRIDE = 19  # of the short form
+_VARIES = 10  # how many points more or less a call has, as the threads of its event loop go
 
 
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("engine", ENGINES)
-def test_some_points(engine: str, error: str, tell: Callable[[str], None]) -> None:
-    walk(engine, error, _STRIDE, tell)
-
-
-@pytest.mark.interrupts
-@pytest.mark.parametrize("error", ERRORS)
-@pytest.mark.parametrize("engine", ENGINES)
-def test_every_point(engine: str, error: str, tell: Callable[[str], None]) -> None:
-    walk(engine, error, 1, tell)
-
-
-def walk(engine: str, error: str, stride: int, tell: Callable[[str], None]) -> None:
+def test_no_point_is_harmful(
+    engine: str, error: str, pytestconfig: pytest.Config, tell: Callable[[str], None]
+) -> None:
+    stride = int(pytestconfig.getoption("--every"))
     names = operations_of(engine)
     said = run_walk("-m", "interrupts.walk", engine, error, str(stride), *names)
     figures: list[dict[str, Any]] = [json.loads(line) for line in said]
@@ -39,8 +34,9 @@ def walk(engine: str, error: str, stride: int, tell: Callable[[str], None]) -> N
     damaged = [(each["operation"], each["damaged"]) for each in figures if each["damaged"]]
     assert not damaged, json.dumps(damaged, indent=1)
     for each in figures:
-        points = range(first_of(engine, each["operation"], stride), each["points"] + 1, stride)
-        assert each["tried"] == len(points), f"{each['operation']}: points were left out"
+        first, last = first_of(engine, each["operation"], stride), each["points"] - _VARIES
+        points = range(first, last + 1, stride)
+        assert each["tried"] >= len(points), f"{each['operation']}: points were left out"
         assert each["points"] >= 1, each["operation"]
     tried = sum(each["tried"] for each in figures)
     version = f"Python {sys.version_info.major}.{sys.version_info.minor}"

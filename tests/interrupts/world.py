@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import shutil
 import tempfile
@@ -30,7 +29,6 @@ class World:
     """One engine's store in a folder of its own, with some entries, and another process beside it."""
 
     def __init__(self, engine: str) -> None:
-        gc.collect()
         self.engine = engine
         self.folder = Path(tempfile.mkdtemp(prefix="interrupts-", dir=_DISK))
         self.path = self.folder / "store"
