@@ -347,7 +347,7 @@ def nonce_in(answer: bytes) -> str:
 
 def pid_of(record: ReplayRecord) -> int:
     assert record.claim is not None
-    return int(record.claim.owner.split(":")[2])
+    return int(record.claim.owner.split(":")[-2])
 
 
 def last_moment(record: ReplayRecord, settings: dict[str, Any]) -> int | None:
