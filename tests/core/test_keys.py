@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvreplay import InvalidParamsError, ReplayKey
-from kvreplay._protocol.keys import name, scope_name
+from kvreplay._protocol.keys import name, scope_name, stored_id
 from kvreplay.store import check_name
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=300)
@@ -92,6 +92,25 @@ def test_the_empty_scope_is_the_empty_namespace() -> None:
 def test_a_bad_key_is_refused_with_its_part(scope: object, id_: object, says: str) -> None:
     with pytest.raises(InvalidParamsError, match=says):
         ReplayKey(scope, id_)  # type: ignore[arg-type]  # the point of the test
+
+
+@pytest.mark.parametrize(
+    ("operation", "says"),
+    [
+        ("", "operation is empty"),
+        (b"o", "operation is bytes"),
+        (1, "operation is int"),
+        ("\ud800", "operation has a lone surrogate"),
+    ],
+)
+def test_a_bad_operation_is_refused(operation: object, says: str) -> None:
+    with pytest.raises(InvalidParamsError, match=says):
+        ReplayKey("s", "i", operation)  # type: ignore[arg-type]  # the point of the test
+
+
+def test_what_a_record_holds_as_the_id() -> None:
+    assert stored_id("i", None) == "i"
+    assert stored_id("i", "o") == ["o", "i"]
 
 
 def test_a_key_shows_only_its_digest() -> None:

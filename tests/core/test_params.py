@@ -119,7 +119,16 @@ class Name(str):
     """Equal to a text, and none."""
 
 
-@pytest.mark.parametrize("params", [{Name("b"): 1, "a": 2}, {"b": Name("x"), "a": 2}, {"a": [1.5]}])
+@pytest.mark.parametrize(
+    "params",
+    [
+        {Name("b"): 1, "a": 2},
+        {"b": Name("x"), "a": 2},
+        {"a": [1.5]},
+        {"a": {"z": 1, "b": 2}},
+        {"a": float("nan")},
+    ],
+)
 def test_quick_bytes_do_not_spare_the_check(params: Any) -> None:
     canonical({"b": 1, "a": 2})  # so that these names are known
     packed = comparable(params)
@@ -139,8 +148,14 @@ def test_quick_bytes_are_canonical_where_all_is_plain(params: dict[str, Any]) ->
 
 def test_the_names_of_params_are_not_remembered_for_ever() -> None:
     for number in range(1000):
-        canonical({str(number): 1})
-    assert _form_of.cache_info().currsize < 1000
+        comparable({str(number): 1})
+    assert 0 < _form_of.cache_info().currsize < 1000
+
+
+def test_texts_beyond_ascii_are_sorted_by_their_bytes() -> None:
+    params = {"é": 1, "ab": 2, "z": 3}
+    assert list(msgpack.unpackb(canonical(params))) == ["z", "ab", "é"]
+    assert list(msgpack.unpackb(canonical({"in": params}))["in"]) == ["z", "ab", "é"]
 
 
 @given(st.dictionaries(SCALARS, st.none(), max_size=12))

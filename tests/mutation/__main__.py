@@ -76,7 +76,10 @@ TARGETS = [
         "kvreplay._protocol.record",
         ("tests/core/test_record.py", "tests/core/flow", "tests/core/replay", *IN_MEMORY),
     ),
-    Target("kvreplay._protocol.params", ("tests/core/test_params.py",)),
+    Target(
+        "kvreplay._protocol.params",
+        ("tests/core/test_params.py", "tests/core/replay/test_memory.py"),
+    ),
     Target("kvreplay._protocol.keys", ("tests/core/test_keys.py",)),
     Target(
         "kvreplay._runtime.singleflight",

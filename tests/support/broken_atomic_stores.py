@@ -306,5 +306,5 @@ class HoldsUpItsReaders(MemoryStore):
 
 @caught_by("test_the_store_itself_is_refused_inside")
 class TakesChangesBesideItsTransaction(MemoryStore):
-    def _refuse_own_transaction(self) -> None:
+    def _refuse_nested(self) -> None:
         pass

@@ -51,6 +51,9 @@ def say(what: object) -> None:
 
 
 def main(told: dict[str, Any]) -> None:
+    # In the background a shell starts its processes with this signal ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
     def handler(*transaction: Any) -> Any:
         if told.get("effects"):
             with open(told["effects"], "a", encoding="utf-8") as file:
