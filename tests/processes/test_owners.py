@@ -32,7 +32,10 @@ NAMESPACES = {"pid": OTHER_PID, "foreign proc": FOREIGN_PROC, "time": OTHER_TIME
 namespaces = pytest.mark.parametrize("namespace", NAMESPACES)
 
 # Memory is one process's own.
-pytestmark = pytest.mark.parametrize("engine", ["filesystem", "lmdb"], indirect=True)
+pytestmark = [
+    pytest.mark.any_python,  # it is about the kernel
+    pytest.mark.parametrize("engine", ["filesystem", "lmdb"], indirect=True),
+]
 
 
 class Owner(Program):
