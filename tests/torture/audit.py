@@ -10,7 +10,7 @@ from typing import Any
 
 from lmdb.verify import verify
 
-from kvreplay import InDoubtError, KeyNotFoundError, Replay, ReplayRecord
+from kvreplay import InDoubtError, KeyNotFoundError, Replay, ReplayRecord, SystemClock
 from torture.ledger import PARAMS, SCOPE, Account, Ledger, answer
 
 FAR = 2**62  # ms: everything has expired
@@ -24,6 +24,13 @@ class State(Enum):
     ANSWERED = "answered"
 
 
+class MinuteLater:
+    """A clock that is a minute fast, which is two leases."""
+
+    def now_ms(self) -> int:
+        return SystemClock().now_ms() + 60_000
+
+
 def audit(
     store: Any,
     ledger: Ledger,
@@ -33,6 +40,7 @@ def audit(
     transaction: bool = False,
     forgets: bool = False,
     fails: bool = False,
+    rebooted: bool = False,
 ) -> Counter[State]:
     """Hold the promises against the ledger, once no node runs; return what the keys are.
 
@@ -41,8 +49,10 @@ def audit(
         transaction: the effect is a write in the transaction of the answer.
         forgets: the latest changes may have been undone by a power cut.
         fails: calls may have failed for a reason of the store's.
+        rebooted: the machine was down for longer than a lease. No lock tells of its processes now.
     """
-    replay = Replay(store, "ns", ttl=3600, wait_timeout=0)
+    clock = MinuteLater() if rebooted else SystemClock()
+    replay = Replay(store, "ns", ttl=3600, wait_timeout=0, clock=clock)
     accounts = ledger.accounts()
     states: Counter[State] = Counter()
     for key in keys:

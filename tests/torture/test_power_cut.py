@@ -78,8 +78,8 @@ class Cuts:
         seen: Counter[State] = Counter()
         with self._disk.mounted(), self.engine.open() as store:
             for mode, keys in of_mode.items():
-                promised = MODES[mode].promised
-                seen += audit(store, self._ledger, keys, fails=True, **promised, **options)
+                promised = MODES[mode].promised | options
+                seen += audit(store, self._ledger, keys, fails=True, rebooted=True, **promised)
             if options.get("forgets"):
                 every_record(store)  # nothing is torn
         return seen
