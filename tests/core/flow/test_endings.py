@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import attrs
 import pytest
 
@@ -206,6 +208,22 @@ def test_a_claim_that_cannot_be_released_is_noted_on_the_handlers_own_exception(
         assert "in doubt: no room" in error.value.__notes__[0]
 
 
+@dataclasses.dataclass(frozen=True)
+class Declined(Exception):
+    """It takes no note."""
+
+    code: int
+
+
+def test_a_claim_that_cannot_be_released_is_logged_if_the_exception_takes_no_note() -> None:
+    failure = StoreFullError("no room")
+    script = called().raises(Declined(51)).fails(failure)
+    assert isinstance(script.step, Log)
+    assert script.step.failure is failure
+    with pytest.raises(Declined):
+        script._send(None)
+
+
 def test_an_end_that_cannot_be_told_is_logged() -> None:
     failure = StoreFullError("no room")
     for fail in (
@@ -226,11 +244,11 @@ def test_an_end_is_not_told_of_another_owners_record(found: bytes | None) -> Non
         called().raises(IndeterminateError()).reads(found)
 
 
-def moved(claim: bytes) -> bytes:
+def moved(claim: bytes, lease_expires_at: int = NOW * 2) -> bytes:
     """The same claim, after a renewal."""
     record = decode(claim)
     assert record.claim is not None
-    later = attrs.evolve(record.claim, lease_expires_at=NOW * 2)
+    later = attrs.evolve(record.claim, lease_expires_at=lease_expires_at)
     return encode(attrs.evolve(record, claim=later))
 
 
@@ -241,9 +259,10 @@ def test_an_end_is_told_of_a_claim_whose_renewal_seemed_to_fail() -> None:
         script.raises(IndeterminateError()).ends_in_doubt(now=NOW + 7)
 
 
-def test_a_claim_whose_renewal_seemed_to_fail_is_released() -> None:
+@pytest.mark.parametrize("lease_expires_at", [NOW * 2, NOW + 1])  # or the clock was set back
+def test_a_claim_whose_renewal_seemed_to_fail_is_released(lease_expires_at: int) -> None:
     script = called()
-    claim = moved(script.stored)
+    claim = moved(script.stored, lease_expires_at)
     script.raises(ValueError("declined")).puts(found=claim)
     assert script.step == CheckAndPut(claim, None, event="released")
     with pytest.raises(ValueError, match="declined"):
