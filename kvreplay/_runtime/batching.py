@@ -54,7 +54,7 @@ class Batcher:
             return
         batch, self._waiting = self._waiting, []
         try:
-            batch = [each for each in batch if not each[1].done()]
+            batch = _still_waiting(batch)
             if batch:
                 changes = [change for change, _ in batch]
                 call = loop.run_in_executor(None, self._store.check_and_put_each, changes)
@@ -83,6 +83,10 @@ class Batcher:
         finally:
             if self._waiting:
                 self._schedule(loop)
+
+
+def _still_waiting(batch: Sequence[Waiting]) -> list[Waiting]:
+    return [each for each in batch if not each[1].done()]
 
 
 def _results_of(

@@ -41,17 +41,20 @@ class Walk:
         check_sweep(settings.name, now, limit)
         if settings.sweeps_itself:
             return cast(ExpiringKVStore, settings.store).sweep(settings.name, now, limit)
-        visited = removed = 0
         with self._lock:
-            left = self._left or walk(settings)
-            self._left = None  # so that neither a failure nor a forked child finds it half-way
-            for data, record in left:
-                visited += 1
-                if not isinstance(record, RecordError):
-                    removed += self._prune(data, record)
-                if visited == limit:
-                    self._left = left
-                    return SweepResult(visited, removed, more=True)
+            return self._go_on(limit)
+
+    def _go_on(self, limit: int) -> SweepResult:
+        visited = removed = 0
+        left = self._left or walk(self._settings)
+        self._left = None  # so that neither a failure nor a forked child finds it half-way
+        for data, record in left:
+            visited += 1
+            if not isinstance(record, RecordError):
+                removed += self._prune(data, record)
+            if visited == limit:
+                self._left = left
+                return SweepResult(visited, removed, more=True)
         return SweepResult(visited, removed, more=False)
 
     def _prune(self, data: bytes, record: ReplayRecord) -> bool:

@@ -12,6 +12,7 @@ import stat
 import uuid
 from collections.abc import Callable, Sequence
 from functools import partial
+from io import FileIO
 from typing import Final
 
 __all__ = [
@@ -70,9 +71,7 @@ def write_temporary(
     try:
         with open(path, "xb", buffering=0, opener=partial(os.open, mode=mode)) as file:
             os.fchmod(file.fileno(), mode)
-            rest = memoryview(data)
-            while rest:
-                rest = rest[file.write(rest) :]
+            _write_all(file, data)
             if mtime_ns is not None:
                 os.utime(file.fileno(), ns=(mtime_ns, mtime_ns))
             os.fsync(file.fileno())
@@ -83,6 +82,12 @@ def write_temporary(
         with contextlib.suppress(OSError):
             os.unlink(path)
         raise
+
+
+def _write_all(file: FileIO, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]
 
 
 def replace_file(path: str, data: bytes, mode: int = FILE_MODE) -> None:

@@ -16,7 +16,7 @@ What is always true:
 from __future__ import annotations
 
 import bisect
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import ClassVar
 
@@ -138,16 +138,21 @@ class MemoryStore(Closing):
             index = self._expiry.get(primary_namespace, [])
             due = bisect.bisect_right(index, now, key=lambda entry: entry[0])
             visited = index[: min(due, limit)]
-            removed = 0
-            for expires_at, secondary, key in visited:
-                entry = self._find((primary_namespace, secondary, key))
-                if entry is not None and entry[1] == expires_at:
-                    self._drop((primary_namespace, secondary, key))
-                    removed += 1
+            removed = self._drop_due(primary_namespace, visited)
             del index[: len(visited)]
             if not index:
                 self._expiry.pop(primary_namespace, None)
             return SweepResult(len(visited), removed, more=due > limit)
+
+    def _drop_due(self, primary_namespace: str, visited: Iterable[tuple[int, str, str]]) -> int:
+        """Drop those that are still due; say how many. (A loop under a lock is a function.)"""
+        removed = 0
+        for expires_at, secondary, key in visited:
+            entry = self._find((primary_namespace, secondary, key))
+            if entry is not None and entry[1] == expires_at:
+                self._drop((primary_namespace, secondary, key))
+                removed += 1
+        return removed
 
     def transaction(self) -> AbstractContextManager[KVTransaction]:
         """All or nothing; see :meth:`kvreplay.TransactionalKVStore.transaction`."""

@@ -140,6 +140,22 @@ class _Batch:
 _NONE_YET: Final = _Fate()
 
 
+# Loops of what is done under a lock are functions of their own: CPython 3.13 looks for signals in a
+# jump back, and may count that jump as outside of the ``with`` that the loop is in.
+
+
+def _first_to_land(waiting: deque[PendingWrite]) -> PendingWrite | None:
+    while waiting and waiting[0].landed:
+        waiting.popleft()
+    return waiting[0] if waiting else None
+
+
+def _remove(waiting: deque[PendingWrite], writes: Iterable[PendingWrite]) -> None:
+    for write in writes:
+        if write in waiting:
+            waiting.remove(write)
+
+
 class GroupCommit:
     """The pending writes of one environment, in the order of their arrival."""
 
@@ -172,14 +188,17 @@ class GroupCommit:
         try:
             with self._changing:
                 self._waiting.extend(writes)
-            for write in writes:
-                while self._wait_for_lead(write):
-                    self._lead(write)
+            self._let_land(writes)
         except BaseException:  # an interrupt; what is in a batch may still be committed
             self._withdraw(writes)
             raise
         finally:
             del self._busy[own]
+
+    def _let_land(self, writes: Sequence[PendingWrite]) -> None:
+        for write in writes:
+            while self._wait_for_lead(write):
+                self._lead(write)
 
     def alone(self, block: Generator[T, None, None]) -> Generator[T, None, None]:
         """Wait in the same queue, then lead for a block that commits by itself, or not at all."""
@@ -237,11 +256,8 @@ class GroupCommit:
 
     def _head(self) -> PendingWrite | None:
         """Return the first write that has not landed; those before it leave the queue."""
-        waiting = self._waiting
         with self._changing:
-            while waiting and waiting[0].landed:
-                waiting.popleft()
-            return waiting[0] if waiting else None
+            return _first_to_land(self._waiting)
 
     def _lead(self, own: PendingWrite) -> None:
         """Commit for the head of the queue and those behind it, and hand over."""
@@ -286,9 +302,7 @@ class GroupCommit:
 
     def _withdraw(self, writes: Iterable[PendingWrite]) -> None:
         with self._changing:
-            for write in writes:
-                if write in self._waiting:
-                    self._waiting.remove(write)
+            _remove(self._waiting, writes)
         self._call_next()
 
     # Committing a batch.

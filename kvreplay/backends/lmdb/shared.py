@@ -110,9 +110,13 @@ def _abandon(inherited: Environment) -> None:
 _forking: Final = threading.local()
 
 
+def _is_of_this_process(environment: Environment) -> bool:
+    return environment.pid == os.getpid()
+
+
 def _before_fork() -> None:
     _forking.locked = lock.acquire(timeout=FORK_PATIENCE)
-    _forking.held = [each for each in list(_open.values()) if each.pid == os.getpid()]
+    _forking.held = list(filter(_is_of_this_process, list(_open.values())))
     for environment in _forking.held:
         environment.handle.hold_for_fork(FORK_PATIENCE)
 
