@@ -17,7 +17,7 @@ from kvreplay.errors import (
     StoreUnavailableError,
 )
 
-__all__ = ["DATA", "commit_error", "no_access", "opening_error", "store_error"]
+__all__ = ["DATA", "caused", "commit_error", "no_access", "opening_error", "store_error"]
 
 DATA: Final = "data.mdb"
 """LMDB's own name of the file with the entries."""
@@ -32,6 +32,12 @@ _DAMAGED: Final = (
     lmdb.BadTxnError,  # a new transaction cannot even read where its database begins
 )
 _NEARLY_FULL: Final = 16 * 1024 * 1024  # bytes free, below which a failed write means a full disk
+
+
+def caused(error: StoreError, cause: BaseException | None) -> StoreError:
+    """Return the error with its cause, for whoever raises it elsewhere."""
+    error.__cause__ = cause
+    return error
 
 
 def commit_error(env: lmdb.Environment, error: lmdb.Error, path: Path) -> StoreError:

@@ -144,17 +144,18 @@ class Gate:
         A thread that comes after the gate is closed finds no handle, and does not count.
         """
         own = get_ident()
+        give_up = time.monotonic() + patience
         for thread, lock in list(self.locks.items()):
             if thread not in (own, besides):
+                left = patience if patience <= 0 else max(give_up - time.monotonic(), 0)
                 try:
-                    if not lock.acquire(patience != 0, patience or -1):
+                    if not lock.acquire(left != 0, left or -1):
                         return False
                 finally:
                     try:
                         lock.release()
                     except RuntimeError:
                         pass  # it was not taken
-        give_up = time.monotonic() + patience
         while any(thread not in (own, besides) for thread in list(self.reading.values())):
             if patience >= 0 and give_up <= time.monotonic():
                 return False

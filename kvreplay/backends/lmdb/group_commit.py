@@ -42,7 +42,7 @@ from typing import Any, Final, TypeVar
 import lmdb
 
 from kvreplay.backends._support import nested_call_error
-from kvreplay.backends.lmdb.errors import store_error
+from kvreplay.backends.lmdb.errors import caused, store_error
 from kvreplay.backends.lmdb.handle import Handle, Transaction
 from kvreplay.backends.lmdb.process_lock import ProcessLock
 from kvreplay.errors import OutcomeUnknownError, StoreError
@@ -96,7 +96,7 @@ class PendingWrite:
     def failure(self) -> Exception | None:
         """Why it did not happen, or that nobody knows; for its own thread to raise."""
         if (unknown := self.fate.unknown) is not None:
-            return _caused(OutcomeUnknownError(*unknown.args), unknown.__cause__)
+            return caused(OutcomeUnknownError(*unknown.args), unknown.__cause__)
         return self.error
 
     @property
@@ -401,7 +401,7 @@ class GroupCommit:
     def _explained(self, failure: Exception) -> Exception:
         """Say in kvreplay's terms why a write did not happen; other exceptions stay as they are."""
         if isinstance(failure, lmdb.Error):
-            return _caused(store_error(failure, self._handle.path), failure)
+            return caused(store_error(failure, self._handle.path), failure)
         return failure
 
 
@@ -412,8 +412,3 @@ def _is_over(txn: Transaction) -> bool:
     except lmdb.Error:
         return True
     return False
-
-
-def _caused(error: Exception, cause: BaseException | None) -> Exception:
-    error.__cause__ = cause
-    return error

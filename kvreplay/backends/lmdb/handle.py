@@ -16,7 +16,7 @@ from typing import Final, TypeAlias, TypeVar
 import lmdb
 
 from kvreplay.backends._support import OwnTransaction, nested_call_error
-from kvreplay.backends.lmdb.errors import commit_error, store_error
+from kvreplay.backends.lmdb.errors import caused, commit_error, store_error
 from kvreplay.backends.lmdb.files import open_files
 from kvreplay.backends.lmdb.gate import Gate
 from kvreplay.errors import (
@@ -150,7 +150,7 @@ class Handle:
     def failed_commit(self, env: lmdb.Environment, error: Exception) -> Exception:
         """Say what became of a commit that raised: LMDB's own error if the map is full."""
         if isinstance(error, lmdb.Error) and not isinstance(error, lmdb.MapFullError):
-            return _caused(commit_error(env, error, self.path), error)
+            return caused(commit_error(env, error, self.path), error)
         return error  # LMDB has aborted it, if the map is full
 
     # Repairing.
@@ -279,8 +279,3 @@ def _shut_if_same(
         failed.close()
         return None
     return env
-
-
-def _caused(error: StoreError, cause: BaseException) -> StoreError:
-    error.__cause__ = cause
-    return error

@@ -7,11 +7,12 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from kvreplay.backends.lmdb import LMDBStore
+from kvreplay.backends.lmdb import LMDBStore, gate
 from kvreplay.backends.lmdb import files as lmdb_files
 from kvreplay.errors import StoreError
 from kvreplay.testing.entries import content
@@ -222,3 +223,27 @@ def test_a_child_leaves_the_parents_readers_alone(store: LMDBStore, fork: Any) -
             pool.submit(environment_of(store).handle.read, stay).result(60)
             == bytes(8) + b"old" * 1000
         )
+
+
+def test_a_fork_has_one_patience_for_all_threads(
+    store: LMDBStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here each of three threads is inside for six more seconds, of ten."""
+    waited = 0.0
+
+    class Busy:
+        def acquire(self, blocking: bool, timeout: float) -> bool:
+            nonlocal waited
+            taken = min(6, timeout) if blocking else 0
+            waited += taken
+            return taken == 6
+
+        def release(self) -> None:
+            pass
+
+    waits = environment_of(store).handle.gate
+    monkeypatch.setattr(gate, "time", SimpleNamespace(monotonic=lambda: waited))
+    monkeypatch.setattr(waits, "locks", {-number: Busy() for number in range(1, 4)})
+    waits.hold_for_fork(10)
+    waits.go_on()
+    assert waited == 10
