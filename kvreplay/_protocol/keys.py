@@ -11,7 +11,7 @@ import attrs
 from kvreplay.errors import InvalidParamsError
 from kvreplay.store import NAME
 
-__all__ = ["LONG", "ReplayKey", "name", "scope_name", "stored_id"]
+__all__ = ["ReplayKey", "name", "scope_name", "stored_id"]
 
 _HASHED: Final = "sha256-"
 _AFTER_OPERATION: Final = b"\xff"  # no byte of UTF-8, so it parts two texts, and is in no text
@@ -108,10 +108,10 @@ def _identity(text: str, operation: str | None) -> bytes:
     return operation.encode() + _AFTER_OPERATION + text.encode()
 
 
-scope_name: Final = lru_cache(maxsize=1024)(name)
-""":func:`name` with a cache, for scopes: there are few, a node's peers and not their requests.
+_LONG: Final = 256  # characters of a scope; a client may have chosen it
+_remembered_name = lru_cache(maxsize=1024)(name)
 
-Give it none of more than :data:`LONG` characters: a client may have chosen it, and it is kept.
-"""
 
-LONG: Final = 256
+def scope_name(scope: str) -> str:
+    """Return the :func:`name` of a scope. There are few: a node's peers, and not their requests."""
+    return _remembered_name(scope) if len(scope) <= _LONG else name(scope)

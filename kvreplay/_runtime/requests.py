@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import attrs
 
-from kvreplay._protocol.keys import LONG, ReplayKey, name, scope_name, stored_id
+from kvreplay._protocol.keys import ReplayKey, name, scope_name, stored_id
 from kvreplay._protocol.params import canonical, comparable
 from kvreplay._protocol.record import answer_in, decode_response
 from kvreplay._protocol.steps import Request, Settled
@@ -63,8 +63,7 @@ def peek(settings: Settings, key: Any, params: object, ttl: Duration | None) -> 
     if packed is None or not plain:
         return request_of(settings, key, params, ttl)
     try:
-        secondary = scope_name(scope) if len(scope) <= LONG else name(scope)
-        data = settings.store.read(settings.name, secondary, name(own, operation))
+        data = settings.store.read(settings.name, scope_name(scope), name(own, operation))
     except (KeyNotFoundError, UnicodeEncodeError):
         return request_of(settings, key, params, ttl, packed, settings.now())
     now = settings.clock.now_ms()

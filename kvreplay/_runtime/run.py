@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
-from kvreplay._protocol.keys import LONG, ReplayKey, name, scope_name
+from kvreplay._protocol.keys import ReplayKey, name, scope_name
 from kvreplay._protocol.steps import (
     Begin,
     CheckAndPut,
@@ -87,8 +87,7 @@ class Run:
         # Nothing is decided before a transaction commits.
         self.is_observed = settings.observer.is_there and transaction is None
         self._store: ReadsAndPuts = settings.store if transaction is None else transaction
-        secondary = scope_name(key.scope) if len(key.scope) <= LONG else name(key.scope)
-        self._address = (settings.name, secondary, name(key.id, key.operation))
+        self._address = (settings.name, scope_name(key.scope), name(key.id, key.operation))
         self.raised: Exception | None = None
         self._token: bytes | None = None
         self._told: EventKind | None = None

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvreplay import InvalidParamsError, ReplayKey
-from kvreplay._protocol.keys import name, scope_name, stored_id
+from kvreplay._protocol.keys import _remembered_name, name, scope_name, stored_id
 from kvreplay.store import check_name
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=300)
@@ -70,7 +70,15 @@ def test_an_operation_and_an_id_are_parted(operation: str) -> None:
 def test_scopes_are_not_remembered_for_ever() -> None:
     for number in range(2000):
         assert scope_name(str(number)) == name(str(number))
-    assert scope_name.cache_info().currsize < 2000
+    assert 0 < _remembered_name.cache_info().currsize < 2000
+
+
+def test_a_long_scope_is_not_remembered() -> None:
+    _remembered_name.cache_clear()
+    assert scope_name("s" * 257) == name("s" * 257)
+    assert _remembered_name.cache_info().currsize == 0
+    assert scope_name("s" * 200) == name("s" * 200)
+    assert _remembered_name.cache_info().currsize == 1
 
 
 def test_the_empty_scope_is_the_empty_namespace() -> None:

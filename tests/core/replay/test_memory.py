@@ -19,7 +19,7 @@ from kvreplay import (
     ParamsMismatchError,
     Replay,
 )
-from kvreplay._protocol.keys import scope_name
+from kvreplay._protocol.keys import _remembered_name
 from kvreplay._runtime.singleflight import flights
 from kvreplay.backends.memory import MemoryStore
 from support.replaying import Caller
@@ -181,11 +181,11 @@ def test_refused_requests_leave_nothing(hostile: Callable[[int], Any]) -> None:
 @pytest.mark.parametrize("scope", ["s" * 257, "s" * 1_000_000])
 def test_a_long_scope_is_answered_and_not_kept(scope: str) -> None:
     replay = Replay(MemoryStore(), "pay", ttl=60)
-    before = scope_name.cache_info().currsize
+    before = _remembered_name.cache_info().currsize
     assert not replay.execute((scope, "k"), PARAMS, lambda: "r").replayed
     assert replay.execute((scope, "k"), PARAMS, lambda: "never").replayed
     assert replay.lookup((scope, "k"), PARAMS) is not None
-    assert scope_name.cache_info().currsize == before
+    assert _remembered_name.cache_info().currsize == before
 
 
 def test_keys_of_any_number_and_length_are_compared() -> None:
