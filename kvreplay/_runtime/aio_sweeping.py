@@ -33,11 +33,14 @@ class AsyncSweeper:
         self._stop.set()
         await self._task
 
+    async def _sweep_all(self) -> None:
+        while not self._stop.is_set() and (await self._sweep(self._limit)).more:
+            pass
+
     async def _work(self) -> None:
         while True:
             try:
-                while not self._stop.is_set() and (await self._sweep(self._limit)).more:
-                    pass
+                await self._sweep_all()
             except Exception as error:  # a sweeper that ends unseen lets the store grow for ever
                 logger().warning("a sweep failed; the next round tries again: %r", error)
             try:

@@ -81,11 +81,14 @@ class Sweeper:
         self._stop.set()
         self._thread.join()
 
+    def _sweep_all(self) -> None:
+        while not self._stop.is_set() and self._sweep(self._limit).more:
+            pass
+
     def _work(self) -> None:
         while True:
             try:
-                while not self._stop.is_set() and self._sweep(self._limit).more:
-                    pass
+                self._sweep_all()
             except Exception as error:  # a sweeper that ends unseen lets the store grow for ever
                 logger().warning("a sweep failed; the next round tries again: %r", error)
             if self._stop.wait(self._every):
