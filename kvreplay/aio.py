@@ -30,7 +30,7 @@ from kvreplay._runtime.run import Run
 from kvreplay._runtime.singleflight import Abandoned, Flight, flights
 from kvreplay._runtime.walking import records
 from kvreplay.clock import Duration, to_ms
-from kvreplay.errors import KVReplayError
+from kvreplay.errors import InvalidParamsError, KVReplayError
 from kvreplay.store import KVTransaction, SweepResult
 
 __all__ = ["AsyncReplay"]
@@ -137,10 +137,15 @@ class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
         function: Callable[..., Any],
         call_of: Callable[..., tuple[Key, object, Callable[[], Any]]],
         ttl: Duration | None,
+        explain: Callable[[Any], None],
     ) -> Callable[..., Any]:
         async def replayed(*args: Any, **kwargs: Any) -> Any:
-            outcome = await self.execute(*call_of(*args, **kwargs), ttl=ttl)
-            return outcome.response
+            key, params, handler = call_of(*args, **kwargs)
+            try:
+                return (await self.execute(key, params, handler, ttl=ttl)).response
+            except InvalidParamsError:
+                explain(params)
+                raise
 
         return replayed
 

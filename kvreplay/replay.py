@@ -20,7 +20,7 @@ from kvreplay._runtime.singleflight import Abandoned, Flight, flights
 from kvreplay._runtime.sweeping import Sweeper
 from kvreplay._runtime.walking import records
 from kvreplay.clock import Duration, to_ms
-from kvreplay.errors import ConfigError, InFlightError
+from kvreplay.errors import ConfigError, InFlightError, InvalidParamsError
 from kvreplay.store import Bell, KVTransaction, SweepResult
 
 __all__ = ["Replay"]
@@ -226,12 +226,18 @@ class Replay(AnyReplay[Verdict]):
         function: Callable[..., Any],
         call_of: Callable[..., tuple[Key, object, Callable[[], Any]]],
         ttl: Duration | None,
+        explain: Callable[[Any], None],
     ) -> Callable[..., Any]:
         if inspect.iscoroutinefunction(function):
             raise ConfigError("decorate a coroutine function with AsyncReplay's idempotent")
 
         def replayed(*args: Any, **kwargs: Any) -> Any:
-            return self.execute(*call_of(*args, **kwargs), ttl=ttl).response
+            key, params, handler = call_of(*args, **kwargs)
+            try:
+                return self.execute(key, params, handler, ttl=ttl).response
+            except InvalidParamsError:
+                explain(params)
+                raise
 
         return replayed
 

@@ -9,7 +9,12 @@ from typing import Any, ParamSpec, TypeVar
 from kvreplay._protocol import flow
 from kvreplay._protocol.record import ReplayRecord, encode_response
 from kvreplay._protocol.steps import Flow, Request, Settled
-from kvreplay._runtime.decorating import Functions, arguments_of, check_decorable
+from kvreplay._runtime.decorating import (
+    Functions,
+    arguments_of,
+    check_comparable,
+    check_decorable,
+)
 from kvreplay._runtime.requests import (
     Key,
     Outcome,
@@ -37,6 +42,10 @@ Protocol = Callable[[Request, Any], Flow[Settled]]
 
 LOOK_AGAIN = 1.0
 """Seconds, after which a follower looks again whether its leader's loop was closed."""
+
+
+def _say_no_more(params: object) -> None:
+    """The caller's own params have no names of arguments."""
 
 
 class AnyReplay(Configured[V]):
@@ -93,7 +102,8 @@ class AnyReplay(Configured[V]):
                     functools.partial(function, *args, **kwargs),
                 )
 
-            replayed: Callable[P, R] = self._replaying(function, call_of, ttl)
+            explain = check_comparable if params is None else _say_no_more
+            replayed: Callable[P, R] = self._replaying(function, call_of, ttl, explain)
             self._functions.add(function, operation)
             return functools.wraps(function)(replayed)
 
@@ -104,9 +114,13 @@ class AnyReplay(Configured[V]):
         function: Callable[..., Any],
         call_of: Callable[..., tuple[Key, object, Callable[[], Any]]],
         ttl: Duration | None,
+        explain: Callable[[Any], None],
     ) -> Callable[..., Any]:
-        """Return the function that answers each call by ``execute``."""
-        raise NotImplementedError
+        """Return the function that answers each call by ``execute``.
+
+        ``explain`` raises a better error, if it has one, for params that were refused.
+        """
+        raise NotImplementedError  # each of the two answers in its own way
 
     # Settling a key in doubt, and looking a key up: the flow, and the run that answers its steps.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FunctionType
 from typing import Any
 
@@ -11,7 +11,7 @@ from kvreplay._protocol.keys import ReplayKey
 from kvreplay._protocol.params import canonical
 from kvreplay.errors import ConfigError, InvalidParamsError
 
-__all__ = ["Functions", "arguments_of", "check_decorable"]
+__all__ = ["Functions", "arguments_of", "check_comparable", "check_decorable"]
 
 _UNDONE = "nothing was decorated"
 
@@ -84,8 +84,7 @@ def _named(function: Callable[..., object]) -> str:
 def arguments_of(function: Callable[..., object]) -> Callable[..., dict[str, Any]]:
     """Return a function that makes a dict of a call's arguments by name, with their defaults.
 
-    It leaves out a method's ``self`` and a class method's ``cls``. It raises an InvalidParamsError
-    that names the first argument that cannot be compared.
+    It leaves out a method's ``self`` and a class method's ``cls``.
 
     Raises:
         ConfigError: Python does not know the function's parameters.
@@ -101,18 +100,21 @@ def arguments_of(function: Callable[..., object]) -> Callable[..., dict[str, Any
     def arguments(*args: Any, **kwargs: Any) -> dict[str, Any]:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        compared = {name: each for name, each in bound.arguments.items() if name != receiver}
-        for name, each in compared.items():
-            try:
-                canonical({name: each})
-            except InvalidParamsError as error:
-                raise InvalidParamsError(
-                    f"the argument {name!r} cannot be compared: {error}; or say by params= what is"
-                    " compared"
-                ) from None
-        return compared
+        return {name: each for name, each in bound.arguments.items() if name != receiver}
 
     return arguments
+
+
+def check_comparable(arguments: Mapping[str, Any]) -> None:
+    """Raise an InvalidParamsError that names the first argument that cannot be compared, if any."""
+    for name, each in arguments.items():
+        try:
+            canonical({name: each})
+        except InvalidParamsError as error:
+            raise InvalidParamsError(
+                f"the argument {name!r} cannot be compared: {error}; or say by params= what is"
+                " compared"
+            ) from None
 
 
 def _receiver_of(function: Callable[..., object], signature: inspect.Signature) -> str | None:

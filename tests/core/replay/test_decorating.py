@@ -280,7 +280,7 @@ def test_an_async_method_leaves_its_self_out() -> None:
     replay = AsyncReplay(MemoryStore(), "node", ttl=60)
 
     class Service:
-        @replay.idempotent(key=lambda self, order: ("s", order))
+        @replay.idempotent(key=lambda self, order: ("s", str(order)))
         async def pay(self, order: str) -> int:
             return id(self)
 
@@ -288,6 +288,8 @@ def test_an_async_method_leaves_its_self_out() -> None:
 
     async def both() -> None:
         assert await one.pay("1") == await two.pay("1") == id(one)
+        with pytest.raises(InvalidParamsError, match=r"argument 'order' .*params="):
+            await one.pay(object())  # type: ignore[arg-type]  # the point of the test
 
     asyncio.run(both())
 
