@@ -80,9 +80,23 @@ def test_the_bytes_are_msgpack_of_the_params(params: Any) -> None:
 TEXTS = st.text(st.characters(max_codepoint=127), max_size=3)
 
 
-@given(st.dictionaries(TEXTS, SCALARS, min_size=1))
+@given(st.dictionaries(TEXTS, SCALARS, min_size=1, max_size=32))
 def test_the_quick_bytes_of_a_flat_map_are_the_canonical_ones(params: dict[str, Any]) -> None:
     assert comparable(dict(reversed(params.items()))) == canonical(params)
+
+
+@pytest.mark.parametrize(
+    ("most", "more"),
+    [
+        ({str(n): n for n in range(32)}, {str(n): n for n in range(33)}),
+        ({"k" * 1024: 1}, {"k" * 1025: 1}),
+    ],
+    ids=["keys", "characters"],
+)
+def test_a_map_with_more_has_no_quick_bytes(most: dict[str, int], more: dict[str, int]) -> None:
+    assert comparable(most) == canonical(most)
+    assert comparable(more) is None
+    assert msgpack.unpackb(canonical(more)) == more
 
 
 @given(PARAMS | st.dictionaries(TEXTS, PARAMS))
