@@ -15,8 +15,9 @@ import lmdb
 from kvreplay.backends._support import OwnTransaction, nested_call_error, own_transaction_error
 from kvreplay.backends.lmdb.errors import store_error
 from kvreplay.backends.lmdb.files import identity_of
-from kvreplay.backends.lmdb.group_commit import GroupCommit, PendingWrite
+from kvreplay.backends.lmdb.group_commit import GroupCommit
 from kvreplay.backends.lmdb.handle import Handle, Transaction
+from kvreplay.backends.lmdb.pending import PendingWrite
 from kvreplay.backends.lmdb.process_lock import ProcessLock
 from kvreplay.errors import StoreError
 from kvreplay.store.locks import process_mark

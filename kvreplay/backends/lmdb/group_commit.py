@@ -44,19 +44,16 @@ import lmdb
 from kvreplay.backends._support import nested_call_error
 from kvreplay.backends.lmdb.errors import caused, store_error
 from kvreplay.backends.lmdb.handle import Handle, Transaction
+from kvreplay.backends.lmdb.pending import MAX_BYTES, Batch, PendingWrite
 from kvreplay.backends.lmdb.process_lock import ProcessLock
 from kvreplay.errors import OutcomeUnknownError, StoreError
 from kvreplay.store import Bell
 
-__all__ = ["ALONE", "GroupCommit", "PendingWrite"]
+__all__ = ["GroupCommit"]
 
 T = TypeVar("T")
 
 _MAX_WRITES: Final = 1000  # in a batch
-_MAX_BYTES: Final = 16 * 1024 * 1024  # of values, unless a single one is larger
-ALONE: Final = _MAX_BYTES + 1
-"""The size of a write that takes long. It shares no commit, so that no other write waits for it."""
-
 _LOOK_AGAIN: Final = 1.0  # seconds, until a thread that waits looks: an interrupt may lose its ring
 _UNKNOWN: Final = OutcomeUnknownError(
     "a commit failed, and its thread was interrupted before it knew whether it had happened: read"
@@ -64,80 +61,6 @@ _UNKNOWN: Final = OutcomeUnknownError(
 )
 _FAILURES: Final = (lmdb.Error, StoreError)
 """What an operation raises. Anything else comes from outside: an interrupt of the leader."""
-
-
-class PendingWrite:
-    """One write that waits for its commit.
-
-    Args:
-        operation: makes the write in a transaction; it may be run again in another one. ``None``
-            keeps a place for a caller's transaction.
-        size: about how many bytes it writes.
-    """
-
-    __slots__ = ("bell", "error", "fate", "leads", "operation", "result", "size")
-
-    def __init__(self, operation: Callable[[Transaction], Any] | None, size: int = 0) -> None:
-        self.operation = operation
-        self.size = size
-        self.bell: Bell | None = None  # while a thread waits for it
-        self.leads = False  # its thread waits to lead
-        self.fate = _NONE_YET  # of the latest transaction that it was in
-        self.result: Any = None  # the operation's
-        self.error: Exception | None = None  # its own: it did not happen
-
-    @property
-    def landed(self) -> bool:
-        """Whether it is known what became of it, as far as it ever will be."""
-        fate = self.fate
-        return fate.committed or self.error is not None or fate.unknown is not None
-
-    @property
-    def failure(self) -> Exception | None:
-        """Why it did not happen, or that nobody knows; for its own thread to raise."""
-        if (unknown := self.fate.unknown) is not None:
-            return caused(OutcomeUnknownError(*unknown.args), unknown.__cause__)
-        return self.error
-
-    @property
-    def is_brief(self) -> bool:
-        """Whether other writes need not wait long for it."""
-        return self.operation is not None and self.size < ALONE
-
-    def wake(self) -> bool:
-        """Wake the thread that waits for it; say whether there is one."""
-        bell = self.bell
-        if bell is None:
-            return False
-        bell.ring()
-        return True
-
-
-class _Fate:
-    """What became of a transaction, for all the writes in it. It does not know them."""
-
-    __slots__ = ("committed", "unknown")
-
-    def __init__(self) -> None:
-        self.committed = False
-        self.unknown: OutcomeUnknownError | None = None
-
-
-class _Batch:
-    """Writes that share a transaction."""
-
-    __slots__ = ("fate", "writes")
-
-    def __init__(self) -> None:
-        self.fate = _Fate()
-        self.writes: list[PendingWrite] = []
-
-    def add(self, write: PendingWrite) -> None:
-        write.fate = self.fate
-        self.writes.append(write)
-
-
-_NONE_YET: Final = _Fate()
 
 
 # Loops of what is done under a lock are functions of their own: CPython 3.13 looks for signals in a
@@ -322,12 +245,12 @@ class GroupCommit:
             for write in batch.writes:
                 alone: Exception | None = failure
                 if len(batch.writes) > 1:
-                    _, alone = self._try(partial(_Batch.add, write=write))
+                    _, alone = self._try(partial(Batch.add, write=write))
                 if alone is not None and not write.landed:
                     write.error = self._explained(alone)
         return batch.writes
 
-    def _fill(self, batch: _Batch) -> None:
+    def _fill(self, batch: Batch) -> None:
         """Name the first writes of the queue while they fit, up to the place of a transaction."""
         size = 0
         with self._changing:
@@ -337,15 +260,15 @@ class GroupCommit:
                 if write.landed:
                     continue
                 size += write.size
-                if batch.writes and (size > _MAX_BYTES or len(batch.writes) >= _MAX_WRITES):
+                if batch.writes and (size > MAX_BYTES or len(batch.writes) >= _MAX_WRITES):
                     break
                 batch.add(write)
 
-    def _try(self, fill: Callable[[_Batch], None]) -> tuple[_Batch, Exception | None]:
+    def _try(self, fill: Callable[[Batch], None]) -> tuple[Batch, Exception | None]:
         """Commit a batch, filled once a transaction has begun; return it, and why it failed."""
         handle = self._handle
         while True:
-            batch = _Batch()
+            batch = Batch()
             try:
                 env = handle.opened()
                 with handle.gate.own():
@@ -358,7 +281,7 @@ class GroupCommit:
                 return batch, error
 
     def _run(
-        self, env: lmdb.Environment, batch: _Batch, fill: Callable[[_Batch], None]
+        self, env: lmdb.Environment, batch: Batch, fill: Callable[[Batch], None]
     ) -> Exception | None:
         """Run and commit the writes' operations; return why none of them happened, if so.
 

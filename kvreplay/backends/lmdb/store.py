@@ -19,7 +19,7 @@ from typing import ClassVar, Final
 from kvreplay.backends._support import check_durability, check_path, nested_call_error
 from kvreplay.backends.lmdb import entries, shared
 from kvreplay.backends.lmdb.environment import Block, Environment
-from kvreplay.backends.lmdb.group_commit import ALONE
+from kvreplay.backends.lmdb.pending import ALONE
 from kvreplay.errors import ConfigError, KeyNotFoundError, OutcomeUnknownError, StoreError
 from kvreplay.store import (
     Change,

@@ -58,7 +58,7 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """``limits(changes=2)`` makes a limit of the group commit so small that a test meets it."""
     places = {
         "changes": (group_commit, "_MAX_WRITES"),  # of a batch
-        "size": (group_commit, "_MAX_BYTES"),  # of a batch
+        "size": (group_commit, "MAX_BYTES"),  # of a batch
         "look_again": (group_commit, "_LOOK_AGAIN"),  # seconds after which nobody relies on a call
         "sweep": (lmdb_store, "_SWEEP_BATCH"),  # entries of one of a sweep's transactions
     }

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from kvreplay.backends.lmdb import LMDBStore
-from kvreplay.backends.lmdb import group_commit as lmdb_queue
+from kvreplay.backends.lmdb import LMDBStore, group_commit, pending
 from kvreplay.backends.lmdb.handle import Handle
 from kvreplay.errors import StoreError
 from support.group_commits import change, putting, queue_of, queued, together, waiting
@@ -27,7 +26,7 @@ class Course:
         self._store = store
         self.steps: list[str] = []
         self._names: dict[Any, str] = {}
-        wake, commit = lmdb_queue.PendingWrite.wake, Handle.commit
+        wake, commit = pending.PendingWrite.wake, Handle.commit
 
         def noted_wake(change: Any) -> bool:
             if change.landed and change.bell is not None:
@@ -38,7 +37,7 @@ class Course:
             self.steps.append("commit")
             commit(*args)
 
-        monkeypatch.setattr(lmdb_queue.PendingWrite, "wake", noted_wake)
+        monkeypatch.setattr(pending.PendingWrite, "wake", noted_wake)
         monkeypatch.setattr(Handle, "commit", noted_commit)
 
     def change(self, name: str, size: int = 0) -> Callable[[], Any]:
@@ -76,7 +75,7 @@ def test_who_has_landed_does_not_wait_for_what_takes_long(
         with store.transaction():
             course.steps.append("long")
 
-    long = transact if next_one == "a transaction" else course.change("long", lmdb_queue.ALONE)
+    long = transact if next_one == "a transaction" else course.change("long", pending.ALONE)
     together(store, course.change("a"), course.change("b"), long)
     assert course.steps[1:] == ["a", "b", "commit", "wake b", "long", "commit"]
 
@@ -157,14 +156,14 @@ def test_a_change_that_lands_before_its_thread_waits_is_seen(
     limits(look_again=1000.0)
     holder = HeldTransaction(store)
     (leader,) = queued(store, putting(store, "first", None, b"v"))
-    bell = lmdb_queue.Bell
+    bell = group_commit.Bell
 
     def late_bell() -> Any:
         holder.let_go()
         leader.end()
         return bell()
 
-    monkeypatch.setattr(lmdb_queue, "Bell", late_bell)
+    monkeypatch.setattr(group_commit, "Bell", late_bell)
     late = Caller(putting(store, "late", None, b"v"))
     assert late.result() is None
     assert leader.result() is None
@@ -208,6 +207,6 @@ def test_a_call_that_an_interrupt_lost_is_made_up_for(
         monkeypatch.setattr(queue_of(store), "_call_next", lambda: None)
         limits(changes=2)
     else:
-        monkeypatch.setattr(lmdb_queue.Bell, "ring", lambda self: None)
+        monkeypatch.setattr(group_commit.Bell, "ring", lambda self: None)
     callers = together(store, *(putting(store, f"k{n}", None, b"v") for n in range(6)))
     assert [caller.result() for caller in callers] == [None] * 6

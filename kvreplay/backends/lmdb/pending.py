@@ -1,0 +1,97 @@
+"""Writes that wait for their commit, and what became of the transaction that they share.
+
+A write learns its fate through its batch: it *lands* in the one step in which the batch's fate is
+set, or by an error of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from kvreplay.backends.lmdb.errors import caused
+from kvreplay.backends.lmdb.handle import Transaction
+from kvreplay.errors import OutcomeUnknownError
+from kvreplay.store import Bell
+
+__all__ = ["ALONE", "MAX_BYTES", "Batch", "Fate", "PendingWrite"]
+
+MAX_BYTES: Final = 16 * 1024 * 1024
+"""How many bytes of values are in a batch, unless a single one is larger."""
+ALONE: Final = MAX_BYTES + 1
+"""The size of a write that takes long. It shares no commit, so that no other write waits for it."""
+
+
+class PendingWrite:
+    """One write that waits for its commit.
+
+    Args:
+        operation: makes the write in a transaction; it may be run again in another one. ``None``
+            keeps a place for a caller's transaction.
+        size: about how many bytes it writes.
+    """
+
+    __slots__ = ("bell", "error", "fate", "leads", "operation", "result", "size")
+
+    def __init__(self, operation: Callable[[Transaction], Any] | None, size: int = 0) -> None:
+        self.operation = operation
+        self.size = size
+        self.bell: Bell | None = None  # while a thread waits for it
+        self.leads = False  # its thread waits to lead
+        self.fate = _NONE_YET  # of the latest transaction that it was in
+        self.result: Any = None  # the operation's
+        self.error: Exception | None = None  # its own: it did not happen
+
+    @property
+    def landed(self) -> bool:
+        """Whether it is known what became of it, as far as it ever will be."""
+        fate = self.fate
+        return fate.committed or self.error is not None or fate.unknown is not None
+
+    @property
+    def failure(self) -> Exception | None:
+        """Why it did not happen, or that nobody knows; for its own thread to raise."""
+        if (unknown := self.fate.unknown) is not None:
+            return caused(OutcomeUnknownError(*unknown.args), unknown.__cause__)
+        return self.error
+
+    @property
+    def is_brief(self) -> bool:
+        """Whether other writes need not wait long for it."""
+        return self.operation is not None and self.size < ALONE
+
+    def wake(self) -> bool:
+        """Wake the thread that waits for it; say whether there is one."""
+        bell = self.bell
+        if bell is None:
+            return False
+        bell.ring()
+        return True
+
+
+class Fate:
+    """What became of a transaction, for all the writes in it. It does not know them."""
+
+    __slots__ = ("committed", "unknown")
+
+    def __init__(self) -> None:
+        self.committed = False
+        self.unknown: OutcomeUnknownError | None = None
+
+
+class Batch:
+    """Writes that share a transaction."""
+
+    __slots__ = ("fate", "writes")
+
+    def __init__(self) -> None:
+        self.fate = Fate()
+        self.writes: list[PendingWrite] = []
+
+    def add(self, write: PendingWrite) -> None:
+        """Name one more, in the order of arrival."""
+        write.fate = self.fate
+        self.writes.append(write)
+
+
+_NONE_YET: Final = Fate()
