@@ -169,7 +169,7 @@ def withdraw(held: HeldClaim, before: bytes | None, error: BaseException) -> Flo
         found, _ = yield CheckAndPut(held.data, before, event=event)
         if found != held.data and claim_of(found, held.token) is not None:
             yield CheckAndPut(found, before, event=event)  # a renewal seemed to have failed
-    except Exception as failure:
+    except Exception as failure:  # the store's or the clock's: the run's own error is told
         try:
             error.add_note(
                 f"kvreplay could not release the claim, so the key is in doubt: {failure}"
@@ -186,7 +186,7 @@ def end_in_doubt(token: bytes) -> Flow[None]:
         if record is not None and record.claim is not None:
             ended = attrs.evolve(record.claim, ended_at=now)
             yield CheckAndPut(found, encode(attrs.evolve(record, claim=ended)), event="in_doubt")
-    except Exception as failure:
+    except Exception as failure:  # likewise
         yield Log("a run left its key in doubt, and could not tell other processes: %r", failure)
 
 

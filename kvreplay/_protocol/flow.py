@@ -362,7 +362,7 @@ def _run_claimed(entry: Free, request: Request, policy: Policy) -> Flow[Settled 
         return (yield from _record_answer(held, end.response, now, request, policy))
     except GeneratorExit:
         raise  # nobody answers any more
-    except BaseException as error:
+    except BaseException as error:  # whatever breaks the run off, even an interrupt
         if not claimed and says_unchanged(error):
             raise
         if not call.begun or (raised and not leaves_doubt(error, policy.doubt_on)):
@@ -384,7 +384,7 @@ def _record_answer(
     while True:
         try:
             found, now = yield step
-        except Exception as error:
+        except Exception as error:  # the store's or the clock's
             raise InDoubtError(
                 "the handler ran, but the store may not have saved its response: the key is in"
                 " doubt unless it did; lookup() shows which, then resolve() or release() a key in"
@@ -422,7 +422,7 @@ def _run_claimless(entry: Free, request: Request, policy: Policy) -> Flow[Settle
     while True:
         try:
             found, now = yield step
-        except Exception as error:
+        except Exception as error:  # the store's or the clock's
             raise InDoubtError(
                 "the handler ran, but the store may not have saved its response; there is no claim"
                 " (lease=None), so a retry runs the handler again if the response was not saved",

@@ -89,12 +89,8 @@ def test_a_failed_coroutine_is_freed_at_once(error: type[BaseException], setting
             await replay.execute_in_transaction(("s", "3"), PARAMS, handler)
         except Exception:
             assert len(payloads) == 3
-        # Callbacks of the futures, and an executor's thread, which forgets its call after it.
-        for _ in range(1000):
-            await asyncio.sleep(0)
-            if [each() for each in payloads] == [None] * 3:
-                return
-        pytest.fail("a failed coroutine is still held")
+        # After the futures' callbacks, and once the executor's thread has another call to hold.
+        await asyncio.to_thread(until, lambda: [each() for each in payloads] == [None] * 3)
 
     asyncio.run(calls())
 
