@@ -340,10 +340,10 @@ PLANTED = [
         "a failed completion that is believed",
         lambda: patched(
             (
-                """        except Exception as error:
+                """        except Exception as error:  # the store's or the clock's
             raise InDoubtError(
                 "the handler ran, but the store may not have saved its response: the key""",
-                """        except Exception as error:
+                """        except Exception as error:  # the store's or the clock's
             return Settled(packed, replayed=False)
             raise InDoubtError(
                 "the handler ran, but the store may not have saved its response: the key""",
@@ -356,10 +356,10 @@ PLANTED = [
         "a failed completion that releases the claim",
         lambda: patched(
             (
-                """        except Exception as error:
+                """        except Exception as error:  # the store's or the clock's
             raise InDoubtError(
                 "the handler ran, but the store may not have saved its response: the key""",
-                """        except Exception as error:
+                """        except Exception as error:  # the store's or the clock's
             yield CheckAndPut(held.data, None)
             raise InDoubtError(
                 "the handler ran, but the store may not have saved its response: the key""",
