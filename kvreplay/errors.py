@@ -32,6 +32,7 @@ __all__ = [
     "StaleFlowError",
     "StoreError",
     "StoreFullError",
+    "StoreNotFoundError",
     "StoreUnavailableError",
     "UnsupportedRecordVersionError",
 ]
@@ -65,6 +66,10 @@ class InvalidValueError(StoreError, ValueError):
 
 class CorruptStoreError(StoreError):
     """The store's own files are damaged, emptied, another program's or of another format."""
+
+
+class StoreNotFoundError(StoreError):
+    """There is no store in that place, and ``create=False`` said not to make one."""
 
 
 class StoreUnavailableError(StoreError):

@@ -21,9 +21,10 @@ from contextlib import AbstractContextManager
 from typing import ClassVar
 
 from kvreplay.backends._support import OwnTransaction, nested_call_error, own_transaction_error
-from kvreplay.errors import KeyNotFoundError, StoreError
+from kvreplay.errors import KeyNotFoundError, StoreError, StoreNotFoundError
 from kvreplay.store import (
     Closing,
+    Entry,
     ForkSafeLock,
     KVTransaction,
     SweepResult,
@@ -38,24 +39,35 @@ from kvreplay.store import (
 __all__ = ["MemoryStore"]
 
 Address = tuple[str, str, str]
-Entry = tuple[bytes, int | None]  # value, expires_at
+Stored = tuple[bytes, int | None]  # value, expires_at
 
 
 class MemoryStore(Closing):
     """A dictionary that holds bytes.
 
     A change is visible to every thread when its call returns.
+
+    Args:
+        create: a store in memory is always a new one, so ``False`` refuses it.
+
+    Raises:
+        StoreNotFoundError: ``create`` is false.
     """
 
-    OPTIONS: ClassVar[Mapping[str, str | tuple[str, ...]]] = {}
+    OPTIONS: ClassVar[Mapping[str, str | tuple[str, ...]]] = {"create": "boolean"}
     LOCATION: ClassVar[str] = "none"
     reads_are_local: ClassVar[bool] = True
 
-    def __init__(self) -> None:
-        self._namespaces: dict[tuple[str, str], dict[str, Entry]] = {}
+    def __init__(self, *, create: bool = True) -> None:
+        if not create:
+            raise StoreNotFoundError(
+                "a store in memory begins empty whenever it is opened, so with create=False there"
+                " is none: leave create out, or choose a backend that keeps its entries"
+            )
+        self._namespaces: dict[tuple[str, str], dict[str, Stored]] = {}
         # Per primary namespace, sorted: (expires_at, secondary namespace, key) of an entry.
         self._expiry: dict[str, list[tuple[int, str, str]]] = {}
-        self._pending: dict[Address, Entry | None] = {}
+        self._pending: dict[Address, Stored | None] = {}
         self._writer = ForkSafeLock()
         self._transaction: _Transaction | None = None  # the one that is open
 
@@ -66,7 +78,13 @@ class MemoryStore(Closing):
         """Return the value; see :meth:`kvreplay.KVStoreSync.read`."""
         check_name(primary_namespace, secondary_namespace, key)
         self._check_open()
-        return _value(self._committed((primary_namespace, secondary_namespace, key)))
+        return _found(self._committed((primary_namespace, secondary_namespace, key)))[0]
+
+    def read_entry(self, primary_namespace: str, secondary_namespace: str, key: str) -> Entry:
+        """Return value and expiry; see :meth:`kvreplay.InspectableKVStore.read_entry`."""
+        check_name(primary_namespace, secondary_namespace, key)
+        self._check_open()
+        return Entry(*_found(self._committed((primary_namespace, secondary_namespace, key))))
 
     def write(
         self, primary_namespace: str, secondary_namespace: str, key: str, value: bytes
@@ -203,23 +221,23 @@ class MemoryStore(Closing):
             self._apply(address, entry)
         self._pending = {}  # a new object, by which list() notices
 
-    def _committed(self, address: Address) -> Entry | None:
+    def _committed(self, address: Address) -> Stored | None:
         pending = self._pending
         return pending[address] if address in pending else self._find(address)
 
     # The steps of a change; the caller holds the lock.
 
-    def _find(self, address: Address) -> Entry | None:
+    def _find(self, address: Address) -> Stored | None:
         namespace = self._namespaces.get(address[:2])
         return None if namespace is None else namespace.get(address[2])
 
-    def _apply(self, address: Address, entry: Entry | None) -> None:
+    def _apply(self, address: Address, entry: Stored | None) -> None:
         if entry is None:
             self._delete(address)
         else:
             self._put(address, entry)
 
-    def _put(self, address: Address, entry: Entry) -> None:
+    def _put(self, address: Address, entry: Stored) -> None:
         old = self._find(address)
         if entry[1] is not None:
             bisect.insort(self._expiry.setdefault(address[0], []), (entry[1], *address[1:]))
@@ -238,7 +256,7 @@ class MemoryStore(Closing):
         if not keys:
             del self._namespaces[address[:2]]
 
-    def _unindex(self, address: Address, old: Entry | None) -> None:
+    def _unindex(self, address: Address, old: Stored | None) -> None:
         if old is not None and old[1] is not None:
             index = self._expiry[address[0]]
             del index[bisect.bisect_left(index, (old[1], *address[1:]))]
@@ -252,11 +270,11 @@ class _Transaction(OwnTransaction):
     def __init__(self, store: MemoryStore) -> None:
         super().__init__()
         self._store = store
-        self.changes: dict[Address, Entry | None] = {}
+        self.changes: dict[Address, Stored | None] = {}
 
     def read(self, primary_namespace: str, secondary_namespace: str, key: str) -> bytes:
         check_name(primary_namespace, secondary_namespace, key)
-        return _value(self._find((primary_namespace, secondary_namespace, key)))
+        return _found(self._find((primary_namespace, secondary_namespace, key)))[0]
 
     def write(
         self, primary_namespace: str, secondary_namespace: str, key: str, value: bytes
@@ -299,21 +317,21 @@ class _Transaction(OwnTransaction):
             self.changes[address] = None if value is None else (value, expires_at)
         return found
 
-    def _find(self, address: Address) -> Entry | None:
+    def _find(self, address: Address) -> Stored | None:
         self.check_usable()
         if address in self.changes:
             return self.changes[address]
         return self._store._find(address)
 
 
-def _value(entry: Entry | None) -> bytes:
+def _found(entry: Stored | None) -> Stored:
     if entry is None:
         raise KeyNotFoundError("no entry under that name")
-    return entry[0]
+    return entry
 
 
 def _with_changes(
-    keys: dict[str, None], namespace: tuple[str, str], changes: dict[Address, Entry | None]
+    keys: dict[str, None], namespace: tuple[str, str], changes: dict[Address, Stored | None]
 ) -> list[str]:
     """Return the keys of a namespace as they are after the changes."""
     for address, entry in changes.items():

@@ -44,7 +44,9 @@ __all__ = [
     "BatchingKVStore",
     "Change",
     "Durability",
+    "Entry",
     "ExpiringKVStore",
+    "InspectableKVStore",
     "KVStoreSync",
     "KVTransaction",
     "MigratableKVStore",
@@ -179,6 +181,26 @@ class ExpiringKVStore(AtomicKVStore, Protocol):
 
         Args:
             now: milliseconds since the epoch, UTC.
+        """
+
+
+@attrs.frozen
+class Entry:
+    """A value and its expiry: milliseconds since the epoch (UTC), or ``None``: never."""
+
+    value: bytes = attrs.field(repr=False)
+    expires_at: int | None
+
+
+@runtime_checkable
+class InspectableKVStore(ExpiringKVStore, Protocol):
+    """A store that tells an entry's expiry too, without which no copy of it is exact."""
+
+    def read_entry(self, primary_namespace: str, secondary_namespace: str, key: str) -> Entry:
+        """Return the value and its expiry, as one change has put them.
+
+        Raises:
+            KeyNotFoundError: there is no such entry; no other failure raises it.
         """
 
 

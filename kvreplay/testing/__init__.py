@@ -23,6 +23,7 @@ pytest.register_assert_rewrite(
                 "entries",
                 "expiry",
                 "forking",
+                "inspecting",
                 "model",
                 "names",
             ),

@@ -11,6 +11,7 @@ from kvreplay.store import (
     AtomicKVStore,
     BatchingKVStore,
     ExpiringKVStore,
+    InspectableKVStore,
     MigratableKVStore,
     TransactionalKVStore,
 )
@@ -23,6 +24,10 @@ CAPABILITIES: Final[Mapping[str, tuple[type, tuple[str, ...]]]] = {
     "atomic": (AtomicKVStore, ("list_all_keys", "check_and_put")),
     "batching": (BatchingKVStore, ("list_all_keys", "check_and_put", "check_and_put_each")),
     "expiring": (ExpiringKVStore, ("list_all_keys", "check_and_put", "sweep")),
+    "inspectable": (
+        InspectableKVStore,
+        ("list_all_keys", "check_and_put", "sweep", "read_entry"),
+    ),
     "transactional": (
         TransactionalKVStore,
         ("list_all_keys", "check_and_put", "sweep", "transaction"),

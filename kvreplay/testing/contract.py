@@ -16,6 +16,7 @@ from kvreplay.testing.claims import class_opened_by, leave_out, unclaimed
 from kvreplay.testing.closing import ClosingTests
 from kvreplay.testing.expiry import ExpiryTests
 from kvreplay.testing.forking import Child, ForkingTests
+from kvreplay.testing.inspecting import InspectionTests
 from kvreplay.testing.names import NameTests
 from kvreplay.testing.plain import PlainTests
 from kvreplay.testing.processes import Process, ProcessTests
@@ -34,6 +35,7 @@ class StoreContract(
     CheckAndPutTests,
     BatchTests,
     ExpiryTests,
+    InspectionTests,
     TransactionTests,
     ProcessTests,
     ForkingTests,
@@ -113,6 +115,10 @@ class StoreContract(
     @pytest.fixture
     def expiring(self, store: Any) -> Any:
         return _claiming(store, "expiring")
+
+    @pytest.fixture
+    def inspectable(self, store: Any) -> Any:
+        return _claiming(store, "inspectable")
 
     @pytest.fixture
     def transactional(self, store: Any) -> Any:

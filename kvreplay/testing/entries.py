@@ -78,6 +78,8 @@ def every_call(store: Any) -> list[Callable[[], object]]:
         ]
     if hasattr(store, "sweep"):
         calls.append(lambda: store.sweep("p", 10, 10))
+    if hasattr(store, "read_entry"):
+        calls.append(lambda: store.read_entry("p", "s", "k"))
     if hasattr(store, "transaction"):
         calls.append(lambda: store.transaction().__enter__())
     return calls

@@ -56,8 +56,8 @@ ORDER: dict[str, tuple[str, ...]] = {
     ),
     "testing": (
         *("threads", "entries", "batches", "check_and_put", "claims", "closing", "expiry"),
-        *("forking", "names", "plain", "processes", "transactions", "walking", "model"),
-        *("contract", "__init__"),
+        *("forking", "inspecting", "names", "plain", "processes", "transactions", "walking"),
+        *("model", "contract", "__init__"),
     ),
     "demo": (
         *("params", "invoice", "rpc", "orders", "node", "client", "stage", "chapter", "story"),

@@ -10,8 +10,8 @@ import pytest
 
 from kvreplay.backends import memory
 from kvreplay.backends.memory import MemoryStore
-from kvreplay.errors import KeyNotFoundError, StoreError
-from kvreplay.store import SweepResult, TransactionalKVStore
+from kvreplay.errors import KeyNotFoundError, StoreError, StoreNotFoundError
+from kvreplay.store import InspectableKVStore, SweepResult, TransactionalKVStore
 from kvreplay.testing.entries import put
 from support.waiting import HeldTransaction
 
@@ -20,11 +20,18 @@ def test_what_it_is() -> None:
     store = MemoryStore()
     typed: TransactionalKVStore = store
     assert isinstance(typed, TransactionalKVStore)
+    assert isinstance(store, InspectableKVStore)
     assert MemoryStore.LOCATION == "none"
-    assert MemoryStore.OPTIONS == {}
+    assert MemoryStore.OPTIONS == {"create": "boolean"}
     assert repr(store) == "<MemoryStore open>"
     store.close()
     assert repr(store) == "<MemoryStore closed>"
+
+
+def test_there_is_never_one_that_was_made_before() -> None:
+    with pytest.raises(StoreNotFoundError, match="begins empty"):
+        MemoryStore(create=False)
+    MemoryStore(create=True).close()
 
 
 def test_two_stores_share_nothing() -> None:
