@@ -57,8 +57,8 @@ class Client:
         status, content = self.post(
             json.dumps({"jsonrpc": "2.0", "id": id_, "method": method, "params": params}).encode()
         )
-        answer = json.loads(content)
-        if status != 200 or answer["jsonrpc"] != "2.0" or answer["id"] != id_:
+        answer = json.loads(content) if status == 200 else None
+        if answer is None or answer["jsonrpc"] != "2.0" or answer["id"] != id_:
             raise http.client.HTTPException(f"status {status}: this is not the answer to the call")
         if "error" in answer:
             error = answer["error"]

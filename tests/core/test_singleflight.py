@@ -78,6 +78,9 @@ def test_followers_are_woken_once_when_it_lands(flights: SingleFlight[str]) -> N
     flights.land(flight, "outcome")
     assert woken == [0, 1, 2]
     assert not flights.wake_on_change(flight, lambda: woken.append(9), until_bound=False)
+    flight.is_abandoned = lambda: True
+    assert flights.give_up(flight)  # as each of a thousand followers may find it
+    assert flight.result == "outcome"
     assert woken == [0, 1, 2]
 
 
