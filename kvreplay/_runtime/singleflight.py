@@ -108,7 +108,7 @@ class SingleFlight(Generic[T]):
     def land(self, flight: Flight[T], result: T | BaseException) -> None:
         """End the flight and wake all who wait for it.
 
-        A second call changes no result, and wakes nobody twice. It ends what an interrupt cut short.
+        A second call changes no result and wakes nobody twice. It ends what an interrupt cut short.
         """
         with self._lock:
             if self.table.get(flight.key) is flight:  # in a forked child it may not be
