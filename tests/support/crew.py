@@ -10,8 +10,9 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from support.nursery import nursery_of
 from support.programs import unmeasured
 
 __all__ = ["run_together"]
@@ -30,36 +31,47 @@ def run_together(
         starter, start = os.pipe()
         stack.callback(os.close, starter)
         starting = stack.enter_context(open(start, "wb"))
-        crew = []
+        crew: list[Any] = []
         for each in told:
-            process = subprocess.Popen(
-                [
-                    *(faults if each is told[-1] else ()),
-                    *(sys.executable, str(script), json.dumps(each)),
-                ],
-                stdin=starter,
-                stdout=subprocess.PIPE,
-                text=True,
-                env=unmeasured(),
-            )
-            stack.callback(process.communicate)
-            stack.callback(process.kill)
+            if faults and each is told[-1]:
+                process = stack.enter_context(_Faulty(script, each, starter, faults))
+            else:
+                process = nursery_of(script).start(each, starter)
+                stack.callback(process.close)
             crew.append(process)
         for process in crew:
-            assert _heard(process) == "ready"
+            assert _heard(process.stdout) == "ready"
         starting.close()
         killed = []
         for process, each in zip(crew, told, strict=True):
             if each["kill_at"] is not None:
-                assert _heard(process) == "kill me"
+                assert _heard(process.stdout) == "kill me"
                 process.kill()
-                assert process.wait(60) == -signal.SIGKILL
+                assert process.wait() == -signal.SIGKILL
                 killed.append(process.pid)
         for process in crew:
-            assert process.pid in killed or process.wait(300) == 0, "a process failed"
+            assert process.pid in killed or process.wait() == 0, "a process failed"
         return killed
 
 
-def _heard(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
+class _Faulty(subprocess.Popen[str]):
+    """A process of the script whose system calls fail."""
+
+    def __init__(
+        self, script: Path, told: dict[str, Any], stdin: int, faults: Sequence[str]
+    ) -> None:
+        super().__init__(
+            [*faults, sys.executable, str(script), json.dumps(told)],
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=unmeasured(),
+        )
+
+    def __exit__(self, *exc: Any) -> None:
+        self.kill()
+        super().__exit__(*exc)
+
+
+def _heard(said: IO[str]) -> str:
+    return said.readline().strip()

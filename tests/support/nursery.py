@@ -1,0 +1,129 @@
+"""A process that has loaded what a crew needs, and forks its members: a start costs milliseconds then.
+
+Run as a program, it takes a script's path. For each message on its standard input, which is a socket, it
+forks a child that runs the script's ``main`` with the message's JSON; the two descriptors that came with
+the message are the child's standard input and output. It answers the child's id, and later its end.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+from typing import IO, Any
+
+from support.programs import unmeasured
+
+__all__ = ["Child", "nursery_of"]
+
+_LARGEST = 64 * 1024
+
+
+class Child:
+    """One process of a crew."""
+
+    def __init__(self, nursery: _Nursery, pid: int, stdout: IO[str]) -> None:
+        self._nursery = nursery
+        self._returncode: int | None = None
+        self.pid = pid
+        self.stdout = stdout
+
+    def kill(self) -> None:
+        if self._returncode is None:  # its id is still its own
+            os.kill(self.pid, signal.SIGKILL)
+
+    def wait(self) -> int:
+        """Wait for its end, and return its exit code, as ``Popen.returncode``."""
+        if self._returncode is None:
+            self._returncode = self._nursery.ask({"wait": self.pid})
+        return self._returncode
+
+    def close(self) -> None:
+        self.kill()
+        self.wait()
+        self.stdout.close()
+
+
+class _Nursery:
+    def __init__(self, script: Path) -> None:
+        self._socket, its_own = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with its_own:
+            command = [sys.executable, __file__, str(script)]
+            self._process = subprocess.Popen(command, stdin=its_own, env=_with_tests())
+
+    def ask(self, what: dict[str, Any], *descriptors: int) -> int:
+        socket.send_fds(self._socket, [json.dumps(what).encode()], descriptors)
+        answer = self._socket.recv(_LARGEST)
+        assert answer, "the nursery has ended"
+        return int(answer)
+
+    def start(self, told: dict[str, Any], stdin: int) -> Child:
+        ours, theirs = os.pipe()
+        try:
+            pid = self.ask({"told": told}, stdin, theirs)
+        finally:
+            os.close(theirs)
+        return Child(self, pid, open(ours))
+
+
+@functools.cache
+def nursery_of(script: Path) -> _Nursery:
+    """Return this process's nursery for a script; it ends with this process."""
+    return _Nursery(script)
+
+
+def _with_tests() -> dict[str, str]:
+    tests = str(Path(__file__).parents[1])
+    path = os.environ.get("PYTHONPATH")
+    return {**unmeasured(), "PYTHONPATH": f"{path}{os.pathsep}{tests}" if path else tests}
+
+
+def _serve(script: str) -> None:
+    spec = importlib.util.spec_from_file_location("crew_member", script)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["crew_member"] = module
+    spec.loader.exec_module(module)
+    with socket.socket(fileno=os.dup(0)) as parent:
+        while True:
+            message, descriptors, _, _ = socket.recv_fds(parent, _LARGEST, 2)
+            if not message:
+                return
+            what = json.loads(message)
+            if "wait" in what:
+                _, status = os.waitpid(what["wait"], 0)
+                answer = os.waitstatus_to_exitcode(status)
+            else:
+                answer = os.fork()
+                if not answer:
+                    parent.close()
+                    _become(module.main, what["told"], descriptors)
+                for each in descriptors:
+                    os.close(each)
+            parent.send(str(answer).encode())
+
+
+def _become(main: Any, told: dict[str, Any], descriptors: list[int]) -> None:
+    code = 1
+    try:
+        for own, each in enumerate(descriptors):
+            os.dup2(each, own)
+            os.close(each)
+        main(told)
+        sys.stdout.flush()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1])
