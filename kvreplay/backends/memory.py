@@ -16,6 +16,7 @@ What is always true:
 from __future__ import annotations
 
 import bisect
+import itertools
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import ClassVar
@@ -27,19 +28,25 @@ from kvreplay.store import (
     Entry,
     ForkSafeLock,
     KVTransaction,
+    Page,
+    PageWithValues,
     SweepResult,
     ThreadBound,
     check_change,
     check_name,
     check_namespace,
+    check_page,
     check_sweep,
     check_value,
+    page_token,
+    place_of,
 )
 
 __all__ = ["MemoryStore"]
 
 Address = tuple[str, str, str]
-Stored = tuple[bytes, int | None]  # value, expires_at
+Keyed = list[tuple[str, "Stored"]]
+Stored = tuple[bytes, int | None, int]  # value, expires_at, the number of its creation
 
 
 class MemoryStore(Closing):
@@ -68,6 +75,7 @@ class MemoryStore(Closing):
         # Per primary namespace, sorted: (expires_at, secondary namespace, key) of an entry.
         self._expiry: dict[str, list[tuple[int, str, str]]] = {}
         self._pending: dict[Address, Stored | None] = {}
+        self._created = itertools.count(1)  # a number may be lost, and none is given twice
         self._writer = ForkSafeLock()
         self._transaction: _Transaction | None = None  # the one that is open
 
@@ -84,7 +92,8 @@ class MemoryStore(Closing):
         """Return value and expiry; see :meth:`kvreplay.InspectableKVStore.read_entry`."""
         check_name(primary_namespace, secondary_namespace, key)
         self._check_open()
-        return Entry(*_found(self._committed((primary_namespace, secondary_namespace, key))))
+        found = _found(self._committed((primary_namespace, secondary_namespace, key)))
+        return Entry(found[0], found[1])
 
     def write(
         self, primary_namespace: str, secondary_namespace: str, key: str, value: bytes
@@ -95,7 +104,8 @@ class MemoryStore(Closing):
         self._refuse_nested()
         with self._writer:
             self._begin_change()
-            self._put((primary_namespace, secondary_namespace, key), (value, None))
+            address = (primary_namespace, secondary_namespace, key)
+            self._put(address, self._entry(self._find(address), value, None))
 
     def remove(
         self, primary_namespace: str, secondary_namespace: str, key: str, lazy: bool = False
@@ -117,6 +127,33 @@ class MemoryStore(Closing):
             keys = dict.fromkeys(self._namespaces.get(namespace, ()))
             if pending is self._pending:  # else some may be in place, and some not
                 return _with_changes(keys, namespace, pending)
+
+    def list_paginated(
+        self,
+        primary_namespace: str,
+        secondary_namespace: str,
+        page_token: str | None = None,
+        *,
+        limit: int = 50,
+    ) -> Page:
+        """Return a page of keys; see :meth:`kvreplay.PaginatedKVStore.list_paginated`.
+
+        It copies the list of the namespace's entries, whatever the limit.
+        """
+        entries, token = self._page(primary_namespace, secondary_namespace, page_token, limit)
+        return Page([key for key, _ in entries], token)
+
+    def list_paginated_with_values(
+        self,
+        primary_namespace: str,
+        secondary_namespace: str,
+        page_token: str | None = None,
+        *,
+        limit: int = 50,
+    ) -> PageWithValues:
+        """Return a page of keys and values; see :class:`kvreplay.PaginatedKVStore`."""
+        entries, token = self._page(primary_namespace, secondary_namespace, page_token, limit)
+        return PageWithValues([(key, entry[0]) for key, entry in entries], token)
 
     def list_all_keys(self) -> Iterator[Address]:
         """Yield every address, from one consistent copy of each namespace's keys."""
@@ -144,7 +181,9 @@ class MemoryStore(Closing):
             entry = self._find(address)
             found = None if entry is None else entry[0]
             if found == expected:
-                self._apply(address, None if value is None else (value, expires_at))
+                self._apply(
+                    address, None if value is None else self._entry(entry, value, expires_at)
+                )
             return found
 
     def sweep(self, primary_namespace: str, now: int, limit: int) -> SweepResult:
@@ -225,7 +264,48 @@ class MemoryStore(Closing):
         pending = self._pending
         return pending[address] if address in pending else self._find(address)
 
+    def _page(
+        self, primary_namespace: str, secondary_namespace: str, token: str | None, limit: int
+    ) -> tuple[Keyed, str | None]:
+        check_page(primary_namespace, secondary_namespace, limit)
+        place = place_of(primary_namespace, secondary_namespace, token)
+        self._check_open()
+        entries = self._by_creation((primary_namespace, secondary_namespace))
+        end = len(entries)
+        if place is not None:
+            end = bisect.bisect_left(entries, place[0], key=lambda entry: entry[1][2])
+        start = max(end - limit, 0)
+        page = entries[start:end][::-1]
+        following = None
+        if start:
+            key, entry = page[-1]
+            following = page_token(primary_namespace, secondary_namespace, (entry[2], key))
+        return page, following
+
+    def _by_creation(self, namespace: tuple[str, str]) -> Keyed:
+        """Return the committed entries of a namespace, the one that was created first comes first.
+
+        A dictionary keeps that order by itself: an update moves no key.
+        """
+        while True:
+            pending = self._pending
+            entries = list(self._namespaces.get(namespace, {}).items())
+            if pending is self._pending:  # else some may be in place, and some not
+                break
+        changes = {
+            address[2]: each for address, each in pending.items() if address[:2] == namespace
+        }
+        if changes:
+            kept = [entry for entry in entries if entry[0] not in changes]
+            new = [(key, entry) for key, entry in changes.items() if entry is not None]
+            entries = sorted(kept + new, key=lambda entry: entry[1][2])
+        return entries
+
     # The steps of a change; the caller holds the lock.
+
+    def _entry(self, old: Stored | None, value: bytes, expires_at: int | None) -> Stored:
+        """Return what is to be stored: an update keeps the number of the entry's creation."""
+        return (value, expires_at, next(self._created) if old is None else old[2])
 
     def _find(self, address: Address) -> Stored | None:
         namespace = self._namespaces.get(address[:2])
@@ -241,6 +321,10 @@ class MemoryStore(Closing):
         old = self._find(address)
         if entry[1] is not None:
             bisect.insort(self._expiry.setdefault(address[0], []), (entry[1], *address[1:]))
+        if old is not None and old[2] != entry[2]:
+            self._drop(
+                address
+            )  # a transaction has removed it, and made it anew: it goes to the end
         self._namespaces.setdefault(address[:2], {})[address[2]] = entry
         self._unindex(address, old)
 
@@ -282,7 +366,8 @@ class _Transaction(OwnTransaction):
         check_name(primary_namespace, secondary_namespace, key)
         check_value(value)
         self.check_usable()
-        self.changes[primary_namespace, secondary_namespace, key] = (value, None)
+        address = (primary_namespace, secondary_namespace, key)
+        self._change(address, self._find(address), value, None)
 
     def remove(
         self, primary_namespace: str, secondary_namespace: str, key: str, lazy: bool = False
@@ -314,8 +399,19 @@ class _Transaction(OwnTransaction):
         entry = self._find(address)
         found = None if entry is None else entry[0]
         if found == expected:
-            self.changes[address] = None if value is None else (value, expires_at)
+            if value is None:
+                self.changes[address] = None
+            else:
+                self._change(address, entry, value, expires_at)
         return found
+
+    def _change(
+        self, address: Address, old: Stored | None, value: bytes, expires_at: int | None
+    ) -> None:
+        entry = self._store._entry(old, value, expires_at)
+        if old is None and address in self.changes:
+            del self.changes[address]  # removed before: it is new, and goes to the end
+        self.changes[address] = entry
 
     def _find(self, address: Address) -> Stored | None:
         self.check_usable()

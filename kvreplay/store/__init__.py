@@ -12,6 +12,9 @@ from kvreplay.store.contract import (
     KVStoreSync,
     KVTransaction,
     MigratableKVStore,
+    Page,
+    PageWithValues,
+    PaginatedKVStore,
     SweepResult,
     TransactionalKVStore,
     check_change,
@@ -21,6 +24,7 @@ from kvreplay.store.contract import (
 )
 from kvreplay.store.locks import Bell, ForkSafeLock, ThreadBound
 from kvreplay.store.names import MAX_NAME_LENGTH, NAME, check_name, check_namespace, is_name
+from kvreplay.store.paging import check_page, page_token, place_of
 
 __all__ = [
     "MAX_NAME_LENGTH",
@@ -38,15 +42,21 @@ __all__ = [
     "KVStoreSync",
     "KVTransaction",
     "MigratableKVStore",
+    "Page",
+    "PageWithValues",
+    "PaginatedKVStore",
     "SweepResult",
     "ThreadBound",
     "TransactionalKVStore",
     "check_change",
     "check_name",
     "check_namespace",
+    "check_page",
     "check_sweep",
     "check_value",
     "closed_error",
     "is_name",
     "missing_methods",
+    "page_token",
+    "place_of",
 ]

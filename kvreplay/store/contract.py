@@ -50,6 +50,9 @@ __all__ = [
     "KVStoreSync",
     "KVTransaction",
     "MigratableKVStore",
+    "Page",
+    "PageWithValues",
+    "PaginatedKVStore",
     "SweepResult",
     "TransactionalKVStore",
     "check_change",
@@ -158,6 +161,57 @@ class BatchingKVStore(AtomicKVStore, Protocol):
         Returns:
             For each change what was found, or what its ``check_and_put`` would have raised.
         """
+
+
+@attrs.frozen
+class Page:
+    """Some keys of one namespace, and a token for the page after it; ``None``: it is the last."""
+
+    keys: Sequence[str] = attrs.field(repr=False)
+    next_page_token: str | None = attrs.field(repr=False)
+
+
+@attrs.frozen
+class PageWithValues:
+    """As :class:`Page`, with each key's value as it was at one moment."""
+
+    entries: Sequence[tuple[str, bytes]] = attrs.field(repr=False)
+    next_page_token: str | None = attrs.field(repr=False)
+
+
+@runtime_checkable
+class PaginatedKVStore(MigratableKVStore, Protocol):
+    """A store that knows the order of creation: LDK's ``PaginatedKVStoreSync``.
+
+    The entries that were *created* last come first. An update does not move an entry; one that was
+    removed and is written again is new. Whoever follows the tokens sees each entry that exists all
+    the time exactly once, and none that was created after the first page. A token outlives the
+    entry at which its page ended, and a restart. It is opaque, and belongs to one namespace.
+    """
+
+    def list_paginated(
+        self,
+        primary_namespace: str,
+        secondary_namespace: str,
+        page_token: str | None = None,
+        *,
+        limit: int = 50,
+    ) -> Page:
+        """Return at most ``limit`` keys (1 to 1000), and a token if there are more.
+
+        Raises:
+            InvalidValueError: the token is not one of this namespace, or the limit is not legal.
+        """
+
+    def list_paginated_with_values(
+        self,
+        primary_namespace: str,
+        secondary_namespace: str,
+        page_token: str | None = None,
+        *,
+        limit: int = 50,
+    ) -> PageWithValues:
+        """Do as :meth:`list_paginated`, and return each value too."""
 
 
 @attrs.frozen

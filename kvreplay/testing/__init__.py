@@ -27,7 +27,7 @@ pytest.register_assert_rewrite(
                 "model",
                 "names",
             ),
-            *("plain", "processes", "threads", "transactions", "walking"),
+            *("paging", "plain", "processes", "threads", "transactions", "walking"),
         )
     )
 )

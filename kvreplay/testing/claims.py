@@ -13,6 +13,7 @@ from kvreplay.store import (
     ExpiringKVStore,
     InspectableKVStore,
     MigratableKVStore,
+    PaginatedKVStore,
     TransactionalKVStore,
 )
 
@@ -27,6 +28,10 @@ CAPABILITIES: Final[Mapping[str, tuple[type, tuple[str, ...]]]] = {
     "inspectable": (
         InspectableKVStore,
         ("list_all_keys", "check_and_put", "sweep", "read_entry"),
+    ),
+    "paginated": (
+        PaginatedKVStore,
+        ("list_all_keys", "list_paginated", "list_paginated_with_values"),
     ),
     "transactional": (
         TransactionalKVStore,

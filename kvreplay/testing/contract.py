@@ -18,6 +18,7 @@ from kvreplay.testing.expiry import ExpiryTests
 from kvreplay.testing.forking import Child, ForkingTests
 from kvreplay.testing.inspecting import InspectionTests
 from kvreplay.testing.names import NameTests
+from kvreplay.testing.paging import PagingTests
 from kvreplay.testing.plain import PlainTests
 from kvreplay.testing.processes import Process, ProcessTests
 from kvreplay.testing.threads import elsewhere
@@ -36,6 +37,7 @@ class StoreContract(
     BatchTests,
     ExpiryTests,
     InspectionTests,
+    PagingTests,
     TransactionTests,
     ProcessTests,
     ForkingTests,
@@ -119,6 +121,10 @@ class StoreContract(
     @pytest.fixture
     def inspectable(self, store: Any) -> Any:
         return _claiming(store, "inspectable")
+
+    @pytest.fixture
+    def paginated(self, store: Any) -> Any:
+        return _claiming(store, "paginated")
 
     @pytest.fixture
     def transactional(self, store: Any) -> Any:

@@ -40,7 +40,7 @@ WINGS: dict[str, set[str]] = {
 # The modules of a wing in an order in which each may import those before it, and no other.
 # A wing's face, its __init__, stands last; an engine that is a package is a wing of its own.
 ORDER: dict[str, tuple[str, ...]] = {
-    "store": ("names", "locks", "closing", "contract", "in_process", "__init__"),
+    "store": ("names", "paging", "locks", "closing", "contract", "in_process", "__init__"),
     "_protocol": ("packing", "params", "keys", "record", "steps", "endings", "flow", "__init__"),
     "_runtime": (
         *("observer", "singleflight", "liveness", "settings", "requests", "run", "blocking"),
@@ -56,7 +56,8 @@ ORDER: dict[str, tuple[str, ...]] = {
     ),
     "testing": (
         *("threads", "entries", "batches", "check_and_put", "claims", "closing", "expiry"),
-        *("forking", "inspecting", "names", "plain", "processes", "transactions", "walking"),
+        *("forking", "inspecting", "names", "paging", "plain", "processes", "transactions"),
+        "walking",
         *("model", "contract", "__init__"),
     ),
     "demo": (
