@@ -51,6 +51,7 @@ BACKENDS: Final[Mapping[str, tuple[str, str, str | None]]] = {
     "memory": ("kvreplay.backends.memory", "MemoryStore", None),
     "filesystem": ("kvreplay.backends.filesystem", "FilesystemStore", None),
     "lmdb": ("kvreplay.backends.lmdb", "LMDBStore", "lmdb"),
+    "sqlite": ("kvreplay.backends.sqlite", "SQLiteStore", None),
 }
 
 ENTRY_POINTS: Final = "kvreplay.backends"

@@ -54,6 +54,10 @@ ORDER: dict[str, tuple[str, ...]] = {
         *("errors", "files", "gate", "handle", "process_lock", "pending", "group_commit"),
         *("environment", "shared", "entries", "store", "__init__"),
     ),
+    "backends.sqlite": (
+        *("errors", "schema", "entries", "connections", "group_commit", "files", "database"),
+        *("store", "__init__"),
+    ),
     "testing": (
         *("threads", "entries", "batches", "check_and_put", "claims", "closing", "expiry"),
         *("forking", "inspecting", "names", "paging", "plain", "processes", "transactions"),

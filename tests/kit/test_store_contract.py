@@ -7,6 +7,7 @@ from pathlib import Path
 from kvreplay.backends.filesystem import FilesystemStore
 from kvreplay.backends.lmdb import LMDBStore
 from kvreplay.backends.memory import MemoryStore
+from kvreplay.backends.sqlite import SQLiteStore
 from kvreplay.store.in_process import InProcessAtomicStore
 from kvreplay.testing import StoreContract
 from support.plain_stores import WalkableStore
@@ -25,6 +26,10 @@ class TestFilesystem(StoreContract):
 
 class TestLMDB(StoreContract):
     open = LMDBStore
+
+
+class TestSQLite(StoreContract):
+    open = SQLiteStore
 
 
 class TestWrappedPlainStore(StoreContract):

@@ -10,10 +10,11 @@ import attrs
 from kvreplay.backends.filesystem import FilesystemStore
 from kvreplay.backends.lmdb import LMDBStore
 from kvreplay.backends.memory import MemoryStore
+from kvreplay.backends.sqlite import SQLiteStore
 
 __all__ = ["ENGINES", "Engine"]
 
-ENGINES = ("memory", "filesystem", "lmdb")
+ENGINES = ("memory", "filesystem", "lmdb", "sqlite")
 
 
 @attrs.define
@@ -39,6 +40,8 @@ class Engine:
             store: Any = self.opened[0] if self.opened else MemoryStore(**options)
         elif self.name == "filesystem":
             store = FilesystemStore(self.path, **options)
+        elif self.name == "sqlite":
+            store = SQLiteStore(self.path, **options)
         else:
             store = LMDBStore(self.path, **options)
         self.opened.append(store)

@@ -1,0 +1,150 @@
+"""How entries lie in the tables, and the steps that change them inside a transaction.
+
+The transaction is each step's last argument: a step is passed on as a ``partial`` without it.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any, Final
+
+from kvreplay.backends.sqlite.schema import NODE_TABLE
+from kvreplay.store import SweepResult
+
+__all__ = [
+    "ALL_KEYS",
+    "KEYS",
+    "PAGE",
+    "PAGE_AFTER",
+    "VALUE",
+    "WALK",
+    "WITH_EXPIRY",
+    "Address",
+    "Transaction",
+    "check_and_put",
+    "delete",
+    "put",
+    "sweep",
+]
+
+Address = tuple[str, str, str]
+
+WALK: Final = 1000
+"""How many keys a walk takes from one snapshot."""
+
+_MAX: Final = 2**63 - 1
+_HERE: Final = "primary_namespace = ? AND secondary_namespace = ? AND key = ?"
+_NAMESPACE: Final = "primary_namespace = ? AND secondary_namespace = ?"
+
+VALUE: Final = f"SELECT value FROM {NODE_TABLE} WHERE {_HERE}"
+WITH_EXPIRY: Final = f"""
+    SELECT value, expires_at FROM {NODE_TABLE} LEFT JOIN kvreplay_expiry
+    USING (primary_namespace, secondary_namespace, key, sort_order) WHERE {_HERE}"""
+KEYS: Final = f"SELECT key FROM {NODE_TABLE} WHERE {_NAMESPACE}"
+ALL_KEYS: Final = f"""
+    SELECT primary_namespace, secondary_namespace, key FROM {NODE_TABLE}
+    WHERE (primary_namespace, secondary_namespace, key) > (?, ?, ?)
+    ORDER BY primary_namespace, secondary_namespace, key LIMIT {WALK}"""
+PAGE: Final = f"""
+    SELECT key, sort_order, {{value}} FROM {NODE_TABLE} WHERE {_NAMESPACE}
+    ORDER BY sort_order DESC, key ASC LIMIT ?"""
+PAGE_AFTER: Final = f"""
+    SELECT key, sort_order, {{value}} FROM {NODE_TABLE} WHERE {_NAMESPACE}
+    AND sort_order <= ? AND NOT (sort_order = ? AND key <= ?)
+    ORDER BY sort_order DESC, key ASC LIMIT ?"""
+
+_FIND: Final = f"SELECT value, sort_order FROM {NODE_TABLE} WHERE {_HERE}"
+_INSERT: Final = f"""
+    INSERT INTO {NODE_TABLE} (primary_namespace, secondary_namespace, key, value, sort_order)
+    VALUES (?, ?, ?, ?, ?)"""
+_UPDATE: Final = f"UPDATE {NODE_TABLE} SET value = ? WHERE {_HERE}"
+_DELETE: Final = f"DELETE FROM {NODE_TABLE} WHERE {_HERE}"
+_SET_EXPIRY: Final = "INSERT OR REPLACE INTO kvreplay_expiry VALUES (?, ?, ?, ?, ?)"
+_DROP_EXPIRY: Final = f"DELETE FROM kvreplay_expiry WHERE {_HERE}"
+_DUE: Final = """
+    SELECT secondary_namespace, key, sort_order FROM kvreplay_expiry
+    WHERE primary_namespace = ? AND expires_at <= ? ORDER BY expires_at LIMIT ?"""
+_LAST_ORDER: Final = "SELECT value FROM kvreplay_meta WHERE name = 'last_order'"
+_SET_LAST_ORDER: Final = "UPDATE kvreplay_meta SET value = ? WHERE name = 'last_order'"
+
+
+class Transaction:
+    """A write transaction, and the creation numbers that it gives.
+
+    They never go back, even if the newest entry is removed: the last one is stored.
+    """
+
+    __slots__ = ("_last", "run")
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.run = connection.execute
+        self._last: int | None = None  # not read yet
+
+    def next_order(self) -> int:
+        """Return the number of a new entry."""
+        if self._last is None:
+            self._last = int(self.run(_LAST_ORDER).fetchone()[0])
+        self._last += 1
+        return self._last
+
+    def finish(self) -> None:
+        """Store the last number, before the commit."""
+        if self._last is not None:
+            self.run(_SET_LAST_ORDER, (self._last,))
+
+
+def put(address: Address, value: bytes, txn: Transaction) -> None:
+    """Create or replace an entry, which then does not expire."""
+    _put(address, txn.run(_FIND, address).fetchone(), value, None, txn)
+
+
+def delete(address: Address, txn: Transaction) -> None:
+    """Remove an entry if it is there."""
+    if txn.run(_DELETE, address).rowcount:
+        txn.run(_DROP_EXPIRY, address)
+
+
+def check_and_put(
+    address: Address,
+    expected: bytes | None,
+    value: bytes | None,
+    expires_at: int | None,
+    txn: Transaction,
+) -> bytes | None:
+    """Change an entry if it is as expected; return what was found."""
+    old = txn.run(_FIND, address).fetchone()
+    found: bytes | None = None if old is None else old[0]
+    if found == expected:
+        if value is not None:
+            _put(address, old, value, expires_at, txn)
+        elif old is not None:
+            delete(address, txn)
+    return found
+
+
+def _put(
+    address: Address, old: Any, value: bytes, expires_at: int | None, txn: Transaction
+) -> None:
+    """Put an entry, which keeps its creation number if there is an old one, and its expiry."""
+    if old is None:
+        order = txn.next_order()
+        txn.run(_INSERT, (*address, value, order))
+    else:
+        order = old[1]
+        txn.run(_UPDATE, (value, *address))
+    if expires_at is not None:
+        txn.run(_SET_EXPIRY, (*address, order, expires_at))
+    elif old is not None:
+        txn.run(_DROP_EXPIRY, address)
+
+
+def sweep(primary_namespace: str, now: int, limit: int, txn: Transaction) -> SweepResult:
+    """Remove due entries of one primary namespace, the longest due first."""
+    until = max(min(now, _MAX), -_MAX)
+    due = txn.run(_DUE, (primary_namespace, until, min(limit, _MAX - 1) + 1)).fetchall()
+    removed = 0
+    for secondary, key, order in due[:limit]:
+        address = (primary_namespace, secondary, key)
+        removed += txn.run(f"{_DELETE} AND sort_order = ?", (*address, order)).rowcount
+        txn.run(_DROP_EXPIRY, address)
+    return SweepResult(min(len(due), limit), removed, more=len(due) > limit)

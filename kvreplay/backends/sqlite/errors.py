@@ -1,0 +1,88 @@
+"""What a failure of SQLite means to the caller. The messages name the store and show no key."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+
+from kvreplay.errors import (
+    CorruptStoreError,
+    OutcomeUnknownError,
+    StoreError,
+    StoreFullError,
+    StoreUnavailableError,
+)
+from kvreplay.store import closed_error
+
+__all__ = ["caused", "code_of", "commit_error", "no_access", "store_error"]
+
+
+def caused(error: StoreError, cause: BaseException | None) -> StoreError:
+    """Return the error with its cause, for whoever raises it elsewhere."""
+    error.__cause__ = cause
+    return error
+
+
+def code_of(error: BaseException) -> int:
+    """Return SQLite's primary result code; 0 if the error is not SQLite's own."""
+    code = getattr(error, "sqlite_errorcode", 0)
+    return code & 0xFF if isinstance(code, int) else 0
+
+
+def commit_error(error: sqlite3.Error, path: str) -> StoreError:
+    """Distinguish *nothing was written* from *nobody knows*, after a COMMIT that failed.
+
+    SQLite writes all pages of a commit to the WAL, the one that makes them count last, and flushes
+    them. If the flush fails, this process goes on as if the commit had not been. But the pages are
+    in the file: if every process is killed before a later commit has overwritten them, the next
+    opening finds the commit, and takes it as made.
+    """
+    if code_of(error) in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_INTERNAL):
+        return OutcomeUnknownError(
+            f"a commit to the SQLite store {path} failed, and may or may not have happened: read"
+            " again before deciding; what was stored before is intact"
+        )
+    return store_error(error, path)
+
+
+def store_error(error: Exception, path: str) -> StoreError:
+    """Say in kvreplay's terms why a call failed that changed nothing."""
+    if isinstance(error, StoreError):
+        return error
+    match code_of(error):
+        case sqlite3.SQLITE_FULL:
+            return StoreFullError(
+                f"there is no room for the SQLite store {path}: nothing was written, and what was"
+                " stored is intact; free some space and try again"
+            )
+        case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
+            return CorruptStoreError(
+                f"the SQLite store {path} is damaged, or no SQLite database: nothing was changed;"
+                " restore it from a backup"
+            )
+        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+            return StoreUnavailableError(
+                f"another program holds the SQLite store {path}: nothing was changed, and nothing"
+                " will be; try again, and see who has the file open"
+            )
+        case sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_NOMEM | sqlite3.SQLITE_PROTOCOL:
+            return StoreUnavailableError(
+                f"the SQLite store {path} cannot be used at this moment: nothing was changed; check"
+                f" the path, its permissions and the free descriptors, and try again ({error})"
+            )
+        case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM | sqlite3.SQLITE_AUTH:
+            return StoreError(
+                f"the SQLite store {path} cannot be written: nothing was changed; check the"
+                " permissions of the file and of its directory"
+            )
+    if isinstance(error, sqlite3.ProgrammingError) and "closed" in str(error):
+        return closed_error()
+    return StoreError(f"the SQLite store {path} failed: nothing was changed ({error})")
+
+
+def no_access(error: OSError, path: str) -> StoreError:
+    """Say what a failure to reach a store's files means."""
+    return StoreError(
+        f"cannot open the SQLite store {path}: {os.strerror(error.errno or 0)}; check the path, its"
+        " permissions and that the file system is writable; nothing was changed"
+    )

@@ -1,0 +1,137 @@
+"""The files of one database: finding, making and checking them.
+
+Beside ``PATH`` lie SQLite's own ``PATH-wal`` and ``PATH-shm``, and ``PATH-kvreplay-lock``, on which
+the processes take turns. The lock file is made last: with it, a missing database is a loss and not
+a new store. Nothing here opens ``PATH`` itself, except by SQLite: to close it would end the locks
+that SQLite has on it in this process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import uuid
+from typing import Final
+
+from kvreplay.backends.durable_files import FILE_MODE, fsync_directory, make_directories
+from kvreplay.backends.sqlite import schema
+from kvreplay.backends.sqlite.connections import close_all, opened
+from kvreplay.backends.sqlite.errors import no_access, store_error
+from kvreplay.errors import CorruptStoreError, StoreNotFoundError, StoreUnavailableError
+
+__all__ = ["LOCK", "OWNERS", "Place", "make_if_missing"]
+
+LOCK: Final = "-kvreplay-lock"
+OWNERS: Final = "-kvreplay-owners"
+
+
+def make_if_missing(path: str, *, creating: bool) -> None:
+    """Refuse what is no SQLite file; make the store if there is none, as a whole.
+
+    A crash meanwhile leaves nothing, or a whole store.
+
+    Raises:
+        CorruptStoreError: another engine's store is there, or the database is gone or emptied.
+        StoreNotFoundError: there is none, and ``creating`` is false.
+    """
+    try:
+        _make_if_missing(path, creating)
+    except OSError as error:
+        raise no_access(error, path) from error
+    except sqlite3.Error as error:
+        raise store_error(error, path) from error
+
+
+def _make_if_missing(path: str, creating: bool) -> None:
+    if os.path.isdir(path):
+        raise CorruptStoreError(f"{path} is a directory{_engine_of(path)}: {_ANOTHER}")
+    marked = os.path.lexists(path + LOCK)
+    try:
+        if os.stat(path).st_size:
+            return
+        was = "is empty"
+    except FileNotFoundError:
+        was = "is missing"
+    if marked:
+        raise CorruptStoreError(
+            f"the SQLite store {path} {was}: nothing was changed; restore it from a backup, with"
+            f" its -wal file; to accept that its content is lost, remove it and {path}{LOCK}"
+        )
+    if os.path.isdir(f"{path}.kvreplay"):
+        raise CorruptStoreError(f"{path} belongs to a filesystem store of kvreplay: {_ANOTHER}")
+    if not creating:
+        raise StoreNotFoundError(
+            f"there is no SQLite store at {path}: nothing was made, since create is false; check"
+            " the path and its mount, or make the store with create=true"
+        )
+    make_directories(os.path.dirname(path))
+    _make(path, empty=was == "is empty")
+
+
+_ANOTHER: Final = "nothing was changed; give the sqlite backend the path of a file of its own"
+
+
+def _engine_of(path: str) -> str:
+    if os.path.exists(os.path.join(path, "data.mdb")):
+        return " with an LMDB store"
+    if os.path.isdir(f"{path}.kvreplay"):
+        return " with a filesystem store of kvreplay"
+    if os.path.exists(os.path.join(path, f"{schema.NODE_TABLE}.sqlite")):
+        return f" with ldk-node's {schema.NODE_TABLE}.sqlite, which is the file to name"
+    return ""
+
+
+def _make(path: str, *, empty: bool) -> None:
+    """Make an empty store under another name, and put it in place as a whole."""
+    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+    made: list[sqlite3.Connection] = []
+    files: list[int] = []
+    try:
+        files += map(os.open, (temporary,), (os.O_CREAT | os.O_EXCL | os.O_WRONLY,), (FILE_MODE,))
+        os.close(files.pop())
+        made += opened(temporary, "full", 0.0)
+        schema.make_wal(made[0], temporary)
+        made[0].execute("BEGIN IMMEDIATE")
+        schema.make(made[0])
+        schema.add_own_tables(made[0])
+        made[0].execute("COMMIT")
+        close_all(made)  # it takes the log into the database, and removes it
+        if empty:
+            os.rename(temporary, path)
+        else:
+            with contextlib.suppress(FileExistsError):  # another process was faster
+                os.link(temporary, path)
+        fsync_directory(os.path.dirname(path))
+    finally:
+        close_all(made)
+        for each in (temporary, f"{temporary}-wal", f"{temporary}-shm"):
+            if os.path.lexists(each):
+                os.unlink(each)
+
+
+class Place:
+    """Where the open files are, to notice by ``stat`` alone that they were removed or replaced."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._files = self._look()
+
+    def _look(self) -> list[tuple[int, int]]:
+        found = []
+        for each in (self._path, f"{self._path}-wal"):
+            status = os.stat(each)
+            found.append((status.st_dev, status.st_ino))
+        return found
+
+    def check(self) -> None:
+        """Raise a StoreUnavailableError unless the files are those that were opened."""
+        try:
+            if self._look() == self._files:
+                return
+        except OSError:
+            pass
+        raise StoreUnavailableError(
+            f"{self._path}, or its -wal file, is no longer the file that was opened: nothing was"
+            " changed; mount it or move it back, or close the store and open it again"
+        )

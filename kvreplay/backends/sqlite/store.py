@@ -1,0 +1,409 @@
+"""Entries in one SQLite file, in ldk-node's own table: durable, transactional, shared by processes.
+
+A node's ``ldk_node_data.sqlite`` opens here, and the node opens it afterwards. Never use it while
+its node runs: ldk-node counts the creations in its memory, and two writers would give the same
+numbers, after which pages leave out entries. ``docs/format.md`` describes the tables. The file must
+be on a local file system.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from os import getpid
+from typing import Any, ClassVar, Final
+
+from kvreplay.backends._support import check_durability, check_lock_timeout, check_path
+from kvreplay.backends.sqlite import entries
+from kvreplay.backends.sqlite.database import Block, Database
+from kvreplay.backends.sqlite.files import OWNERS
+from kvreplay.backends.sqlite.group_commit import ALONE
+from kvreplay.errors import CorruptStoreError, KeyNotFoundError, OutcomeUnknownError, StoreError
+from kvreplay.store import (
+    Change,
+    Closing,
+    Durability,
+    Entry,
+    ForkSafeLock,
+    KVTransaction,
+    Page,
+    PageWithValues,
+    SweepResult,
+    ThreadBound,
+    check_change,
+    check_name,
+    check_namespace,
+    check_page,
+    check_sweep,
+    check_value,
+    closed_error,
+    page_token,
+    place_of,
+)
+
+__all__ = ["SQLiteStore"]
+
+_SWEEP_BATCH: Final = 1000  # due entries that a sweep visits in one transaction
+
+_opening: Final = ForkSafeLock()  # guards which database a store has
+
+
+class SQLiteStore(Closing):
+    """A :class:`~kvreplay.TransactionalKVStore` in one SQLite database.
+
+    Every call is atomic against all threads and processes that use the same file by kvreplay. A
+    returned change is durable: with ``durability="full"`` it survives a power cut, with
+    ``"process"`` a killed process, and a power cut may undo the latest changes without damage.
+    After a fork, parent and child may both go on. Opening, like a change, waits while another
+    process is in a transaction.
+
+    Args:
+        path: the file, created with mode 0600, and its directory with 0700, if they are missing; a
+            relative path begins at the current directory of this moment.
+        create: make the store if there is none.
+        durability: ``full`` or ``process``.
+        lock_timeout: seconds that a change waits, at most, for other writers. What has waited in
+            vain raises ``StoreUnavailableError``, and never happens later.
+
+    Raises:
+        ConfigError: an argument is wrong.
+        StoreNotFoundError: there is none, and ``create`` is false.
+        CorruptStoreError: the file is damaged, emptied, foreign, of another engine or version.
+        StoreError: it cannot be opened; the message says what to check.
+    """
+
+    OPTIONS: ClassVar[Mapping[str, str | tuple[str, ...]]] = {
+        "create": "boolean",
+        "durability": ("full", "process"),
+        "lock_timeout": "duration",
+    }
+    LOCATION: ClassVar[str] = "path"
+    reads_are_local: ClassVar[bool] = True
+
+    _database: Database | None = None
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        create: bool = True,
+        durability: Durability = "full",
+        lock_timeout: float = 10.0,
+    ) -> None:
+        check_durability(durability)
+        check_lock_timeout(lock_timeout)
+        self._path = os.path.realpath(check_path(path, "SQLite"))
+        try:
+            self._database = Database(self._path, durability, lock_timeout)
+            self._database.open(creating=create)
+        except BaseException:
+            self._give_up()
+            raise
+
+    def _give_up(self) -> None:
+        if self._database is not None:
+            self._database.close()
+            self._database = None
+
+    def __repr__(self) -> str:
+        return f"<SQLiteStore {self._path} {'open' if self._database else 'closed'}>"
+
+    @property
+    def identity(self) -> tuple[str, str, tuple[int, int] | None]:
+        """Equal for two stores on the same file."""
+        database = self._opened()
+        return "sqlite", database.id, database.connections.file
+
+    @property
+    def owners_file(self) -> str:
+        """Where the owners of claims hold their locks; see :mod:`kvreplay.store.contract`."""
+        return self._path + OWNERS
+
+    def read(self, primary_namespace: str, secondary_namespace: str, key: str) -> bytes:
+        """Return the value; see :meth:`kvreplay.KVStoreSync.read`."""
+        check_name(primary_namespace, secondary_namespace, key)
+        database = self._database  # quick way, for _opened(): SQLite's rows of bench_hit
+        if database is None or not database.mark[0]:
+            database = self._opened()
+        row = database.connections.row(entries.VALUE, (primary_namespace, secondary_namespace, key))
+        if row is None:
+            raise KeyNotFoundError("no entry under that name")
+        value = row[0]
+        return value if type(value) is bytes else self._refuse(value)
+
+    def read_entry(self, primary_namespace: str, secondary_namespace: str, key: str) -> Entry:
+        """Return value and expiry; see :meth:`kvreplay.InspectableKVStore.read_entry`."""
+        check_name(primary_namespace, secondary_namespace, key)
+        address = (primary_namespace, secondary_namespace, key)
+        row = self._opened().connections.row(entries.WITH_EXPIRY, address)
+        if row is None:
+            raise KeyNotFoundError("no entry under that name")
+        return Entry(self._checked(row[0]), row[1])
+
+    def write(
+        self, primary_namespace: str, secondary_namespace: str, key: str, value: bytes
+    ) -> None:
+        """Create or replace; see :meth:`kvreplay.KVStoreSync.write`."""
+        check_name(primary_namespace, secondary_namespace, key)
+        check_value(value)
+        address = (primary_namespace, secondary_namespace, key)
+        self._opened().write(partial(entries.put, address, value), len(value))
+
+    def remove(
+        self, primary_namespace: str, secondary_namespace: str, key: str, lazy: bool = False
+    ) -> None:
+        """Remove if present, durably even if ``lazy``; see :meth:`kvreplay.KVStoreSync.remove`."""
+        check_name(primary_namespace, secondary_namespace, key)
+        address = (primary_namespace, secondary_namespace, key)
+        self._opened().write(partial(entries.delete, address))
+
+    def list(self, primary_namespace: str, secondary_namespace: str) -> list[str]:
+        """Return the namespace's keys, of one moment; see :meth:`kvreplay.KVStoreSync.list`."""
+        check_namespace(primary_namespace, secondary_namespace)
+        rows = self._opened().connections.rows(
+            entries.KEYS, (primary_namespace, secondary_namespace)
+        )
+        return [key for (key,) in rows]
+
+    def list_paginated(
+        self,
+        primary_namespace: str,
+        secondary_namespace: str,
+        page_token: str | None = None,
+        *,
+        limit: int = 50,
+    ) -> Page:
+        """Return a page of keys; see :meth:`kvreplay.PaginatedKVStore.list_paginated`."""
+        rows, token = self._page("NULL", primary_namespace, secondary_namespace, page_token, limit)
+        return Page([row[0] for row in rows], token)
+
+    def list_paginated_with_values(
+        self,
+        primary_namespace: str,
+        secondary_namespace: str,
+        page_token: str | None = None,
+        *,
+        limit: int = 50,
+    ) -> PageWithValues:
+        """Return a page of keys and values; see :class:`kvreplay.PaginatedKVStore`."""
+        rows, token = self._page("value", primary_namespace, secondary_namespace, page_token, limit)
+        return PageWithValues([(row[0], self._checked(row[2])) for row in rows], token)
+
+    def list_all_keys(self) -> Iterator[tuple[str, str, str]]:
+        """Yield every address; see :meth:`kvreplay.MigratableKVStore.list_all_keys`.
+
+        It holds no transaction between two pages, so it neither blocks a writer nor keeps the log.
+        """
+        self._opened()
+        return self._walk()
+
+    def check_and_put(
+        self,
+        primary_namespace: str,
+        secondary_namespace: str,
+        key: str,
+        *,
+        expected: bytes | None,
+        value: bytes | None,
+        expires_at: int | None = None,
+    ) -> bytes | None:
+        """Compare and put in one transaction; see :meth:`kvreplay.AtomicKVStore.check_and_put`."""
+        check_name(primary_namespace, secondary_namespace, key)
+        check_change(expected, value, expires_at)
+        address = (primary_namespace, secondary_namespace, key)
+        return self._opened().write(
+            partial(entries.check_and_put, address, expected, value, expires_at), len(value or b"")
+        )
+
+    def check_and_put_each(self, changes: Sequence[Change]) -> Sequence[bytes | Exception | None]:
+        """Commit many changes at once; see :meth:`kvreplay.BatchingKVStore.check_and_put_each`."""
+        database = self._opened()
+        outcomes: dict[int, bytes | Exception | None] = {}
+        operations = {}
+        for index, each in enumerate(changes):
+            address = (each.primary_namespace, each.secondary_namespace, each.key)
+            try:
+                check_name(*address)
+                check_change(each.expected, each.value, each.expires_at)
+            except StoreError as error:
+                outcomes[index] = error
+            else:
+                operation = partial(
+                    entries.check_and_put, address, each.expected, each.value, each.expires_at
+                )
+                operations[index] = (operation, len(each.value or b""))
+        results = database.write_each(list(operations.values()))
+        outcomes.update(zip(operations, results, strict=True))
+        return [outcomes[index] for index in range(len(changes))]
+
+    def sweep(self, primary_namespace: str, now: int, limit: int) -> SweepResult:
+        """Remove due entries; see :meth:`kvreplay.ExpiringKVStore.sweep`.
+
+        A large ``limit`` takes several transactions, and others may write between them.
+
+        Raises:
+            OutcomeUnknownError: it failed after it had removed some of them.
+        """
+        check_sweep(primary_namespace, now, limit)
+        database = self._opened()
+        total = SweepResult(0, 0, more=True)
+        while total.more and total.visited < limit:
+            batch = min(limit - total.visited, _SWEEP_BATCH)
+            try:
+                swept = database.write(partial(entries.sweep, primary_namespace, now, batch), ALONE)
+            except StoreError as error:
+                if not total.visited:
+                    raise
+                raise OutcomeUnknownError(
+                    f"a sweep failed after it had removed {total.removed} entries: nothing else"
+                    " was changed; sweep again"
+                ) from error
+            total = SweepResult(
+                total.visited + swept.visited, total.removed + swept.removed, swept.more
+            )
+        return total
+
+    def transaction(self) -> AbstractContextManager[KVTransaction]:
+        """All or nothing; see :meth:`kvreplay.TransactionalKVStore.transaction`.
+
+        It holds the write lock of all processes.
+        """
+        database = self._opened()
+        # It holds the store too, so that this is not deleted, and closed, meanwhile.
+        return ThreadBound(database.transaction(partial(_Transaction, self)))
+
+    def close(self) -> None:
+        """Close the files, once another thread's transaction has ended.
+
+        If it was interrupted, a second call ends what the first one began.
+
+        Raises:
+            StoreUnavailableError: that transaction has not ended within ``lock_timeout``.
+        """
+        database = self._database
+        if database is not None:
+            if database.pid == getpid():  # else it is the parent's
+                database.close()
+            self._database = None
+
+    def __del__(self) -> None:
+        if self._database is not None:
+            warning = f"{self!r} was not closed"
+            try:
+                self.close()  # an interrupted opening has returned no store that one could close
+            finally:
+                warnings.warn(warning, ResourceWarning, stacklevel=2, source=self)
+
+    def _opened(self) -> Database:
+        """Return this process's database."""
+        database = self._database
+        if database is not None and database.pid != getpid():
+            database = self._reopened()
+        if database is None:
+            raise closed_error()
+        return database
+
+    def _reopened(self) -> Database | None:
+        """In a forked child: open the file anew, unless another thread has done so."""
+        with _opening:
+            database = self._database
+            if database is not None and database.pid != getpid():
+                own = Database(self._path, database.durability, database.lock_timeout)
+                try:
+                    own.open(creating=False)
+                    self._database = database = own
+                except BaseException:
+                    own.close()
+                    raise
+            return database
+
+    def _page(
+        self, value: str, primary: str, secondary: str, token: str | None, limit: int
+    ) -> tuple[Any, str | None]:
+        check_page(primary, secondary, limit)
+        place = place_of(primary, secondary, token)
+        connections = self._opened().connections
+        sql, args = entries.PAGE, tuple[Any, ...]()
+        if place is not None:
+            sql, args = entries.PAGE_AFTER, (place[0], *place)
+        args = (primary, secondary, *args, limit + 1)
+        rows = connections.rows(sql.format(value=value), args)
+        if len(rows) <= limit:
+            return rows, None
+        key, order, _ = rows[limit - 1]
+        return rows[:limit], page_token(primary, secondary, (order, key))
+
+    def _walk(self) -> Iterator[tuple[str, str, str]]:
+        last: tuple[str, str, str] = ("", "", "")
+        while True:
+            rows = self._opened().connections.rows(entries.ALL_KEYS, last)
+            yield from rows
+            if len(rows) < entries.WALK:
+                return
+            last = rows[-1]
+
+    def _checked(self, value: object) -> bytes:
+        return value if type(value) is bytes else self._refuse(value)
+
+    def _refuse(self, value: object) -> bytes:
+        raise CorruptStoreError(
+            f"an entry of the SQLite store {self._path} holds a {type(value).__name__}, and not"
+            " bytes: another program has written it; nothing was changed"
+        )
+
+
+class _Transaction:
+    """The store's calls inside a caller's transaction."""
+
+    def __init__(self, store: SQLiteStore, block: Block) -> None:
+        self._store = store
+        self._run = block.run
+
+    def read(self, primary_namespace: str, secondary_namespace: str, key: str) -> bytes:
+        check_name(primary_namespace, secondary_namespace, key)
+        address = (primary_namespace, secondary_namespace, key)
+        row = self._run(lambda txn: txn.run(entries.VALUE, address).fetchone())
+        if row is None:
+            raise KeyNotFoundError("no entry under that name")
+        return self._store._checked(row[0])
+
+    def write(
+        self, primary_namespace: str, secondary_namespace: str, key: str, value: bytes
+    ) -> None:
+        check_name(primary_namespace, secondary_namespace, key)
+        check_value(value)
+        address = (primary_namespace, secondary_namespace, key)
+        self._run(partial(entries.put, address, value), len(value))
+
+    def remove(
+        self, primary_namespace: str, secondary_namespace: str, key: str, lazy: bool = False
+    ) -> None:
+        check_name(primary_namespace, secondary_namespace, key)
+        self._run(partial(entries.delete, (primary_namespace, secondary_namespace, key)))
+
+    def list(self, primary_namespace: str, secondary_namespace: str) -> list[str]:
+        check_namespace(primary_namespace, secondary_namespace)
+        namespace = (primary_namespace, secondary_namespace)
+        return [
+            key for (key,) in self._run(lambda txn: txn.run(entries.KEYS, namespace).fetchall())
+        ]
+
+    def check_and_put(
+        self,
+        primary_namespace: str,
+        secondary_namespace: str,
+        key: str,
+        *,
+        expected: bytes | None,
+        value: bytes | None,
+        expires_at: int | None = None,
+    ) -> bytes | None:
+        check_name(primary_namespace, secondary_namespace, key)
+        check_change(expected, value, expires_at)
+        address = (primary_namespace, secondary_namespace, key)
+        return self._run(
+            partial(entries.check_and_put, address, expected, value, expires_at), len(value or b"")
+        )
