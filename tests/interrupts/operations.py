@@ -18,7 +18,7 @@ __all__ = ["ASYNC", "ENGINES", "OPERATIONS", "operations_of"]
 
 Operation = Generator[Callable[[], Any], Ended, None]
 
-ENGINES: Final = ("lmdb", "memory", "filesystem")
+ENGINES: Final = ("lmdb", "memory", "filesystem", "sqlite")
 KEY: Final = ("peer", "session")
 PARAMS: Final = {"amount": 1}
 
@@ -266,6 +266,6 @@ def operations_of(engine: str) -> list[str]:
     lacks: set[str] = set()
     if engine == "filesystem":
         lacks |= {name for name in OPERATIONS if "transaction" in name}
-    if engine != "lmdb":
+    if engine not in ("lmdb", "sqlite"):
         lacks.add("check_and_put_each")
     return [name for name in OPERATIONS if name not in lacks]

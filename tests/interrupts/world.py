@@ -18,6 +18,7 @@ from kvreplay._runtime.singleflight import flights
 from kvreplay.backends.filesystem import FilesystemStore
 from kvreplay.backends.lmdb import LMDBStore, shared
 from kvreplay.backends.memory import MemoryStore
+from kvreplay.backends.sqlite import SQLiteStore
 
 __all__ = ["World"]
 
@@ -40,6 +41,7 @@ class World:
         self.kept = {f"kept{n}": bytes([n]) * 20 for n in range(3)}
         for key, value in self.kept.items():
             self.store.write("p", "kept", key, value)
+        self.store.list("p", "kept")  # whoever reads for the first time may open something
         self.before = _descriptors()
 
     def open(self) -> Any:
@@ -47,6 +49,8 @@ class World:
             return MemoryStore()
         if self.engine == "filesystem":
             return FilesystemStore(self.path)
+        if self.engine == "sqlite":
+            return SQLiteStore(self.path)
         return LMDBStore(self.path, map_size=1 << 20)
 
     def replay(self, **settings: Any) -> Replay:
@@ -87,6 +91,8 @@ class World:
         if self.engine == "lmdb":
             environment = self.store._opened()
             assert environment.is_idle, "somebody counts as inside or waiting"
+        if self.engine == "sqlite":
+            assert self.store._opened().is_idle, "somebody counts as inside or waiting"
         assert self.temporaries() == [], "a temporary file"
         now = _descriptors()
         assert now == self.before, f"descriptors: {sorted(set(now) ^ set(self.before))}"

@@ -19,7 +19,14 @@ from kvreplay.backends.file_lock import FileLock, lock_within
 from kvreplay.backends.sqlite import schema
 from kvreplay.backends.sqlite.connections import Connections
 from kvreplay.backends.sqlite.entries import Transaction
-from kvreplay.backends.sqlite.errors import caused, code_of, commit_error, no_access, store_error
+from kvreplay.backends.sqlite.errors import (
+    caused,
+    code_of,
+    commit_error,
+    leaves_doubt,
+    no_access,
+    store_error,
+)
 from kvreplay.backends.sqlite.files import LOCK, Place, make_if_missing
 from kvreplay.backends.sqlite.group_commit import GroupCommit, PendingWrite
 from kvreplay.errors import StoreError, StoreNotFoundError, StoreUnavailableError
@@ -164,12 +171,11 @@ class Database:
             finally:
                 self.block = None
                 block.ended = True
-                if not block.is_inherited:
-                    try:
-                        self.undo()
-                    except BaseException:
-                        self.undo()
-                        raise
+                try:
+                    block.undo()
+                except BaseException:
+                    block.undo()
+                    raise
             if self.committed(1, block.size):
                 self.tidy()
         finally:
@@ -260,6 +266,26 @@ class Database:
         """Commit. ``sqlite3.Error`` means that it failed, any other exception came afterwards."""
         self.connections.writer.execute("COMMIT")
 
+    def failed_commit(self, error: sqlite3.Error) -> StoreError:
+        """Say what became of a commit that raised; write over what it has left in the log."""
+        settled = False
+        if leaves_doubt(error):
+            writer = self.connections.writer
+            try:
+                try:
+                    self.undo()
+                    writer.execute("BEGIN IMMEDIATE")
+                    writer.execute(
+                        "UPDATE kvreplay_meta SET value = value + 1 WHERE name = 'settled'"
+                    )
+                    writer.execute("COMMIT")
+                    settled = True
+                finally:
+                    self.undo()
+            except sqlite3.Error:
+                pass  # as the first: the error tells of both
+        return caused(commit_error(error, self.path, settled=settled), error)
+
     @property
     def is_open(self) -> bool:
         """Whether a transaction has begun and is neither committed nor undone."""
@@ -344,7 +370,12 @@ class Block(OwnTransaction):
         try:
             self._database.commit()
         except sqlite3.Error as error:
-            raise caused(commit_error(error, path), error) from error
+            raise self._database.failed_commit(error) from error
+
+    def undo(self) -> None:
+        """Undo what is not committed. A second time, and in a forked child, it does nothing."""
+        if not self.is_inherited:
+            self._database.undo()
 
     def _check_sound(self) -> None:
         if self._failure is not None:

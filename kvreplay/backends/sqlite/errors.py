@@ -14,7 +14,7 @@ from kvreplay.errors import (
 )
 from kvreplay.store import closed_error
 
-__all__ = ["caused", "code_of", "commit_error", "no_access", "store_error"]
+__all__ = ["caused", "code_of", "commit_error", "leaves_doubt", "no_access", "store_error"]
 
 
 def caused(error: StoreError, cause: BaseException | None) -> StoreError:
@@ -29,20 +29,35 @@ def code_of(error: BaseException) -> int:
     return code & 0xFF if isinstance(code, int) else 0
 
 
-def commit_error(error: sqlite3.Error, path: str) -> StoreError:
+def leaves_doubt(error: sqlite3.Error) -> bool:
+    """Whether a COMMIT that failed with this error may count one day.
+
+    SQLite writes all pages of a commit to the log, the one that makes them count last, and flushes
+    them. If the flush fails, every process goes on as if the commit had not been. But the pages are
+    in the log: if all processes are killed before another commit has overwritten them, the next
+    opening takes the commit as made.
+    """
+    return code_of(error) in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_INTERNAL)
+
+
+def commit_error(error: sqlite3.Error, path: str, *, settled: bool) -> StoreError:
     """Distinguish *nothing was written* from *nobody knows*, after a COMMIT that failed.
 
-    SQLite writes all pages of a commit to the WAL, the one that makes them count last, and flushes
-    them. If the flush fails, this process goes on as if the commit had not been. But the pages are
-    in the file: if every process is killed before a later commit has overwritten them, the next
-    opening finds the commit, and takes it as made.
+    Args:
+        settled: a later commit went well, so that this one will never count.
     """
-    if code_of(error) in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_INTERNAL):
-        return OutcomeUnknownError(
-            f"a commit to the SQLite store {path} failed, and may or may not have happened: read"
-            " again before deciding; what was stored before is intact"
+    if not leaves_doubt(error):
+        return store_error(error, path)
+    if settled:
+        return StoreUnavailableError(
+            f"the disk failed in a commit to the SQLite store {path}: nothing was changed, and what"
+            " was stored before is intact; check the disk, and try again"
         )
-    return store_error(error, path)
+    return OutcomeUnknownError(
+        f"a commit to the SQLite store {path} failed, and may or may not have happened: no process"
+        " sees it now, but it may be there after a restart; check the disk. What was stored before"
+        " is intact"
+    )
 
 
 def store_error(error: Exception, path: str) -> StoreError:

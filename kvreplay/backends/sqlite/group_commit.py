@@ -34,7 +34,7 @@ from typing import Any, Final, Protocol, TypeVar
 from kvreplay.backends._support import nested_call_error
 from kvreplay.backends.file_lock import too_long
 from kvreplay.backends.sqlite.entries import Transaction
-from kvreplay.backends.sqlite.errors import caused, commit_error, store_error
+from kvreplay.backends.sqlite.errors import caused, store_error
 from kvreplay.errors import OutcomeUnknownError, StoreError
 from kvreplay.store import Bell
 
@@ -74,6 +74,9 @@ class Writer(Protocol):
 
     def commit(self) -> None:
         """Commit it; ``sqlite3.Error`` says that it failed."""
+
+    def failed_commit(self, error: sqlite3.Error) -> StoreError:
+        """Say what became of a commit that raised."""
 
     @property
     def is_open(self) -> bool:
@@ -235,7 +238,7 @@ class GroupCommit:
                 self._lead(write)
 
     def alone(self, deadline: float, block: Generator[T, None, None]) -> Generator[T, None, None]:
-        """Wait in the same queue, then lead for a block, which takes its turn itself if it needs it.
+        """Wait in the same queue, then lead for a block, which takes its turn itself.
 
         Its place stays at the head until the block is over, so that others wait with a limit.
         """
@@ -411,7 +414,7 @@ class GroupCommit:
 
     def _failed_commit(self, error: Exception) -> Exception:
         if isinstance(error, sqlite3.Error):
-            return caused(commit_error(error, self._writer.path), error)
+            return self._writer.failed_commit(error)
         return error
 
     def _explained(self, failure: Exception) -> Exception:

@@ -5,7 +5,8 @@ its node opens it afterwards (ldk-node, ``src/io/sqlite_store``). Its ``sort_ord
 creations. ldk-node counts them in its memory, so both must never use a database at the same time.
 
 ``kvreplay_expiry`` holds the expiry of entries that have one, ``kvreplay_meta`` the store's random
-id, the version of our own tables, and the last creation number that was given.
+id, the version of our own tables, the last creation number that was given, and how often a failed
+commit was written over.
 """
 
 from __future__ import annotations
@@ -83,7 +84,12 @@ def add_own_tables(connection: sqlite3.Connection) -> None:
     """
     for statement in _OWN:
         connection.execute(statement)
-    for name, value in (("format", _FORMAT), ("id", uuid.uuid4().hex), ("last_order", 0)):
+    for name, value in (
+        ("format", _FORMAT),
+        ("id", uuid.uuid4().hex),
+        ("last_order", 0),
+        ("settled", 0),
+    ):
         connection.execute("INSERT OR IGNORE INTO kvreplay_meta VALUES (?, ?)", (name, value))
     connection.execute(
         "UPDATE kvreplay_meta SET value = max(value,"
