@@ -102,9 +102,9 @@ class Connections:
         self._timeout = timeout
         self._writers: list[sqlite3.Connection] = []  # one, until it is closed
         self._readers: list[sqlite3.Connection] = []
-        self._free: list[sqlite3.Connection] = []  # those that no thread uses
+        self._free: list[sqlite3.Cursor] = []  # of those that no thread uses
         self._opening: Any = threading.RLock()
-        self._kept: list[sqlite3.Connection] | None = None  # the free ones, during a fork
+        self._kept: list[sqlite3.Cursor] | None = None  # the free ones, during a fork
         self.file: tuple[int, int] | None = None  # device and inode of the database
         self._held = False  # during a fork: no other thread is in a call
 
@@ -139,35 +139,43 @@ class Connections:
 
     def row(self, sql: str, args: tuple[Any, ...]) -> Any:
         """Return the first row of a query, or ``None``."""
-        free, mine = self._free, list[sqlite3.Connection]()
+        free, mine = self._free, list[sqlite3.Cursor]()
         try:
             mine += map(free.pop, _LAST)
             return mine[0].execute(sql, args).fetchone()
         except IndexError:
             pass  # none was free
         except sqlite3.Error as error:
+            _end_query(mine)
             raise store_error(error, self.path) from error
+        except BaseException:
+            _end_query(mine)
+            raise
         finally:
             free += mine
             if self.closed:
-                close_all(free)
+                self._close_free()
         self._make_one_free()
         return self.row(sql, args)
 
     def rows(self, sql: str, args: tuple[Any, ...]) -> list[Any]:
         """Return all rows of a query, as they are at one moment."""
-        free, mine = self._free, list[sqlite3.Connection]()
+        free, mine = self._free, list[sqlite3.Cursor]()
         try:
             mine += map(free.pop, _LAST)
             return mine[0].execute(sql, args).fetchall()
         except IndexError:
-            pass
+            pass  # none was free
         except sqlite3.Error as error:
+            _end_query(mine)
             raise store_error(error, self.path) from error
+        except BaseException:
+            _end_query(mine)
+            raise
         finally:
             free += mine
             if self.closed:
-                close_all(free)
+                self._close_free()
         self._make_one_free()
         return self.rows(sql, args)
 
@@ -183,8 +191,9 @@ class Connections:
                     new = self._open(self._timeout)
                 except sqlite3.Error as error:
                     raise store_error(error, self.path) from error
+                cursors = [new[0].cursor()]
                 self._readers += new
-                self._free += new
+                self._free += cursors
                 return
         time.sleep(_LOOK_AGAIN)
 
@@ -196,11 +205,17 @@ class Connections:
         """
         self.closed = True
         with self._opening:
-            close_all(self._free)
+            self._close_free()
         # Last: if it is the last one of all processes, it takes the log into the database.
         close_all(self._writers)
         if id(self) in _process.open:
             del _process.open[id(self)]
+
+    def _close_free(self) -> None:
+        while self._free:
+            with contextlib.suppress(IndexError):  # another thread was faster
+                self._free[-1].connection.close()
+                del self._free[-1]
 
     # A fork.
 
@@ -215,7 +230,7 @@ class Connections:
             else:
                 self._opening.release()
 
-    def _take_free(self, kept: list[sqlite3.Connection], until: float) -> bool:
+    def _take_free(self, kept: list[sqlite3.Cursor], until: float) -> bool:
         while len(kept) < len(self._readers) and not self.closed:
             try:
                 kept += map(self._free.pop, _LAST)
@@ -255,6 +270,12 @@ class Connections:
             closing, closed = map(os.close, files), list[None]()
             closed += closing
         return True
+
+
+def _end_query(mine: list[sqlite3.Cursor]) -> None:
+    """After an interrupt: end the query with its cursor, and go on with a new one."""
+    if mine:
+        mine[0] = mine[0].connection.cursor()
 
 
 def _seem_in_use(file: tuple[int, int] | None, files: list[int]) -> None:

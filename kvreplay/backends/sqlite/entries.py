@@ -6,10 +6,11 @@ The transaction is each step's last argument: a step is passed on as a ``partial
 from __future__ import annotations
 
 import sqlite3
+from functools import lru_cache
 from typing import Any, Final
 
 from kvreplay.backends.sqlite.schema import NODE_TABLE
-from kvreplay.store import SweepResult
+from kvreplay.store import SweepResult, check_namespace
 
 __all__ = [
     "ALL_KEYS",
@@ -23,6 +24,7 @@ __all__ = [
     "Transaction",
     "check_and_put",
     "delete",
+    "namespace",
     "put",
     "sweep",
 ]
@@ -66,6 +68,13 @@ _DUE: Final = """
     WHERE primary_namespace = ? AND expires_at <= ? ORDER BY expires_at LIMIT ?"""
 _LAST_ORDER: Final = "SELECT value FROM kvreplay_meta WHERE name = 'last_order'"
 _SET_LAST_ORDER: Final = "UPDATE kvreplay_meta SET value = ? WHERE name = 'last_order'"
+
+
+@lru_cache(maxsize=1024)
+def namespace(primary_namespace: str, secondary_namespace: str) -> tuple[str, str]:
+    """Check a namespace, and return it."""
+    check_namespace(primary_namespace, secondary_namespace)
+    return primary_namespace, secondary_namespace
 
 
 class Transaction:
