@@ -84,7 +84,7 @@ def test_a_child_goes_on_and_so_does_its_parent(engine: Any, store: Any, bare_fo
         assert content(store).keys() - {("p", "s", "more")} == {("p", "s", "n")}
 
 
-@pytest.mark.parametrize("engine", ["filesystem", "lmdb"], indirect=True)
+@pytest.mark.parametrize("engine", ["filesystem", "lmdb", "sqlite"], indirect=True)
 def test_a_new_store_of_a_child(engine: Any, store: Any, bare_fork: Fork) -> None:
     """It is opened beside the inherited one, which the child never uses."""
     store.write("p", "s", "n", b"0")

@@ -318,7 +318,7 @@ def test_a_renewal_never_fails_the_run(store: Any, face: Any) -> None:
     assert runs == [1]
 
 
-@pytest.mark.parametrize("engine", ["filesystem", "lmdb"], indirect=True)
+@pytest.mark.parametrize("engine", ["filesystem", "lmdb", "sqlite"], indirect=True)
 def test_a_child_does_not_renew_its_parents_claims(store: Any, fork: Any) -> None:
     replay = Replay(store, "ns", ttl=60, lease=0.03, renew=True)
     handler = Handler("r", held=True)

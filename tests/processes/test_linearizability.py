@@ -142,6 +142,8 @@ def histories(pytestconfig: pytest.Config) -> int:
         pytest.param("filesystem", {"processes": 5, "victims": 2}, id="filesystem-killed"),
         pytest.param("lmdb", {}, id="lmdb"),
         pytest.param("lmdb", {"processes": 5, "victims": 2}, id="lmdb-killed"),
+        pytest.param("sqlite", {}, id="sqlite"),
+        pytest.param("sqlite", {"processes": 5, "victims": 2}, id="sqlite-killed"),
     ],
 )
 def test_what_was_seen_can_be_explained(
@@ -162,7 +164,9 @@ def test_what_was_seen_can_be_explained(
 
 
 # The call that makes a change count, and after it nobody knows: the flush of a folder, LMDB's meta page.
-@pytest.mark.parametrize(("engine", "call"), [("filesystem", "fsync"), ("lmdb", "pwrite64")])
+@pytest.mark.parametrize(
+    ("engine", "call"), [("filesystem", "fsync"), ("lmdb", "pwrite64"), ("sqlite", "fdatasync")]
+)
 def test_unknown_outcomes_of_a_failing_disk_can_be_explained(
     engine: str, call: str, histories: int, tmp_path: Path, tell: Any
 ) -> None:

@@ -34,7 +34,7 @@ namespaces = pytest.mark.parametrize("namespace", NAMESPACES)
 # Memory is one process's own.
 pytestmark = [
     pytest.mark.any_python,  # it is about the kernel
-    pytest.mark.parametrize("engine", ["filesystem", "lmdb"], indirect=True),
+    pytest.mark.parametrize("engine", ["filesystem", "lmdb", "sqlite"], indirect=True),
 ]
 
 

@@ -30,7 +30,7 @@ PARAMS = {"amount": 1}
 OTHER = {"amount": 2}
 
 # Memory is one process's own, which is what it promises.
-pytestmark = pytest.mark.parametrize("engine", ["filesystem", "lmdb"], indirect=True)
+pytestmark = pytest.mark.parametrize("engine", ["filesystem", "lmdb", "sqlite"], indirect=True)
 
 
 class Node(Program):

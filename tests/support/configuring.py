@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 HOUR = 3600.0
-ENGINES_WITH_A_PATH = ("filesystem", "lmdb")
+ENGINES_WITH_A_PATH = ("filesystem", "lmdb", "sqlite")
 
 # A stranger's class that only remembers how it was constructed.
 RECORDER = """

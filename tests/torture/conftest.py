@@ -16,7 +16,7 @@ from torture.ledger import Ledger
 Tally = Callable[..., None]
 _FIGURES: pytest.StashKey[Counter[tuple[str, str]]] = pytest.StashKey()
 
-DURABLE = ("filesystem", "lmdb")
+DURABLE = ("filesystem", "lmdb", "sqlite")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -41,9 +41,9 @@ def test_every_spelling_of_a_path_opens_that_path(engine: str, here: Path, tmp_p
     for where, base, expected in spellings:
         assert not expected.exists() or expected == absolute
         put_and_close(open_store(where, base=base))
-        assert expected.is_dir()
+        assert expected.is_dir() or (engine == "sqlite" and expected.is_file())
     put_and_close(open_store(f"{engine}:text-base", base=str(other)))
-    assert (other / "text-base").is_dir()
+    assert (other / "text-base").exists()
 
 
 @pytest.mark.parametrize("engine", ENGINES_WITH_A_PATH)
@@ -62,7 +62,7 @@ def test_what_was_written_is_there_when_opened_again(engine: str, tmp_path: Path
         (":x", "does not begin with"),
         ("lm db:x", "does not begin with"),
         ("lmbd:x", 'unknown backend "lmbd"; nothing was opened. Did you mean "lmdb"?'),
-        ("zzz:x", 'Valid: "memory", "filesystem", "lmdb"'),
+        ("zzz:x", 'Valid: "memory", "filesystem", "lmdb", "sqlite"'),
         ("memory:x", 'the backend "memory" has no location'),
         ("memory:///x", "Write memory:"),
         ("lmdb:", "the path is empty"),

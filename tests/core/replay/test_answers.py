@@ -35,7 +35,7 @@ def test_the_same_request_again_is_replayed(replay: Any, events: list[str]) -> N
     assert events == ["started", "completed", "replayed"]
 
 
-@pytest.mark.parametrize("engine", ["filesystem", "lmdb"], indirect=True)
+@pytest.mark.parametrize("engine", ["filesystem", "lmdb", "sqlite"], indirect=True)
 def test_a_reopened_store_still_answers(face: Any, engine: Any, clock: FakeClock) -> None:
     with engine.open() as store:
         face(store, NAMESPACE, ttl=60, clock=clock).execute(KEY, PARAMS, Handler("first"))
