@@ -115,12 +115,12 @@ class Connections:
             self.abandon()
 
     def open(self) -> None:
-        """Open the one that writes. It waits for no lock: who writes first takes its turn."""
+        """Open the one that writes; its patience with locks is the caller's to set anew."""
         leave_parents()
         _process.open[id(self)] = ref(self)
         try:
             before = _identity_of(self.path)
-            self._writers += self._open(0.0)
+            self._writers += self._open(self._timeout)
             self.file = _identity_of(self.path)
         except sqlite3.Error as error:
             raise store_error(error, self.path) from error
@@ -223,12 +223,12 @@ class Connections:
         """Keep other threads out of SQLite; it gives up after so many seconds."""
         until = time.monotonic() + patience
         self._held = False
-        if self._opening.acquire(timeout=patience):
-            if self.writing.acquire(timeout=max(until - time.monotonic(), 0)):
+        if self.writing.acquire(timeout=patience):
+            if self._opening.acquire(timeout=max(until - time.monotonic(), 0)):
                 self._kept = []
                 self._held = self._take_free(self._kept, until)
             else:
-                self._opening.release()
+                self.writing.release()
 
     def _take_free(self, kept: list[sqlite3.Cursor], until: float) -> bool:
         while len(kept) < len(self._readers) and not self.closed:
@@ -246,8 +246,8 @@ class Connections:
             self._held = False
             self._free += self._kept
             self._kept = None
-            self.writing.release()
             self._opening.release()
+            self.writing.release()
 
     def abandon(self) -> bool:
         """In a forked child: close what it has inherited; say whether it could.

@@ -21,7 +21,13 @@ from kvreplay.backends.sqlite import entries
 from kvreplay.backends.sqlite.database import Block, Database
 from kvreplay.backends.sqlite.files import OWNERS
 from kvreplay.backends.sqlite.group_commit import ALONE
-from kvreplay.errors import CorruptStoreError, KeyNotFoundError, OutcomeUnknownError, StoreError
+from kvreplay.errors import (
+    CorruptStoreError,
+    InvalidValueError,
+    KeyNotFoundError,
+    OutcomeUnknownError,
+    StoreError,
+)
 from kvreplay.store import (
     Change,
     Closing,
@@ -48,6 +54,8 @@ from kvreplay.store import (
 __all__ = ["SQLiteStore"]
 
 _SWEEP_BATCH: Final = 1000  # due entries that a sweep visits in one transaction
+
+_MAX_VALUE: Final = 10**9 - 10**4  # bytes: SQLite's limit for a row, less the names
 
 _opening: Final = ForkSafeLock()  # guards which database a store has
 
@@ -155,6 +163,7 @@ class SQLiteStore(Closing):
         """Create or replace; see :meth:`kvreplay.KVStoreSync.write`."""
         check_name(primary_namespace, secondary_namespace, key)
         check_value(value)
+        _check_size(value)
         address = (primary_namespace, secondary_namespace, key)
         self._opened().write(partial(entries.put, address, value), len(value))
 
@@ -219,6 +228,7 @@ class SQLiteStore(Closing):
         """Compare and put in one transaction; see :meth:`kvreplay.AtomicKVStore.check_and_put`."""
         check_name(primary_namespace, secondary_namespace, key)
         check_change(expected, value, expires_at)
+        _check_size(value)
         address = (primary_namespace, secondary_namespace, key)
         return self._opened().write(
             partial(entries.check_and_put, address, expected, value, expires_at), len(value or b"")
@@ -234,6 +244,7 @@ class SQLiteStore(Closing):
             try:
                 check_name(*address)
                 check_change(each.expected, each.value, each.expires_at)
+                _check_size(each.value)
             except StoreError as error:
                 outcomes[index] = error
             else:
@@ -361,6 +372,14 @@ class SQLiteStore(Closing):
         )
 
 
+def _check_size(value: bytes | None) -> None:
+    if value is not None and len(value) > _MAX_VALUE:
+        raise InvalidValueError(
+            f"a value of {len(value)} bytes is more than SQLite can hold ({_MAX_VALUE}); nothing"
+            " was written"
+        )
+
+
 class _Transaction:
     """The store's calls inside a caller's transaction."""
 
@@ -381,6 +400,7 @@ class _Transaction:
     ) -> None:
         check_name(primary_namespace, secondary_namespace, key)
         check_value(value)
+        _check_size(value)
         address = (primary_namespace, secondary_namespace, key)
         self._run(partial(entries.put, address, value), len(value))
 
@@ -409,6 +429,7 @@ class _Transaction:
     ) -> bytes | None:
         check_name(primary_namespace, secondary_namespace, key)
         check_change(expected, value, expires_at)
+        _check_size(value)
         address = (primary_namespace, secondary_namespace, key)
         return self._run(
             partial(entries.check_and_put, address, expected, value, expires_at), len(value or b"")
