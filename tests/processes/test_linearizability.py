@@ -164,9 +164,7 @@ def test_what_was_seen_can_be_explained(
 
 
 # The call that makes a change count, and after it nobody knows: the flush of a folder, LMDB's meta page.
-@pytest.mark.parametrize(
-    ("engine", "call"), [("filesystem", "fsync"), ("lmdb", "pwrite64")]
-)
+@pytest.mark.parametrize(("engine", "call"), [("filesystem", "fsync"), ("lmdb", "pwrite64")])
 def test_unknown_outcomes_of_a_failing_disk_can_be_explained(
     engine: str, call: str, histories: int, tmp_path: Path, tell: Any
 ) -> None:

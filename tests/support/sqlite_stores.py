@@ -85,12 +85,18 @@ def file_of_a_node(path: Path) -> Path:
 
 
 def locks_of(pid: int, path: Path) -> list[str]:
-    """The POSIX locks that a process holds on a file, as the kernel tells."""
+    """The POSIX locks that a process holds on a file, as the kernel tells.
+
+    While others lock and unlock, the kernel's list may leave one out, so it is read some times.
+    """
     inode = os.stat(path).st_ino
-    with open("/proc/locks", encoding="ascii") as locks:
-        fields = [line.split() for line in locks]
-    return [
-        " ".join(each[3:4] + each[6:])
-        for each in fields
-        if each[1] == "POSIX" and each[4] == str(pid) and each[5].endswith(f":{inode}")
-    ]
+    found = set()
+    for _ in range(5):
+        with open("/proc/locks", encoding="ascii") as locks:
+            fields = [line.split() for line in locks]
+        found |= {
+            " ".join(each[3:4] + each[6:])
+            for each in fields
+            if each[1] == "POSIX" and each[4] == str(pid) and each[5].endswith(f":{inode}")
+        }
+    return sorted(found)

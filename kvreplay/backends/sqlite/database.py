@@ -27,7 +27,7 @@ from kvreplay.backends.sqlite.errors import (
     no_access,
     store_error,
 )
-from kvreplay.backends.sqlite.files import LOCK, Place, make_if_missing
+from kvreplay.backends.sqlite.files import LOCK, Place, allocate_shared_memory, make_if_missing
 from kvreplay.backends.sqlite.group_commit import GroupCommit, PendingWrite
 from kvreplay.errors import StoreError, StoreNotFoundError, StoreUnavailableError
 from kvreplay.store import Durability
@@ -97,6 +97,7 @@ class Database:
             schema.make_wal(writer, self.path)
             self._turns += map(FileLock, (self.path + LOCK,), (os.O_RDWR | os.O_CREAT,))
             self._prepare(writer, deadline)
+            allocate_shared_memory(self.path)
             self._place = Place(self.path)
         except sqlite3.Error as error:
             raise store_error(error, self.path) from error

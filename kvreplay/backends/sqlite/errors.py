@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 
@@ -97,6 +98,11 @@ def store_error(error: Exception, path: str) -> StoreError:
 
 def no_access(error: OSError, path: str) -> StoreError:
     """Say what a failure to reach a store's files means."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StoreFullError(
+            f"there is no room to open the SQLite store {path}: what was stored is intact; free"
+            " some space and try again"
+        )
     return StoreError(
         f"cannot open the SQLite store {path}: {os.strerror(error.errno or 0)}; check the path, its"
         " permissions and that the file system is writable; nothing was changed"

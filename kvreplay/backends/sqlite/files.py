@@ -20,10 +20,11 @@ from kvreplay.backends.sqlite.connections import close_all, opened
 from kvreplay.backends.sqlite.errors import no_access, store_error
 from kvreplay.errors import CorruptStoreError, StoreNotFoundError, StoreUnavailableError
 
-__all__ = ["LOCK", "OWNERS", "Place", "make_if_missing"]
+__all__ = ["LOCK", "OWNERS", "Place", "allocate_shared_memory", "make_if_missing"]
 
 LOCK: Final = "-kvreplay-lock"
 OWNERS: Final = "-kvreplay-owners"
+_SHARED_MEMORY: Final = 64 * 1024  # bytes, for a log of 8,000 pages
 
 
 def make_if_missing(path: str, *, creating: bool) -> None:
@@ -108,6 +109,20 @@ def _make(path: str, *, empty: bool) -> None:
         for each in (temporary, f"{temporary}-wal", f"{temporary}-shm"):
             if os.path.lexists(each):
                 os.unlink(each)
+
+
+def allocate_shared_memory(path: str) -> None:
+    """Give SQLite's ``-shm`` file all its blocks, by the descriptor that SQLite has of it.
+
+    SQLite writes to a map of it. If a full disk has no block for that, the process is killed.
+    """
+    wanted = os.stat(f"{path}-shm")
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            status = os.stat(f"/proc/self/fd/{name}")
+            if os.path.samestat(status, wanted):
+                os.posix_fallocate(int(name), 0, _SHARED_MEMORY)
+                return
 
 
 class Place:
