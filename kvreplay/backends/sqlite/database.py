@@ -199,7 +199,8 @@ class Database:
         A second call goes on where an interrupt has ended the first one.
         """
         if self.connections.closed or self._place is None:
-            self._close()
+            with self.writing:  # another thread may be about to close it
+                self._close()
             return
         self.refuse_nested()
         for _ in self._queue.alone(time.monotonic() + self.lock_timeout, self._closing()):
