@@ -91,7 +91,7 @@ def test_what_was_written_is_there_when_opened_again(engine: str, tmp_path: Path
         ("lmdb:a?map_size=1GiB&map%5Fsize=1GiB", '"map_size" is repeated'),
         ("lmdb:a?map-size=1GiB", 'has no option "map-size"; nothing was opened. Did you mean "map'),
         ("lmdb:a?path=b", 'the backend "lmdb" has no option "path"'),
-        ("memory:?map_size=1GiB", "There is none to choose from."),
+        ("memory:?map_size=1GiB", 'Valid: "create".'),
         ("lmdb:a?map_size=1GBi", 'the store URL, option "map_size": "1GBi" has the unknown unit'),
         ("lmdb:a?durability=fill", 'Did you mean "full"?'),
         ("lmdb:a?max_readers=many", '"many" is not an integer'),
