@@ -98,7 +98,7 @@ class Connections:
         self.closed = False
         self.writing: Any = threading.RLock()  # held by the thread that uses the writer
         self.busy: dict[int, bool] = {}  # the threads that write, or wait for it
-        self._open = partial(opened, path, durability)
+        self._durability: Durability = durability
         self._timeout = timeout
         self._writers: list[sqlite3.Connection] = []  # one, until it is closed
         self._readers: list[sqlite3.Connection] = []
@@ -120,7 +120,8 @@ class Connections:
         _process.open[id(self)] = ref(self)
         try:
             before = _identity_of(self.path)
-            self._writers += self._open(self._timeout)
+            # Not by a partial: after that, an interrupt could lose what it returns.
+            self._writers += opened(self.path, self._durability, self._timeout)
             self.file = _identity_of(self.path)
         except sqlite3.Error as error:
             raise store_error(error, self.path) from error
@@ -188,7 +189,7 @@ class Connections:
                 return
             if len(self._readers) < _MAX_READERS:
                 try:
-                    new = self._open(self._timeout)
+                    new = opened(self.path, self._durability, self._timeout)
                 except sqlite3.Error as error:
                     raise store_error(error, self.path) from error
                 cursors = [new[0].cursor()]

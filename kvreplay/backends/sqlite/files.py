@@ -87,10 +87,11 @@ def _make(path: str, *, empty: bool) -> None:
     """Make an empty store under another name, and put it in place as a whole."""
     temporary = f"{path}.{uuid.uuid4().hex}.tmp"
     made: list[sqlite3.Connection] = []
-    files: list[int] = []
+    # Opened and closed by one operator: no interrupt comes between.
+    making = map(os.open, (temporary,), (os.O_CREAT | os.O_EXCL | os.O_WRONLY,), (FILE_MODE,))
+    done = list[None]()
     try:
-        files += map(os.open, (temporary,), (os.O_CREAT | os.O_EXCL | os.O_WRONLY,), (FILE_MODE,))
-        os.close(files.pop())
+        done += map(os.close, making)
         made += opened(temporary, "full", 0.0)
         schema.make_wal(made[0], temporary)
         made[0].execute("BEGIN IMMEDIATE")
@@ -105,10 +106,18 @@ def _make(path: str, *, empty: bool) -> None:
                 os.link(temporary, path)
         fsync_directory(os.path.dirname(path))
     finally:
-        close_all(made)
-        for each in (temporary, f"{temporary}-wal", f"{temporary}-shm"):
-            if os.path.lexists(each):
-                os.unlink(each)
+        try:
+            _discard(temporary, made)
+        except BaseException:
+            _discard(temporary, made)
+            raise
+
+
+def _discard(temporary: str, made: list[sqlite3.Connection]) -> None:
+    close_all(made)
+    for each in (temporary, f"{temporary}-wal", f"{temporary}-shm"):
+        if os.path.lexists(each):
+            os.unlink(each)
 
 
 def allocate_shared_memory(path: str) -> None:
