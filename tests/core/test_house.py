@@ -49,7 +49,10 @@ ORDER: dict[str, tuple[str, ...]] = {
     ),
     "config": ("units", "location", "registry", "file", "__init__"),
     "backends": ("_support", "durable_files", "file_lock", "memory", "__init__"),
-    "backends.filesystem": ("errors", "locks", "layout", "expiry", "store", "__init__"),
+    "backends.filesystem": (
+        *("errors", "locks", "layout", "presence", "opening", "expiry", "entries", "store"),
+        "__init__",
+    ),
     "backends.lmdb": (
         *("errors", "files", "gate", "handle", "process_lock", "pending", "group_commit"),
         *("environment", "shared", "entries", "store", "__init__"),

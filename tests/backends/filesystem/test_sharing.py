@@ -124,6 +124,8 @@ def test_writers_race_with_sweepers(root: Path) -> None:
         assert store.list("p", "s") == []
     assert index_files(root) == set()
     assert list((beside(root) / "expiry" / "p").iterdir()) == []
+    assert list((beside(root) / "stamps" / "p").iterdir()) == []
+    assert list((root / "p").iterdir()) == []
 
 
 def test_forked_child_goes_on(store: FilesystemStore) -> None:
