@@ -20,7 +20,9 @@ __all__ = [
     "FOLDER_MODE",
     "Folders",
     "fsync_directory",
+    "is_noted",
     "make_directories",
+    "note",
     "read_regular_file",
     "replace_file",
     "write_temporary",
@@ -236,10 +238,9 @@ class Folders:
             fds += opening  # by operators, as in fsync_directory
             if names:
                 os.fsync(fds[0])
-            if parts and not _has_durable_place(fds[0]):
+            if parts and not is_noted(fds[0], _DURABLE_PLACE):
                 self._fsync_above(parts)
-                with contextlib.suppress(OSError):  # then the next one does it again
-                    os.setxattr(fds[0], _DURABLE_PLACE, _own_number(fds[0]))
+                note(fds[0], _DURABLE_PLACE)
         finally:
             closed += closing
 
@@ -252,16 +253,26 @@ class Folders:
                     raise
 
 
-def _has_durable_place(folder: int) -> bool:
+def is_noted(folder: str | int, what: str) -> bool:
+    """Whether this very folder has a note, which is an extended attribute; a copy of it has none.
+
+    Args:
+        folder: its path, or an open descriptor.
+    """
     try:
-        return os.getxattr(folder, _DURABLE_PLACE) == _own_number(folder)
+        return os.getxattr(folder, what) == _own_number(folder)
     except OSError:
-        return False
+        return False  # most likely the file system has no such attributes
 
 
-def _own_number(folder: int) -> bytes:
-    # A copy of a folder may have the attribute too, but not the number.
-    return str(os.fstat(folder).st_ino).encode("ascii")
+def note(folder: str | int, what: str) -> None:
+    """Make a note on a folder, if its file system can; a power cut may take it away."""
+    with contextlib.suppress(OSError):
+        os.setxattr(folder, what, _own_number(folder))
+
+
+def _own_number(folder: str | int) -> bytes:
+    return str(os.stat(folder).st_ino).encode("ascii")
 
 
 def _make_below(top: str, parts: Sequence[str], mode: int) -> list[str]:

@@ -11,12 +11,14 @@ import os
 import re
 import stat
 import uuid
+from collections.abc import Iterator
 from typing import Final
 
 from kvreplay.backends.durable_files import (
-    FILE_MODE,
     fsync_directory,
+    is_noted,
     make_directories,
+    note,
     write_temporary,
 )
 from kvreplay.backends.filesystem.errors import mount_point
@@ -41,6 +43,8 @@ _UNABLE: Final = {
     *(errno.ENOLCK, errno.ENOTTY),
 }
 _NO_TRIAL: Final = {errno.EROFS, errno.EACCES, errno.ENOSPC, errno.EDQUOT}
+
+_TRIED: Final = "user.kvreplay.tried"
 
 _is_temporary = re.compile(r"([0-9a-f]{2})-[0-9a-f]{32}\.tmp").fullmatch
 
@@ -168,58 +172,70 @@ def _let_no_reader_lock(sidecar: str) -> None:
 def _try(root: str, sidecar: str) -> None:
     """Try what each change will need, before anybody relies on it.
 
-    A disk that is full or read-only says nothing about that, and can be read.
+    What the file system can do is tried once, and remembered. A mount between root and sidecar is
+    looked for each time. A disk that is full or read-only says nothing, and can still be read.
     """
+    folder = os.path.join(sidecar, "tmp")
+    try:
+        # There is no such file, so nothing is moved; a mount is noticed before that.
+        with (
+            _needed("a rename from one to the other", sidecar),
+            contextlib.suppress(FileNotFoundError),
+        ):
+            os.rename(os.path.join(folder, uuid.uuid4().hex), os.path.join(root, EMPTY))
+        if not is_noted(folder, _TRIED):
+            _try_on_a_free_stripe(sidecar, folder)
+            note(folder, _TRIED)
+    except OSError as error:
+        if error.errno not in _NO_TRIAL:
+            raise
+
+
+def _try_on_a_free_stripe(sidecar: str, folder: str) -> None:
     for stripe in range(STRIPES):
         try:
-            with flocked(lock_file(sidecar, stripe), wait=False):
-                _try_steps(root, os.path.join(sidecar, "tmp"), stripe)
-            return
+            with (
+                _needed("flock", sidecar),
+                flocked(lock_file(sidecar, stripe), wait=False),
+            ):
+                _try_each_step(sidecar, folder, stripe)
+            break
         except BlockingIOError:
-            continue  # another one writes: so it can be locked, and the next one may be free
-        except OSError as error:
-            if error.errno in _NO_TRIAL:
-                return
-            if error.errno not in _UNABLE:
-                raise
-            failed = "".join(getattr(error, "__notes__", ["flock"]))
-            raise StoreError(
-                f"the file system of {root} and {sidecar} cannot do what a store needs, which is"
-                f" {failed}: {os.strerror(error.errno or 0)}; no entry was changed: use a local"
-                " disk with a file system such as ext4, xfs or btrfs, and no mount point between"
-                " the two"
-            ) from error
+            pass  # another one writes: the next one may be free
 
 
-def _try_steps(root: str, folder: str, stripe: int) -> None:
+def _try_each_step(sidecar: str, folder: str, stripe: int) -> None:
     one, two, three = (
         os.path.join(folder, f"{stripe:02x}-{uuid.uuid4().hex}.tmp") for _ in range(3)
     )
-    doing = "a durable file"
     try:
-        write_temporary(one, b"", FILE_MODE)
-        doing = "a hard link"
-        os.link(one, two)
-        if not os.path.samefile(one, two):
-            raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
-        doing = "a symbolic link"
-        os.symlink(os.path.basename(one), three)
-        doing = "a rename over another file"
-        os.rename(three, two)
-        doing = "the fsync of a folder"
-        fsync_directory(folder)
-        doing = "a rename from one folder to the other"
-        try:
-            os.rename(three, os.path.join(root, EMPTY))  # it tells whether a mount lies between
-        except FileNotFoundError:
-            pass  # and moves nothing, since there is no such file
-    except OSError as error:
-        error.add_note(doing)
-        raise
+        write_temporary(one, b"")
+        with _needed("a hard link", sidecar):
+            os.link(one, two)
+        with _needed("a symbolic link", sidecar):
+            os.symlink(os.path.basename(one), three)
+        with _needed("a rename over another file", sidecar):
+            os.rename(three, two)
+        with _needed("the fsync of a folder", sidecar):
+            fsync_directory(folder)
     finally:
         for path in (one, two, three):
             with contextlib.suppress(OSError):
                 os.unlink(path)
+
+
+@contextlib.contextmanager
+def _needed(what: str, sidecar: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _UNABLE:
+            raise
+        raise StoreError(
+            f"the file system of {sidecar}, and of the store beside it, cannot do what a store"
+            f" needs, which is {what}: {os.strerror(error.errno or 0)}; no entry was changed: use a"
+            " local disk with a file system such as ext4, xfs or btrfs, and no mount in between"
+        ) from error
 
 
 def _remove_leftovers(sidecar: str) -> None:

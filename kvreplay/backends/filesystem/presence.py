@@ -18,7 +18,7 @@ import re
 import uuid
 from typing import Final
 
-from kvreplay.backends.durable_files import fsync_directory, read_regular_file, replace_file
+from kvreplay.backends.durable_files import read_regular_file, replace_file
 from kvreplay.backends.filesystem.errors import nameless
 from kvreplay.errors import CorruptStoreError, StoreUnavailableError
 
@@ -161,8 +161,7 @@ def _mark(root: str, store_id: bytes) -> bool:
         if error.errno not in _UNMARKABLE:
             raise
         return False
-    fsync_directory(root)
-    return True
+    return True  # no fsync: a power cut ends every process that knows the id
 
 
 def _mark_of(root: str) -> bytes | None:
