@@ -34,7 +34,7 @@ WINGS: dict[str, set[str]] = {
     "backends": {"errors", "store"},
     "testing": {"errors", "store"},
     "demo": {"__init__", "errors", "store"},
-    "cli": {"demo", "errors"},
+    "cli": {"config", "demo", "errors"},
     "__main__": {"cli"},
 }
 # The modules of a wing in an order in which each may import those before it, and no other.
@@ -66,7 +66,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         *("params", "invoice", "rpc", "orders", "node", "client", "stage", "chapter", "story"),
         "__init__",
     ),
-    "cli": ("demo", "main", "__init__"),
+    "cli": ("demo", "init", "main", "__init__"),
 }
 # What a wing may import from outside of the package, besides the standard library and attrs.
 PACKAGES: dict[str, set[str]] = {

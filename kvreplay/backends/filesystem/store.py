@@ -32,7 +32,7 @@ from kvreplay.backends.filesystem.entries import Entries
 from kvreplay.backends.filesystem.errors import nameless, opening_error, store_error
 from kvreplay.backends.filesystem.expiry import ExpiryIndex
 from kvreplay.backends.filesystem.layout import EMPTY, EntryFile, namespace_of, resolve
-from kvreplay.backends.filesystem.locks import LOCK_TIMEOUT, flocked, lock_file
+from kvreplay.backends.filesystem.locks import LOCK_TIMEOUT, flocked, lock_file, read_locked
 from kvreplay.backends.filesystem.opening import open_folders
 from kvreplay.errors import (
     KeyNotFoundError,
@@ -301,8 +301,7 @@ class FilesystemStore(Closing):
         if not self._durable:
             return load(entry)
         try:
-            with flocked(lock_file(self._sidecar, entry.stripe), shared=True, wait=False):
-                return load(entry)
+            return read_locked(lock_file(self._sidecar, entry.stripe), load, entry)
         except BlockingIOError:
             pass
         found = load(entry)
