@@ -192,7 +192,7 @@ def _absolute(path: str) -> str:
     A ``..`` after a symbolic link leads to the parent of what the link points to. So what stands
     before the last one is looked up, and the rest of the path stays as it is written.
     """
-    names = os.path.join(os.getcwd(), path).split(os.sep)
+    names = (path if os.path.isabs(path) else os.path.join(os.getcwd(), path)).split(os.sep)
     if os.pardir in names:
         last = len(names) - names[::-1].index(os.pardir)
         names = [os.path.realpath(os.sep.join(names[:last])), *names[last:]]
