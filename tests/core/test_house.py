@@ -54,7 +54,8 @@ ORDER: dict[str, tuple[str, ...]] = {
         "__init__",
     ),
     "backends.lmdb": (
-        *("errors", "files", "gate", "handle", "process_lock", "pending", "group_commit"),
+        *("errors", "presence", "files", "gate", "process_lock", "readers", "handle", "pending"),
+        "group_commit",
         *("environment", "shared", "entries", "store", "__init__"),
     ),
     "testing": (
