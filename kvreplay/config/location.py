@@ -171,7 +171,7 @@ def locate(asked: Asked, kind: str) -> str | None:
             'Write the whole path, or "./~…" if the name itself begins with "~".',
         )
     try:
-        place = os.path.abspath(path if asked.base is None else os.path.join(asked.base, path))
+        place = _absolute(path if asked.base is None else os.path.join(asked.base, path))
         place.encode("utf-8")
     except FileNotFoundError:
         raise wrong(
@@ -184,6 +184,19 @@ def locate(asked: Asked, kind: str) -> str | None:
             "Rename that folder, or choose another place.",
         ) from None
     return place
+
+
+def _absolute(path: str) -> str:
+    """Return the absolute path of the place that the kernel would find.
+
+    A ``..`` after a symbolic link leads to the parent of what the link points to. So what stands
+    before the last one is looked up, and the rest of the path stays as it is written.
+    """
+    names = (path if os.path.isabs(path) else os.path.join(os.getcwd(), path)).split(os.sep)
+    if os.pardir in names:
+        last = len(names) - names[::-1].index(os.pardir)
+        names = [os.path.realpath(os.sep.join(names[:last])), *names[last:]]
+    return os.path.normpath(os.sep.join(names))
 
 
 def _url_path(rest: str, scheme: str, source: str) -> str:

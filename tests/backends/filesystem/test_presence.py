@@ -1,0 +1,325 @@
+"""The store changes underneath: it is missing, another engine's, deleted, replaced, mounted again."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvreplay import Replay, open_store
+from kvreplay.backends.filesystem import FilesystemStore
+from kvreplay.backends.filesystem.presence import Presence
+from kvreplay.errors import (
+    CorruptStoreError,
+    OutcomeUnknownError,
+    StoreError,
+    StoreNotFoundError,
+    StoreUnavailableError,
+)
+from support.file_stores import NEW, OLD, beside, files, value_of
+
+Change = Callable[[FilesystemStore], object]
+CHANGES: list[Change] = [
+    lambda store: store.write("p", "s", "k", NEW),
+    lambda store: store.remove("p", "s", "k"),
+    lambda store: store.check_and_put("p", "s", "new", expected=None, value=NEW, expires_at=5),
+    lambda store: store.sweep("p", 99, 9),
+]
+
+
+def remove(root: Path) -> None:
+    for folder in (root, beside(root)):
+        shutil.rmtree(folder)
+
+
+# Opened, or created.
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_store_that_is_not_there_is_not_made(tmp_path: Path, deep: bool) -> None:
+    root = tmp_path / "deep" / "store" if deep else tmp_path / "store"
+    for opening in (
+        lambda: FilesystemStore(root, create=False),
+        lambda: open_store(f"filesystem:{root}?create=false"),
+    ):
+        with pytest.raises(StoreNotFoundError, match="kvreplay init"):
+            opening()
+    assert list(tmp_path.iterdir()) == []
+    FilesystemStore(root).close()
+    with FilesystemStore(root, create=False) as store:
+        store.write("p", "s", "k", OLD)
+
+
+def test_a_folder_that_nobody_adopted_stays_as_it_is(root: Path) -> None:
+    (root / "p" / "s").mkdir(parents=True)
+    (root / "p" / "s" / "k").write_bytes(OLD)
+    with pytest.raises(StoreNotFoundError):
+        FilesystemStore(root, create=False)
+    assert not beside(root).exists()
+    with FilesystemStore(root, create=True) as store:
+        assert value_of(store) == OLD
+
+
+def test_an_adopted_root_that_is_missing_is_no_new_store(root: Path) -> None:
+    FilesystemStore(root).close()
+    root.rmdir()
+    for create in (True, False):
+        with pytest.raises(CorruptStoreError, match="missing"):
+            FilesystemStore(root, create=create)
+    assert not root.exists()
+
+
+@pytest.mark.parametrize("create", [True, False])
+@pytest.mark.parametrize("name", ["data.mdb", "kvreplay.format"])
+@pytest.mark.parametrize("adopted", [True, False])
+def test_a_store_of_lmdb_is_refused_by_its_name(
+    root: Path, name: str, create: bool, adopted: bool
+) -> None:
+    if adopted:
+        FilesystemStore(root).close()
+    root.mkdir(exist_ok=True)
+    (root / name).write_bytes(b"theirs")
+    before = files(root.parent)
+    with pytest.raises(CorruptStoreError, match="LMDB"):
+        FilesystemStore(root, create=create)
+    assert files(root.parent) == before
+    assert beside(root).exists() == adopted
+    (root / name).unlink()
+    FilesystemStore(root).close()
+
+
+def test_a_real_store_of_lmdb_is_refused(root: Path) -> None:
+    with open_store(f"lmdb:{root}") as store:
+        store.write("p", "s", "k", OLD)
+    with pytest.raises(CorruptStoreError, match="LMDB"):
+        open_store(f"filesystem:{root}")
+    with open_store(f"lmdb:{root}") as store:
+        assert store.read("p", "s", "k") == OLD
+
+
+# Deleted and replaced.
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("anew", [True, False])
+def test_a_deleted_store_acknowledges_nothing(
+    store: FilesystemStore, root: Path, change: Change, anew: bool
+) -> None:
+    store.write("p", "s", "k", OLD)
+    remove(root)
+    if anew:  # by another process; the numbers of the inodes may be those of before
+        FilesystemStore(root).close()
+    with pytest.raises(StoreUnavailableError, match="nothing was done"):
+        change(store)
+    assert root.exists() == anew
+    if anew:
+        assert list(root.iterdir()) == []
+        with FilesystemStore(root) as again:
+            change(again)
+
+
+def test_an_effect_does_not_happen_on_a_deleted_store(store: FilesystemStore, root: Path) -> None:
+    ran: list[int] = []
+    replay = Replay(store, "pay", ttl=60)
+    replay.execute(("s", "1"), {}, lambda: ran.append(1))
+    remove(root)
+    with pytest.raises(StoreError):
+        replay.execute(("s", "2"), {}, lambda: ran.append(2))
+    assert ran == [1]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("opened_again", [True, False])
+def test_a_root_that_was_made_anew_is_another_store(
+    store: FilesystemStore, root: Path, change: Change, opened_again: bool
+) -> None:
+    store.write("p", "s", "k", OLD)
+    shutil.rmtree(root)
+    root.mkdir()
+    if opened_again:
+        FilesystemStore(root).close()
+    with pytest.raises(StoreUnavailableError):
+        change(store)
+    assert list(root.iterdir()) == []
+    with FilesystemStore(root) as again:
+        change(again)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_another_store_in_its_place(store: FilesystemStore, root: Path, change: Change) -> None:
+    store.write("p", "s", "k", OLD)
+    other = root.with_name("other")
+    with FilesystemStore(other) as them:
+        them.write("p", "s", "k", b"theirs")
+    for one, two in ((root, other), (beside(root), beside(other))):
+        one.rename(one.with_name("aside"))
+        two.rename(one)
+        one.with_name("aside").rename(two)
+        with pytest.raises(StoreUnavailableError):
+            change(store)
+    assert files(root) == {"p/s/k": b"theirs"}
+    for one, two in ((root, other), (beside(root), beside(other))):
+        two.rename(one.with_name("aside"))
+        one.rename(two)
+        one.with_name("aside").rename(one)
+    change(store)
+
+
+def test_a_store_that_is_replaced_during_a_change_does_not_acknowledge_it(
+    store: FilesystemStore, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = os.rename
+
+    def replace_first(source: str, target: str) -> None:
+        if target == str(root / "p" / "s" / "k"):
+            monkeypatch.undo()
+            (root).rename(root.with_name("aside"))
+            (root / "p" / "s").mkdir(parents=True)
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", replace_first)
+    with pytest.raises(OutcomeUnknownError, match="replaced"):
+        store.write("p", "s", "k", NEW)
+
+
+def test_a_removed_lock_file_is_not_made_anew_under_its_holder(
+    store: FilesystemStore, root: Path
+) -> None:
+    """Two processes would hold one lock: the old file's, and the new one's."""
+    store.write("p", "s", "k", OLD)
+    shutil.rmtree(beside(root) / "locks")
+    for call in (lambda: store.write("p", "s", "k", NEW), lambda: store.read("p", "s", "k")):
+        with pytest.raises(StoreUnavailableError, match="open the store again"):
+            call()
+    with FilesystemStore(root) as again:
+        assert value_of(again) == OLD
+        with pytest.raises(StoreUnavailableError, match="open the store again"):
+            store.write("p", "s", "k", NEW)
+        again.write("p", "s", "k", NEW)
+    assert store.identity[1] != again.identity[1]
+
+
+# The same store, with other numbers.
+
+
+def test_a_moved_copy_with_its_marks_is_the_same_store(store: FilesystemStore, root: Path) -> None:
+    """As an overlay copies a folder up: other inodes, the same id."""
+    store.write("p", "s", "k", OLD)
+    for folder in (root, beside(root)):
+        number = folder.stat().st_ino
+        copy = folder.with_name("copy")
+        shutil.copytree(folder, copy, symlinks=True)  # copies extended attributes too
+        folder.rename(folder.with_name("aside-" + folder.name))
+        copy.rename(folder)
+        assert folder.stat().st_ino != number
+    store.write("p", "s", "k", NEW)
+    assert value_of(store) == NEW
+
+
+@pytest.fixture
+def without_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that has no extended attributes."""
+
+    def fail(*_: object) -> Any:
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    monkeypatch.setattr(os, "setxattr", fail)
+    monkeypatch.setattr(os, "getxattr", fail)
+
+
+@pytest.mark.usefixtures("without_marks")
+def test_without_attributes_a_root_is_known_by_its_inode(root: Path) -> None:
+    with FilesystemStore(root) as store, FilesystemStore(root) as other:
+        assert store.identity == other.identity
+        store.write("p", "s", "k", OLD)
+        root.rename(root.with_name("aside"))
+        root.mkdir()
+        with pytest.raises(StoreUnavailableError):
+            store.write("p", "s", "k", NEW)
+        root.rmdir()
+        root.with_name("aside").rename(root)
+        store.write("p", "s", "k", NEW)
+    FilesystemStore(root, create=False).close()
+    with FilesystemStore(root) as again:
+        assert again.identity == store.identity
+        assert value_of(again) == NEW
+
+
+@pytest.mark.usefixtures("without_marks")
+def test_without_attributes_another_device_number_is_the_same_store(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FilesystemStore(root) as store:
+        look = Presence._look_at_root
+
+        def moved(presence: Presence) -> tuple[object, object]:
+            device, inode = look(presence)
+            return (device, "another"), inode
+
+        monkeypatch.setattr(Presence, "_look_at_root", moved)
+        store.write("p", "s", "k", NEW)
+        assert value_of(store) == NEW
+
+
+# What the file system must be able to do.
+
+
+@pytest.mark.parametrize(
+    ("call", "code", "says"),
+    [
+        ("link", errno.EPERM, "a hard link"),
+        ("link", errno.ENOTSUP, "a hard link"),
+        ("symlink", errno.EPERM, "a symbolic link"),
+        ("rename", errno.EXDEV, "a rename from one to the other"),
+        ("fsync", errno.EINVAL, "the fsync of a folder"),
+        ("flock", errno.ENOLCK, "flock"),
+    ],
+)
+def test_a_file_system_that_cannot_is_refused_at_opening(
+    root: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int, says: str
+) -> None:
+    import fcntl
+    import stat
+
+    module: Any = fcntl if call == "flock" else os
+    original = getattr(module, call)
+    steps = 0
+
+    def fail(*args: Any) -> Any:
+        nonlocal steps
+        if call == "rename" and "[empty]" not in args[1]:
+            return original(*args)
+        if call == "fsync" and "kvreplay/tmp" not in os.readlink(f"/proc/self/fd/{args[0]}"):
+            return original(*args)
+        if call == "fsync" and not stat.S_ISDIR(os.fstat(args[0]).st_mode):
+            return original(*args)
+        if call == "flock" and stat.S_ISDIR(os.fstat(args[0]).st_mode):
+            return original(*args)
+        steps += 1
+        if call == "fsync" and steps == 1:  # when the folder was made
+            return original(*args)
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, call, fail)
+        with pytest.raises(StoreError, match=f"cannot do what a store needs, which is {says}"):
+            FilesystemStore(root)
+        assert steps
+        with pytest.raises(StoreNotFoundError):
+            FilesystemStore(root, create=False)
+    assert list((beside(root) / "tmp").iterdir()) == []
+    with FilesystemStore(root) as store:
+        store.write("p", "s", "k", OLD)
+
+
+def test_what_was_tried_is_not_tried_again(root: Path, trace: list[str]) -> None:
+    FilesystemStore(root).close()
+    assert [step for step in trace if step.startswith("link")]
+    trace.clear()
+    FilesystemStore(root).close()
+    assert [step.split()[0] for step in trace] == ["rename"]
