@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 
@@ -10,6 +11,7 @@ from kvreplay.errors import ConfigError, StoreError, StoreUnavailableError
 __all__ = [
     "OwnTransaction",
     "check_durability",
+    "check_lock_timeout",
     "check_path",
     "nested_call_error",
     "own_transaction_error",
@@ -20,6 +22,17 @@ def check_durability(durability: object) -> None:
     """Raise a ConfigError if this is not a :data:`kvreplay.store.Durability`."""
     if durability not in ("full", "process"):
         raise ConfigError('durability must be "full" or "process"')
+
+
+def check_lock_timeout(lock_timeout: object) -> float:
+    """Return it, in seconds, or raise a ConfigError if it is not a number above 0."""
+    if (
+        isinstance(lock_timeout, bool)
+        or not isinstance(lock_timeout, int | float)
+        or not (math.isfinite(lock_timeout) and lock_timeout > 0)
+    ):
+        raise ConfigError("lock_timeout must be a number of seconds above 0, such as 10.0")
+    return float(lock_timeout)
 
 
 def check_path(path: str | os.PathLike[str], engine: str) -> str:
