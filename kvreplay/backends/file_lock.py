@@ -100,6 +100,10 @@ class FileLock:
             (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB),
         )
 
+    def try_lock(self) -> bool:
+        """Take the lock if it is free and nobody stands in the line; say whether it was taken."""
+        return not self._others_wait() and self._try(False)
+
     def lock_within(self, seconds: float, *, shared: bool = False) -> bool:
         """Wait for the lock, at most so long; say whether it was taken.
 

@@ -51,7 +51,8 @@ ORDER: dict[str, tuple[str, ...]] = {
     "backends": ("_support", "durable_files", "file_lock", "memory", "__init__"),
     "backends.filesystem": ("errors", "locks", "layout", "expiry", "store", "__init__"),
     "backends.lmdb": (
-        *("errors", "files", "gate", "handle", "process_lock", "pending", "group_commit"),
+        *("errors", "presence", "files", "gate", "process_lock", "readers", "handle", "pending"),
+        "group_commit",
         *("environment", "shared", "entries", "store", "__init__"),
     ),
     "testing": (

@@ -66,11 +66,15 @@ class Gate:
             if self.handle is None:
                 self.handle = make()
 
-    def alone(self, change: Callable[[lmdb.Environment | None], lmdb.Environment | None]) -> None:
+    def alone(
+        self,
+        change: Callable[[lmdb.Environment | None], lmdb.Environment | None],
+        shut: Callable[[lmdb.Environment], object] = lmdb.Environment.close,
+    ) -> None:
         """Replace the handle by ``change(handle)`` while nobody uses it.
 
-        If ``change`` raises, the handle is closed, and :meth:`reopen` makes a new one. The calling
-        thread must not be inside.
+        If ``change`` raises, the handle is closed by ``shut``, and :meth:`reopen` makes a new one.
+        The calling thread must not be inside.
         """
         with self._lock:
             handle, self.handle = self.handle, None
@@ -83,7 +87,7 @@ class Gate:
                 self.handle = change(handle)
             except BaseException:
                 if handle is not None:
-                    handle.close()
+                    shut(handle)
                 raise
 
     def quietly(self, action: Callable[[], None]) -> None:

@@ -58,6 +58,7 @@ def test_permissions_whatever_the_umask(tmp_path: Path, umask: int) -> None:
         "a/store": 0o700,
         "a/store/data.mdb": 0o600,
         "a/store/lock.mdb": 0o600,
+        "a/store/kvreplay.lock": 0o600,
         f"a/store/{MARKER}": 0o600,
     }
 

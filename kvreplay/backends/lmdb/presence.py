@@ -1,0 +1,142 @@
+"""Whether the files at a store's path are those that are open, and their descriptors still ours.
+
+A directory can be deleted, replaced or mounted over while its files are open; whoever goes on with
+them writes where nobody will look. And a process can close descriptors that it does not know: a
+daemon closes all of them. Their numbers then become those of other files, to which LMDB would
+write. So whoever takes the turn to write looks here first.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+import lmdb
+
+__all__ = ["Identity", "Presence", "identity_of_file", "open_descriptors"]
+
+Identity = tuple[int, int]
+"""A file's device and inode."""
+
+_SETTLED: Final = 1_000_000_000  # nanoseconds, after which a directory's time cannot come again
+_leaked: Final[list[lmdb.Environment]] = []  # never closed: their numbers are other files' now
+
+
+def identity_of_file(path: str) -> Identity | None:
+    """Return the identity of a file; ``None``: there is none."""
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return status.st_dev, status.st_ino
+
+
+def open_descriptors(identities: Iterable[Identity | None]) -> dict[int, Identity]:
+    """Return which descriptors of this process stand for these files; none without ``/proc``."""
+    wanted, found = set(identities), dict[int, Identity]()
+    try:
+        numbers = os.listdir("/proc/self/fd")
+    except OSError:
+        return found
+    for number in map(int, numbers):
+        identity = _identity_of_descriptor(number)
+        if identity is not None and identity in wanted:
+            found[number] = identity
+    return found
+
+
+def _identity_of_descriptor(number: int) -> Identity | None:
+    try:
+        status = os.fstat(number)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+class Presence:
+    """An environment's files as they were when it was opened.
+
+    Args:
+        places: the path of each file, and its identity; the data file's first.
+        descriptors: which of them LMDB has opened.
+    """
+
+    __slots__ = ("_descriptors", "_folder", "_places", "_quiet", "identity")
+
+    def __init__(
+        self, folder: Path, places: dict[str, Identity], descriptors: dict[int, Identity]
+    ) -> None:
+        self.identity = next(iter(places.values()))
+        self._folder = str(folder)
+        self._places = tuple(places.items())
+        self._descriptors = tuple(descriptors.items())
+        self._quiet: tuple[int, int, int] | None = None  # the folder, when all was in place
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the paths lead to these files.
+
+        Mostly one look at the folder is enough: while nothing in it is made, renamed or removed,
+        its time stays.
+        """
+        try:
+            status = os.stat(self._folder)
+            folder = status.st_dev, status.st_ino, status.st_mtime_ns
+            if folder == self._quiet:
+                return True
+            in_place = all(identity_of_file(path) == seen for path, seen in self._places)
+        except OSError:
+            return False
+        if in_place and time.time_ns() - status.st_mtime_ns > _SETTLED:
+            self._quiet = folder
+        return in_place
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the descriptors stand for these files."""
+        for number, seen in self._descriptors:
+            try:
+                status = os.fstat(number)
+            except OSError:
+                return False
+            if (status.st_dev, status.st_ino) != seen:
+                return False
+        return True
+
+    def shut(self, env: lmdb.Environment) -> bool:
+        """Close the environment, or never, if that would close other people's descriptors.
+
+        Returns:
+            Whether it is closed, as it may have been before.
+        """
+        pins: list[int] = []
+        for number, seen in self._descriptors:
+            identity = _identity_of_descriptor(number)
+            if identity is None and _pinned(number):
+                pins.append(number)
+            elif identity != seen:
+                _leaked.append(env)
+                return False
+        env.close()
+        for number in pins:
+            if _is_null(number):  # the environment was closed before
+                os.close(number)
+        return True
+
+
+def _pinned(number: int) -> bool:
+    """Give a free number a file, so that nobody else gets it before LMDB closes it."""
+    with open(os.devnull, "rb") as null:
+        pin = fcntl.fcntl(null.fileno(), fcntl.F_DUPFD_CLOEXEC, number)
+    if pin == number:
+        return True
+    os.close(pin)
+    return False
+
+
+def _is_null(number: int) -> bool:
+    return _identity_of_descriptor(number) == identity_of_file(os.devnull)
