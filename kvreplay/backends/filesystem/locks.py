@@ -69,7 +69,16 @@ def lock_file(sidecar: str, stripe: int) -> str:
 def make_lock_files(sidecar: str) -> None:
     """Make them all, so that no later call needs room on the disk to take a lock."""
     for stripe in range(STRIPES):
-        _open(lock_file(sidecar, stripe), os.O_RDWR).close()
+        _make_lock_file(lock_file(sidecar, stripe))
+
+
+def _make_lock_file(path: str) -> None:
+    file = _open(path, os.O_RDWR)
+    try:
+        file.close()
+    except BaseException:  # an interrupt
+        file.close()
+        raise
 
 
 def _open(path: str, flags: int) -> FileLock:

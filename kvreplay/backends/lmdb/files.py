@@ -150,7 +150,7 @@ def _make_data_file(path: Path) -> None:
     temporary = _temporary(path / DATA)
     try:
         with lmdb.open(
-            str(temporary),
+            temporary,
             map_size=64 * 1024,
             subdir=False,
             lock=False,
@@ -178,7 +178,7 @@ def _make_lock_file(path: Path, max_readers: int) -> None:
     if not (path / _LOCK).exists():
         temporary = _temporary(path / _LOCK)
         try:
-            write_temporary(str(temporary), bytes(64 * (max_readers + 2)))
+            write_temporary(temporary, bytes(64 * (max_readers + 2)))
             _place(temporary, path / _LOCK)
         finally:
             try:
@@ -187,11 +187,12 @@ def _make_lock_file(path: Path, max_readers: int) -> None:
                 pass
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+def _temporary(path: Path) -> str:
+    # No path object: that would call Python code when an interrupted call unlinks the file.
+    return f"{path}.{uuid.uuid4().hex}.tmp"
 
 
-def _place(temporary: Path, path: Path) -> None:
+def _place(temporary: str, path: Path) -> None:
     """Unlike a rename, this never replaces what another process has just put there."""
     with contextlib.suppress(FileExistsError):
         os.link(temporary, path)
