@@ -5,13 +5,13 @@ What a call that was interrupted may leave is asserted after the ``yield``; :met
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Generator
 from typing import Any, Final
 
 from interrupts.points import Ended
 from interrupts.world import World
 from kvreplay import AsyncReplay, Change, InDoubtError, Outcome
+from kvreplay.backends.filesystem import locks
 from kvreplay.errors import KeyNotFoundError
 
 __all__ = ["ASYNC", "ENGINES", "OPERATIONS", "operations_of"]
@@ -110,6 +110,61 @@ def undone_transaction(world: World) -> Operation:
     assert found(world, "a") is None
 
 
+def creating(elsewhere_first: bool) -> Callable[[World], Operation]:
+    """Make a store; then another process opens what is there, before this one does or after it."""
+
+    def creating(world: World) -> Operation:
+        world.leave()
+        assert not world.path.exists()
+        assert locks.STRIPES > 2
+        vars(locks)["STRIPES"] = 2  # lock files are made one like the other, or when one is needed
+        ended = yield world.open
+        if elsewhere_first:
+            world.use_elsewhere()
+        world.store = world.open() if ended.error else ended.result
+        world.keep()
+
+    return creating
+
+
+def fill_map(world: World, value: bytes) -> None:
+    """Go to a new store with a small map, and store this."""
+    world.leave()
+    world.map_size = 1 << 16
+    world.store = world.open()
+    world.keep()
+    world.store.write("p", "s", "old", value)
+    assert world.store._opened().handle.map_size == 1 << 16
+
+
+def has_grown(world: World) -> bool:
+    grown: bool = world.store._opened().handle.map_size > 1 << 16
+    return grown
+
+
+def growing(world: World) -> Operation:
+    """A write for which the map is too small, twice."""
+    fill_map(world, b"v")
+    value = bytes(100_000)
+    ended = yield lambda: world.store.write("p", "s", "k", value)
+    assert found(world, "k") in ((None, value) if ended.error else (value,))
+    assert ended.error or has_grown(world)
+
+
+def growing_transaction(world: World) -> Operation:
+    """A transaction before which the map grows, since it is nearly full."""
+    fill_map(world, bytes(12_000))
+
+    def transact() -> None:
+        with world.store.transaction() as txn:
+            txn.write("p", "s", "k", b"v")
+
+    ended = yield transact
+    assert found(world, "k") in ((None, b"v") if ended.error else (b"v",))
+    assert found(world, "old") == bytes(12_000)
+    assert ended.error or has_grown(world)
+
+
 def closing(world: World) -> Operation:
     world.store.write("p", "s", "k", b"v")
     ended = yield world.store.close
@@ -124,9 +179,9 @@ def closing(world: World) -> Operation:
 # Requests. ``ask`` makes the call of one kind of replay.
 
 
-def execute(replay: Any, handler: Callable[..., Any], method: str = "execute") -> Any:
+def execute(world: World, replay: Any, handler: Callable[..., Any], method: str = "execute") -> Any:
     call = getattr(replay, method)(KEY, PARAMS, handler)
-    return asyncio.run(call) if isinstance(replay, AsyncReplay) else call
+    return world.run(call) if isinstance(replay, AsyncReplay) else call
 
 
 def request(asynchronous: bool, **settings: Any) -> Callable[[World], Operation]:
@@ -134,7 +189,7 @@ def request(asynchronous: bool, **settings: Any) -> Callable[[World], Operation]
         make = world.async_replay if asynchronous else world.replay
         replay = make(**settings)
         handler = world.async_handler if asynchronous else world.handler
-        ended = yield lambda: execute(replay, handler)
+        ended = yield lambda: execute(world, replay, handler)
         assert world.runs <= 1
         if not ended.error:
             assert ended.result == Outcome("answer", False)
@@ -162,7 +217,7 @@ def request_in_transaction(asynchronous: bool) -> Callable[[World], Operation]:
             txn.write("p", "s", "effect", b"1")
             return world.handler()
 
-        ended = yield lambda: execute(replay, handler, "execute_in_transaction")
+        ended = yield lambda: execute(world, replay, handler, "execute_in_transaction")
         assert world.runs <= 1
         if not ended.error:
             assert ended.result == Outcome("answer", False)
@@ -189,9 +244,9 @@ def hit(asynchronous: bool, method: str = "execute") -> Callable[[World], Operat
         replay = world.async_replay() if asynchronous else world.replay()
         if method == "lookup":
             call = replay.lookup
-            ask = lambda: asyncio.run(call(KEY, PARAMS)) if asynchronous else call(KEY, PARAMS)  # noqa: E731
+            ask = lambda: world.run(call(KEY, PARAMS)) if asynchronous else call(KEY, PARAMS)  # noqa: E731
         else:
-            ask = lambda: execute(replay, world.handler)  # noqa: E731
+            ask = lambda: execute(world, replay, world.handler)  # noqa: E731
         ended = yield ask
         assert ended.error or ended.result == Outcome("answer", True)
         assert world.runs == 1
@@ -214,9 +269,7 @@ def settling(asynchronous: bool, how: str) -> Callable[[World], Operation]:
         options = {"response": "answer"} if how == "resolve" else {}
         call = getattr(replay, how)
         ended = (
-            yield lambda: (
-                asyncio.run(call(KEY, **options)) if asynchronous else call(KEY, **options)
-            )
+            yield lambda: world.run(call(KEY, **options)) if asynchronous else call(KEY, **options)
         )
         assert ended.error or ended.result is True
         again = _ask_again(world)
@@ -227,14 +280,18 @@ def settling(asynchronous: bool, how: str) -> Callable[[World], Operation]:
 
 
 STORES: Final[dict[str, Callable[[World], Operation]]] = {
+    "create": creating(elsewhere_first=False),
+    "create, elsewhere first": creating(elsewhere_first=True),
     "open": opening,
     "read": reading,
     "write": writing,
+    "write, map grows": growing,
     "check_and_put": putting,
     "check_and_put_each": batching,
     "sweep": sweeping,
     "list": listing,
     "transaction": transaction,
+    "transaction, map grows": growing_transaction,
     "undone transaction": undone_transaction,
     "close": closing,
 }
@@ -267,5 +324,7 @@ def operations_of(engine: str) -> list[str]:
     if engine == "filesystem":
         lacks |= {name for name in OPERATIONS if "transaction" in name}
     if engine != "lmdb":
-        lacks.add("check_and_put_each")
+        lacks |= {"check_and_put_each", "write, map grows", "transaction, map grows"}
+    if engine == "memory":
+        lacks |= {name for name in OPERATIONS if name.startswith("create")}
     return [name for name in OPERATIONS if name not in lacks]
