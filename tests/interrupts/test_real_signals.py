@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 from pathlib import Path
@@ -10,8 +11,11 @@ from typing import Any
 import pytest
 
 from interrupts.points import TimeLimit
-from kvreplay import Change
+from kvreplay import Change, ExpiredError, InDoubtError, KVReplayError, Outcome, Replay
+from kvreplay._runtime import liveness
+from kvreplay._runtime.singleflight import flights
 from support.programs import Program, unmeasured
+from support.replaying import Caller, FakeClock
 
 pytestmark = pytest.mark.untraced
 
@@ -61,6 +65,55 @@ def test_a_time_limit_that_comes_during_a_commit_runs_no_batch_again(new_engine:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert limits > 20, "the limits did not come in time to show anything"
+
+
+# Python can only print what comes out of a finalizer.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_requests_that_are_broken_off_leave_no_key_behind(engine: Any) -> None:
+    """A flight that stayed would answer from memory for ever, or let its followers wait for ever."""
+    store = engine.open(**({"durability": "process"} if engine.durable else {}))
+    clock = FakeClock()
+    replay = Replay(store, "pay", ttl=1, wait_timeout=0, clock=clock)
+    keys = [("s", "first")]
+    replay.execute(keys[0], {}, lambda: "r")
+    process = liveness._process
+    assert process is not None
+    broken_off: set[tuple[str, str]] = set()
+
+    def ask_for_others() -> None:
+        while True:
+            keys.append(("s", f"k{len(keys)}"))
+            replay.execute(keys[-1], {}, lambda: "r")
+
+    def ctrl_c(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, ctrl_c)
+    try:
+        for n in range(80):
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.setitimer(signal.ITIMER_REAL, 0.0005 + n % 40 * 0.00003)
+                ask_for_others()
+            broken_off.add(keys[-1])
+            assert not flights.table
+            assert not process.running
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert len(broken_off) > 20, "the interrupts did not come in time to show anything"
+    clock.pass_seconds(2)  # what was answered has expired
+    ends = {type(how_it_ends(replay, key)) for key in broken_off}
+    assert ends <= {Outcome, ExpiredError, InDoubtError}
+
+
+def how_it_ends(replay: Replay, key: tuple[str, str]) -> Outcome | KVReplayError:
+    """Ask for the key in another thread."""
+    try:
+        outcome: Outcome = Caller(replay.execute, key, {}, lambda: "again").result()
+    except KVReplayError as error:
+        return error
+    assert (outcome.response, outcome.replayed) == ("again", False)
+    return outcome
 
 
 @pytest.mark.parametrize("number", range(6))
