@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,18 +19,30 @@ from support.replaying import Caller, FakeClock
 pytestmark = pytest.mark.untraced
 
 REPLAYING = """
-import signal, sys
-from kvreplay import Replay, open_store
+import asyncio, itertools, signal, sys
+from kvreplay import AsyncReplay, Replay, open_store
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.alarm(60)
-with open_store("lmdb:" + sys.argv[1]) as store:
+
+def sync(store):
     replay = Replay(store, "pay", ttl=600)
     replay.execute(("s", "k"), {}, lambda: 1)
+    print("on", flush=True)
+    for n in itertools.count():
+        replay.execute(("s", "k"), {}, lambda: 1)
+        replay.execute(("s", str(n)), {}, lambda: 1)
+
+async def awaited(store):
+    replay = AsyncReplay(store, "pay", ttl=600)
+    await replay.execute(("s", "k"), {}, lambda: 1)
+    print("on", flush=True)
+    for n in itertools.count():
+        await replay.execute(("s", "k"), {}, lambda: 1)
+        await replay.execute(("s", str(n)), {}, lambda: 1)
+
+with open_store(sys.argv[1]) as store:
     try:
-        print("on", flush=True)
-        while True:
-            replay.execute(("s", "k"), {}, lambda: 1)
-            replay.execute(("s", str(id(object()))), {}, lambda: 1)
+        sync(store) if sys.argv[2] == "sync" else asyncio.run(awaited(store))
     finally:
         print("interrupted", flush=True)
 print("closed", flush=True)
@@ -116,10 +127,10 @@ def how_it_ends(replay: Replay, key: tuple[str, str]) -> Outcome | KVReplayError
     return outcome
 
 
-@pytest.mark.parametrize("number", range(6))
-def test_a_process_that_gets_one_ctrl_c_ends(tmp_path: Path, number: int) -> None:
-    command = [sys.executable, "-c", REPLAYING, str(tmp_path / "store")]
-    with Program(command, unmeasured()) as process:
+@pytest.mark.parametrize("face", ["sync", "async"])
+def test_a_process_that_gets_one_ctrl_c_ends(engine: Any, face: str) -> None:
+    url = f"{engine.name}:{engine.path if engine.durable else ''}"
+    with Program([sys.executable, "-c", REPLAYING, url, face], unmeasured()) as process:
         assert process.hear() == "on"
         process.popen.send_signal(signal.SIGINT)
         assert process.hear() == "interrupted"
