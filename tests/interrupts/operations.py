@@ -65,6 +65,15 @@ def putting(world: World) -> Operation:
     assert world.store.sweep("p", 9, 10).removed == 1, "its expiry was lost"
 
 
+def removing(world: World) -> Operation:
+    """Of an entry that expires, with its place in the index."""
+    world.store.check_and_put("p", "s", "k", expected=None, value=b"old", expires_at=5)
+    ended = yield lambda: world.store.remove("p", "s", "k")
+    now = found(world, "k")
+    assert now in ((b"old", None) if ended.error else (None,))
+    assert world.store.sweep("p", 5, 10).removed == (now is not None)
+
+
 def batching(world: World) -> Operation:
     changes = [Change("p", "s", f"k{n}", None, b"mine", 5) for n in range(3)]
     ended = yield lambda: world.store.check_and_put_each(changes)
@@ -86,6 +95,11 @@ def sweeping(world: World) -> Operation:
 def listing(world: World) -> Operation:
     ended = yield lambda: world.store.list("p", "kept")
     assert ended.error or sorted(ended.result) == sorted(world.kept)
+
+
+def listing_all(world: World) -> Operation:
+    ended = yield lambda: list(world.store.list_all_keys())
+    assert ended.error or sorted(ended.result) == [("p", "kept", key) for key in sorted(world.kept)]
 
 
 def transaction(world: World) -> Operation:
@@ -279,6 +293,20 @@ def settling(asynchronous: bool, how: str) -> Callable[[World], Operation]:
     return settling
 
 
+def sweeping_answers(asynchronous: bool) -> Callable[[World], Operation]:
+    """A sweep of expired answers, by way of a replay."""
+
+    def sweeping(world: World) -> Operation:
+        world.replay().execute(KEY, PARAMS, world.handler, ttl=0)
+        replay = world.async_replay() if asynchronous else world.replay()
+        ended = yield lambda: world.run(replay.sweep()) if asynchronous else replay.sweep()
+        assert ended.error or ended.result.removed == 1
+        world.replay().sweep()
+        assert world.replay().execute(KEY, PARAMS, world.handler) == Outcome("answer", False)
+
+    return sweeping
+
+
 STORES: Final[dict[str, Callable[[World], Operation]]] = {
     "create": creating(elsewhere_first=False),
     "create, elsewhere first": creating(elsewhere_first=True),
@@ -287,9 +315,11 @@ STORES: Final[dict[str, Callable[[World], Operation]]] = {
     "write": writing,
     "write, map grows": growing,
     "check_and_put": putting,
+    "remove": removing,
     "check_and_put_each": batching,
     "sweep": sweeping,
     "list": listing,
+    "list_all_keys": listing_all,
     "transaction": transaction,
     "transaction, map grows": growing_transaction,
     "undone transaction": undone_transaction,
@@ -307,6 +337,7 @@ def _requests(asynchronous: bool) -> dict[str, Callable[[World], Operation]]:
         "lookup": hit(asynchronous, "lookup"),
         "resolve": settling(asynchronous, "resolve"),
         "release": settling(asynchronous, "release"),
+        "sweep answers": sweeping_answers(asynchronous),
     }
 
 

@@ -16,7 +16,9 @@ from typing import Any
 
 import pytest
 
-from kvreplay import InDoubtError, InFlightError, Unknown
+from kvreplay import InDoubtError, InFlightError, Replay, ReplayKey, StoreError, Unknown
+from kvreplay._protocol.steps import CheckAndPut
+from kvreplay._runtime.run import Run
 from kvreplay.clock import SystemClock
 from support.needs import UNSHARE, needs_namespaces
 from support.programs import PROGRAMS, Program
@@ -248,6 +250,22 @@ def test_a_child_does_not_live_on_as_its_parent(start: Any, rerun: Any, kind: st
     os.kill(child, 0)  # it lives
     assert runs(rerun)
     owner.tell()
+
+
+def test_a_child_cannot_put_in_the_name_of_its_parents_run(store: Any, fork: Any) -> None:
+    """Wherever its way out of the handler leads to."""
+    run = Run(Replay(store, "ns", ttl=60)._settings, ReplayKey(*KEY))
+    put = CheckAndPut(None, b"v")
+    run.calling()
+
+    def child() -> None:
+        with pytest.raises(StoreError, match="its parent's run"):
+            run.answer(put)
+
+    fork(child).join()
+    assert store.list("ns", KEY[0]) == []
+    run.answer(put)
+    assert store.list("ns", KEY[0]) == [KEY[1]]
 
 
 def test_one_owner_after_the_other_is_killed(start: Any, rerun: Any) -> None:
