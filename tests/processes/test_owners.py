@@ -6,6 +6,7 @@ when the key is in doubt at once. The lease decides neither: it is over after a 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ import pytest
 
 from kvreplay import InDoubtError, InFlightError, Replay, ReplayKey, StoreError, Unknown
 from kvreplay._protocol.steps import CheckAndPut
+from kvreplay._runtime.awaiting import AsyncDriver
 from kvreplay._runtime.run import Run
 from kvreplay.clock import SystemClock
 from support.needs import UNSHARE, needs_namespaces
@@ -252,19 +254,28 @@ def test_a_child_does_not_live_on_as_its_parent(start: Any, rerun: Any, kind: st
     owner.tell()
 
 
-def test_a_child_cannot_put_in_the_name_of_its_parents_run(store: Any, fork: Any) -> None:
+def test_a_child_cannot_put_in_the_name_of_its_parents_run(
+    store: Any, face_name: str, fork: Any
+) -> None:
     """Wherever its way out of the handler leads to."""
-    run = Run(Replay(store, "ns", ttl=60)._settings, ReplayKey(*KEY))
-    put = CheckAndPut(None, b"v")
+    settings = Replay(store, "ns", ttl=60)._settings
+    run = Run(settings, ReplayKey(*KEY))
     run.calling()
+
+    def put() -> None:
+        step = CheckAndPut(None, b"v")
+        if face_name == "sync":
+            run.answer(step)
+        else:
+            asyncio.run(AsyncDriver(settings)._answer(step, run, None))
 
     def child() -> None:
         with pytest.raises(StoreError, match="its parent's run"):
-            run.answer(put)
+            put()
 
     fork(child).join()
     assert store.list("ns", KEY[0]) == []
-    run.answer(put)
+    put()
     assert store.list("ns", KEY[0]) == [KEY[1]]
 
 
