@@ -80,6 +80,7 @@ def test_an_exception_that_leaves_doubt_keeps_the_claim(error: Exception) -> Non
     script = called().raises(error)
     with pytest.raises(InDoubtError, match="resolve") as raised:
         script.ends_in_doubt()
+    assert f"ended with a {type(error).__name__}, " in str(raised.value)
     assert raised.value.__cause__ is error
     assert (raised.value.retry_after, raised.value.response) == (None, None)
 
