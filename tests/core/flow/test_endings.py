@@ -294,6 +294,15 @@ def test_a_rerun_that_raises_says_nothing_about_the_run_before(error: Exception)
         script.puts()
 
 
+def test_a_rerun_whose_renewal_seemed_to_fail_says_nothing_about_the_run_before() -> None:
+    script = rerunning()
+    own = moved(script.stored)
+    script.raises(ValueError("declined")).puts(found=own)
+    assert script.step == CheckAndPut(own, claimed(), event="in_doubt")
+    with pytest.raises(ValueError, match="declined"):
+        script.puts()
+
+
 def test_a_rerun_that_never_began_says_nothing_about_the_run_before() -> None:
     for script in (rerunning(), rerunning()):
         own = script.stored
