@@ -128,5 +128,7 @@ def _make(path: str) -> None:
     file = FileLock(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, FILE_MODE)
     try:
         os.chmod(path, FILE_MODE)  # the umask may have taken bits away
-    finally:
         file.close()
+    except BaseException:  # an interrupt
+        file.close()
+        raise

@@ -284,7 +284,7 @@ def _make_data_file(path: Path) -> None:
         with (
             opening,
             lmdb.open(
-                str(temporary),
+                temporary,
                 map_size=64 * 1024,
                 subdir=False,
                 lock=False,
@@ -313,17 +313,19 @@ def _make_lock_file(path: Path, max_readers: int) -> None:
     """
     if not (path / _LOCK).exists():
         temporary = _temporary(path / _LOCK)
-        write_temporary(str(temporary), bytes(64 * (max_readers + 2)))
         try:
+            write_temporary(temporary, bytes(64 * (max_readers + 2)))
             os.rename(temporary, path / _LOCK)
-        except BaseException:
-            with contextlib.suppress(OSError):
+        finally:
+            try:
                 os.unlink(temporary)
-            raise
+            except FileNotFoundError:
+                pass
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+def _temporary(path: Path) -> str:
+    # No path object: that would call Python code when an interrupted call unlinks the file.
+    return f"{path}.{uuid.uuid4().hex}.tmp"
 
 
 def _refuse_cut_file(env: lmdb.Environment, path: Path) -> None:

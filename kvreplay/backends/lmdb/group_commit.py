@@ -38,6 +38,7 @@ import _thread
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from functools import partial
+from itertools import filterfalse
 from threading import get_ident
 from typing import Final, TypeVar
 
@@ -116,7 +117,9 @@ class GroupCommit:
                 self._waiting.extend(writes)
             self._let_land(writes)
         except BaseException:  # an interrupt; what is in a batch may still be committed
-            self._withdraw(writes)
+            with self._changing:  # by C calls only: there may be no room for another frame
+                self._waiting = deque(filterfalse(set(writes).__contains__, self._waiting))
+            self._call_next()
             raise
         finally:
             del self._busy[own]
@@ -161,10 +164,13 @@ class GroupCommit:
                     pass  # it was not taken
         finally:
             del self._busy[own]
+            with self._changing:  # likewise
+                if place in self._waiting:
+                    self._waiting.remove(place)
             try:
-                self._withdraw((place,))
+                self._call_next()
             except BaseException:
-                self._withdraw((place,))
+                self._call_next()
                 raise
 
     def close(self) -> None:
