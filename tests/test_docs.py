@@ -37,7 +37,8 @@ def test_the_example_does_what_it_says(
 def test_the_configuration_is_valid(tmp_path: Path) -> None:
     file = tmp_path / "node.toml"
     place = tmp_path / "replay-data"
-    assert (text := blocks("toml")[0]).count("/var/lib/node/replay") == 1
+    text = blocks("toml")[0]
+    assert text.count("/var/lib/node/replay") == 1
     file.write_text(text.replace("/var/lib/node/replay", str(place)), encoding="utf-8")
     with pytest.raises(StoreNotFoundError):
         load_config(file, environ={}).open_store()
