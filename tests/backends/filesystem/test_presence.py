@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from kvreplay.errors import (
     StoreNotFoundError,
     StoreUnavailableError,
 )
+from support.disks import mounted
 from support.file_stores import NEW, OLD, beside, files, value_of
 
 Change = Callable[[FilesystemStore], object]
@@ -222,6 +224,20 @@ def test_a_moved_copy_with_its_marks_is_the_same_store(store: FilesystemStore, r
     assert value_of(store) == NEW
 
 
+def test_a_copy_without_marks_on_a_disk_that_is_read_only_can_be_read(tmp_path: Path) -> None:
+    with mounted(tmp_path / "disk", "size=4m") as disk:
+        with FilesystemStore(disk / "store") as store:
+            store.write("p", "s", "k", OLD)
+        os.removexattr(disk / "store", "user.kvreplay.store")
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        with FilesystemStore(disk / "store") as copy:
+            assert value_of(copy) == OLD
+        subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+        with FilesystemStore(disk / "store") as copy:
+            copy.write("p", "s", "k", NEW)
+            assert copy.identity[1] != store.identity[1]
+
+
 @pytest.fixture
 def without_marks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file system that has no extended attributes."""
@@ -249,6 +265,23 @@ def test_without_attributes_a_root_is_known_by_its_inode(root: Path) -> None:
     with FilesystemStore(root) as again:
         assert again.identity == store.identity
         assert value_of(again) == NEW
+
+
+def test_a_system_that_knows_no_attributes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "setxattr")
+    monkeypatch.delattr(os, "getxattr")
+    with FilesystemStore(root) as store:
+        store.write("p", "s", "k", OLD)
+        store.remove("p", "s", "k")
+    with FilesystemStore(root, create=False) as again:
+        assert again.identity == store.identity
+
+
+def test_a_damaged_format_is_noticed_by_the_next_change(store: FilesystemStore, root: Path) -> None:
+    (beside(root) / "format").write_bytes(b"")
+    with pytest.raises(CorruptStoreError, match="damaged"):
+        store.write("p", "s", "k", NEW)
+    assert files(root) == {}
 
 
 @pytest.mark.usefixtures("without_marks")
