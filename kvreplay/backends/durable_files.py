@@ -261,13 +261,13 @@ def is_noted(folder: str | int, what: str) -> bool:
     """
     try:
         return os.getxattr(folder, what) == _own_number(folder)
-    except OSError:
-        return False  # most likely the file system has no such attributes
+    except (OSError, AttributeError):
+        return False  # the file system, or the whole system, has no such attributes
 
 
 def note(folder: str | int, what: str) -> None:
     """Make a note on a folder, if its file system can; a power cut may take it away."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, AttributeError):
         os.setxattr(folder, what, _own_number(folder))
 
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from interrupts.points import Ended
 from interrupts.world import World
-from kvreplay import AsyncReplay, Change, InDoubtError, Outcome
+from kvreplay import AsyncReplay, Change, Entry, InDoubtError, Outcome
 from kvreplay.backends.filesystem import locks
 from kvreplay.errors import KeyNotFoundError
 
@@ -46,6 +46,12 @@ def opening(world: World) -> Operation:
 def reading(world: World) -> Operation:
     ended = yield lambda: world.store.read("p", "kept", "kept1")
     assert ended.error or ended.result == world.kept["kept1"]
+
+
+def reading_an_entry(world: World) -> Operation:
+    world.store.check_and_put("p", "s", "k", expected=None, value=b"v", expires_at=5)
+    ended = yield lambda: world.store.read_entry("p", "s", "k")
+    assert ended.error or ended.result == Entry(b"v", 5)
 
 
 def writing(world: World) -> Operation:
@@ -312,6 +318,7 @@ STORES: Final[dict[str, Callable[[World], Operation]]] = {
     "create, elsewhere first": creating(elsewhere_first=True),
     "open": opening,
     "read": reading,
+    "read_entry": reading_an_entry,
     "write": writing,
     "write, map grows": growing,
     "check_and_put": putting,

@@ -103,7 +103,11 @@ TARGETS = [
     ),
     Target("kvreplay.backends.lmdb.entries", IN_LMDB),
     Target("kvreplay.backends.lmdb.store", IN_LMDB, frozenset({"sweep"})),
-    Target("kvreplay.backends.filesystem.store", ON_FILES, frozenset({"sweep", "_sweep"})),
+    Target(
+        "kvreplay.backends.filesystem.store",
+        ON_FILES,
+        frozenset({"sweep", "_sweep", "_forget_folders"}),
+    ),
     Target("kvreplay.backends.filesystem.expiry", ON_FILES),
 ]
 

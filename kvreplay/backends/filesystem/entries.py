@@ -16,7 +16,7 @@ from kvreplay.backends.filesystem.errors import nameless
 from kvreplay.backends.filesystem.expiry import ExpiryIndex, Mark, discard
 from kvreplay.backends.filesystem.layout import EntryFile
 from kvreplay.backends.filesystem.presence import Presence
-from kvreplay.errors import OutcomeUnknownError, StoreUnavailableError
+from kvreplay.errors import OutcomeUnknownError, StoreError, StoreUnavailableError
 from kvreplay.store import Entry
 
 __all__ = ["Entries"]
@@ -127,7 +127,7 @@ class Entries:
             ) from nameless(error)
         try:
             self._presence.check()
-        except StoreUnavailableError as error:
+        except StoreError as error:
             raise OutcomeUnknownError(
                 "the store's folders were moved, removed or replaced while a change was made in"
                 " them: read again before deciding"

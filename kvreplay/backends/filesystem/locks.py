@@ -119,13 +119,16 @@ def lock_file(sidecar: str, stripe: int) -> str:
 
 
 def make_lock_files(sidecar: str) -> None:
-    """Make them all, so that no later call needs room on the disk to take a lock."""
+    """Make those that are missing, so that no later call needs room on the disk to take a lock."""
     for stripe in range(STRIPES):
         _make(lock_file(sidecar, stripe))
 
 
 def _make(path: str) -> None:
-    file = FileLock(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, FILE_MODE)
+    try:
+        file = FileLock(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, FILE_MODE)
+    except FileExistsError:
+        return
     try:
         os.chmod(path, FILE_MODE)  # the umask may have taken bits away
         file.close()

@@ -133,7 +133,8 @@ def _adopt(root: str, sidecar: str) -> bytes:
     missing = _missing_lock_files(sidecar)
     if store_id is not None and missing:
         renew_id(root, sidecar, always=True)  # first: whoever holds a lock that is gone refuses now
-    make_lock_files(sidecar)
+    if missing:
+        make_lock_files(sidecar)
     _try(root, sidecar)
     for name in filter(is_format_temporary, os.listdir(sidecar)):
         os.unlink(os.path.join(sidecar, name))

@@ -157,6 +157,8 @@ def _mark(root: str, store_id: bytes) -> bool:
     """Write the id to the root; say whether that is possible, with these rights too."""
     try:
         os.setxattr(root, _MARK, store_id)
+    except AttributeError:
+        return False  # this system has none
     except OSError as error:
         if error.errno not in _UNMARKABLE:
             raise
@@ -168,6 +170,8 @@ def _mark_of(root: str) -> bytes | None:
     """Return the id of a root, nothing if it has none, and ``None`` if it cannot have one."""
     try:
         return os.getxattr(root, _MARK)
+    except AttributeError:
+        return None  # this system has none
     except OSError as error:
         if error.errno == errno.ENODATA:
             return b""
