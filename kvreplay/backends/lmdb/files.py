@@ -194,7 +194,7 @@ def _open_once(path: Path, map_size: int, durability: Durability, max_readers: i
             raise gone(path)
         env.reader_check()
         _refuse_cut_file(env, path)
-        return Files(env, path, Presence(path, places, own))
+        return Files(env, path, Presence(places, own))
     except BaseException:
         env.close()
         raise

@@ -165,7 +165,10 @@ class Handle:
             StoreUnavailableError: the store is gone. Nothing was changed.
         """
         presence = self.files.presence
-        if self.gate.handle is None or (presence.is_ours and presence.is_in_place):
+        if self.gate.handle is None:
+            return
+        if presence.is_ours and presence.is_in_place:
+            self.turn.watch.settle()
             return
         if identity_of(self.path) is None:
             raise gone(self.path)

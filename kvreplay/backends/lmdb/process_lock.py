@@ -23,6 +23,7 @@ from typing import Any, Final
 from kvreplay.backends.durable_files import FILE_MODE
 from kvreplay.backends.file_lock import FileLock, lock_within, too_long
 from kvreplay.backends.lmdb.errors import DATA, gone, no_lock
+from kvreplay.backends.lmdb.presence import FolderWatch
 
 __all__ = ["ProcessLock"]
 
@@ -42,6 +43,7 @@ class ProcessLock:
     def __init__(self, path: Path, bound: float) -> None:
         self.bound = bound
         self.lead: Any = threading.RLock()
+        self.watch = FolderWatch(str(path))
         self._path = path
         self._file: FileLock | None = None
         self.what = f"the turn to write to the LMDB store {path}"
@@ -58,8 +60,11 @@ class ProcessLock:
         *,
         before_waiting: Callable[[], None] | None = None,
         making: bool = False,
-    ) -> None:
+    ) -> bool:
         """Take the lock among processes, for the thread that has ``lead``.
+
+        Returns:
+            Whether the folder is as quiet as when all in it was looked at, and the lock file open.
 
         Args:
             until: when to give up, by the monotonic clock.
@@ -71,18 +76,22 @@ class ProcessLock:
             StoreUnavailableError: others have it until then, or it cannot be locked; nothing was
                 changed.
         """
+        kept = True
         try:
             while True:
                 file = self._file
                 if file is None or not file.is_open:
-                    file = self._file = self._open(making)
+                    kept, file = False, self._open(making)
+                    self._file = file
                 if not file.try_lock():
                     if before_waiting is not None:
                         before_waiting()
                     left = max(until - time.monotonic(), 0)
                     lock_within(file, self.what, left, bound=bound)
+                if self.watch.is_quiet():
+                    return kept
                 if file.is_in_place:
-                    return
+                    return False
                 self.close()
         except OSError as error:
             self.close()
@@ -101,9 +110,12 @@ class ProcessLock:
             os.chmod(path, FILE_MODE)  # the umask may have taken bits away
             return file
 
-    def give_back(self) -> None:
-        """Give the lock back; this does nothing if it is not held, and never fails."""
-        if self._file is not None and not self._file.unlock():
+    def give_back(self, *, brief: bool = False) -> None:
+        """Give the lock back; this does nothing if it is not held, and never fails.
+
+        ``brief`` is as in :meth:`FileLock.unlock`.
+        """
+        if self._file is not None and not self._file.unlock(brief=brief):
             self._file = None  # the next taker opens it anew
 
     def while_held(self, action: Callable[[], None], *, making: bool = False) -> None:
