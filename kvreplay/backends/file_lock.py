@@ -70,9 +70,13 @@ class FileLock:
         opening = map(os.open, (path,), (flags | os.O_CLOEXEC,), (mode,))
         # By an operator: no interrupt comes between the call and the note of its descriptor.
         self._fds += opening
-        self._identity = _identity_of(self._fds[0])
-        if self._identity is not None:
-            _opened.files[self._fds[0]] = self._identity
+        try:
+            self._identity = _identity_of(self._fds[0])
+            if self._identity is not None:
+                _opened.files[self._fds[0]] = self._identity
+        except BaseException:
+            self.close()  # not only once no traceback holds it
+            raise
 
     def __del__(self) -> None:
         self.close()

@@ -247,7 +247,12 @@ class GroupCommit:
             StoreError: others have the lock for too long, or the store is another one; nothing was
                 changed.
         """
-        if not self._process_lock.take(own.until, own.bound, before_waiting=self._wake_landed):
+        if not self._process_lock.take(
+            own.until,
+            own.bound,
+            before_waiting=self._wake_landed,
+            when_lost=self._handle.drop_lost,
+        ):
             self._handle.confirm()
 
     def _call_next(self) -> None:

@@ -175,6 +175,12 @@ class Handle:
         self.refuse_to_wait()
         self._change(self._forget)
 
+    def drop_lost(self) -> None:
+        """Drop an environment whose descriptors somebody has closed; it must be opened anew."""
+        if self.gate.handle is not None and not self.files.presence.is_ours:
+            self.refuse_to_wait()
+            self._change(self._forget)
+
     def _forget(self, env: lmdb.Environment | None) -> None:
         """Shut what is open, but remember how far the store had come."""
         if env is not None:

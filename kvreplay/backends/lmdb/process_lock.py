@@ -59,6 +59,7 @@ class ProcessLock:
         bound: float,
         *,
         before_waiting: Callable[[], None] | None = None,
+        when_lost: Callable[[], None] | None = None,
         making: bool = False,
     ) -> bool:
         """Take the lock among processes, for the thread that has ``lead``.
@@ -70,6 +71,7 @@ class ProcessLock:
             until: when to give up, by the monotonic clock.
             bound: the seconds from the beginning until then, for the message.
             before_waiting: is called if it cannot be taken at once.
+            when_lost: is called if somebody has closed our descriptor, before a new one is opened.
             making: the store may still have to be made.
 
         Raises:
@@ -81,6 +83,9 @@ class ProcessLock:
             while True:
                 file = self._file
                 if file is None or not file.is_open:
+                    if file is not None and when_lost is not None:
+                        when_lost()
+                    self.close()  # first: the new file may get the number of a lost one
                     kept, file = False, self._open(making)
                     self._file = file
                 if not file.try_lock():
@@ -107,7 +112,11 @@ class ProcessLock:
             if not making and not (self._path / DATA).exists():
                 raise gone(self._path) from None
             file = FileLock(path, flags | os.O_CREAT, FILE_MODE)
-            os.chmod(path, FILE_MODE)  # the umask may have taken bits away
+            try:
+                os.chmod(path, FILE_MODE)  # the umask may have taken bits away
+            except BaseException:
+                file.close()
+                raise
             return file
 
     def give_back(self, *, brief: bool = False) -> None:
