@@ -39,6 +39,7 @@ _IMPATIENCE: Final = 1.0  # seconds without courtesy after that
 _WARN_AFTER: Final = 0.25  # of the bound
 
 _FLOCK: Final = "hhqqi4x"  # struct flock of fcntl(2)
+_KIND: Final = struct.calcsize("h")  # its first field
 _LINE: Final = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
 _LEFT: Final = struct.pack(_FLOCK, fcntl.F_UNLCK, os.SEEK_SET, 0, 1, 0)
 
@@ -83,7 +84,11 @@ class FileLock:
     @property
     def is_open(self) -> bool:
         """Whether its descriptor still stands for the file that was opened."""
-        return bool(self._fds) and self._identity in (None, _identity_of(self._fds[0]))
+        try:
+            status = os.fstat(self._fds[0])
+        except (OSError, IndexError):
+            return False
+        return self._identity in ((status.st_dev, status.st_ino), None)
 
     @property
     def is_in_place(self) -> bool:
@@ -159,7 +164,7 @@ class FileLock:
             found = fcntl.fcntl(self._fds[0], fcntl.F_OFD_GETLK, _LINE)
         except (OSError, AttributeError):
             return False
-        if struct.unpack(_FLOCK, found)[0] == fcntl.F_UNLCK:
+        if found[:_KIND] == _LEFT[:_KIND]:
             return False
         return time.monotonic() >= self._rude_until
 
@@ -193,18 +198,21 @@ class FileLock:
                     return pid
         return None
 
-    def unlock(self) -> bool:
+    def unlock(self, *, brief: bool = False) -> bool:
         """Give the lock back, even if a child has a copy of the descriptor; it never fails.
 
         A failure here must not hide that the work under the lock was done. Then the file is closed,
         which ends the lock too.
+
+        Args:
+            brief: it was held for so short a time that nobody can have closed the file meanwhile.
 
         Returns:
             Whether the file is still open here.
         """
         if self._fds and self._pid == getpid():
             try:
-                if self.is_open:
+                if brief or self.is_open:
                     fcntl.flock(self._fds[0], fcntl.LOCK_UN)
                 else:
                     self.close()

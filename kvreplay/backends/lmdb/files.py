@@ -117,7 +117,8 @@ def prepare(path: Path, *, creating: bool) -> None:
                 raise another_engine(path, seen)
             if not creating:
                 raise no_store(path)
-            make_directories(str(path))
+            # A link that is followed by ".." leads where the kernel says.
+            make_directories(os.path.join(os.path.realpath(path.parent), path.name))
     except OSError as error:
         raise no_access(error, path) from error
 
@@ -194,7 +195,7 @@ def _open_once(path: Path, map_size: int, durability: Durability, max_readers: i
             raise gone(path)
         env.reader_check()
         _refuse_cut_file(env, path)
-        return Files(env, path, Presence(path, places, own))
+        return Files(env, path, Presence(places, own))
     except BaseException:
         env.close()
         raise

@@ -217,8 +217,7 @@ class GroupCommit:
         own.leads = True
         try:
             # Only the head waits here, so that the lock passes straight to the next leader.
-            patience = own.left if own.is_untouched else _LOOK_AGAIN
-            if not self._leading.acquire(timeout=patience):
+            if not (self._leading.acquire(blocking=False) or self._wait_behind_leader(own)):
                 self._give_up(own)
             elif not own.landed:  # by a leader that took it just then
                 try:
@@ -229,7 +228,7 @@ class GroupCommit:
                     batch = ()
                 finally:
                     try:
-                        self._process_lock.give_back()
+                        self._process_lock.give_back(brief=True)
                     except BaseException:
                         self._process_lock.give_back()
                         raise
@@ -243,6 +242,10 @@ class GroupCommit:
             finally:
                 self._call_next()
 
+    def _wait_behind_leader(self, own: PendingWrite) -> bool:
+        patience = own.left if own.is_untouched else _LOOK_AGAIN
+        return bool(self._leading.acquire(timeout=patience))
+
     def _take_turn(self, own: PendingWrite) -> None:
         """Take the lock among processes, and look whether the store is still there.
 
@@ -250,8 +253,13 @@ class GroupCommit:
             StoreError: others have the lock for too long, or the store is another one; nothing was
                 changed.
         """
-        self._process_lock.take(own.until, own.bound, before_waiting=self._wake_landed)
-        self._handle.confirm()
+        if not self._process_lock.take(
+            own.until,
+            own.bound,
+            before_waiting=self._wake_landed,
+            when_lost=self._handle.drop_lost,
+        ):
+            self._handle.confirm()
 
     def _call_next(self) -> None:
         """Wake the next leader, which wakes those that have landed; if there is none, wake them."""

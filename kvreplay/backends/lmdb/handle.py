@@ -165,12 +165,21 @@ class Handle:
             StoreUnavailableError: the store is gone. Nothing was changed.
         """
         presence = self.files.presence
-        if self.gate.handle is None or (presence.is_ours and presence.is_in_place):
+        if self.gate.handle is None:
+            return
+        if presence.is_ours and presence.is_in_place:
+            self.turn.watch.settle()
             return
         if identity_of(self.path) is None:
             raise gone(self.path)
         self.refuse_to_wait()
         self._change(self._forget)
+
+    def drop_lost(self) -> None:
+        """Drop an environment whose descriptors somebody has closed; it must be opened anew."""
+        if self.gate.handle is not None and not self.files.presence.is_ours:
+            self.refuse_to_wait()
+            self._change(self._forget)
 
     def _forget(self, env: lmdb.Environment | None) -> None:
         """Shut what is open, but remember how far the store had come."""

@@ -12,12 +12,11 @@ import fcntl
 import os
 import time
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Final
 
 import lmdb
 
-__all__ = ["Identity", "Presence", "identity_of_file", "open_descriptors"]
+__all__ = ["FolderWatch", "Identity", "Presence", "identity_of_file", "open_descriptors"]
 
 Identity = tuple[int, int]
 """A file's device and inode."""
@@ -57,6 +56,36 @@ def _identity_of_descriptor(number: int) -> Identity | None:
     return status.st_dev, status.st_ino
 
 
+class FolderWatch:
+    """Says by one look whether anything in a folder was made, renamed or removed.
+
+    Such a change moves the folder's time. A change soon after another one may not: so what was seen
+    counts only once that time is some way past.
+    """
+
+    __slots__ = ("_folder", "_seen", "_settled")
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._seen: tuple[int, int, int] | None = None
+        self._settled: tuple[int, int, int] | None = None
+
+    def is_quiet(self) -> bool:
+        """Whether nothing has changed since :meth:`settle`."""
+        try:
+            status = os.stat(self._folder)
+        except OSError:
+            self._seen = None
+            return False
+        self._seen = status.st_dev, status.st_ino, status.st_mtime_ns
+        return self._seen == self._settled
+
+    def settle(self) -> None:
+        """Note that after the last look all was found in its place."""
+        if self._seen is not None and time.time_ns() - self._seen[2] > _SETTLED:
+            self._settled = self._seen
+
+
 class Presence:
     """An environment's files as they were when it was opened.
 
@@ -65,35 +94,20 @@ class Presence:
         descriptors: which of them LMDB has opened.
     """
 
-    __slots__ = ("_descriptors", "_folder", "_places", "_quiet", "identity")
+    __slots__ = ("_descriptors", "_places", "identity")
 
-    def __init__(
-        self, folder: Path, places: dict[str, Identity], descriptors: dict[int, Identity]
-    ) -> None:
+    def __init__(self, places: dict[str, Identity], descriptors: dict[int, Identity]) -> None:
         self.identity = next(iter(places.values()))
-        self._folder = str(folder)
         self._places = tuple(places.items())
         self._descriptors = tuple(descriptors.items())
-        self._quiet: tuple[int, int, int] | None = None  # the folder, when all was in place
 
     @property
     def is_in_place(self) -> bool:
-        """Whether the paths lead to these files.
-
-        Mostly one look at the folder is enough: while nothing in it is made, renamed or removed,
-        its time stays.
-        """
+        """Whether the paths lead to these files."""
         try:
-            status = os.stat(self._folder)
-            folder = status.st_dev, status.st_ino, status.st_mtime_ns
-            if folder == self._quiet:
-                return True
-            in_place = all(identity_of_file(path) == seen for path, seen in self._places)
+            return all(identity_of_file(path) == seen for path, seen in self._places)
         except OSError:
             return False
-        if in_place and time.time_ns() - status.st_mtime_ns > _SETTLED:
-            self._quiet = folder
-        return in_place
 
     @property
     def is_ours(self) -> bool:

@@ -23,6 +23,7 @@ from typing import Any, Final
 from kvreplay.backends.durable_files import FILE_MODE
 from kvreplay.backends.file_lock import FileLock, lock_within, too_long
 from kvreplay.backends.lmdb.errors import DATA, gone, no_lock
+from kvreplay.backends.lmdb.presence import FolderWatch
 
 __all__ = ["ProcessLock"]
 
@@ -42,6 +43,7 @@ class ProcessLock:
     def __init__(self, path: Path, bound: float) -> None:
         self.bound = bound
         self.lead: Any = threading.RLock()
+        self.watch = FolderWatch(str(path))
         self._path = path
         self._file: FileLock | None = None
         self.what = f"the turn to write to the LMDB store {path}"
@@ -57,32 +59,44 @@ class ProcessLock:
         bound: float,
         *,
         before_waiting: Callable[[], None] | None = None,
+        when_lost: Callable[[], None] | None = None,
         making: bool = False,
-    ) -> None:
+    ) -> bool:
         """Take the lock among processes, for the thread that has ``lead``.
+
+        Returns:
+            Whether the folder is as quiet as when all in it was looked at, and the lock file open.
 
         Args:
             until: when to give up, by the monotonic clock.
             bound: the seconds from the beginning until then, for the message.
             before_waiting: is called if it cannot be taken at once.
+            when_lost: is called if somebody has closed our descriptor, before a new one is opened.
             making: the store may still have to be made.
 
         Raises:
             StoreUnavailableError: others have it until then, or it cannot be locked; nothing was
                 changed.
         """
+        kept = True
         try:
             while True:
                 file = self._file
                 if file is None or not file.is_open:
-                    file = self._file = self._open(making)
+                    if file is not None and when_lost is not None:
+                        when_lost()
+                    self.close()  # first: the new file may get the number of a lost one
+                    kept, file = False, self._open(making)
+                    self._file = file
                 if not file.try_lock():
                     if before_waiting is not None:
                         before_waiting()
                     left = max(until - time.monotonic(), 0)
                     lock_within(file, self.what, left, bound=bound)
+                if self.watch.is_quiet():
+                    return kept
                 if file.is_in_place:
-                    return
+                    return False
                 self.close()
         except OSError as error:
             self.close()
@@ -98,12 +112,19 @@ class ProcessLock:
             if not making and not (self._path / DATA).exists():
                 raise gone(self._path) from None
             file = FileLock(path, flags | os.O_CREAT, FILE_MODE)
-            os.chmod(path, FILE_MODE)  # the umask may have taken bits away
+            try:
+                os.chmod(path, FILE_MODE)  # the umask may have taken bits away
+            except BaseException:
+                file.close()
+                raise
             return file
 
-    def give_back(self) -> None:
-        """Give the lock back; this does nothing if it is not held, and never fails."""
-        if self._file is not None and not self._file.unlock():
+    def give_back(self, *, brief: bool = False) -> None:
+        """Give the lock back; this does nothing if it is not held, and never fails.
+
+        ``brief`` is as in :meth:`FileLock.unlock`.
+        """
+        if self._file is not None and not self._file.unlock(brief=brief):
             self._file = None  # the next taker opens it anew
 
     def while_held(self, action: Callable[[], None], *, making: bool = False) -> None:

@@ -136,7 +136,10 @@ def acquire(
                 environment.handle.users -= 1
             release(environment)
         elif handle is not None:
-            handle.close()  # else LMDB would refuse every later opening in this process
+            try:
+                handle.close()  # else LMDB would refuse every later opening in this process
+            finally:
+                handle.turn.close()
         raise
     assert environment is not None
     return environment
