@@ -18,6 +18,7 @@ be another file's by now. So a file is looked at before it is unlocked or closed
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import struct
@@ -35,7 +36,7 @@ _SHORTEST: Final = 0.00005  # seconds
 _LONGEST: Final = 0.01
 _COURTESY: Final = 0.05  # seconds that one waits behind the line, at most
 _PATIENCE: Final = 3  # times that the line did not move
-_IMPATIENCE: Final = 1.0  # seconds without courtesy after that
+_IMPATIENCE: Final = 0.5  # seconds without courtesy after that
 _WARN_AFTER: Final = 0.25  # of the bound
 
 _FLOCK: Final = "hhqqi4x"  # struct flock of fcntl(2)
@@ -86,8 +87,10 @@ class FileLock:
         """Whether its descriptor still stands for the file that was opened."""
         try:
             status = os.fstat(self._fds[0])
-        except (OSError, IndexError):
+        except IndexError:
             return False
+        except OSError as error:
+            return error.errno != errno.EBADF
         return self._identity in ((status.st_dev, status.st_ino), None)
 
     @property

@@ -8,6 +8,7 @@ write. So whoever takes the turn to write looks here first.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
@@ -48,11 +49,12 @@ def open_descriptors(identities: Iterable[Identity | None]) -> dict[int, Identit
     return found
 
 
-def _identity_of_descriptor(number: int) -> Identity | None:
+def _identity_of_descriptor(number: int, unknown: Identity | None = None) -> Identity | None:
+    """Return what a descriptor stands for; ``None``: it is closed; ``unknown``: nobody can tell."""
     try:
         status = os.fstat(number)
-    except OSError:
-        return None
+    except OSError as error:
+        return None if error.errno == errno.EBADF else unknown
     return status.st_dev, status.st_ino
 
 
@@ -112,14 +114,7 @@ class Presence:
     @property
     def is_ours(self) -> bool:
         """Whether the descriptors stand for these files."""
-        for number, seen in self._descriptors:
-            try:
-                status = os.fstat(number)
-            except OSError:
-                return False
-            if (status.st_dev, status.st_ino) != seen:
-                return False
-        return True
+        return all(_identity_of_descriptor(each, seen) == seen for each, seen in self._descriptors)
 
     def shut(self, env: lmdb.Environment) -> bool:
         """Close the environment, or never, if that would close other people's descriptors.
@@ -129,7 +124,7 @@ class Presence:
         """
         pins: list[int] = []
         for number, seen in self._descriptors:
-            identity = _identity_of_descriptor(number)
+            identity = _identity_of_descriptor(number, seen)
             if identity is None and _pinned(number):
                 pins.append(number)
             elif identity != seen:

@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 
 from kvreplay import Change, open_store
-from kvreplay.backends.lmdb import LMDBStore
+from kvreplay.backends.lmdb import LMDBStore, pending
+from kvreplay.backends.lmdb.group_commit import GroupCommit
+from kvreplay.backends.lmdb.handle import Handle
 from kvreplay.errors import ConfigError, StoreError, StoreUnavailableError
 from support.group_commits import queued, waiting
 from support.lmdb_stores import Process, in_process, open_files_of
@@ -151,48 +153,55 @@ def test_a_long_transaction_of_this_process_stops_nobody_for_ever(impatient: LMD
 
 
 def test_a_change_that_is_being_committed_does_not_time_out(
-    impatient: LMDBStore, monkeypatch: pytest.MonkeyPatch
+    store: LMDBStore, monkeypatch: pytest.MonkeyPatch, limits: Any
 ) -> None:
     """However long its commit takes: nobody could say that it does not happen."""
-    from kvreplay.backends.lmdb.handle import Handle
-
-    commit, slow, over = Handle.commit, threading.Event(), threading.Event()
+    commit, give_up = Handle.commit, GroupCommit._give_up
+    slow, over = threading.Event(), threading.Event()
+    commits, gave_up = [], []
+    ahead = 0.0  # how far the clock has jumped
 
     def slowly(self: Any, txn: Any) -> None:
-        slow.set()
-        assert over.wait(30)
+        commits.append(txn)
+        if len(commits) == 2:  # after the transaction's own
+            slow.set()
+            assert over.wait(60)
         commit(self, txn)
 
-    with impatient.transaction():
+    def giving_up(self: Any, write: Any) -> None:
+        gave_up.append(write)
+        give_up(self, write)
+
+    limits(look_again=0.01)
+    monkeypatch.setattr(Handle, "commit", slowly)
+    monkeypatch.setattr(GroupCommit, "_give_up", giving_up)
+    monkeypatch.setattr(pending, "monotonic", lambda: time.monotonic() + ahead)
+    with store.transaction():
         callers = queued(
-            impatient,
-            *(lambda n=n: impatient.write("p", "s", f"k{n}", b"v") for n in range(3)),  # type: ignore[misc]
+            store,
+            *(lambda n=n: store.write("p", "s", f"k{n}", b"v") for n in range(3)),  # type: ignore[misc]
         )
-        monkeypatch.setattr(Handle, "commit", slowly)
-        over_soon = threading.Timer(0, over.set)
-        over.set()  # of this transaction itself
-        slow.clear()
-        over_soon.cancel()
+    assert slow.wait(60)
+    ahead = 1000.0
+    until(lambda: len(set(gave_up)) == 2)  # those that follow
+    over.set()
     for caller in callers:
         assert caller.result() is None
-    slow.clear()
-    over.clear()
-    writers = [
-        Caller(lambda n=n: impatient.write("p", "t", f"k{n}", b"v"))  # type: ignore[misc]
-        for n in range(2)
-    ]
-    assert slow.wait(30)
-    late = time.monotonic() + 2 * BOUND
-    until(lambda: time.monotonic() > late)
-    over.set()
-    ends = []
-    for writer in writers:
-        try:
-            ends.append(writer.result())
-        except StoreUnavailableError:
-            ends.append("refused")
-    assert ends.count(None) >= 1
-    assert len(impatient.list("p", "t")) == ends.count(None)
+    assert len(store.list("p", "s")) == 3
+
+
+def test_a_lock_file_that_was_removed_lets_nobody_in(impatient: LMDBStore, root: Path) -> None:
+    """Its lock is free, but another process has the turn by the file that is there now."""
+    impatient.write("p", "s", "k", b"v")  # with the file that is removed
+    (root / "kvreplay.lock").unlink()
+    with Process(HOLD, root) as holder:
+        assert holder.hear() == "inside"
+        assert turn_is_taken(root)
+        with pytest.raises(StoreUnavailableError, match=f"{holder.pid} has it"):
+            impatient.write("p", "s", "new", b"v")
+        holder.tell()
+        assert holder.hear() == "over"
+    impatient.write("p", "s", "new", b"v")
 
 
 def test_opening_has_a_bound(impatient: LMDBStore, stopped: Process, root: Path) -> None:
