@@ -188,6 +188,27 @@ def test_another_sidecar_in_its_place(store: FilesystemStore, root: Path) -> Non
         change(store)
 
 
+def test_a_sweep_looks_before_each_entry(
+    store: FilesystemStore, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without its marker, no sweep would find the entry again once the root is back."""
+    store.check_and_put("p", "s", "k", expected=None, value=OLD, expires_at=5)
+    due = store._expiry.due
+
+    def replace_first(*args: Any) -> Any:
+        root.rename(root.with_name("aside"))
+        root.mkdir()
+        yield from due(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store._expiry, "due", replace_first)
+        with pytest.raises(StoreUnavailableError):
+            store.sweep("p", 5, 9)
+    root.rmdir()
+    root.with_name("aside").rename(root)
+    assert store.sweep("p", 5, 9).removed == 1
+
+
 def test_a_store_that_is_replaced_during_a_change_does_not_acknowledge_it(
     store: FilesystemStore, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
