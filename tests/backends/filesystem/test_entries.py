@@ -63,6 +63,22 @@ def test_another_program_s_link_is_no_expiry(store: FilesystemStore, root: Path)
     assert store.read_entry("p", "s", "k") == Entry(NEW, 5)
 
 
+def test_what_is_no_marker_of_the_entry_is_no_expiry(store: FilesystemStore, root: Path) -> None:
+    """A sweep would not remove the entry by it, either."""
+    put(store, "k", OLD, 5)
+    (marker,) = (beside(root) / "expiry" / "p").rglob("*~k~*")
+    value = root / "p" / "s" / "k"
+    foreign = beside(root) / "expiry" / "p" / "note" / "s"
+    foreign.mkdir(parents=True)
+    for place, key in ((foreign, "k"), (marker.parent, "a"), (marker.parent, "z")):
+        os.link(value, place / marker.name.replace("~k~", f"~{key}~"))
+    assert store.read_entry("p", "s", "k") == Entry(OLD, 5)
+    marker.unlink()  # the stamp names it still
+    assert store.read_entry("p", "s", "k") == Entry(OLD, None)
+    store.sweep("p", 5, 9)
+    assert store.read_entry("p", "s", "k") == Entry(OLD, None)
+
+
 def test_a_copy_without_hard_links_has_no_expiry(store: FilesystemStore, root: Path) -> None:
     put(store, "k", OLD, 5)
     (root.parent / "copy").write_bytes(OLD)

@@ -173,6 +173,42 @@ def test_another_store_in_its_place(store: FilesystemStore, root: Path) -> None:
         change(store)
 
 
+def test_another_sidecar_in_its_place(store: FilesystemStore, root: Path) -> None:
+    store.write("p", "s", "k", OLD)
+    FilesystemStore(root.with_name("other")).close()
+    beside(root).rename(root.with_name("aside"))
+    beside(root.with_name("other")).rename(beside(root))
+    for change in CHANGES:
+        with pytest.raises(StoreUnavailableError, match="belongs to another store"):
+            change(store)
+    assert value_of(store) == OLD
+    shutil.rmtree(beside(root))
+    root.with_name("aside").rename(beside(root))
+    for change in CHANGES:
+        change(store)
+
+
+def test_a_sweep_looks_before_each_entry(
+    store: FilesystemStore, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without its marker, no sweep would find the entry again once the root is back."""
+    store.check_and_put("p", "s", "k", expected=None, value=OLD, expires_at=5)
+    due = store._expiry.due
+
+    def replace_first(*args: Any) -> Any:
+        root.rename(root.with_name("aside"))
+        root.mkdir()
+        yield from due(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store._expiry, "due", replace_first)
+        with pytest.raises(StoreUnavailableError):
+            store.sweep("p", 5, 9)
+    root.rmdir()
+    root.with_name("aside").rename(root)
+    assert store.sweep("p", 5, 9).removed == 1
+
+
 def test_a_store_that_is_replaced_during_a_change_does_not_acknowledge_it(
     store: FilesystemStore, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -282,6 +318,17 @@ def test_a_damaged_format_is_noticed_by_the_next_change(store: FilesystemStore, 
     with pytest.raises(CorruptStoreError, match="damaged"):
         store.write("p", "s", "k", NEW)
     assert files(root) == {}
+
+
+@pytest.mark.usefixtures("without_marks")
+def test_without_attributes_lock_files_that_were_made_anew_are_noticed(root: Path) -> None:
+    with FilesystemStore(root) as store:
+        store.write("p", "s", "k", OLD)
+        shutil.rmtree(beside(root) / "locks")
+        with FilesystemStore(root) as again:
+            with pytest.raises(StoreUnavailableError, match="open the store again"):
+                store.write("p", "s", "k", NEW)
+            again.write("p", "s", "k", NEW)
 
 
 @pytest.mark.usefixtures("without_marks")
