@@ -211,6 +211,8 @@ def test_the_loop_goes_on_while_a_change_waits_for_its_lock(batching: bool) -> N
     inner, waits, go = MemoryStore(), threading.Event(), threading.Event()
 
     class Held(OneByOne):
+        reads_are_local = False
+
         def __getattr__(self, name: str) -> Any:
             return getattr(inner, name)
 
