@@ -70,7 +70,6 @@ class Policy:
 
     lease: int | None
     tombstone_ttl: int
-    wait_timeout: int
     on_in_doubt: InDoubtPolicy
     max_record_bytes: int
     doubt_on: tuple[type[BaseException], ...]
@@ -161,7 +160,10 @@ class Raised:
 
 @attrs.define(repr=False)
 class Wait:
-    """Another owner runs the key with the same params: wait (ms); sent None."""
+    """Another owner runs the key with the same params: wait (ms).
+
+    Sent whether there was time to wait: if not, the request's time to wait is over.
+    """
 
     delay: int
 

@@ -132,9 +132,10 @@ def _answer(
                     raise
         return ended, settings.now()
     if isinstance(step, Wait):
-        run.waiting()
-        time.sleep(step.delay / 1000)
-        return None
+        left = run.waiting(step.delay)
+        if left:
+            time.sleep(left)
+        return left > 0
     if isinstance(step, Reconcile):
         assert settings.reconcile is not None  # else the policy is another
         run.bind()

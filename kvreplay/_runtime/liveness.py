@@ -11,7 +11,7 @@ What is always true:
   store.
 * Closing *any* descriptor of a file ends all locks that the process has in it. So this module
   alone opens owners files. It has at most one descriptor of each, and opens and closes under
-  ``_lock``.
+  ``_lock``. Nothing else needs that lock, which is held while a file system may block.
 * A claim names the boot, the file and the byte. It is looked up only on that boot, and only if that
   very file is still the store's. Anywhere else nothing is known, and the claim's lease decides.
 * A process's byte is a random number, so it is nobody else's: it says which claims are its own. The
@@ -28,8 +28,9 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Callable
 from enum import Enum
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Final
 
 import attrs
@@ -107,8 +108,12 @@ class _Process:
         return file
 
     def leave(self, file: _OwnersFile, user: object) -> None:
-        """Withdraw a user; the last one closes the file, which gives the byte back."""
+        """Withdraw a user; the last one closes the file."""
         file.users.discard(user)
+        self.close_unused(file)
+
+    def close_unused(self, file: _OwnersFile) -> None:
+        """Close a file that nobody uses, which gives the byte back."""
         if not file.users and self.files.get(file.place) is file:
             del self.files[file.place]
             try:
@@ -131,8 +136,16 @@ def _this_process() -> _Process:
 
 def this_process() -> ProcessMark:
     """Return what tells this process: its first item is true here, and false in a forked child."""
+    return _known_process().mark
+
+
+def _known_process() -> _Process:
+    """Return this process. The lock is taken only to make it."""
+    process = _process
+    if process is not None and process.mark[0]:
+        return process
     with _lock:
-        return _this_process().mark
+        return _this_process()
 
 
 def new_token() -> bytes:
@@ -143,16 +156,18 @@ def new_token() -> bytes:
 def begin(token: bytes, owners_file: str | None) -> str:
     """Note that the token's handler runs in this process until :func:`end`; return the owner.
 
-    It never fails for want of a lock: then the owner is one whose claims the lease decides.
+    It never fails for want of a lock: then the owner is one whose claims the lease decides. With an
+    owners file it may block, as opening a file does.
     """
+    process = _known_process()
+    process.running[token] = None
+    if owners_file is None:
+        return process.owner()
     with _lock:
-        process = _this_process()
-        process.running[token] = None
-        if owners_file is None:
-            return process.owner()
         try:
             boot = _boot_id()
-            file = process.enter(owners_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+            file = process.enter(owners_file, flags)
             process.running[token] = file
             file.users.add(token)
             # Even if it is held: somebody may have closed another descriptor of that file.
@@ -162,19 +177,31 @@ def begin(token: bytes, owners_file: str | None) -> str:
         return process.owner(boot, file.place)
 
 
-def end(token: bytes) -> None:
+def end(token: bytes, closing: Callable[[Callable[[], None]], object] | None = None) -> None:
     """Note that the token's handler does not run any more, however it ended.
 
     A second call does nothing, and completes a first one that was interrupted.
+
+    Args:
+        closing: calls what closes the file, where that must not happen here, since it may block. It
+            is not asked while another handler needs the file.
     """
+    process = _process
+    if process is None or not process.mark[0]:
+        return  # a forked child: the run, and the number of the descriptor, are its parent's
+    file = process.running.get(token)
+    if file is not None:
+        file.users.discard(token)
+        if not file.users:  # the file is closed only if nobody has come before that
+            close = partial(_close_unused, process, file)
+            close() if closing is None else closing(close)
+    process.running.pop(token, None)
+
+
+def _close_unused(process: _Process, file: _OwnersFile) -> None:
     with _lock:
-        process = _process
-        if process is None or not process.mark[0]:
-            return  # a forked child: the run, and the number of the descriptor, are its parent's
-        file = process.running.get(token)
-        if file is not None:
-            process.leave(file, token)
-        process.running.pop(token, None)
+        if process.mark[0]:
+            process.close_unused(file)
 
 
 def look_up(claim: Claim, owners_file: str | None) -> Liveness:
@@ -191,17 +218,17 @@ def look_up(claim: Claim, owners_file: str | None) -> Liveness:
     if not 0 <= byte < 2**62:
         return Liveness.UNKNOWN
     place = device, inode
+    process = _known_process()
+    if byte == process.byte:
+        return Liveness.RUNNING if claim.token in process.running else Liveness.GONE
+    if owners_file is None or place == _NOWHERE:
+        return Liveness.UNKNOWN
     looker = object()
     with _lock:
-        process = _this_process()
-        if byte == process.byte:
-            return Liveness.RUNNING if claim.token in process.running else Liveness.GONE
-        if owners_file is None or place == _NOWHERE:
-            return Liveness.UNKNOWN
         try:
             if boot != _boot_id():
                 return Liveness.UNKNOWN
-            file = process.enter(owners_file, os.O_RDONLY | os.O_CLOEXEC)
+            file = process.enter(owners_file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             try:
                 file.users.add(looker)
                 if file.place != place:

@@ -48,7 +48,7 @@ class Held:
 
 
 def replay_on(store: Any, **settings: Any) -> AsyncReplay:
-    return AsyncReplay(store, "ns", **{"ttl": 60, "wait_timeout": 0, **settings})
+    return AsyncReplay(store, "ns", **{"ttl": 60, "wait_timeout": 30, **settings})
 
 
 def test_cancelling_the_leader_cancels_neither_the_effect_nor_a_follower(store: Any) -> None:

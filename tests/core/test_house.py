@@ -43,7 +43,17 @@ ORDER: dict[str, tuple[str, ...]] = {
     "store": ("names", "locks", "closing", "contract", "in_process", "__init__"),
     "_protocol": ("packing", "params", "keys", "record", "steps", "endings", "flow", "__init__"),
     "_runtime": (
-        *("observer", "singleflight", "liveness", "settings", "requests", "run", "blocking"),
+        *(
+            "observer",
+            "patience",
+            "singleflight",
+            "liveness",
+            "threads",
+            "settings",
+            "requests",
+            "run",
+            "blocking",
+        ),
         *("renewal", "walking", "sweeping", "aio_sweeping", "batching", "awaiting", "decorating"),
         *("any_replay", "__init__"),
     ),

@@ -23,6 +23,7 @@ from kvreplay.backends.memory import MemoryStore
 from support.forking import BareChild, Child
 from support.needs import needs_root
 from support.programs import Program, run_code
+from support.replaying import Caller
 from support.waiting import until
 
 RUNNING, GONE, UNKNOWN = Liveness.RUNNING, Liveness.GONE, Liveness.UNKNOWN
@@ -457,3 +458,12 @@ def test_threads_begin_and_end_at_the_same_time(path: str, token: bytes, owner: 
         wrong.extend([] if as_seen_by_another(mine, path) == "RUNNING" else ["seen"])
     assert wrong == []
     assert len(descriptors(path)) == 1
+
+
+def test_a_pipe_in_the_files_place_blocks_nobody(path: str) -> None:
+    """Whoever opens a pipe to read waits for a writer, if nobody says otherwise."""
+    os.mkfifo(path)
+    place = os.stat(path)
+    owner = f"{liveness._boot_id()}:{place.st_dev}:{place.st_ino}:5:0:1:1"
+    looking = Caller(look_up, Claim(new_token(), 0, owner), path)
+    assert looking.result() is not None

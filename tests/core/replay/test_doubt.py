@@ -237,7 +237,7 @@ def test_what_a_living_owner_elsewhere_says_has_ended_is_in_doubt_at_once(
     ended = attrs.evolve(record, claim=attrs.evolve(claim, ended_at=clock.now))
     store.write(NAMESPACE, *KEY, encode(record))
     with pytest.raises(InFlightError):
-        replay.execute(KEY, PARAMS, Handler("never"))
+        replay.execute(KEY, PARAMS, Handler("never"), wait_timeout=0)
     with pytest.raises(InFlightError):
         replay.release(KEY)
     store.write(NAMESPACE, *KEY, encode(ended))
