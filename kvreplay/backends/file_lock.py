@@ -102,15 +102,12 @@ class FileLock:
             return False
         return (status.st_dev, status.st_ino) == self._identity
 
-    def lock(self, *, shared: bool = False, wait: bool = True) -> None:
-        """Wait for the lock, without a time limit; with ``wait=False`` raise ``BlockingIOError``.
+    def lock(self, *, shared: bool = False) -> None:
+        """Take the lock if it is free, else raise ``BlockingIOError``.
 
         A ``shared`` lock excludes only locks that are not shared.
         """
-        fcntl.flock(
-            self._fds[0],
-            (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB),
-        )
+        fcntl.flock(self._fds[0], (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
 
     def try_lock(self) -> bool:
         """Take the lock if it is free and nobody stands in the line; say whether it was taken."""
@@ -154,7 +151,7 @@ class FileLock:
 
     def _try(self, shared: bool) -> bool:
         try:
-            self.lock(shared=shared, wait=False)
+            self.lock(shared=shared)
         except BlockingIOError:
             return False
         return True

@@ -69,7 +69,7 @@ def _flocked(path: str, wait: bool, limit: float, folder: bool) -> Generator[Non
             if wait:
                 lock_within(file, f"the lock {path}", limit, bound=limit)
             else:
-                file.lock(wait=False)
+                file.lock()
             yield
         finally:
             del _held[own]
@@ -99,7 +99,7 @@ def read_locked(path: str, read: Callable[[A], T], of: A) -> T:
     try:
         _held[own] = True  # first: a signal handler may come before the lock's call has returned
         try:
-            file.lock(shared=True, wait=False)
+            file.lock(shared=True)
             return read(of)
         finally:
             del _held[own]
