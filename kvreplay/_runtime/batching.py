@@ -76,12 +76,24 @@ class Batcher:
         self._call: asyncio.Future[Sequence[Any]] | None = None  # under way
 
     async def ask(self, question: Any) -> Any:
-        """Return the answer. If this is cancelled before its call begins, nothing is asked."""
+        """Return the answer.
+
+        If this is cancelled before its call begins, nothing is asked. No cancellation stops a call:
+        one that comes later is raised when the call has ended.
+        """
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Any] = loop.create_future()
-        self._waiting.append((question, answer))
+        waiting = question, answer
+        self._waiting.append(waiting)
         self._schedule(loop)
-        return await answer
+        try:
+            return await asyncio.shield(answer)
+        except asyncio.CancelledError:
+            if waiting in self._waiting:
+                answer.cancel()
+            elif not answer.done():
+                await asyncio.wait((answer,))
+            raise
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin the next call once the tasks that are ready now have come."""

@@ -244,6 +244,33 @@ def test_a_run_that_is_cancelled_while_its_change_is_under_way(store: Any, which
         go.clear()
 
 
+def test_a_loop_that_ends_waits_until_a_run_has_told_of_its_end(store: Any) -> None:
+    """As after Ctrl-C, when ``asyncio.run`` cancels what is left."""
+    under_way, go = threading.Event(), threading.Event()
+
+    class Slow(OneByOne):
+        reads_are_local = True
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(store, name)
+
+        def check_and_put(self, *args: Any, **kwargs: Any) -> Any:
+            if kwargs["expected"] is not None:
+                under_way.set()
+                assert go.wait(30)
+            return store.check_and_put(*args, **kwargs)
+
+    async def main() -> None:
+        run = replay_on(Slow()).execute(KEY, PARAMS, Handler(IndeterminateError("hung up")))
+        caller = asyncio.create_task(run)
+        await asyncio.to_thread(under_way.wait)
+        asyncio.get_running_loop().call_later(0.01, go.set)
+        caller.cancel()
+
+    asyncio.run(main())  # cancels what is left
+    assert stored_claim(store).ended_at is not None
+
+
 def test_a_leader_cancelled_before_its_first_step_frees_the_key(store: Any) -> None:
     async def main() -> None:
         replay = replay_on(store)
