@@ -11,7 +11,6 @@ from typing import Any, Final
 from interrupts.points import Ended
 from interrupts.world import World
 from kvreplay import AsyncReplay, Change, Entry, InDoubtError, Outcome
-from kvreplay.backends.filesystem import locks
 from kvreplay.errors import KeyNotFoundError
 
 __all__ = ["ASYNC", "ENGINES", "OPERATIONS", "operations_of"]
@@ -136,8 +135,6 @@ def creating(elsewhere_first: bool) -> Callable[[World], Operation]:
     def creating(world: World) -> Operation:
         world.leave()
         assert not world.path.exists()
-        assert locks.STRIPES > 2
-        vars(locks)["STRIPES"] = 2  # lock files are made one like the other, or when one is needed
         ended = yield world.open
         if elsewhere_first:
             world.use_elsewhere()
