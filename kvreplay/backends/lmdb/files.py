@@ -140,31 +140,32 @@ def open_files(
     Args:
         expected: the id of the store that was open before.
     """
+    files: Files | None = None
     try:
         marked = _complete(path, max_readers, creating, expected)
         with opening:
             files = _open(path, map_size, durability, max_readers)
-            try:
-                if expected not in (None, files.id):
-                    raise another_store(path)
-                if marked is None:
-                    # Only from here on is a missing file a loss.
-                    fsync_directory(str(path))
-                    replace_file(str(path / _MARKER), b"kvreplay lmdb 1\n%b\n" % files.id)
-                elif marked != files.id:
-                    raise CorruptStoreError(
-                        f"{path / DATA} is another store's than {_MARKER} beside it tells: nothing"
-                        f" was changed; restore both from one backup, or remove {_MARKER} to go on"
-                        f" with this {DATA}"
-                    )
-            except BaseException:
-                files.shut()
-                raise
-    except lmdb.Error as error:
-        raise opening_error(error, path) from error
-    except OSError as error:
-        raise no_access(error, path) from error
-    return files
+            if expected not in (None, files.id):
+                raise another_store(path)
+            if marked is None:
+                # Only from here on is a missing file a loss.
+                fsync_directory(str(path))
+                replace_file(str(path / _MARKER), b"kvreplay lmdb 1\n%b\n" % files.id)
+            elif marked != files.id:
+                raise CorruptStoreError(
+                    f"{path / DATA} is another store's than {_MARKER} beside it tells: nothing was"
+                    f" changed; restore both from one backup, or remove {_MARKER} to go on with"
+                    f" this {DATA}"
+                )
+        return files
+    except BaseException as error:  # an interrupt too, even as the lock is given back
+        if files is not None:
+            files.shut()
+        if isinstance(error, lmdb.Error):
+            raise opening_error(error, path) from error
+        if isinstance(error, OSError):
+            raise no_access(error, path) from error
+        raise
 
 
 def _open(path: Path, map_size: int, durability: Durability, max_readers: int) -> Files:
