@@ -371,7 +371,7 @@ def _run_claimed(entry: Free, request: Request, policy: Policy) -> Flow[Settled 
         yield from end_in_doubt(token)
         if tells_of_doubt(error, raised):
             raise
-        raise in_doubt(error) from error
+        raise in_doubt(error, call.response) from error
 
 
 def _record_answer(
@@ -411,8 +411,9 @@ def _run_claimless(entry: Free, request: Request, policy: Policy) -> Flow[Settle
         if not call.begun:
             raise
         raise InDoubtError(
-            "the handler ran, and its response is lost; there is no claim (lease=None), so a retry"
-            " runs the handler again"
+            "the handler ran, but its response was not stored; there is no claim (lease=None), so a"
+            " retry runs the handler again",
+            response=call.response,
         ) from error
     if isinstance(end, Raised):
         raise end.take()

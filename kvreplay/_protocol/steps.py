@@ -127,11 +127,12 @@ class Call:
 
     The driver sets ``begun`` just before it calls the handler. An exception that is *thrown* here
     is not an ``Exception`` that the handler raised: if the handler had begun, nobody knows how it
-    ended, else nothing ran.
+    ended, else nothing ran. ``response`` is what it returned, if it had returned by then.
     """
 
     held: HeldClaim | None
     begun: bool = False
+    response: Any = None
 
 
 @attrs.define(repr=False)

@@ -29,7 +29,12 @@ from kvreplay._runtime.settings import Configured
 from kvreplay._runtime.singleflight import Flight, flights, fresh
 from kvreplay._runtime.sweeping import Walk
 from kvreplay.clock import Duration
-from kvreplay.errors import ConfigError, InFlightError, ParamsMismatchError
+from kvreplay.errors import (
+    ConfigError,
+    InFlightError,
+    InvalidParamsError,
+    ParamsMismatchError,
+)
 from kvreplay.store import SweepResult
 
 __all__ = ["LOOK_AGAIN", "AnyReplay", "Protocol"]
@@ -156,6 +161,11 @@ class AnyReplay(Configured[V]):
         seen: ReplayRecord | None,
     ) -> tuple[Flow[bool], Run]:
         settings, own = self._settings, replay_key(key, operation)
+        if not isinstance(seen, ReplayRecord | None):
+            raise InvalidParamsError(
+                f"seen= is a {type(seen).__name__}; give the record that was looked at, as"
+                " records() yields it; nothing was changed"
+            )
         steps = flow.settle(own, response, ttl_of(settings, ttl), settings.policy, seen)
         return steps, Run(settings, own)
 

@@ -220,7 +220,7 @@ async def _called(step: Call, handler: Callable[..., Any]) -> Returned | Raised:
         awaitable = ended.response
     step.begun = True
     try:
-        response = await awaitable
+        response = step.response = await awaitable
     except Exception as error:  # the handler's, whatever it is
         return Raised(error)
     return closed(Returned(response))

@@ -43,6 +43,14 @@ def check_path(path: str | os.PathLike[str], engine: str) -> str:
             raise TypeError
     except TypeError:
         raise ConfigError(f"the path of a {engine} store must be a non-empty str") from None
+    if not os.path.isabs(spelt):
+        try:
+            os.getcwd()
+        except FileNotFoundError:
+            raise ConfigError(
+                "the current directory does not exist any more; nothing was opened: give the"
+                f" {engine} store an absolute path"
+            ) from None
     return spelt
 
 

@@ -164,11 +164,17 @@ def locate(asked: Asked, kind: str) -> str | None:
             if asked.path is None
             else 'Write for example "/var/lib/node/replay".',
         )
-    if path.startswith("~"):
+    if path[0] in "~$":
         raise wrong(
             source,
-            'a "~" is not expanded',
-            'Write the whole path, or "./~…" if the name itself begins with "~".',
+            f'a "{path[0]}" is not expanded',
+            f'Write the whole path, or "./{path[0]}…" if the name itself begins with "{path[0]}".',
+        )
+    if path[0] in "\"'" and path[0] == path[-1]:  # as an env file of Docker leaves them
+        raise wrong(
+            source,
+            "the path is in quotes, which belong to the value here",
+            f"Remove them, or write ./{path} if they belong to the name.",
         )
     try:
         place = _absolute(path if asked.base is None else os.path.join(asked.base, path))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kvreplay.errors import StoreError
+from kvreplay.backends.filesystem import FilesystemStore
+from kvreplay.backends.lmdb import LMDBStore
+from kvreplay.errors import ConfigError, StoreError
 from kvreplay.store import ExpiringKVStore, SweepResult, TransactionalKVStore
 from kvreplay.testing.entries import every_call, put
 
@@ -55,3 +58,16 @@ def test_a_refusal_about_transactions_says_why(transactional: Any) -> None:
     for call in calls_in(txn):
         with pytest.raises(StoreError, match="ended"):
             call()
+
+
+@pytest.mark.parametrize("store_class", [FilesystemStore, LMDBStore])
+def test_a_current_directory_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store_class: Any
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(ConfigError, match="does not exist any more; nothing was opened"):
+        store_class("store")
+    with store_class(tmp_path / "store") as store:
+        store.write("p", "s", "k", b"v")

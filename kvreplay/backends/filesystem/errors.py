@@ -32,7 +32,7 @@ def mount_point(root: str) -> StoreError:
 
 def opening_error(error: OSError, root: str) -> StoreError:
     """Say what a failure to open a store means."""
-    if error.errno in _FOREIGN:  # not a file of the store: those were checked before
+    if error.errno in _FOREIGN and not os.path.isdir(os.path.dirname(root)):
         return StoreError(
             f"cannot open the store: {os.path.dirname(root)} is not a folder; nothing was changed:"
             " give the store another path"
@@ -54,8 +54,9 @@ def store_error(error: OSError, doing: str, root: str) -> StoreError:
         )
     if error.errno in _FOREIGN:
         return CorruptStoreError(
-            f"{what}: something in it is not the regular file or the folder that it should be, but"
-            " for example a FIFO, a device or a link to nothing: look there, and move it away"
+            f"{what}: something in it, or in {root}.kvreplay, is not the regular file or the folder"
+            " that it should be, but for example a FIFO, a device or a link to nothing: look there,"
+            " and move it away"
         )
     if error.errno == errno.EXDEV:
         return StoreError(f"{what}: no mount point may lie between {root}.kvreplay and its files")

@@ -25,6 +25,7 @@ from kvreplay.backends.durable_files import (
     FILE_MODE,
     fsync_directory,
     make_directories,
+    read_regular_file,
     replace_file,
     write_temporary,
 )
@@ -243,7 +244,7 @@ def _missing(path: Path) -> StoreError:
 
 def _marked_id(path: Path) -> bytes | None:
     try:
-        text = (path / _MARKER).read_bytes()
+        text = read_regular_file(str(path / _MARKER))  # a FIFO must make nobody wait
     except (FileNotFoundError, NotADirectoryError):
         return None
     if (marked := _marker(text)) is None:

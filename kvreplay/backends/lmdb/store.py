@@ -105,7 +105,7 @@ class LMDBStore(Closing):
             raise ConfigError("map_size must be an int of at least 65536 (bytes), below 2**63")
         if type(max_readers) is not int or not 1 <= max_readers <= _MAX_READERS:
             raise ConfigError(f"max_readers must be an int from 1 to {_MAX_READERS}")
-        self._path = Path(check_path(path, "LMDB")).absolute()
+        self._path = _place(check_path(path, "LMDB"))
 
         def join() -> None:
             self._environment = shared.acquire(
@@ -381,3 +381,21 @@ class _Transaction:
         return self._run(
             partial(entries.check_and_put, self._handle, entry, expected, value, expires_at)
         )
+
+
+def _place(path: str) -> Path:
+    """Return the absolute path of the place that a path names.
+
+    A ``..`` leads where the kernel says, or, from a folder that is not there, one folder up.
+    """
+    place = Path(path).absolute()
+    if os.pardir in place.parts:
+        place = Path(os.path.realpath(place))
+    try:
+        str(place).encode()  # as LMDB's driver does
+    except UnicodeEncodeError:
+        raise ConfigError(
+            "the path of an LMDB store, or the current directory, has a byte that is not UTF-8;"
+            " nothing was opened: rename that folder, or choose another place"
+        ) from None
+    return place

@@ -137,6 +137,20 @@ def test_a_fifo_in_the_sidecar_makes_nobody_wait(root: Path, name: str) -> None:
     in_time(lambda: outcome.read("p", "s", key))
 
 
+@pytest.mark.parametrize("name", ["expiry", "stamps", "tmp"])
+@pytest.mark.parametrize("make", [fifo, circle])
+def test_an_odd_file_in_the_sidecar_is_not_called_the_folder_above(
+    root: Path, name: str, make: Callable[[Path], None]
+) -> None:
+    FilesystemStore(root).close()
+    path = beside(root) / name
+    path.rmdir()
+    make(path)
+    outcome = in_time(lambda: FilesystemStore(root))
+    assert type(outcome) is CorruptStoreError
+    assert str(beside(root)) in str(outcome)
+
+
 # Locks: only who may write there may hold them.
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,13 @@ import pytest
 from kvreplay import open_store
 from kvreplay.backends.filesystem import FilesystemStore
 from kvreplay.backends.lmdb import LMDBStore
-from kvreplay.errors import CorruptStoreError, StoreError, StoreFullError, StoreNotFoundError
+from kvreplay.errors import (
+    ConfigError,
+    CorruptStoreError,
+    StoreError,
+    StoreFullError,
+    StoreNotFoundError,
+)
 from kvreplay.testing.entries import content
 from support.disks import mounted
 from support.lmdb_stores import MARKER, Process, filled, in_process
@@ -213,6 +220,43 @@ def test_a_link_that_is_followed_by_dots_leads_where_the_kernel_says(tmp_path: P
             store.write("p", "s", "k", b"v")
         assert (tmp_path / "there" / name / "data.mdb").exists()
         assert not (tmp_path / name).exists()
+
+
+def test_dots_after_a_folder_that_is_not_there_make_the_same_place_as_everywhere(
+    tmp_path: Path,
+) -> None:
+    for made in (LMDBStore(f"{tmp_path}/gone/../one"), FilesystemStore(f"{tmp_path}/gone/../two")):
+        with made as store:
+            store.write("p", "s", "k", b"v")
+    assert {each.name for each in tmp_path.iterdir()} == {"one", "two", "two.kvreplay"}
+
+
+def test_a_path_that_is_not_utf_8(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not UTF-8; nothing was opened"):
+        LMDBStore(f"{tmp_path}/x\udcff")
+    assert not [*tmp_path.iterdir()]
+    with LMDBStore(tmp_path / "größer") as store:
+        store.write("p", "s", "k", b"v")
+
+
+@pytest.mark.parametrize("marker", ["fifo", "link to a fifo", "folder"])
+def test_a_marker_that_is_no_file_makes_nobody_wait(
+    root: Path, tmp_path: Path, marker: str
+) -> None:
+    filled(root)
+    (root / MARKER).unlink()
+    if marker == "folder":
+        (root / MARKER).mkdir()
+    else:
+        pipe = root / MARKER if marker == "fifo" else tmp_path / "pipe"
+        os.mkfifo(pipe)
+        if marker != "fifo":
+            (root / MARKER).symlink_to(pipe)
+    open_it = f"from kvreplay.backends.lmdb import LMDBStore; LMDBStore({str(root)!r})"
+    ended = subprocess.run(
+        [sys.executable, "-c", open_it], capture_output=True, text=True, timeout=20
+    )
+    assert ended.stderr.splitlines()[-1].startswith("kvreplay.errors.StoreError: cannot open")
 
 
 def test_a_file_system_without_flock_is_told_of_at_opening(root: Path) -> None:

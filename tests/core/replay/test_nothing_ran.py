@@ -54,6 +54,9 @@ class Callables:
     def __call__(self) -> Any:
         return self._function()
 
+    def needs_more(self, invoice: str) -> str:
+        return invoice
+
     def method(self) -> Iterator[int]:
         yield 1
 
@@ -127,6 +130,54 @@ def test_an_answer_is_replayed_whatever_the_handler_is(store: Any) -> None:
     assert replay.execute(KEY, PARAMS, generates).response == "r"
 
 
+def in_doubt_by_anything(awaited: bool, store: Any, handler: Any, method: str = "execute") -> Any:
+    """Run the very handler, not one around it, where each Exception of its own leaves doubt."""
+    made = (AsyncReplay if awaited else Replay)(store, NAMESPACE, ttl=60, doubt_on=(Exception,))
+    outcome = getattr(made, method)(KEY, PARAMS, handler)
+    return asyncio.run(outcome) if awaited else outcome
+
+
+@pytest.mark.parametrize("awaited", [False, True])
+@pytest.mark.parametrize("handler", [None, 3, "text", object()])
+@pytest.mark.parametrize("method", ["execute", "execute_in_transaction"])
+def test_what_cannot_be_called_is_refused(
+    transactional: Any, awaited: bool, method: str, handler: Any
+) -> None:
+    with pytest.raises(ConfigError, match="cannot be called: .*nothing ran"):
+        in_doubt_by_anything(awaited, transactional, handler, method)
+    assert is_free(Replay(transactional, NAMESPACE, ttl=60), transactional)
+
+
+def needs_more(invoice: str) -> str:
+    return invoice
+
+
+def goes_wrong(*nothing: str) -> str:
+    return needs_more(*nothing)
+
+
+@pytest.mark.parametrize("awaited", [False, True])
+@pytest.mark.parametrize(
+    "handler", [needs_more, functools.partial(needs_more, "a", "b"), Callables(0).needs_more]
+)
+def test_a_function_whose_call_python_refuses_has_not_begun(
+    store: Any, awaited: bool, handler: Any
+) -> None:
+    with pytest.raises(TypeError, match="argument"):
+        in_doubt_by_anything(awaited, store, handler)
+    assert is_free(Replay(store, NAMESPACE, ttl=60), store)
+
+
+@pytest.mark.parametrize("awaited", [False, True])
+@pytest.mark.parametrize("handler", [goes_wrong, functools.partial(max, 1, "2")])
+def test_a_function_that_calls_another_one_wrongly_has_begun(
+    store: Any, awaited: bool, handler: Any
+) -> None:
+    with pytest.raises(InDoubtError):
+        in_doubt_by_anything(awaited, store, handler)
+    assert Replay(store, NAMESPACE, ttl=60).release(KEY) is True
+
+
 @pytest.mark.parametrize("late", [generates, generates_awaited, awaits])
 def test_a_function_that_returns_what_never_ran_may_have_done_something_before(
     make: Callable[..., Any], store: Any, late: Any
@@ -182,6 +233,7 @@ def test_a_clock_that_fails(
             replay.execute(key, PARAMS, handler)
         except InDoubtError as error:
             assert handler.runs == 1
+            assert error.response == "r"
             assert isinstance(error.__cause__, ConfigError | OSError)
             if entry(store, key) is not None:  # else there was no claim
                 with_claim = decode(entry(store, key) or b"").claim is not None
