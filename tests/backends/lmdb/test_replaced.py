@@ -12,7 +12,7 @@ from typing import Any
 import lmdb
 import pytest
 
-from kvreplay.backends.lmdb import LMDBStore
+from kvreplay.backends.lmdb import LMDBStore, presence
 from kvreplay.errors import CorruptStoreError, StoreError, StoreUnavailableError
 from support.disks import mounted
 from support.lmdb_stores import (
@@ -64,6 +64,13 @@ def copy_into(source: Path, target: Path) -> None:
     target.write_bytes(source.read_bytes())
 
 
+def be_quiet(store: LMDBStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the store know that all is in place, as after some seconds without a change."""
+    monkeypatch.setattr(presence, "_SETTLED", -1)
+    store.write("p", "s", "k", b"v")
+    assert environment_of(store).handle.turn.watch.is_quiet()
+
+
 @pytest.fixture
 def kept(store: LMDBStore) -> LMDBStore:
     store.write("p", "s", "k", b"v")
@@ -92,13 +99,11 @@ def test_the_folder_below_a_lost_mount_stays_empty(kept: LMDBStore, root: Path) 
 
 @pytest.mark.parametrize("quiet", [True, False])
 def test_another_store_in_its_place_is_refused(
-    kept: LMDBStore, root: Path, tmp_path: Path, quiet: bool
+    kept: LMDBStore, root: Path, tmp_path: Path, quiet: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Even if all was in place for so long that one look at the folder was enough."""
     if quiet:
-        os.utime(root, (1, 1))
-        kept.write("p", "s", "k", b"v")
-        assert environment_of(kept).handle.turn.watch.is_quiet()
+        be_quiet(kept, monkeypatch)
     os.rename(root, tmp_path / "away")
     with Process(WRITER, root) as other:
         assert other.hear() == "ready"
@@ -115,6 +120,22 @@ def test_another_store_in_its_place_is_refused(
     with LMDBStore(tmp_path / "away") as store:
         assert store.list("p", "s") == ["k"]
     assert nothing_is_open()
+
+
+def test_an_older_copy_that_sets_the_times_back_too_is_refused(
+    kept: LMDBStore, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ``rsync -a`` restores a backup: by a rename, and the folder's time as it was."""
+    be_quiet(kept, monkeypatch)
+    before = root.stat()
+    shutil.copy(root / "data.mdb", tmp_path / "backup")
+    kept.write("p", "s", "later", b"v")
+    os.rename(tmp_path / "backup", root / "data.mdb")
+    os.utime(root, ns=(before.st_atime_ns, before.st_mtime_ns))
+    while root.stat().st_ctime_ns == before.st_ctime_ns:  # the kernel's clock has coarse steps
+        os.utime(root, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert root.stat().st_mtime_ns == before.st_mtime_ns
+    refused(kept, CorruptStoreError, "older copy")
 
 
 @pytest.mark.parametrize("how", ["moved", "copied"])
