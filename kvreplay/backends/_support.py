@@ -10,12 +10,19 @@ from kvreplay.errors import ConfigError, StoreError, StoreUnavailableError
 
 __all__ = [
     "OwnTransaction",
+    "check_create",
     "check_durability",
     "check_lock_timeout",
     "check_path",
     "nested_call_error",
     "own_transaction_error",
 ]
+
+
+def check_create(create: object) -> None:
+    """Raise a ConfigError if this is no bool: a text such as ``"false"`` would count as true."""
+    if not isinstance(create, bool):
+        raise ConfigError("create must be True or False")
 
 
 def check_durability(durability: object) -> None:

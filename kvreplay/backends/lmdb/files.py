@@ -25,6 +25,7 @@ from kvreplay.backends.durable_files import (
     FILE_MODE,
     fsync_directory,
     make_directories,
+    read_regular_file,
     replace_file,
     write_temporary,
 )
@@ -242,7 +243,7 @@ def _missing(path: Path) -> StoreError:
 
 def _marked_id(path: Path) -> bytes | None:
     try:
-        text = (path / _MARKER).read_bytes()
+        text = read_regular_file(str(path / _MARKER))
     except (FileNotFoundError, NotADirectoryError):
         return None
     if (marked := _marker(text)) is None:
@@ -258,9 +259,13 @@ def _filesystem_store(path: Path) -> Path | None:
 
     That is its own folder beside this one, or an entry: a file in a namespace in a namespace.
     """
-    beside = path.with_name(f"{path.name}.kvreplay") / "format"
-    if path.name not in ("", "..") and beside.exists():
-        return beside
+    real = os.path.realpath(path)  # as that engine spells it
+    shown = [Path(f"{real}.kvreplay", "format")]
+    if real.endswith(".kvreplay"):  # its own folder was given instead of its root
+        shown.append(Path(real, "format"))
+    for beside in shown:
+        if beside.exists():
+            return beside
     for primary in _folders(path):
         for secondary in _folders(primary):
             with os.scandir(secondary) as found:

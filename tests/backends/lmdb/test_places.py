@@ -195,6 +195,24 @@ def test_a_store_of_the_filesystem_engine_in_its_place(
     assert sorted(root.parent.rglob("*")) == before
 
 
+@pytest.mark.parametrize("spelling", ["link", "store.kvreplay"])
+def test_another_spelling_of_a_store_of_the_filesystem_engine(root: Path, spelling: str) -> None:
+    """It has no entry yet, so only its own folder shows it."""
+    FilesystemStore(root).close()
+    root.with_name("link").symlink_to(root)
+    before = sorted(root.parent.rglob("*"))
+    with pytest.raises(CorruptStoreError, match='engine "filesystem"'):
+        LMDBStore(root.with_name(spelling))
+    assert sorted(root.parent.rglob("*")) == before
+
+
+def test_a_marker_that_is_no_file_makes_nobody_wait(root: Path) -> None:
+    LMDBStore(root).close()
+    (root / MARKER).unlink()
+    os.mkfifo(root / MARKER)
+    in_process("try: LMDBStore(path)\nexcept StoreError: pass\nelse: raise AssertionError", root)
+
+
 def test_folders_of_something_else_are_no_store(root: Path) -> None:
     (root / "lost+found").mkdir(parents=True)
     (root / "logs").mkdir()
