@@ -20,6 +20,7 @@ from support.lmdb_stores import (
     Process,
     environment_of,
     handle_of,
+    in_process,
     nothing_is_open,
     open_files_of,
 )
@@ -247,6 +248,29 @@ def test_a_lock_file_that_is_removed_in_a_transaction(
     assert len(kept.list("p", "s")) == 8
 
 
+@pytest.mark.parametrize("names", [["kvreplay.lock"], ["kvreplay.lock", "lock.mdb"]])
+def test_nobody_comes_into_a_transaction_whose_lock_files_are_removed(
+    kept: LMDBStore, root: Path, names: list[str]
+) -> None:
+    """As by who wants to get rid of *stale* locks: he would wait without a bound, or lose a change."""
+    code = """
+try:
+    store = LMDBStore(path, lock_timeout=0.3)
+    store.write("p", "s", "theirs", b"v")
+    store.close()
+except StoreUnavailableError as error:
+    say(error)
+"""
+    with kept.transaction() as txn:
+        txn.write("p", "s", "txn", b"v")
+        for name in names:
+            (root / name).unlink()
+        assert f"the process {os.getpid()} has it" in in_process(code, root)
+    assert in_process(code, root) == ""
+    kept.write("p", "s", "ours", b"v")
+    assert sorted(kept.list("p", "s")) == ["k", "ours", "theirs", "txn"]
+
+
 def test_a_marker_of_another_store(root: Path, tmp_path: Path) -> None:
     """``data.mdb`` alone was put in the place of another."""
     for path in (root, tmp_path / "other"):
@@ -268,7 +292,7 @@ def test_closed_descriptors_are_opened_anew(kept: LMDBStore, root: Path) -> None
         os.close(number)
     kept.write("p", "s", "new", b"v")
     assert kept.read("p", "s", "new") == b"v"
-    assert len(descriptors_of(root)) == 4
+    assert len(descriptors_of(root)) == 5
     kept.close()
     assert open_files_of(root) == []
 
