@@ -143,6 +143,12 @@ class ProcessLock:
                 raise
             return file
 
+    def held_by_another(self) -> str:
+        """Return which other process has the lock, for a message; nothing if that is not known."""
+        file = self._file
+        holder = None if file is None else file.holder()
+        return "" if holder in (None, os.getpid()) else f"; the process {holder} has it"
+
     def give_back(self, *, brief: bool = False) -> None:
         """Give the lock back; this does nothing if it is not held, and never fails.
 
