@@ -50,6 +50,13 @@ def check_path(path: str | os.PathLike[str], engine: str) -> str:
             raise TypeError
     except TypeError:
         raise ConfigError(f"the path of a {engine} store must be a non-empty str") from None
+    try:
+        os.path.abspath(spelt)
+    except FileNotFoundError:
+        raise ConfigError(
+            f"the path of a {engine} store is relative, and the current directory does not exist"
+            " any more: nothing was made; give an absolute path"
+        ) from None
     return spelt
 
 

@@ -40,6 +40,18 @@ def test_create_is_a_bool(wrong: Any, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("cls", [LMDBStore, FilesystemStore])
+def test_a_current_directory_that_is_gone(
+    cls: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "here").rmdir()
+    with pytest.raises(ConfigError, match="give an absolute path"):
+        cls("store")
+    cls(tmp_path / "store").close()
+
+
 def test_a_sweep_at_its_limit_knows_that_nothing_is_left(store: Any) -> None:
     put(store, "due", b"v", 5)
     put(store, "live", b"v", 500)
