@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from kvreplay.backends.filesystem import FilesystemStore
 from kvreplay.backends.lmdb import LMDBStore
+from kvreplay.backends.memory import MemoryStore
 from kvreplay.errors import ConfigError, StoreError
 from kvreplay.store import ExpiringKVStore, SweepResult, TransactionalKVStore
 from kvreplay.testing.entries import every_call, put
@@ -22,6 +24,20 @@ def test_a_capability_is_there_or_absent(engine: Any, store: Any) -> None:
 
 def test_reads_are_local(store: Any) -> None:
     assert store.reads_are_local is True
+
+
+@pytest.mark.parametrize("wrong", ["false", 0, None])
+def test_create_is_a_bool(wrong: Any, tmp_path: Path) -> None:
+    """A text from the environment, such as "false", would count as true, and make a store."""
+    engines: list[Callable[[], Any]] = [
+        lambda: MemoryStore(create=wrong),
+        lambda: LMDBStore(tmp_path / "store", create=wrong),
+        lambda: FilesystemStore(tmp_path / "store", create=wrong),
+    ]
+    for opening in engines:
+        with pytest.raises(ConfigError, match="create must be"):
+            opening()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_sweep_at_its_limit_knows_that_nothing_is_left(store: Any) -> None:

@@ -49,10 +49,13 @@ _TRIED: Final = "user.kvreplay.tried"
 _is_temporary = re.compile(r"([0-9a-f]{2})-[0-9a-f]{32}\.tmp").fullmatch
 
 
-def open_folders(root: str, sidecar: str, *, create: bool, lock_timeout: float) -> Presence:
+def open_folders(
+    root: str, sidecar: str, given: str, *, create: bool, lock_timeout: float
+) -> Presence:
     """Make a root usable, or refuse it; an ``OSError`` is raised as it is.
 
     Args:
+        given: the root as the user has spelt it, which may lead there over links.
         create: make the store if there is none.
         lock_timeout: how long to wait for others that open it, in seconds.
     """
@@ -86,7 +89,7 @@ def open_folders(root: str, sidecar: str, *, create: bool, lock_timeout: float) 
     else:
         _try(root, sidecar)
     _remove_leftovers(sidecar)
-    return Presence(root, sidecar, store_id)
+    return Presence(root, sidecar, given, store_id)
 
 
 def _refuse_lmdb(root: str) -> None:

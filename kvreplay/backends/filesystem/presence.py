@@ -91,11 +91,14 @@ class Presence:
     """The store at a path, as it was opened.
 
     Args:
+        given: the path of the root as the user has spelt it, in which links may point to another
+            store by now.
         store_id: what its ``format`` says.
     """
 
-    def __init__(self, root: str, sidecar: str, store_id: bytes) -> None:
+    def __init__(self, root: str, sidecar: str, given: str, store_id: bytes) -> None:
         self._root = root
+        self._given = given
         self._sidecar = sidecar
         self._id = store_id
         self._marked = _mark_of(root) == store_id
@@ -107,6 +110,8 @@ class Presence:
     def check(self) -> None:
         """Raise StoreUnavailableError if another store, or none, is at the path by now."""
         try:
+            if self._given != self._root and os.path.realpath(self._given) != self._root:
+                raise self._lost_root()
             seen = self._look_at_root()
         except OSError as error:
             raise self._lost_root() from nameless(error)
@@ -138,7 +143,7 @@ class Presence:
 
     def _lost_root(self) -> StoreUnavailableError:
         return StoreUnavailableError(
-            f"{self._root} is no longer the folder that was opened; nothing was done:"
+            f"{self._given} is no longer the folder that was opened; nothing was done:"
             " mount it or move it back, or open the store again"
         )
 

@@ -27,7 +27,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import ClassVar, TypeVar
 
-from kvreplay.backends._support import check_durability, check_lock_timeout
+from kvreplay.backends._support import check_create, check_durability, check_lock_timeout
 from kvreplay.backends.filesystem.entries import Entries
 from kvreplay.backends.filesystem.errors import nameless, opening_error, store_error
 from kvreplay.backends.filesystem.expiry import ExpiryIndex
@@ -78,7 +78,7 @@ class FilesystemStore(Closing):
             a StoreUnavailableError and never happens. A read does not wait.
 
     Raises:
-        ConfigError: ``path``, ``durability`` or ``lock_timeout`` is wrong.
+        ConfigError: ``path``, ``create``, ``durability`` or ``lock_timeout`` is wrong.
         StoreError: the folders cannot be made or used, or their file system cannot do what a store
             needs.
         StoreNotFoundError: there is no store, and ``create`` is false.
@@ -103,14 +103,18 @@ class FilesystemStore(Closing):
         lock_timeout: float = LOCK_TIMEOUT,
     ) -> None:
         check_durability(durability)
+        check_create(create)
         self._lock_timeout = check_lock_timeout(lock_timeout)
         self._root = resolve(path)
+        given = os.fspath(path)
+        if not os.path.isabs(given):  # and it is not shortened: a ".." may follow a link
+            given = os.path.join(os.getcwd(), given)
         self._sidecar = f"{self._root}.kvreplay"
         self._durability = durability
         self._durable = durability == "full"
         try:
             self._presence = open_folders(
-                self._root, self._sidecar, create=create, lock_timeout=self._lock_timeout
+                self._root, self._sidecar, given, create=create, lock_timeout=self._lock_timeout
             )
         except OSError as error:
             raise opening_error(error, self._root) from error

@@ -260,9 +260,13 @@ def _filesystem_store(path: Path) -> Path | None:
 
     That is its own folder beside this one, or an entry: a file in a namespace in a namespace.
     """
-    beside = path.with_name(f"{path.name}.kvreplay") / "format"
-    if path.name not in ("", "..") and beside.exists():
-        return beside
+    real = os.path.realpath(path)  # as that engine spells it
+    shown = [Path(f"{real}.kvreplay", "format")]
+    if real.endswith(".kvreplay"):  # its own folder was given instead of its root
+        shown.append(Path(real, "format"))
+    for beside in shown:
+        if beside.exists():
+            return beside
     for primary in _folders(path):
         for secondary in _folders(primary):
             with os.scandir(secondary) as found:

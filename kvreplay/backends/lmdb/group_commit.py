@@ -203,9 +203,11 @@ class GroupCommit:
 
     def _give_up(self, write: PendingWrite) -> None:
         """Withdraw a write that has waited for too long, unless a transaction may have it."""
+        held = self._process_lock.held_by_another() or _BUSY
         with self._changing:  # as is who puts it into a batch
             if write.is_untouched:
-                write.error = too_long(self._process_lock.what, write.bound, _BUSY)
+                write.error = too_long(self._process_lock.what, write.bound, held)
+                _first_to_land(self._waiting)  # nobody else may come to take it out
 
     def _head(self) -> PendingWrite | None:
         """Return the first write that has not landed; those before it leave the queue."""

@@ -300,7 +300,8 @@ class Handle:
 
     def close(self) -> None:
         """Close the files once nobody uses them; a new user's call opens them again."""
-        self._change(self._forget)
+        # Even if there is none: an error in the middle of a first call may have left them open.
+        self._change(lambda env: self._forget(env or self.files.env))
 
     def hold_for_fork(self, patience: float) -> None:
         """Before a fork: let no use begin, and wait at most ``patience`` seconds for the others."""

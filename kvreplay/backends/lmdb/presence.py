@@ -22,7 +22,7 @@ __all__ = ["FolderWatch", "Identity", "Presence", "identity_of_file", "open_desc
 Identity = tuple[int, int]
 """A file's device and inode."""
 
-_SETTLED: Final = 1_000_000_000  # nanoseconds, after which a directory's time cannot come again
+_SETTLED: Final = 1_000_000_000  # nanoseconds, after which a change moves a directory's time
 _leaked: Final[list[lmdb.Environment]] = []  # never closed: their numbers are other files' now
 
 
@@ -61,8 +61,9 @@ def _identity_of_descriptor(number: int, unknown: Identity | None = None) -> Ide
 class FolderWatch:
     """Says by one look whether anything in a folder was made, renamed or removed.
 
-    Such a change moves the folder's time. A change soon after another one may not: so what was seen
-    counts only once that time is some way past.
+    Such a change moves the folder's time of change, which nobody can set: whoever restores a backup
+    often sets the other times back. A change soon after another one may not move it: so what was
+    seen counts only once that time is some way past.
     """
 
     __slots__ = ("_folder", "_seen", "_settled")
@@ -79,7 +80,7 @@ class FolderWatch:
         except OSError:
             self._seen = None
             return False
-        self._seen = status.st_dev, status.st_ino, status.st_mtime_ns
+        self._seen = status.st_dev, status.st_ino, status.st_ctime_ns
         return self._seen == self._settled
 
     def settle(self) -> None:

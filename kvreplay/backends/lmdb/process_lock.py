@@ -8,7 +8,8 @@ who waits for it can give up.
 
 It is held on a file of our own, ``kvreplay.lock``, which only the store's user may open: whoever
 may open a directory may lock that too. If the file is removed, the next one is made anew, so after
-locking it one looks whether it is still in its place.
+locking it one looks whether it is still in its place. But who removes it may do so in the middle of
+somebody's turn. So ``data.mdb`` is locked after it: whoever has that file has a lock on it.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ class ProcessLock:
         self.watch = FolderWatch(str(path))
         self._path = path
         self._file: FileLock | None = None
+        self._data_path = str(path / DATA)
+        self._data: FileLock | None = None
         self.what = f"the turn to write to the LMDB store {path}"
 
     @property
@@ -93,14 +96,35 @@ class ProcessLock:
                         before_waiting()
                     left = max(until - time.monotonic(), 0)
                     lock_within(file, self.what, left, bound=bound)
-                if self.watch.is_quiet():
-                    return kept
-                if file.is_in_place:
-                    return False
+                quiet = self.watch.is_quiet()
+                if quiet or file.is_in_place:
+                    return self._take_data(until, bound, quiet) and kept and quiet
                 self.close()
         except OSError as error:
             self.close()
             raise no_lock(error, self._path) from error
+
+    def _take_data(self, until: float, bound: float, quiet: bool) -> bool:
+        """Lock ``data.mdb``, if there is one; say whether it was open and free.
+
+        It is free unless the other lock file was removed while somebody had the turn.
+        """
+        data = self._data
+        kept = data is not None and (quiet or (data.is_open and data.is_in_place))
+        if data is None or not kept:
+            if data is not None:
+                data.close()
+            self._data = None
+            try:
+                data = self._data = FileLock(self._data_path, os.O_RDONLY | os.O_NONBLOCK)
+            except FileNotFoundError:
+                return False  # it is being made, or gone, which the caller finds out
+        try:
+            data.lock()
+        except BlockingIOError:
+            lock_within(data, self.what, max(until - time.monotonic(), 0), bound=bound)
+            return False
+        return kept
 
     def _open(self, making: bool) -> FileLock:
         path = str(self._path / _NAME)
@@ -119,13 +143,23 @@ class ProcessLock:
                 raise
             return file
 
+    def held_by_another(self) -> str:
+        """Return which other process has the lock, for a message; nothing if that is not known."""
+        file = self._file
+        holder = None if file is None else file.holder()
+        return "" if holder in (None, os.getpid()) else f"; the process {holder} has it"
+
     def give_back(self, *, brief: bool = False) -> None:
         """Give the lock back; this does nothing if it is not held, and never fails.
 
         ``brief`` is as in :meth:`FileLock.unlock`.
         """
-        if self._file is not None and not self._file.unlock(brief=brief):
-            self._file = None  # the next taker opens it anew
+        try:
+            if self._data is not None and not self._data.unlock(brief=brief):
+                self._data = None  # the next taker opens it anew
+        finally:
+            if self._file is not None and not self._file.unlock(brief=brief):
+                self._file = None
 
     def while_held(self, action: Callable[[], None], *, making: bool = False) -> None:
         """Run ``action`` with the lock, which is taken unless this thread has it.
@@ -156,7 +190,12 @@ class ProcessLock:
                 pass  # it was not taken
 
     def close(self) -> None:
-        """Close the file, which gives the lock back too."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        """Close the files, which gives the locks back too."""
+        try:
+            if self._data is not None:
+                self._data.close()
+                self._data = None
+        finally:
+            if self._file is not None:
+                self._file.close()
+                self._file = None

@@ -16,7 +16,12 @@ from os import getpid
 from pathlib import Path
 from typing import ClassVar, Final
 
-from kvreplay.backends._support import check_durability, check_lock_timeout, check_path
+from kvreplay.backends._support import (
+    check_create,
+    check_durability,
+    check_lock_timeout,
+    check_path,
+)
 from kvreplay.backends.lmdb import entries, shared
 from kvreplay.backends.lmdb.environment import LOCK_TIMEOUT, Block, Environment
 from kvreplay.backends.lmdb.pending import ALONE
@@ -100,6 +105,7 @@ class LMDBStore(Closing):
         create: bool = True,
     ) -> None:
         check_durability(durability)
+        check_create(create)
         self._bound = check_lock_timeout(lock_timeout)
         if type(map_size) is not int or not 64 * 1024 <= map_size < 2**63:
             raise ConfigError("map_size must be an int of at least 65536 (bytes), below 2**63")

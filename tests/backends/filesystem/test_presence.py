@@ -173,6 +173,37 @@ def test_another_store_in_its_place(store: FilesystemStore, root: Path) -> None:
         change(store)
 
 
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_link_that_leads_to_another_store_by_now(root: Path, copied: bool) -> None:
+    """Whoever opens the path from now on finds the other one, even if it is a copy of this one."""
+    current, other = root.with_name("current"), root.with_name("other")
+    current.symlink_to(root)
+    with FilesystemStore(current) as store:
+        store.write("p", "s", "k", OLD)
+        if copied:
+            for one, two in ((root, other), (beside(root), beside(other))):
+                subprocess.run(["cp", "-a", str(one), str(two)], check=True)
+        FilesystemStore(other).close()
+        current.unlink()
+        current.symlink_to(other)
+        for change in CHANGES:
+            with pytest.raises(StoreUnavailableError, match="current is no longer"):
+                change(store)
+        current.unlink()
+        current.symlink_to(root)
+        for change in CHANGES:
+            change(store)
+
+
+def test_dots_after_a_link_lead_where_the_kernel_says(tmp_path: Path) -> None:
+    (tmp_path / "there" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "there" / "deep")
+    with FilesystemStore(f"{tmp_path}/link/../store") as store:
+        for change in CHANGES:
+            change(store)
+    assert (tmp_path / "there" / "store").is_dir()
+
+
 def test_another_sidecar_in_its_place(store: FilesystemStore, root: Path) -> None:
     store.write("p", "s", "k", OLD)
     FilesystemStore(root.with_name("other")).close()

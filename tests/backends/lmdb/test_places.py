@@ -202,6 +202,17 @@ def test_a_store_of_the_filesystem_engine_in_its_place(
     assert sorted(root.parent.rglob("*")) == before
 
 
+@pytest.mark.parametrize("spelling", ["link", "store.kvreplay"])
+def test_another_spelling_of_a_store_of_the_filesystem_engine(root: Path, spelling: str) -> None:
+    """It has no entry yet, so only its own folder shows it."""
+    FilesystemStore(root).close()
+    root.with_name("link").symlink_to(root)
+    before = sorted(root.parent.rglob("*"))
+    with pytest.raises(CorruptStoreError, match='engine "filesystem"'):
+        LMDBStore(root.with_name(spelling))
+    assert sorted(root.parent.rglob("*")) == before
+
+
 def test_folders_of_something_else_are_no_store(root: Path) -> None:
     (root / "lost+found").mkdir(parents=True)
     (root / "logs").mkdir()

@@ -12,7 +12,7 @@ from typing import Any
 import lmdb
 import pytest
 
-from kvreplay.backends.lmdb import LMDBStore
+from kvreplay.backends.lmdb import LMDBStore, presence
 from kvreplay.errors import CorruptStoreError, StoreError, StoreUnavailableError
 from support.disks import mounted
 from support.lmdb_stores import (
@@ -20,6 +20,7 @@ from support.lmdb_stores import (
     Process,
     environment_of,
     handle_of,
+    in_process,
     nothing_is_open,
     open_files_of,
 )
@@ -64,6 +65,13 @@ def copy_into(source: Path, target: Path) -> None:
     target.write_bytes(source.read_bytes())
 
 
+def be_quiet(store: LMDBStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the store know that all is in place, as after some seconds without a change."""
+    monkeypatch.setattr(presence, "_SETTLED", -1)
+    store.write("p", "s", "k", b"v")
+    assert environment_of(store).handle.turn.watch.is_quiet()
+
+
 @pytest.fixture
 def kept(store: LMDBStore) -> LMDBStore:
     store.write("p", "s", "k", b"v")
@@ -92,13 +100,11 @@ def test_the_folder_below_a_lost_mount_stays_empty(kept: LMDBStore, root: Path) 
 
 @pytest.mark.parametrize("quiet", [True, False])
 def test_another_store_in_its_place_is_refused(
-    kept: LMDBStore, root: Path, tmp_path: Path, quiet: bool
+    kept: LMDBStore, root: Path, tmp_path: Path, quiet: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Even if all was in place for so long that one look at the folder was enough."""
     if quiet:
-        os.utime(root, (1, 1))
-        kept.write("p", "s", "k", b"v")
-        assert environment_of(kept).handle.turn.watch.is_quiet()
+        be_quiet(kept, monkeypatch)
     os.rename(root, tmp_path / "away")
     with Process(WRITER, root) as other:
         assert other.hear() == "ready"
@@ -115,6 +121,22 @@ def test_another_store_in_its_place_is_refused(
     with LMDBStore(tmp_path / "away") as store:
         assert store.list("p", "s") == ["k"]
     assert nothing_is_open()
+
+
+def test_an_older_copy_that_sets_the_times_back_too_is_refused(
+    kept: LMDBStore, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ``rsync -a`` restores a backup: by a rename, and the folder's time as it was."""
+    be_quiet(kept, monkeypatch)
+    before = root.stat()
+    shutil.copy(root / "data.mdb", tmp_path / "backup")
+    kept.write("p", "s", "later", b"v")
+    os.rename(tmp_path / "backup", root / "data.mdb")
+    os.utime(root, ns=(before.st_atime_ns, before.st_mtime_ns))
+    while root.stat().st_ctime_ns == before.st_ctime_ns:  # the kernel's clock has coarse steps
+        os.utime(root, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert root.stat().st_mtime_ns == before.st_mtime_ns
+    refused(kept, CorruptStoreError, "older copy")
 
 
 @pytest.mark.parametrize("how", ["moved", "copied"])
@@ -226,6 +248,29 @@ def test_a_lock_file_that_is_removed_in_a_transaction(
     assert len(kept.list("p", "s")) == 8
 
 
+@pytest.mark.parametrize("names", [["kvreplay.lock"], ["kvreplay.lock", "lock.mdb"]])
+def test_nobody_comes_into_a_transaction_whose_lock_files_are_removed(
+    kept: LMDBStore, root: Path, names: list[str]
+) -> None:
+    """As by who wants to get rid of *stale* locks: he would wait without a bound, or lose a change."""
+    code = """
+try:
+    store = LMDBStore(path, lock_timeout=0.3)
+    store.write("p", "s", "theirs", b"v")
+    store.close()
+except StoreUnavailableError as error:
+    say(error)
+"""
+    with kept.transaction() as txn:
+        txn.write("p", "s", "txn", b"v")
+        for name in names:
+            (root / name).unlink()
+        assert f"the process {os.getpid()} has it" in in_process(code, root)
+    assert in_process(code, root) == ""
+    kept.write("p", "s", "ours", b"v")
+    assert sorted(kept.list("p", "s")) == ["k", "ours", "theirs", "txn"]
+
+
 def test_a_marker_of_another_store(root: Path, tmp_path: Path) -> None:
     """``data.mdb`` alone was put in the place of another."""
     for path in (root, tmp_path / "other"):
@@ -247,7 +292,7 @@ def test_closed_descriptors_are_opened_anew(kept: LMDBStore, root: Path) -> None
         os.close(number)
     kept.write("p", "s", "new", b"v")
     assert kept.read("p", "s", "new") == b"v"
-    assert len(descriptors_of(root)) == 4
+    assert len(descriptors_of(root)) == 5
     kept.close()
     assert open_files_of(root) == []
 

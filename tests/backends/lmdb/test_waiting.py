@@ -107,7 +107,7 @@ def test_a_queue_behind_a_stopped_process_is_withdrawn(
         for n in range(6)
     ]
     for caller in callers:
-        with pytest.raises(StoreUnavailableError, match="did not come within"):
+        with pytest.raises(StoreUnavailableError, match=f"{stopped.pid} has it"):
             caller.result()
     assert waiting(impatient) == 0
     go_on(stopped)
