@@ -99,7 +99,9 @@ def test_a_sound_file_may_be_shorter_than_its_page_count(root: Path) -> None:
 
 @pytest.mark.parametrize("marked", [True, False])
 @pytest.mark.parametrize(
-    "garbage", [b"not LMDB", b"\0" * 20000, b"SQLite format 3\0" * 1000, os.urandom(20000)]
+    "garbage",
+    [b"not LMDB", b"\0" * 20000, b"SQLite format 3\0" * 1000, os.urandom(20000)],
+    ids=["text", "zeros", "SQLite's", "random"],
 )
 def test_garbage_is_refused(root: Path, garbage: bytes, marked: bool) -> None:
     filled(root)
