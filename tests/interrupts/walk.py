@@ -25,7 +25,7 @@ import kvreplay
 from interrupts.depths import Depths
 from interrupts.operations import ASYNC, OPERATIONS, operations_of
 from interrupts.points import Ended, Points, TimeLimit
-from interrupts.world import Neighbour, World
+from interrupts.world import Neighbour, World, have_few_lock_files
 
 __all__ = ["ERRORS", "first_of", "main", "walk"]
 
@@ -152,6 +152,7 @@ def main(arguments: list[str]) -> None:
         importlib.import_module(module)  # its import is no part of an operation
     gc.collect()
     gc.freeze()  # a child's collections leave alone what is here
+    have_few_lock_files()
     engine, error, stride, *names = arguments
     for name in names or operations_of(engine):
         print(json.dumps(walk(engine, name, error, int(stride))), flush=True)

@@ -23,15 +23,20 @@ from kvreplay.backends.filesystem import FilesystemStore, layout, locks, opening
 from kvreplay.backends.lmdb import LMDBStore, shared
 from kvreplay.backends.memory import MemoryStore
 
-__all__ = ["Neighbour", "World", "open_store"]
+__all__ = ["Neighbour", "World", "have_few_lock_files", "open_store"]
 
 _DISK: Final = "/dev/shm" if os.path.isdir("/dev/shm") else None
-# A store's lock files are made one like the other: a few tell as much as all, in this process and
-# in the one beside it.
-for _module in (locks, layout, opening):
-    assert vars(_module)["STRIPES"] > 3
-    vars(_module)["STRIPES"] = 3
 PATIENCE: Final = 8.0  # seconds; the walk kills what takes longer
+
+
+def have_few_lock_files() -> None:
+    """Let the file stores of this process, and of those that it forks, have few lock files.
+
+    They are made one like the other, so a few tell as much as all.
+    """
+    for module in (locks, layout, opening):
+        assert vars(module)["STRIPES"] > 3
+        vars(module)["STRIPES"] = 3
 
 
 def open_store(engine: str, path: Path, map_size: int = 1 << 20) -> Any:
