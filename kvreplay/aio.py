@@ -250,18 +250,29 @@ class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
     ) -> Outcome | None:
         """Share the leader's result; ``None``: there is nothing to share, start over."""
         until_bound = self._begin_to_follow(flight, request, patience)
-        loop = asyncio.get_running_loop()
-        while True:
-            changed = loop.create_future()
-            wake = _waker(changed)
-            try:
-                while not changed.done():
-                    if not flights.wake_on_change(flight, wake, until_bound=until_bound):
-                        return self._share(flight, request, patience)
-                    await asyncio.wait((changed,), timeout=self._time_to_follow(patience))
-                    flights.give_up(flight)
-            finally:
-                flight.wakers.pop(wake, None)
+        while await self._wait_for_change(flight, until_bound, patience):
+            pass
+        return self._share(flight, request, patience)
+
+    async def _wait_for_change(
+        self, flight: Flight[object], until_bound: bool, patience: Patience
+    ) -> bool:
+        """Wait until the flight has changed; False if there is nothing to wait for any more."""
+        changed = asyncio.get_running_loop().create_future()
+        wake = _waker(changed)
+
+        async def follow() -> bool:
+            while not changed.done():
+                if not flights.wake_on_change(flight, wake, until_bound=until_bound):
+                    return False
+                await asyncio.wait((changed,), timeout=self._time_to_follow(patience))
+                flights.give_up(flight)
+            return True
+
+        try:
+            return await follow()  # a loop of its own: an interrupt in its jump back is inside
+        finally:
+            flight.wakers.pop(wake, None)
 
 
 def _waker(changed: asyncio.Future[None]) -> Callable[[], None]:

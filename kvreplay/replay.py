@@ -306,10 +306,14 @@ class Replay(AnyReplay[Verdict]):
             )
         changed = Bell()
         wake = changed.ring
-        try:
+
+        def follow() -> None:
             while flights.wake_on_change(flight, wake, until_bound=until_bound):
                 changed.wait(self._time_to_follow(patience))
                 flights.give_up(flight)
+
+        try:
+            follow()  # a loop of its own: an interrupt in its jump back is inside the try
         finally:
             flight.wakers.pop(wake, None)
         return self._share(flight, request, patience)

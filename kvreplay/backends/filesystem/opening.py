@@ -165,10 +165,8 @@ def _let_no_reader_lock(sidecar: str) -> None:
     for name in ("locks", "owners"):
         path = os.path.join(sidecar, name)
         with contextlib.suppress(OSError):  # it is not there yet, or belongs to another user
-            mode = kept = stat.S_IMODE(os.lstat(path).st_mode)
-            for bits in (0o070, 0o007):
-                if not mode & bits & 0o222:
-                    kept &= ~bits
+            mode = stat.S_IMODE(os.lstat(path).st_mode)
+            kept = mode & ~sum(bits for bits in (0o070, 0o007) if not mode & bits & 0o222)
             if kept != mode:
                 os.chmod(path, kept)
 

@@ -270,9 +270,9 @@ def _filesystem_store(path: Path) -> Path | None:
     for primary in _folders(path):
         for secondary in _folders(primary):
             with os.scandir(secondary) as found:
-                for each in found:
-                    if _legal_name(each.name) and each.is_file():
-                        return Path(each.path)
+                entry = next((e.path for e in found if _legal_name(e.name) and e.is_file()), None)
+            if entry is not None:
+                return Path(entry)
     return None
 
 
