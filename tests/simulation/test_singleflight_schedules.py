@@ -254,14 +254,14 @@ def test_one_leads_and_nobody_waits_for_ever(
             id="boarding is read, then write",
         ),
         pytest.param(
-            "            wakers = list(flight.wakers)\n        for",
-            "            wakers = []\n        for",
+            "                flight.landed = True\n            wakers = list(flight.wakers)\n",
+            "                flight.landed = True\n            wakers = []\n",
             "one waits for ever",
             id="landing wakes nobody",
         ),
         pytest.param(
-            "            wakers = list(flight.wakers)\n            flight.wakers.clear()\n",
-            "            wakers = []\n            flight.wakers.clear()\n",
+            "            flight.bound = True\n            wakers = list(flight.wakers)\n",
+            "            flight.bound = True\n            wakers = []\n",
             "one waits for ever",
             id="binding forgets who waits",
         ),
