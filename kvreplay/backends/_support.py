@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import os
 import threading
+from typing import Final
 
 from kvreplay.errors import ConfigError, StoreError, StoreUnavailableError
 
 __all__ = [
+    "LOCK_TIMEOUT",
     "OwnTransaction",
     "check_create",
     "check_durability",
@@ -17,6 +19,9 @@ __all__ = [
     "nested_call_error",
     "own_transaction_error",
 ]
+
+LOCK_TIMEOUT: Final = 10.0
+"""How many seconds a store waits for others, unless it is told."""
 
 
 def check_create(create: object) -> None:

@@ -29,7 +29,7 @@ from typing import Final
 from kvreplay.errors import StoreUnavailableError
 from kvreplay.store import ForkSafeLock
 
-__all__ = ["FileLock", "lock_within", "too_long"]
+__all__ = ["FileLock", "identity_of_descriptor", "lock_within", "too_long"]
 
 _SHARE: Final = 1 / 16  # of the time waited so far: the next pause
 _SHORTEST: Final = 0.00005  # seconds
@@ -72,7 +72,7 @@ class FileLock:
         # By an operator: no interrupt comes between the call and the note of its descriptor.
         self._fds += opening
         try:
-            self._identity = _identity_of(self._fds[0])
+            self._identity = identity_of_descriptor(self._fds[0])
             if self._identity is not None:
                 _opened.files[self._fds[0]] = self._identity
         except BaseException:  # an interrupt, whose traceback would keep it open
@@ -86,12 +86,10 @@ class FileLock:
     def is_open(self) -> bool:
         """Whether its descriptor still stands for the file that was opened."""
         try:
-            status = os.fstat(self._fds[0])
+            seen = identity_of_descriptor(self._fds[0], self._identity)
         except IndexError:
             return False
-        except OSError as error:
-            return error.errno != errno.EBADF
-        return self._identity in ((status.st_dev, status.st_ino), None)
+        return seen is not None and self._identity in (seen, None)
 
     @property
     def is_in_place(self) -> bool:
@@ -278,11 +276,17 @@ def _named(file: FileLock) -> str:
     return "" if holder is None else f"; the process {holder} has it"
 
 
-def _identity_of(fd: int) -> tuple[int, int] | None:
+def identity_of_descriptor(
+    number: int, unknown: tuple[int, int] | None = None
+) -> tuple[int, int] | None:
+    """Return what a descriptor stands for, as device and inode.
+
+    ``None``: it is closed; ``unknown``: nobody can tell.
+    """
     try:
-        status = os.fstat(fd)
-    except OSError:
-        return None
+        status = os.fstat(number)
+    except OSError as error:
+        return None if error.errno == errno.EBADF else unknown
     return status.st_dev, status.st_ino
 
 
@@ -306,7 +310,7 @@ def _close_inherited() -> None:
         inherited, _opened = _opened, _Opened()
     for fd, identity in inherited.files.items():
         # Not if it has been closed, and its number stands for another file by now.
-        if _identity_of(fd) == identity:
+        if identity_of_descriptor(fd) == identity:
             with contextlib.suppress(OSError):
                 os.close(fd)
 

@@ -66,7 +66,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "backends.lmdb": (
         *("errors", "presence", "files", "gate", "process_lock", "readers", "handle", "pending"),
         "group_commit",
-        *("environment", "shared", "entries", "store", "__init__"),
+        *("environment", "shared", "entries", "transaction", "store", "__init__"),
     ),
     "testing": (
         *("threads", "entries", "batches", "check_and_put", "claims", "closing", "expiry"),

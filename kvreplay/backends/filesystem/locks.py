@@ -9,21 +9,18 @@ from os import getpid
 from threading import get_ident
 from typing import Final, TypeVar
 
-from kvreplay.backends._support import nested_call_error
+from kvreplay.backends._support import LOCK_TIMEOUT, nested_call_error
 from kvreplay.backends.durable_files import FILE_MODE
 from kvreplay.backends.file_lock import FileLock, lock_within
 from kvreplay.store import ThreadBound
 
-__all__ = ["LOCK_TIMEOUT", "STRIPES", "flocked", "lock_file", "make_lock_files", "read_locked"]
+__all__ = ["STRIPES", "flocked", "lock_file", "make_lock_files", "read_locked"]
 
 A = TypeVar("A")
 T = TypeVar("T")
 
 STRIPES: Final = 256
 """How many locks there are. It must never change: all processes must agree on an entry's lock."""
-
-LOCK_TIMEOUT: Final = 10.0
-"""How long a lock is waited for if nobody says otherwise, in seconds."""
 
 # A pipe in the place of a lock file must not make anybody wait.
 _READ: Final = os.O_RDONLY | os.O_NONBLOCK
@@ -75,11 +72,9 @@ def _flocked(path: str, wait: bool, limit: float, folder: bool) -> Generator[Non
             del _held[own]
     finally:
         try:
-            file.unlock()
-            file.close()
+            _give_back(file)
         except BaseException:  # an interrupt
-            file.unlock()
-            file.close()
+            _give_back(file)
             raise
 
 
@@ -105,12 +100,15 @@ def read_locked(path: str, read: Callable[[A], T], of: A) -> T:
             del _held[own]
     finally:
         try:
-            file.unlock()
-            file.close()
+            _give_back(file)
         except BaseException:  # an interrupt
-            file.unlock()
-            file.close()
+            _give_back(file)
             raise
+
+
+def _give_back(file: FileLock) -> None:
+    file.unlock()
+    file.close()
 
 
 def lock_file(sidecar: str, stripe: int) -> str:

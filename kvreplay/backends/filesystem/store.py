@@ -27,12 +27,17 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import ClassVar, TypeVar
 
-from kvreplay.backends._support import check_create, check_durability, check_lock_timeout
+from kvreplay.backends._support import (
+    LOCK_TIMEOUT,
+    check_create,
+    check_durability,
+    check_lock_timeout,
+)
 from kvreplay.backends.filesystem.entries import Entries
 from kvreplay.backends.filesystem.errors import nameless, opening_error, store_error
 from kvreplay.backends.filesystem.expiry import ExpiryIndex
 from kvreplay.backends.filesystem.layout import EMPTY, EntryFile, namespace_of, resolve
-from kvreplay.backends.filesystem.locks import LOCK_TIMEOUT, flocked, lock_file, read_locked
+from kvreplay.backends.filesystem.locks import flocked, lock_file, read_locked
 from kvreplay.backends.filesystem.opening import open_folders
 from kvreplay.errors import (
     KeyNotFoundError,

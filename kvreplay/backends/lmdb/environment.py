@@ -8,11 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from os import getpid
-from typing import Final, TypeVar
+from typing import TypeVar
 
 import lmdb
 
-from kvreplay.backends._support import OwnTransaction, nested_call_error, own_transaction_error
+from kvreplay.backends._support import (
+    LOCK_TIMEOUT,
+    OwnTransaction,
+    nested_call_error,
+    own_transaction_error,
+)
 from kvreplay.backends.lmdb.errors import store_error
 from kvreplay.backends.lmdb.group_commit import GroupCommit
 from kvreplay.backends.lmdb.handle import Handle, Transaction
@@ -20,11 +25,9 @@ from kvreplay.backends.lmdb.pending import PendingWrite
 from kvreplay.errors import StoreError
 from kvreplay.store.locks import process_mark
 
-__all__ = ["LOCK_TIMEOUT", "Block", "Environment"]
+__all__ = ["Block", "Environment"]
 
 T = TypeVar("T")
-LOCK_TIMEOUT: Final = 10.0
-"""How many seconds a store waits for others, unless it is told."""
 
 
 class Environment:

@@ -8,7 +8,6 @@ write. So whoever takes the turn to write looks here first.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import time
@@ -16,6 +15,8 @@ from collections.abc import Iterable
 from typing import Final
 
 import lmdb
+
+from kvreplay.backends.file_lock import identity_of_descriptor
 
 __all__ = ["FolderWatch", "Identity", "Presence", "identity_of_file", "open_descriptors"]
 
@@ -43,19 +44,10 @@ def open_descriptors(identities: Iterable[Identity | None]) -> dict[int, Identit
     except OSError:
         return found
     for number in map(int, numbers):
-        identity = _identity_of_descriptor(number)
+        identity = identity_of_descriptor(number)
         if identity is not None and identity in wanted:
             found[number] = identity
     return found
-
-
-def _identity_of_descriptor(number: int, unknown: Identity | None = None) -> Identity | None:
-    """Return what a descriptor stands for; ``None``: it is closed; ``unknown``: nobody can tell."""
-    try:
-        status = os.fstat(number)
-    except OSError as error:
-        return None if error.errno == errno.EBADF else unknown
-    return status.st_dev, status.st_ino
 
 
 class FolderWatch:
@@ -115,7 +107,7 @@ class Presence:
     @property
     def is_ours(self) -> bool:
         """Whether the descriptors stand for these files."""
-        return all(_identity_of_descriptor(each, seen) == seen for each, seen in self._descriptors)
+        return all(identity_of_descriptor(each, seen) == seen for each, seen in self._descriptors)
 
     def shut(self, env: lmdb.Environment) -> bool:
         """Close the environment, or never, if that would close other people's descriptors.
@@ -125,7 +117,7 @@ class Presence:
         """
         pins: list[int] = []
         for number, seen in self._descriptors:
-            identity = _identity_of_descriptor(number, seen)
+            identity = identity_of_descriptor(number, seen)
             if identity is None and _pinned(number):
                 pins.append(number)
             elif identity != seen:
@@ -149,4 +141,4 @@ def _pinned(number: int) -> bool:
 
 
 def _is_null(number: int) -> bool:
-    return _identity_of_descriptor(number) == identity_of_file(os.devnull)
+    return identity_of_descriptor(number) == identity_of_file(os.devnull)

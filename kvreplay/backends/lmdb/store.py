@@ -17,14 +17,16 @@ from pathlib import Path
 from typing import ClassVar, Final
 
 from kvreplay.backends._support import (
+    LOCK_TIMEOUT,
     check_create,
     check_durability,
     check_lock_timeout,
     check_path,
 )
 from kvreplay.backends.lmdb import entries, shared
-from kvreplay.backends.lmdb.environment import LOCK_TIMEOUT, Block, Environment
+from kvreplay.backends.lmdb.environment import Environment
 from kvreplay.backends.lmdb.pending import ALONE
+from kvreplay.backends.lmdb.transaction import calls_in
 from kvreplay.errors import ConfigError, KeyNotFoundError, OutcomeUnknownError, StoreError
 from kvreplay.store import (
     Change,
@@ -275,8 +277,7 @@ class LMDBStore(Closing):
             StoreUnavailableError: the map was full and has been grown: run it again.
         """
         environment = self._opened()
-        # It holds the store too, so that this is not deleted, and closed, meanwhile.
-        block = environment.transaction(partial(_Transaction, self, environment), bound=self._bound)
+        block = environment.transaction(partial(calls_in, self, environment), bound=self._bound)
         return ThreadBound(block)
 
     def close(self) -> None:
@@ -336,57 +337,6 @@ class LMDBStore(Closing):
             if len(page) < entries.PAGE:
                 return
             start = page[-1] + b"\0"  # the least key that is greater
-
-
-class _Transaction:
-    """The store's calls inside a caller's transaction."""
-
-    def __init__(self, store: LMDBStore, environment: Environment, block: Block) -> None:
-        self._store = store
-        self._handle = environment.handle
-        self._run = block.run
-
-    def read(self, primary_namespace: str, secondary_namespace: str, key: str) -> bytes:
-        entry = entries.entry_key(primary_namespace, secondary_namespace, key)
-        stored = self._run(lambda txn: txn.get(entry, None, self._handle.entries))
-        if stored is None:
-            raise KeyNotFoundError("no entry under that name")
-        return stored[entries.STAMP :]
-
-    def write(
-        self, primary_namespace: str, secondary_namespace: str, key: str, value: bytes
-    ) -> None:
-        entry = entries.entry_key(primary_namespace, secondary_namespace, key)
-        check_value(value)
-        self._run(partial(entries.put, self._handle, entry, value))
-
-    def remove(
-        self, primary_namespace: str, secondary_namespace: str, key: str, lazy: bool = False
-    ) -> None:
-        entry = entries.entry_key(primary_namespace, secondary_namespace, key)
-        self._run(partial(entries.delete, self._handle, entry))
-
-    def list(self, primary_namespace: str, secondary_namespace: str) -> list[str]:
-        check_namespace(primary_namespace, secondary_namespace)
-        prefix = entries.prefix_of(primary_namespace, secondary_namespace)
-        keys = self._run(partial(entries.keys_from, self._handle, prefix, prefix, None))
-        return [key[len(prefix) :].decode() for key in keys]
-
-    def check_and_put(
-        self,
-        primary_namespace: str,
-        secondary_namespace: str,
-        key: str,
-        *,
-        expected: bytes | None,
-        value: bytes | None,
-        expires_at: int | None = None,
-    ) -> bytes | None:
-        entry = entries.entry_key(primary_namespace, secondary_namespace, key)
-        check_change(expected, value, expires_at)
-        return self._run(
-            partial(entries.check_and_put, self._handle, entry, expected, value, expires_at)
-        )
 
 
 def _place(path: str) -> Path:
