@@ -1,7 +1,9 @@
 """Threads for calls that may block, for event loops.
 
 They are not those of the loop's default executor. Whoever fills that with functions that wait for
-the loop would keep its own requests from ending.
+the loop would keep its own requests from ending. Nor are they a ``ThreadPoolExecutor``'s: that puts
+a call into its queue before it has a thread for it, so a call that it refuses may still be made. It
+also keeps the interpreter from ending, and a forked child has its threads only in name.
 
 What is always true:
 

@@ -120,7 +120,7 @@ class Server(ThreadingHTTPServer):
     def server_bind(self) -> None:
         """Bind, without asking the name service for this host's name as HTTPServer does."""
         socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
+        self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]  # IPv4
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Start a thread for the connection, if there may be one more."""

@@ -344,7 +344,7 @@ def _refuse_cut_file(env: lmdb.Environment, path: Path) -> None:
     pages = env.info()["last_pgno"] + 1
     if (path / DATA).stat().st_size < pages * env.stat()["psize"]:
         with env.begin(write=True):  # no other process writes meanwhile
-            problems = verify(str(path))  # type: ignore[no-untyped-call]
+            problems = verify(str(path))  # type: ignore[no-untyped-call]  # the driver's
         if problems:
             raise CorruptStoreError(
                 f"{path / DATA} is cut short: nothing was changed; restore it from a backup"

@@ -236,7 +236,10 @@ def test_an_interrupt_during_the_last_close(root: Path) -> None:
     stayer = threading.Thread(target=stay_inside)
     stayer.start()
     assert inside.wait(PATIENCE)
-    gate_is_closed = lambda: environment.handle.gate.handle is None  # noqa: E731
+
+    def gate_is_closed() -> bool:
+        return environment.handle.gate.handle is None
+
     with pytest.raises(KeyboardInterrupt), interrupted_when(gate_is_closed):
         store.close()
     assert environment.handle.gate.handle is handle, "who is inside goes on with it"

@@ -48,10 +48,13 @@ def stopped(impatient: LMDBStore, root: Path) -> Iterator[Process]:
     with Process(HOLD, root) as process:
         assert process.hear() == "inside"
         os.kill(process.pid, signal.SIGSTOP)
-        state = lambda: Path(f"/proc/{process.pid}/stat").read_text().rpartition(") ")[2][0]  # noqa: E731
-        until(lambda: state() == "T")
+        until(lambda: state_of(process.pid) == "T")
         assert turn_is_taken(root)
         yield process
+
+
+def state_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
 
 
 def turn_is_taken(root: Path) -> bool:
