@@ -28,6 +28,7 @@ from typing import Final
 
 from kvreplay.errors import StoreUnavailableError
 from kvreplay.store import ForkSafeLock
+from kvreplay.store.locks import require_room
 
 __all__ = ["FileLock", "identity_of_descriptor", "lock_within", "too_long"]
 
@@ -66,6 +67,7 @@ class FileLock:
         self._rude_until = 0.0  # monotonic: until then it does not stand behind the line
         self._overtaken = 0  # how often, one after the other, it did so in vain
         self._pid = getpid()
+        require_room()  # to unlock and to close it
         if _opened.pid != self._pid:
             _close_inherited()
         opening = map(os.open, (path,), (flags | os.O_CLOEXEC,), (mode,))

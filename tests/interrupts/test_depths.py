@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,8 @@ import pytest
 from interrupts.depths import Depths
 from interrupts.programs import run_walk
 from kvreplay import Change
+from kvreplay.backends.file_lock import FileLock
+from kvreplay.backends.filesystem.locks import flocked, read_locked
 from support.group_commits import queue_of, waiting
 from support.replaying import Caller
 
@@ -89,3 +93,32 @@ def test_lmdb_keeps_nothing_of_a_call_without_room(new_engine: Any, what: str) -
 
     call = {"write": write, "batch": batch, "transaction": transact}[what]
     assert len(rooms_that_are_too_small(call, check)) > 3
+
+
+def _too_deep() -> Any:
+    return _too_deep()
+
+
+def _change(path: str) -> None:
+    with flocked(path):
+        _too_deep()
+
+
+def _read(path: str) -> None:
+    read_locked(path, lambda _: _too_deep(), None)
+
+
+@pytest.mark.parametrize("use", [_change, _read])
+def test_with_any_room_a_lock_that_was_taken_is_given_back(
+    use: Callable[[str], None], tmp_path: Path
+) -> None:
+    path = tmp_path / "lock"
+    path.touch()
+    for room in range(1, 30):  # the last ones are more than taking it needs
+        depths = Depths(room)
+        ended = depths.run(lambda depths=depths: depths.enter(lambda: use(str(path))))  # type: ignore[misc]
+        assert isinstance(ended.error, RecursionError)
+        # The error lives on here, and what its traceback holds.
+        other = FileLock(str(path), os.O_RDWR)
+        other.lock()
+        other.close()

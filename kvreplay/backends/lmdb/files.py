@@ -46,6 +46,7 @@ from kvreplay.backends.lmdb.presence import (
 )
 from kvreplay.errors import CorruptStoreError, StoreError
 from kvreplay.store import Durability, ForkSafeLock
+from kvreplay.store.locks import require_room
 
 __all__ = ["ID", "Files", "identity_of", "open_files", "opening", "prepare"]
 
@@ -141,6 +142,7 @@ def open_files(
     Args:
         expected: the id of the store that was open before.
     """
+    require_room()  # to shut them
     files: Files | None = None
     try:
         marked = _complete(path, max_readers, creating, expected)

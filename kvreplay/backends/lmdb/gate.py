@@ -26,6 +26,8 @@ from typing import Any, Final
 
 import lmdb
 
+from kvreplay.store.locks import require_room
+
 __all__ = ["Gate"]
 
 _LOOK_AGAIN: Final = 0.0002  # seconds: about as long as a short read takes
@@ -76,6 +78,7 @@ class Gate:
         If ``change`` raises, the handle is closed by ``shut``, and :meth:`reopen` makes a new one.
         The calling thread must not be inside.
         """
+        require_room()  # to shut it
         with self._lock:
             handle, self.handle = self.handle, None
             try:
