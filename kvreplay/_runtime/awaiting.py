@@ -103,11 +103,11 @@ class AsyncDriver:
 
     async def look(self, function: Callable[..., T], *args: Any) -> T:
         """Call in a thread what only looks."""
-        return await _in(self._looks, function, *args)
+        return await self._looks.call(function, *args)
 
     async def change(self, function: Callable[..., T], *args: Any) -> T:
         """Call in a thread what changes the store."""
-        return await _in(self._changes, function, *args)
+        return await self._changes.call(function, *args)
 
     async def _answer(self, step: Step, run: Run, handler: Callable[..., Any] | None) -> Any:
         settings = self._settings
@@ -140,7 +140,7 @@ class AsyncDriver:
             return await _awaited(settings.reconcile(step.record)), settings.now()
         if isinstance(step, Transact):
             assert handler is not None
-            return await _in(self._transactions, transact, step, run, handler)
+            return await self._transactions.call(transact, step, run, handler)
         if isinstance(step, Begin | Probe) and self._owners_block:
             return await _of_loop(self._askers, _answer_each, self._looks).ask((run, step))
         if isinstance(step, Begin | Log | Probe) or (self.reads_inline and isinstance(step, Read)):
@@ -190,23 +190,6 @@ def _answer_each(asked: Sequence[tuple[Run, Step]]) -> list[Any]:
         except Exception as error:  # that run's own
             answers.append(error)
     return answers
-
-
-async def _in(threads: Threads, function: Callable[..., T], *args: Any) -> T:
-    """Call a blocking function in a thread.
-
-    A cancellation does not stop the thread, so it is raised when the call has ended: what the
-    caller does about it must not come before a change that the call still makes.
-    """
-    loop = asyncio.get_running_loop()
-    call = loop.run_in_executor(threads, functools.partial(function, *args))
-    try:
-        return await asyncio.shield(call)
-    except asyncio.CancelledError:
-        await asyncio.wait((call,))
-        raise
-    finally:
-        del call  # it may hold an error, whose traceback holds this frame
 
 
 async def _called(step: Call, handler: Callable[..., Any]) -> Returned | Raised:

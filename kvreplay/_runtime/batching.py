@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Future
 from typing import Any, TypeAlias
 
 from kvreplay._runtime.singleflight import fresh
+from kvreplay._runtime.threads import Threads
 from kvreplay.errors import KVReplayError, OutcomeUnknownError
 from kvreplay.store import BatchingKVStore, Change
 
@@ -59,7 +60,7 @@ def _broken(store: object, how: str) -> OutcomeUnknownError:
 
 
 class Batcher:
-    """Brings the questions of one event loop to a function: one call at a time, in an executor.
+    """Brings the questions of one event loop to a function: one call at a time, in a thread.
 
     Both callbacks are given to the loop twice, and do nothing the second time. If an interrupt
     comes as one of them begins, the loop has forgotten it, and the other does the work.
@@ -68,9 +69,9 @@ class Batcher:
         ask_each: answers the questions of one call.
     """
 
-    def __init__(self, ask_each: Each, executor: Executor) -> None:
+    def __init__(self, ask_each: Each, threads: Threads) -> None:
         self._ask_each = ask_each
-        self._executor = executor
+        self._threads = threads
         self._waiting: list[Waiting] = []
         self._is_scheduled = False  # the next call
         self._call: asyncio.Future[Sequence[Any]] | None = None  # under way
@@ -106,20 +107,34 @@ class Batcher:
         self._is_scheduled = False
         if self._call is not None:
             return
+        made: Future[Sequence[Any]] = Future()
         batch, self._waiting = self._waiting, []
         try:
             batch = _still_waiting(batch)
             if batch:
                 questions = [question for question, _ in batch]
-                call = loop.run_in_executor(self._executor, self._ask_each, questions)
-                self._call = call
-                for _ in range(2):
-                    call.add_done_callback(functools.partial(self._ended, loop, batch))
-        except BaseException as error:  # the executor's: no thread can start; or an interrupt
-            self._call = None
-            _answer(batch, [error] * len(batch))
+                self._threads.give(made, functools.partial(self._ask_each, questions))
+                self._follow(loop, batch, made)
+        except BaseException as error:  # no thread can start; or an interrupt
+            if made.cancel():
+                self._call = None
+                _answer(batch, [error] * len(batch))
+            else:  # it has begun
+                self._follow(loop, batch, made)
             if not isinstance(error, Exception):
                 raise
+
+    def _follow(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        batch: Sequence[Waiting],
+        made: Future[Sequence[Any]],
+    ) -> None:
+        """Have each question of a call answered once it has ended; a second time, the same."""
+        call = asyncio.wrap_future(made, loop=loop)
+        self._call = call
+        for _ in range(2):
+            call.add_done_callback(functools.partial(self._ended, loop, batch))
 
     def _ended(
         self,

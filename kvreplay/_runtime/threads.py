@@ -9,7 +9,8 @@ What is always true:
 
 * The threads belong to one object and one process: a forked child starts its own.
 * A call is either given to a thread or refused with an exception. It is never given to a thread
-  that does not run.
+  that does not run. An interrupt may come after it was given: so whoever gives it has its future
+  before, and can take the call back.
 * Without a limit, no call waits for another one: one that waits for the next cannot hold it up.
 * A thread ends once it has had nothing to do for some seconds. So nothing has to be shut down. None
   keeps the interpreter from ending: a change that is then under way is as in a killed process.
@@ -17,10 +18,11 @@ What is always true:
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Final, ParamSpec, TypeVar
@@ -50,7 +52,7 @@ class _Crew:
         self.threads: dict[threading.Thread, None] = {}
 
 
-class Threads(Executor):
+class Threads:
     """Up to ``limit`` threads; ``None``: as many as there are calls."""
 
     def __init__(self, name: str, limit: int | None) -> None:
@@ -59,6 +61,29 @@ class Threads(Executor):
         self._lock = ForkSafeLock()  # guards ``_crew``
         self._crew = _Crew()
 
+    async def call(self, function: Callable[P, T], /, *args: P.args, **options: P.kwargs) -> T:
+        """Call the function in a thread, and wait until it has ended.
+
+        If the wait ends early, by a cancellation or an interrupt, a call that has not begun is
+        never made, and one that has begun ends first. So what the caller then does comes after a
+        change that the call makes.
+
+        Raises:
+            RuntimeError: no thread can be started; nothing was called.
+        """
+        future: Future[T] = Future()
+        try:
+            self.give(future, partial(function, *args, **options))
+            return await asyncio.wrap_future(future)
+        except GeneratorExit:  # nobody can wait here any more
+            raise
+        except BaseException:
+            if not (future.done() or future.cancel()):
+                await _end_of(future)
+            raise
+        finally:
+            del future  # it may hold an error, whose traceback holds this frame
+
     def submit(self, function: Callable[P, T], /, *args: P.args, **options: P.kwargs) -> Future[T]:
         """Call the function in a thread, after those that wait already.
 
@@ -66,14 +91,20 @@ class Threads(Executor):
             RuntimeError: no thread can be started; nothing was called.
         """
         future: Future[T] = Future()
-        job = future, partial(function, *args, **options)
+        self.give(future, partial(function, *args, **options))
+        return future
+
+    def give(self, future: Future[T], function: Callable[[], T]) -> None:
+        """Do as :meth:`submit` does, with a new future that the caller has made.
+
+        If an interrupt comes out of here, ``future.cancel()`` says whether it is called.
+        """
         crew = self._own_crew()
         with crew.lock:
             if crew.unfinished >= len(crew.threads):
                 self._start_one(crew)
             crew.unfinished += 1
-            crew.jobs.put(job)
-        return future
+            crew.jobs.put((future, function))
 
     def _own_crew(self) -> _Crew:
         crew = self._crew
@@ -97,6 +128,12 @@ class Threads(Executor):
             can_wait = isinstance(error, RuntimeError) and self._limit is not None
             if not (can_wait and crew.threads):
                 raise
+
+
+async def _end_of(future: Future[Any]) -> None:
+    ended = asyncio.wrap_future(future)
+    ended.add_done_callback(asyncio.Future.exception)  # so nobody is told that it was not looked at
+    await asyncio.wait((ended,))
 
 
 def _work(crew: _Crew) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
 from kvreplay import AsyncReplay, OutcomeUnknownError, StoreFullError
+from kvreplay._runtime.batching import Batcher
+from kvreplay._runtime.threads import Threads
 from kvreplay.backends.memory import MemoryStore
 from support.replaying import Handler, OneByOne
 from support.waiting import PATIENCE
@@ -82,3 +85,50 @@ def test_what_a_store_says_itself_is_told_as_it_is() -> None:
         assert (await replay.execute(("s", "later"), 1, Handler("r"))).response == "r"
 
     asyncio.run(asyncio.wait_for(main(), PATIENCE))
+
+
+class Interrupt(SystemExit):
+    """Out of a signal handler: asyncio lets it through, and it does not end pytest."""
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_an_interrupt_as_a_call_is_given_to_its_thread(
+    begun: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the thread has begun it, its questions get its answers; else it is never made."""
+    own, busy, go, asked = Threads("own", 1), threading.Event(), threading.Event(), list[Any]()
+    loop = asyncio.new_event_loop()
+
+    def ask_each(questions: Sequence[Any]) -> Sequence[Any]:
+        busy.set()
+        assert go.wait(PATIENCE)
+        asked.extend(questions)
+        return questions
+
+    give = own.give
+
+    def give_and_raise(*args: Any) -> None:
+        give(*args)
+        if begun:
+            assert busy.wait(PATIENCE)
+        raise Interrupt
+
+    batcher = Batcher(ask_each, own)
+    if not begun:
+        own.submit(go.wait, PATIENCE)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(own, "give", give_and_raise)
+            waiting = loop.create_task(batcher.ask("question"))
+            with pytest.raises(Interrupt):
+                loop.run_until_complete(waiting)
+        go.set()
+        if begun:
+            assert loop.run_until_complete(waiting) == "question"
+        else:
+            with pytest.raises(Interrupt):
+                loop.run_until_complete(waiting)
+        assert loop.run_until_complete(batcher.ask("next")) == "next"
+        assert asked == ["question"] * begun + ["next"]
+    finally:
+        loop.close()

@@ -71,12 +71,50 @@ def test_a_call_that_raises_stop_iteration_comes_back() -> None:
     own = Threads("own", 1)
 
     async def main() -> None:
-        loop = asyncio.get_running_loop()
         with pytest.raises(RuntimeError, match="StopIteration") as error:
-            await loop.run_in_executor(own, next, iter(()))
+            await own.call(next, iter(()))
         assert isinstance(error.value.__cause__, StopIteration)
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, asyncio.CancelledError, TimeoutError])
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_wait_that_ends_early_leaves_no_call_behind(
+    begun: bool, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupt right after the call was given to a thread, which has begun it or not."""
+    own, busy, go, made = Threads("own", 1), threading.Event(), threading.Event(), []
+
+    def call() -> None:
+        busy.set()
+        assert go.wait(PATIENCE)
+        made.append("call")
+
+    give = own.give
+
+    def give_and_raise(*args: Any) -> None:
+        give(*args)
+        if begun:
+            assert busy.wait(PATIENCE)
+            threading.Timer(0.05, go.set).start()
+        raise error
+
+    async def main() -> None:
+        if not begun:
+            other = own.submit(go.wait, PATIENCE)
+        monkeypatch.setattr(own, "give", give_and_raise)
+        with pytest.raises(error):
+            await own.call(call)
+        assert made == ["call"] * begun
+        monkeypatch.undo()
+        go.set()
+        assert await own.call(lambda: "next") == "next"
+        assert made == ["call"] * begun
+        if not begun:
+            assert other.result(PATIENCE)
+
+    asyncio.run(asyncio.wait_for(main(), PATIENCE))
 
 
 def test_a_child_starts_threads_of_its_own(fork: Any) -> None:

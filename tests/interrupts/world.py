@@ -9,6 +9,7 @@ import shutil
 import signal
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -118,7 +119,14 @@ class World:
         for key, value in self.kept.items():
             assert self.store.read("p", "kept", key) == value, "an acknowledged entry is gone"
         assert not flights.table, "a flight is still in the table"
-        if (process := liveness._process) is not None:
+        process = liveness._process
+        # Event loops let a thread close files, and nobody waits for that.
+        patience = time.monotonic() + PATIENCE
+        while (process and process.files) or _descriptors() != self.before:
+            if time.monotonic() > patience:
+                break
+            time.sleep(0.001)
+        if process is not None:
             assert not process.running, "a token counts as running"
             assert not process.files, "an owners file is still open"
         for replay in self._replays:
