@@ -12,6 +12,9 @@ What is always true:
 * Closing *any* descriptor of a file ends all locks that the process has in it. So this module
   alone opens owners files. It has at most one descriptor of each, and opens and closes under
   ``_lock``. Nothing else needs that lock, which is held while a file system may block.
+* A file that other handlers use, and that was looked at a moment ago, is joined without ``_lock``:
+  who joins becomes a user, and then looks whether the file still counts as open. Who closes takes
+  it out of the open files, and then looks whether somebody has joined.
 * A claim names the boot, the file and the byte. It is looked up only on that boot, and only if that
   very file is still the store's. Anywhere else nothing is known, and the claim's lease decides.
 * A process's byte is a random number, so it is nobody else's: it says which claims are its own. The
@@ -28,6 +31,7 @@ from __future__ import annotations
 
 import os
 import struct
+import time
 from collections.abc import Callable
 from enum import Enum
 from functools import lru_cache, partial
@@ -55,6 +59,7 @@ _Place = tuple[int, int]
 
 _NOWHERE: Final = (0, 0)
 _MODE: Final = 0o600
+_FRESH: Final = 0.01  # seconds; how long a look at a file is good for others who begin
 
 
 @attrs.define(eq=False)
@@ -64,6 +69,7 @@ class _OwnersFile:
     place: _Place
     fd: int
     users: set[object] = attrs.field(factory=set)
+    looked_at: float = -1.0  # monotonic: when it was at its path, and the byte was locked
 
 
 class _Process:
@@ -75,9 +81,19 @@ class _Process:
         self.for_people = _for_people()
         self.running: dict[bytes, _OwnersFile | None] = {}
         self.files: dict[_Place, _OwnersFile] = {}
+        self.last: dict[str, _OwnersFile] = {}  # that was looked at, by path
 
     def owner(self, boot: str = "", place: _Place = _NOWHERE) -> str:
         return f"{boot}:{place[0]}:{place[1]}:{self.byte}:{self.for_people}"
+
+    def join(self, path: str, token: bytes) -> _OwnersFile | None:
+        """Become a user of a file that others use; ``None``: it must be looked at first."""
+        file = self.last.get(path)
+        if file is None or not file.users or time.monotonic() > file.looked_at + _FRESH:
+            return None
+        self.running[token] = file
+        file.users.add(token)
+        return file if self.files.get(file.place) is file else None
 
     def enter(self, path: str, flags: int) -> _OwnersFile:
         """Return the owners file at this path, open. The caller adds a user at once."""
@@ -115,7 +131,11 @@ class _Process:
     def close_unused(self, file: _OwnersFile) -> None:
         """Close a file that nobody uses, which gives the byte back."""
         if not file.users and self.files.get(file.place) is file:
+            self.last = {path: each for path, each in self.last.items() if each is not file}
             del self.files[file.place]
+            if file.users:  # somebody has joined just now
+                self.files[file.place] = file
+                return
             try:
                 os.close(file.fd)
             except OSError:
@@ -163,6 +183,8 @@ def begin(token: bytes, owners_file: str | None) -> str:
     process.running[token] = None
     if owners_file is None:
         return process.owner()
+    if (file := process.join(owners_file, token)) is not None:
+        return process.owner(_boot_id(), file.place)
     with _lock:
         try:
             boot = _boot_id()
@@ -172,6 +194,8 @@ def begin(token: bytes, owners_file: str | None) -> str:
             file.users.add(token)
             # Even if it is held: somebody may have closed another descriptor of that file.
             _take(file.fd, process.byte)
+            process.last[owners_file] = file
+            file.looked_at = time.monotonic()
         except OSError:  # a read-only or full file system, no locks there, no descriptor left
             return process.owner()
         return process.owner(boot, file.place)
