@@ -16,8 +16,9 @@ from kvreplay._protocol import flow
 from kvreplay._protocol.record import ReplayRecord
 from kvreplay._protocol.steps import Flow, Request, Settled, Verdict
 from kvreplay._runtime.aio_sweeping import AsyncSweeper
-from kvreplay._runtime.any_replay import LOOK_AGAIN, AnyReplay, Protocol
-from kvreplay._runtime.awaiting import AsyncDriver, in_thread
+from kvreplay._runtime.any_replay import AnyReplay, Protocol
+from kvreplay._runtime.awaiting import AsyncDriver
+from kvreplay._runtime.patience import FROM_SETTINGS, FromSettings, Patience
 from kvreplay._runtime.requests import (
     Key,
     Outcome,
@@ -35,7 +36,7 @@ from kvreplay.store import KVTransaction, SweepResult
 
 __all__ = ["AsyncReplay"]
 
-_PAGE: Final = 100  # records that one call in the executor brings back
+_PAGE: Final = 100  # records that one call in a thread brings back
 
 
 class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
@@ -63,9 +64,10 @@ class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
         handler: Callable[[], Any],
         *,
         ttl: Duration | None = None,
+        wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
     ) -> Outcome:
         """Run ``handler()`` once for this key and params; see :meth:`kvreplay.Replay.execute`."""
-        return await self._execute(key, params, ttl, flow.execute, handler)
+        return await self._execute(key, params, ttl, wait_timeout, flow.execute, handler)
 
     async def execute_in_transaction(
         self,
@@ -74,14 +76,17 @@ class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
         handler: Callable[[KVTransaction], Any],
         *,
         ttl: Duration | None = None,
+        wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
     ) -> Outcome:
-        """Commit a handler's writes and its answer together, on one thread of the executor.
+        """Commit a handler's writes and its answer together, on a thread of their own.
 
         ``handler`` is a plain function, since it holds the store's write lock. All else is as in
         :meth:`kvreplay.Replay.execute_in_transaction`.
         """
         self._settings.require_transactions("execute_in_transaction")
-        return await self._execute(key, params, ttl, flow.execute_in_transaction, handler)
+        return await self._execute(
+            key, params, ttl, wait_timeout, flow.execute_in_transaction, handler
+        )
 
     async def lookup(
         self, key: Key, params: object, *, operation: str | None = None
@@ -116,7 +121,7 @@ class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
     async def records(self) -> AsyncIterator[ReplayRecord]:
         """Yield every record of the namespace; see :meth:`kvreplay.Replay.records`."""
         walk = records(self._settings)
-        while page := await in_thread(_page, walk):
+        while page := await self._driver.look(_page, walk):
             for each in page:
                 if isinstance(each, Exception):
                     raise each
@@ -124,7 +129,7 @@ class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
 
     async def sweep(self, limit: int = 1000) -> SweepResult:
         """Remove at most ``limit`` records that nobody needs; see :meth:`kvreplay.Replay.sweep`."""
-        return self._emit_swept(await in_thread(self._walk.sweep, limit))
+        return self._emit_swept(await self._driver.change(self._walk.sweep, limit))
 
     def sweeping(
         self, every: Duration = 60.0, limit: int = 1000
@@ -137,12 +142,16 @@ class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
         function: Callable[..., Any],
         call_of: Callable[..., tuple[Key, object, Callable[[], Any]]],
         ttl: Duration | None,
+        wait_timeout: Duration | FromSettings | None,
         explain: Callable[[Any], None],
     ) -> Callable[..., Any]:
         async def replayed(*args: Any, **kwargs: Any) -> Any:
             key, params, handler = call_of(*args, **kwargs)
             try:
-                return (await self.execute(key, params, handler, ttl=ttl)).response
+                outcome = await self.execute(
+                    key, params, handler, ttl=ttl, wait_timeout=wait_timeout
+                )
+                return outcome.response
             except InvalidParamsError:
                 explain(params)
                 raise
@@ -154,9 +163,11 @@ class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
         key: Key,
         params: object,
         ttl: Duration | None,
+        wait_timeout: Duration | FromSettings | None,
         protocol: Protocol,
         handler: Callable[..., Any],
     ) -> Outcome:
+        limit = self._limit_of(wait_timeout)
         if self._driver.reads_inline:
             seen = peek(self._settings, key, params, ttl)
             if isinstance(seen, Outcome):
@@ -165,13 +176,14 @@ class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
         else:
             request = request_of(self._settings, key, params, ttl)
         check_handler(handler, awaited=protocol is flow.execute)
+        patience = Patience(limit, self._settings.monotonic)
         while True:
             own = self._flight_of(request)
             task = None
             try:
                 flight = flights.board(own)
                 if flight is own:
-                    task = self._lead(own, request, protocol, handler)
+                    task = self._lead(own, request, patience, protocol, handler)
             except BaseException:  # even an interrupt: nobody may wait for ever
                 flights.land(own, Abandoned())
                 raise
@@ -182,7 +194,7 @@ class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
                 finally:
                     del task  # it does too
                 return outcome_of(settled, replayed=settled.replayed)
-            outcome = await self._follow(flight, request)
+            outcome = await self._follow(flight, request, patience)
             if outcome is not None:
                 return outcome
             request.absent_at = None  # it was seen before the other's run
@@ -191,11 +203,12 @@ class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
         self,
         flight: Flight[object],
         request: Request,
+        patience: Patience,
         protocol: Protocol,
         handler: Callable[..., Any],
     ) -> asyncio.Task[Settled]:
         """Start the run in a task of its own, so that cancelling a caller does not cancel it."""
-        run = Run(self._settings, request.key, flight)
+        run = Run(self._settings, request.key, flight, patience)
         loop = asyncio.get_running_loop()
 
         steps = protocol(request, self._settings.policy)
@@ -232,18 +245,34 @@ class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
         else:
             flights.land(flight, Abandoned())
 
-    async def _follow(self, flight: Flight[object], request: Request) -> Outcome | None:
+    async def _follow(
+        self, flight: Flight[object], request: Request, patience: Patience
+    ) -> Outcome | None:
         """Share the leader's result; ``None``: there is nothing to share, start over."""
-        until_bound = self._begin_to_follow(flight, request)
-        loop = asyncio.get_running_loop()
-        while True:
-            changed = loop.create_future()
-            wake = _waker(changed)
+        until_bound = self._begin_to_follow(flight, request, patience)
+        while await self._wait_for_change(flight, until_bound, patience):
+            pass
+        return self._share(flight, request, patience)
+
+    async def _wait_for_change(
+        self, flight: Flight[object], until_bound: bool, patience: Patience
+    ) -> bool:
+        """Wait until the flight has changed; False if there is nothing to wait for any more."""
+        changed = asyncio.get_running_loop().create_future()
+        wake = _waker(changed)
+
+        async def follow() -> bool:
             while not changed.done():
                 if not flights.wake_on_change(flight, wake, until_bound=until_bound):
-                    return self._share(flight, request)
-                await asyncio.wait((changed,), timeout=LOOK_AGAIN)
+                    return False
+                await asyncio.wait((changed,), timeout=self._time_to_follow(patience))
                 flights.give_up(flight)
+            return True
+
+        try:
+            return await follow()  # a loop of its own: an interrupt in its jump back is inside
+        finally:
+            flight.wakers.pop(wake, None)
 
 
 def _waker(changed: asyncio.Future[None]) -> Callable[[], None]:

@@ -18,7 +18,12 @@ _LONGEST_MS: Final = 100 * 366 * 86_400_000
 
 
 class Clock(Protocol):
-    """What tells the time."""
+    """What tells the time.
+
+    It may also have ``monotonic() -> float``: seconds that only go forward, as those of
+    :func:`time.monotonic`, which is taken where it is absent. By these a request measures how long
+    it has waited.
+    """
 
     def now_ms(self) -> int:
         """Return the milliseconds since the epoch, UTC."""

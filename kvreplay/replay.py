@@ -11,8 +11,9 @@ from typing import Any
 from kvreplay._protocol import flow
 from kvreplay._protocol.record import ReplayRecord
 from kvreplay._protocol.steps import Flow, Request, Settled, Verdict
-from kvreplay._runtime.any_replay import LOOK_AGAIN, AnyReplay, Protocol
+from kvreplay._runtime.any_replay import AnyReplay, Protocol
 from kvreplay._runtime.blocking import drive
+from kvreplay._runtime.patience import FROM_SETTINGS, FromSettings, Patience
 from kvreplay._runtime.renewal import Renewer
 from kvreplay._runtime.requests import Key, Outcome, check_handler, outcome_of, peek
 from kvreplay._runtime.run import Run
@@ -56,12 +57,15 @@ class Replay(AnyReplay[Verdict]):
         handler: Callable[[], Any],
         *,
         ttl: Duration | None = None,
+        wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
     ) -> Outcome:
         """Run ``handler()`` once for this key and params, or return the answer it gave.
 
-        If this process is running the key already, the call waits for that run, and returns or
-        raises the same. If the handler raises an ``Exception``, nothing is stored, the exception
-        propagates, and a retry runs again. Some errors leave the key in doubt instead, alone or
+        If somebody else is running the key already, the call waits for that run, up to
+        ``wait_timeout``. From a run in this process it returns or raises the same.
+
+        If the handler raises an ``Exception``, nothing is stored, the exception propagates, and a
+        retry runs again. Some errors leave the key in doubt instead, alone or
         inside an exception group: those that ``doubt_on`` names, an ``OutcomeUnknownError`` of the
         handler's store, and the ``InDoubtError`` or ``ClaimLostError`` of a request nested in the
         handler. The caller then gets an ``InDoubtError`` from that error. A handler that cannot
@@ -72,8 +76,8 @@ class Replay(AnyReplay[Verdict]):
         Under ``on_in_doubt="rerun"`` a run that raises says nothing about the run before it: its
         exception propagates, and the key stays in doubt.
 
-        Followers of a run in this process wait without a time limit. So two handlers must not ask
-        for each other's key, and a handler must not ask for its own from a thread that it starts.
+        Two handlers that ask for each other's key wait for each other until ``wait_timeout`` is
+        over, and so does a handler that asks for its own from a thread that it starts.
 
         Args:
             key: a ReplayKey or a ``(scope, id)`` tuple.
@@ -82,11 +86,14 @@ class Replay(AnyReplay[Verdict]):
             handler: called without arguments; returns what msgpack can hold. Pass a key derived
                 from this one to the system it acts on, so that even a second run acts once.
             ttl: how long this answer is kept, in seconds or a timedelta; by default the setting.
+            wait_timeout: how long this call waits while somebody else runs the key, in seconds or a
+                timedelta; 0: not at all; ``None``: no limit; by default the setting.
 
         Raises:
             ParamsMismatchError, ExpiredError: the request is stale; nothing ran.
-            InFlightError: another process still runs the key after ``wait_timeout``, or a handler
-                asks for its own key; nothing ran.
+            InFlightError: somebody else still runs the key after ``wait_timeout``, and goes on; or
+                a handler asks for its own key. Nothing ran here. ``retry_after`` says when to ask
+                again.
             InDoubtError: a run began, and its end is unknown or could not be stored; ``response``
                 is an answer that may not be stored. With ``lease=None``: the handler ran, and its
                 answer may not be stored.
@@ -96,10 +103,11 @@ class Replay(AnyReplay[Verdict]):
             InvalidParamsError, ConfigError, RecordError, StoreError: nothing ran.
             InvalidResponseError: a reconciler's response cannot be stored; nothing ran.
         """
+        limit = self._limit_of(wait_timeout)
         seen = peek(self._settings, key, params, ttl)
         if isinstance(seen, Outcome):
             return seen
-        return self._execute(seen, flow.execute, handler)
+        return self._execute(seen, limit, flow.execute, handler)
 
     def execute_in_transaction(
         self,
@@ -108,6 +116,7 @@ class Replay(AnyReplay[Verdict]):
         handler: Callable[[KVTransaction], Any],
         *,
         ttl: Duration | None = None,
+        wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
     ) -> Outcome:
         """Commit the writes of ``handler(transaction)`` and its answer together: exactly once.
 
@@ -124,10 +133,11 @@ class Replay(AnyReplay[Verdict]):
             StaleFlowError, InFlightError, InDoubtError: as in :meth:`execute`.
         """
         self._settings.require_transactions("execute_in_transaction")
+        limit = self._limit_of(wait_timeout)
         seen = peek(self._settings, key, params, ttl)
         if isinstance(seen, Outcome):
             return seen
-        return self._execute(seen, flow.execute_in_transaction, handler)
+        return self._execute(seen, limit, flow.execute_in_transaction, handler)
 
     def lookup(self, key: Key, params: object, *, operation: str | None = None) -> Outcome | None:
         """Return the stored answer, or ``None`` if there is none; never run, wait or take over.
@@ -226,6 +236,7 @@ class Replay(AnyReplay[Verdict]):
         function: Callable[..., Any],
         call_of: Callable[..., tuple[Key, object, Callable[[], Any]]],
         ttl: Duration | None,
+        wait_timeout: Duration | FromSettings | None,
         explain: Callable[[Any], None],
     ) -> Callable[..., Any]:
         if inspect.iscoroutinefunction(function):
@@ -234,7 +245,8 @@ class Replay(AnyReplay[Verdict]):
         def replayed(*args: Any, **kwargs: Any) -> Any:
             key, params, handler = call_of(*args, **kwargs)
             try:
-                return self.execute(key, params, handler, ttl=ttl).response
+                outcome = self.execute(key, params, handler, ttl=ttl, wait_timeout=wait_timeout)
+                return outcome.response
             except InvalidParamsError:
                 explain(params)
                 raise
@@ -242,9 +254,14 @@ class Replay(AnyReplay[Verdict]):
         return replayed
 
     def _execute(
-        self, request: Request, protocol: Protocol, handler: Callable[..., Any]
+        self,
+        request: Request,
+        limit: int | None,
+        protocol: Protocol,
+        handler: Callable[..., Any],
     ) -> Outcome:
         check_handler(handler, awaited=False)
+        patience = Patience(limit, self._settings.monotonic)
         while True:
             own = self._flight_of(request)
             leader = None
@@ -254,7 +271,8 @@ class Replay(AnyReplay[Verdict]):
                 if leader is own:
                     leader = None
                     steps = protocol(request, self._settings.policy)
-                    result = self._drive(steps, Run(self._settings, request.key, own), handler)
+                    run = Run(self._settings, request.key, own, patience)
+                    result = self._drive(steps, run, handler)
             except Exception as error:
                 result = self._shared(error)
                 raise
@@ -270,14 +288,16 @@ class Replay(AnyReplay[Verdict]):
                 self._settings.observer.emit_answer(result, request.key)
                 return outcome_of(result, replayed=result.replayed)
             assert leader is not None  # or this call has a result
-            outcome = self._follow(leader, request)
+            outcome = self._follow(leader, request, patience)
             if outcome is not None:
                 return outcome
             request.absent_at = None  # it was seen before the other's run
 
-    def _follow(self, flight: Flight[object], request: Request) -> Outcome | None:
+    def _follow(
+        self, flight: Flight[object], request: Request, patience: Patience
+    ) -> Outcome | None:
         """Share the leader's result; ``None``: there is nothing to share, start over."""
-        until_bound = self._begin_to_follow(flight, request)
+        until_bound = self._begin_to_follow(flight, request, patience)
         if flight.thread == get_ident():  # a signal handler's call, or one on a loop's thread
             raise InFlightError(
                 "this very thread is running the key, and cannot wait for itself; nothing ran a"
@@ -285,10 +305,18 @@ class Replay(AnyReplay[Verdict]):
                 1.0,
             )
         changed = Bell()
-        while flights.wake_on_change(flight, changed.ring, until_bound=until_bound):
-            changed.wait(LOOK_AGAIN)
-            flights.give_up(flight)
-        return self._share(flight, request)
+        wake = changed.ring
+
+        def follow() -> None:
+            while flights.wake_on_change(flight, wake, until_bound=until_bound):
+                changed.wait(self._time_to_follow(patience))
+                flights.give_up(flight)
+
+        try:
+            follow()  # a loop of its own: an interrupt in its jump back is inside the try
+        finally:
+            flight.wakers.pop(wake, None)
+        return self._share(flight, request, patience)
 
     def _drive(self, steps: Flow[Any], run: Run, handler: Callable[..., Any] | None = None) -> Any:
         try:

@@ -85,7 +85,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--every",
         type=int,
-        default=41,
+        default=97,
         metavar="N",
         help="interrupt each operation at one of N points; 1: at every point",
     )
@@ -174,7 +174,7 @@ def left_out(terminalreporter: Any, config: pytest.Config) -> Iterator[str]:
         yield f"{exhaustive} tests that walk every schedule, for a minute: tox -e exhaustive"
     if skipped := len(terminalreporter.getreports("skipped")):
         yield f"{skipped} tests that need what this machine lacks: the reasons are above"
-    yield "interrupts at every point, instead of one in 41: tox -e interrupts"
+    yield "interrupts at every point, instead of one in 97: tox -e interrupts"
     yield "kills, power cuts, full and failing disks, as root: tox -e torture"
     others = [minor for minor in (11, 12, 13) if minor != sys.version_info.minor]
     names = ",".join(f"py3{minor}" for minor in others)

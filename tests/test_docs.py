@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kvreplay import Replay, load_config
+from kvreplay import Replay, StoreNotFoundError, load_config
+from kvreplay.cli import main
 
 pytest_plugins = ["pytester"]
 
@@ -35,10 +36,20 @@ def test_the_example_does_what_it_says(
 
 def test_the_configuration_is_valid(tmp_path: Path) -> None:
     file = tmp_path / "node.toml"
-    file.write_text(blocks("toml")[0], encoding="utf-8")
+    place = tmp_path / "replay-data"
+    text = blocks("toml")[0]
+    assert text.count("/var/lib/node/replay") == 1
+    file.write_text(text.replace("/var/lib/node/replay", str(place)), encoding="utf-8")
+    with pytest.raises(StoreNotFoundError):
+        load_config(file, environ={}).open_store()
+    assert not place.exists()
+    (command,) = re.findall(
+        r"^    kvreplay (init .*)", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE
+    )
+    assert main(command.replace("/var/lib/node/replay", str(place)).split()) == 0
     config = load_config(file, environ={"KVREPLAY_REPLAY_REQUEST_INVOICE_TTL": "5s"})
     with config.open_store() as store:
-        assert (tmp_path / "replay-data" / "data.mdb").exists()
+        assert (place / "data.mdb").exists()
         Replay(store, **config.replay("request_invoice"))
     assert config.replay("request_invoice")["ttl"] == 5
 

@@ -149,11 +149,16 @@ def tells_of_doubt(error: BaseException, raised: bool) -> bool:
     return not isinstance(error, Exception) or isinstance(error, of_this_key)
 
 
-def in_doubt(error: BaseException) -> InDoubtError:
-    """Return what the caller is told instead of an exception that left the key in doubt."""
+def in_doubt(error: BaseException, response: object) -> InDoubtError:
+    """Return what the caller is told instead of an exception that left the key in doubt.
+
+    Args:
+        response: what the handler had returned before it; ``None``: nothing.
+    """
     return InDoubtError(
         f"the handler ran, and its run ended with a {type(error).__name__}, so its effect may or"
-        " may not have happened: the key is in doubt; find out, then resolve() or release() it"
+        " may not have happened: the key is in doubt; find out, then resolve() or release() it",
+        response=response,
     )
 
 

@@ -33,7 +33,7 @@ and of a hit: ``Read -> decide``. Most hits do not even reach this file:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import Enum
 
 import attrs
@@ -151,7 +151,7 @@ def lookup(request: Request, policy: Policy) -> Flow[Settled | None]:
     """Answer from the record, or say that there is none; never run, wait or take over."""
     only_look = attrs.evolve(policy, on_in_doubt=InDoubtPolicy.RAISE)
     found, now = yield READ
-    entry = yield from _admit(found, now, request, only_look, _Patience(0))
+    entry = yield from _admit(found, now, request, only_look, None)
     return entry if isinstance(entry, Settled) else None
 
 
@@ -237,19 +237,12 @@ def prune(found: bytes, record: ReplayRecord, now: int, policy: Policy) -> Flow[
     return bool(seen == found and step.value is None)
 
 
-class _Patience:
-    """How long a request still waits for another owner, and how long until it looks again (ms)."""
-
-    def __init__(self, left: int) -> None:
-        self._left = left
-        self._delay = 2
-
-    def take(self) -> int:
-        """Return the next delay (ms); 0: the time to wait is over."""
-        delay = min(self._delay, self._left)
-        self._left -= delay
-        self._delay = min(2 * self._delay, 100)
-        return delay
+def _delays() -> Iterator[int]:
+    """Yield how long (ms) to wait each time before looking at another owner's run again."""
+    delay = 2
+    while True:
+        yield delay
+        delay = min(2 * delay, 100)
 
 
 def _admit_and_run(
@@ -264,11 +257,11 @@ def _admit_and_run(
     calls the handler. It saves the first read. ``None``: read.
     """
     found, now = (yield READ) if absent_at is None else (None, absent_at)
-    patience = _Patience(policy.wait_timeout)
+    delays = _delays()
     while True:
         entry: Settled | Free = Free(None, now)
         if found is not None:
-            entry = yield from _admit(found, now, request, policy, patience)
+            entry = yield from _admit(found, now, request, policy, delays)
         if isinstance(entry, Free):
             entry = yield from run(entry, request, policy)
         if isinstance(entry, Settled):
@@ -277,9 +270,16 @@ def _admit_and_run(
 
 
 def _admit(
-    found: bytes | None, now: int, request: Request, policy: Policy, patience: _Patience
+    found: bytes | None,
+    now: int,
+    request: Request,
+    policy: Policy,
+    delays: Iterator[int] | None,
 ) -> Flow[Settled | Free]:
-    """Decide, and wait or reconcile where needed, until the key is settled or free."""
+    """Decide, and wait or reconcile where needed, until the key is settled or free.
+
+    ``delays``: how long to wait each time for another owner; ``None``: never wait.
+    """
     while True:
         record = None if found is None else decode(found, request.key)
         decision = decide(record, request.params, now)
@@ -297,13 +297,11 @@ def _admit(
         claim = record.claim
         assert claim is not None  # of a record in progress
         if (yield from _is_running(claim, now)):
-            delay = patience.take()
-            if not delay:
+            if delays is None or not (yield Wait(next(delays))):
                 raise InFlightError(
                     "another owner is running this key with these params; nothing ran here",
                     _retry_after(claim, now),
                 )
-            yield Wait(delay)
             found, now = yield READ
             continue
         if policy.on_in_doubt is InDoubtPolicy.RERUN:
@@ -373,7 +371,7 @@ def _run_claimed(entry: Free, request: Request, policy: Policy) -> Flow[Settled 
         yield from end_in_doubt(token)
         if tells_of_doubt(error, raised):
             raise
-        raise in_doubt(error) from error
+        raise in_doubt(error, call.response) from error
 
 
 def _record_answer(
@@ -413,8 +411,9 @@ def _run_claimless(entry: Free, request: Request, policy: Policy) -> Flow[Settle
         if not call.begun:
             raise
         raise InDoubtError(
-            "the handler ran, and its response is lost; there is no claim (lease=None), so a retry"
-            " runs the handler again"
+            "the handler ran, but its response was not stored; there is no claim (lease=None), so a"
+            " retry runs the handler again",
+            response=call.response,
         ) from error
     if isinstance(end, Raised):
         raise end.take()

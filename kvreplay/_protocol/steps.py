@@ -70,7 +70,6 @@ class Policy:
 
     lease: int | None
     tombstone_ttl: int
-    wait_timeout: int
     on_in_doubt: InDoubtPolicy
     max_record_bytes: int
     doubt_on: tuple[type[BaseException], ...]
@@ -128,11 +127,12 @@ class Call:
 
     The driver sets ``begun`` just before it calls the handler. An exception that is *thrown* here
     is not an ``Exception`` that the handler raised: if the handler had begun, nobody knows how it
-    ended, else nothing ran.
+    ended, else nothing ran. ``response`` is what it returned, if it had returned by then.
     """
 
     held: HeldClaim | None
     begun: bool = False
+    response: Any = None
 
 
 @attrs.define(repr=False)
@@ -161,7 +161,10 @@ class Raised:
 
 @attrs.define(repr=False)
 class Wait:
-    """Another owner runs the key with the same params: wait (ms); sent None."""
+    """Another owner runs the key with the same params: wait (ms).
+
+    Sent whether there was time to wait: if not, the request's time to wait is over.
+    """
 
     delay: int
 

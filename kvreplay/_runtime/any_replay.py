@@ -15,6 +15,7 @@ from kvreplay._runtime.decorating import (
     check_comparable,
     check_decorable,
 )
+from kvreplay._runtime.patience import FROM_SETTINGS, FromSettings, Patience, patience_ms
 from kvreplay._runtime.requests import (
     Key,
     Outcome,
@@ -28,7 +29,12 @@ from kvreplay._runtime.settings import Configured
 from kvreplay._runtime.singleflight import Flight, flights, fresh
 from kvreplay._runtime.sweeping import Walk
 from kvreplay.clock import Duration
-from kvreplay.errors import ConfigError, InFlightError, ParamsMismatchError
+from kvreplay.errors import (
+    ConfigError,
+    InFlightError,
+    InvalidParamsError,
+    ParamsMismatchError,
+)
 from kvreplay.store import SweepResult
 
 __all__ = ["LOOK_AGAIN", "AnyReplay", "Protocol"]
@@ -61,6 +67,7 @@ class AnyReplay(Configured[V]):
         key: Callable[P, Key],
         params: Callable[P, object] | None = None,
         ttl: Duration | None = None,
+        wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
         operation: str | None = None,
     ) -> Callable[[Callable[P, R]], Callable[P, R]]:
         """Decorate a function so that a call with the same key returns its first response.
@@ -75,6 +82,7 @@ class AnyReplay(Configured[V]):
                 method and the ``cls`` of a class method. So what tells two objects apart belongs
                 into the key.
             ttl: how long an answer is kept, in seconds or a timedelta; by default the setting.
+            wait_timeout: how long a call waits for others; by default the setting.
             operation: the name that the stored keys of this function have, so that other functions
                 have other keys; ``lookup``, ``resolve`` and ``release`` take it too. A new name
                 forgets all answers, so do not derive it from the function's own.
@@ -90,6 +98,7 @@ class AnyReplay(Configured[V]):
                     " arguments of each call; nothing was decorated"
                 )
         ttl_of(self._settings, ttl)
+        self._limit_of(wait_timeout)
 
         def decorate(function: Callable[P, R]) -> Callable[P, R]:
             check_decorable(function)
@@ -103,7 +112,9 @@ class AnyReplay(Configured[V]):
                 )
 
             explain = check_comparable if params is None else _say_no_more
-            replayed: Callable[P, R] = self._replaying(function, call_of, ttl, explain)
+            replayed: Callable[P, R] = self._replaying(
+                function, call_of, ttl, wait_timeout, explain
+            )
             self._functions.add(function, operation)
             return functools.wraps(function)(replayed)
 
@@ -114,6 +125,7 @@ class AnyReplay(Configured[V]):
         function: Callable[..., Any],
         call_of: Callable[..., tuple[Key, object, Callable[[], Any]]],
         ttl: Duration | None,
+        wait_timeout: Duration | FromSettings | None,
         explain: Callable[[Any], None],
     ) -> Callable[..., Any]:
         """Return the function that answers each call by ``execute``.
@@ -149,6 +161,11 @@ class AnyReplay(Configured[V]):
         seen: ReplayRecord | None,
     ) -> tuple[Flow[bool], Run]:
         settings, own = self._settings, replay_key(key, operation)
+        if not isinstance(seen, ReplayRecord | None):
+            raise InvalidParamsError(
+                f"seen= is a {type(seen).__name__}; give the record that was looked at, as"
+                " records() yields it; nothing was changed"
+            )
         steps = flow.settle(own, response, ttl_of(settings, ttl), settings.policy, seen)
         return steps, Run(settings, own)
 
@@ -176,10 +193,18 @@ class AnyReplay(Configured[V]):
 
     # Leading and following in single-flight.
 
+    def _limit_of(self, wait_timeout: Duration | FromSettings | None) -> int | None:
+        """Return how long a call waits (ms): what it says itself, or the setting."""
+        if isinstance(wait_timeout, FromSettings):
+            return self._settings.wait_timeout
+        return patience_ms(wait_timeout)
+
     def _flight_of(self, request: Request) -> Flight[object]:
         return Flight(self._settings.flight_key(request.key), request.params)
 
-    def _begin_to_follow(self, flight: Flight[object], request: Request) -> bool:
+    def _begin_to_follow(
+        self, flight: Flight[object], request: Request, patience: Patience
+    ) -> bool:
         """Return whether to wait only until the flight is bound: its params are others."""
         if flights.is_aboard(flight):  # it would wait for itself
             raise InFlightError(
@@ -188,10 +213,28 @@ class AnyReplay(Configured[V]):
             )
         if flight.params != request.params:
             return True
-        self._settings.observer.emit("waited", request.key)
+        if patience.left(LOOK_AGAIN):
+            self._settings.observer.emit("waited", request.key)
         return False
 
-    def _share(self, flight: Flight[object], request: Request) -> Outcome | None:
+    def _time_to_follow(self, patience: Patience) -> float:
+        """Return after how many seconds a follower looks again.
+
+        Raises:
+            InFlightError: its time to wait is over.
+        """
+        left = patience.left(LOOK_AGAIN)
+        if not left:
+            raise InFlightError(
+                "this process is running the key, and that run has not ended within wait_timeout;"
+                " nothing ran here, and that run goes on: ask again later",
+                1.0,
+            )
+        return left
+
+    def _share(
+        self, flight: Flight[object], request: Request, patience: Patience
+    ) -> Outcome | None:
         """Return or raise a follower's own copy of the leader's result; ``None``: start over."""
         if flight.params != request.params:
             if flight.bound:
@@ -201,6 +244,8 @@ class AnyReplay(Configured[V]):
         if isinstance(result, Settled):
             self._settings.observer.emit("replayed", request.key)
             return outcome_of(result, replayed=True)
+        if flight.out_of_time and patience.left(LOOK_AGAIN):
+            return None  # its leader has waited long enough for another owner, and this has not
         if isinstance(result, Exception):
             raise fresh(result) from result
         return None  # interrupted; the record shows how the run ended

@@ -1,7 +1,9 @@
 """Drive a flow with awaits, on the running event loop.
 
-Store calls that wait for a disk run in the loop's default executor; reads from local memory run
-inline.
+Nothing that may block runs on the loop: what may is called in threads of this object's own. Reads
+from local memory run inline. There are three sets of threads, so that none of these waits for the
+others: what only looks, changes, and transactions. A transaction's handler is foreign code, which
+may wait for another request of the same loop, so each transaction has a thread of its own.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
@@ -31,18 +33,20 @@ from kvreplay._protocol.steps import (
     Transact,
     Wait,
 )
-from kvreplay._runtime.batching import Batcher
+from kvreplay._runtime.batching import Batcher, Each, change_each
 from kvreplay._runtime.blocking import call, closed, transact
 from kvreplay._runtime.renewal import RENEWALS_PER_LEASE
 from kvreplay._runtime.run import Run
 from kvreplay._runtime.settings import Settings
 from kvreplay._runtime.singleflight import flights
+from kvreplay._runtime.threads import AT_ONCE, Threads
 from kvreplay.events import logger
 from kvreplay.store import BatchingKVStore, missing_methods
 
-__all__ = ["AsyncDriver", "in_thread"]
+__all__ = ["AsyncDriver"]
 
 T = TypeVar("T")
+_OfLoops = WeakKeyDictionary[asyncio.AbstractEventLoop, Batcher]
 
 
 class AsyncDriver:
@@ -52,7 +56,12 @@ class AsyncDriver:
         self._settings = settings
         self.reads_inline = bool(getattr(settings.store, "reads_are_local", False))
         self._batching = not missing_methods(settings.store, BatchingKVStore)
-        self._batchers: WeakKeyDictionary[asyncio.AbstractEventLoop, Batcher] = WeakKeyDictionary()
+        self._owners_block = settings.owners_file is not None
+        self._looks = Threads("kvreplay-look", AT_ONCE)
+        self._changes = Threads("kvreplay-change", AT_ONCE)
+        self._transactions = Threads("kvreplay-transaction", None)
+        self._changers: _OfLoops = WeakKeyDictionary()
+        self._askers: _OfLoops = WeakKeyDictionary()
 
     async def drive(self, flow: Flow[T], run: Run, handler: Callable[..., Any] | None = None) -> T:
         """Answer the flow's steps until it returns or raises; then end the run's token.
@@ -81,10 +90,24 @@ class AsyncDriver:
                     resume, answer = flow.throw, error
         finally:
             try:
-                run.end()
+                run.end(self._close_elsewhere)
             except BaseException:  # an interrupt
-                run.end()
+                run.end(self._close_elsewhere)
                 raise
+
+    def _close_elsewhere(self, close: Callable[[], None]) -> None:
+        try:
+            self._looks.submit(close)
+        except RuntimeError:  # no thread can be started
+            close()
+
+    async def look(self, function: Callable[..., T], *args: Any) -> T:
+        """Call in a thread what only looks."""
+        return await self._looks.call(function, *args)
+
+    async def change(self, function: Callable[..., T], *args: Any) -> T:
+        """Call in a thread what changes the store."""
+        return await self._changes.call(function, *args)
 
     async def _answer(self, step: Step, run: Run, handler: Callable[..., Any] | None) -> Any:
         settings = self._settings
@@ -107,31 +130,31 @@ class AsyncDriver:
                     await renewer  # no renewal runs afterwards
             return ended, settings.now()
         if isinstance(step, Wait):
-            run.waiting()
-            return await asyncio.sleep(step.delay / 1000)
+            left = run.waiting(step.delay)
+            if left:
+                await asyncio.sleep(left)
+            return left > 0
         if isinstance(step, Reconcile):
             assert settings.reconcile is not None  # else the policy is another
             run.bind()
             return await _awaited(settings.reconcile(step.record)), settings.now()
         if isinstance(step, Transact):
             assert handler is not None
-            return await in_thread(transact, step, run, handler)
+            return await self._transactions.call(transact, step, run, handler)
+        if isinstance(step, Begin | Probe) and self._owners_block:
+            return await _of_loop(self._askers, _answer_each, self._looks).ask((run, step))
         if isinstance(step, Begin | Log | Probe) or (self.reads_inline and isinstance(step, Read)):
             return run.answer(step)
         if isinstance(step, CheckAndPut):
             run.refuse_child()  # here, since a child has none of its parent's threads
         if self._batching and isinstance(step, CheckAndPut):
-            return await self._batcher().check_and_put(run.change(step)), settings.now()
-        return await in_thread(run.answer, step)
-
-    def _batcher(self) -> Batcher:
-        """Return the running loop's batcher."""
-        loop = asyncio.get_running_loop()
-        batcher = self._batchers.get(loop)
-        if batcher is None:
-            batcher = Batcher(cast(BatchingKVStore, self._settings.store))
-            self._batchers[loop] = batcher
-        return batcher
+            store = cast(BatchingKVStore, settings.store)
+            ask_each = functools.partial(change_each, store)
+            batcher = _of_loop(self._changers, ask_each, self._changes)
+            return await batcher.ask(run.change(step)), settings.now()
+        if isinstance(step, CheckAndPut):
+            return await self.change(run.answer, step)
+        return await self.look(run.answer, step)
 
     async def _renew(self, held: HeldClaim, run: Run, done: asyncio.Event) -> None:
         lease = self._settings.policy.lease or 0
@@ -149,21 +172,24 @@ class AsyncDriver:
                 return
 
 
-async def in_thread(function: Callable[..., T], *args: Any) -> T:
-    """Call a blocking function in the loop's default executor.
-
-    A cancellation does not stop the thread, so it is raised when the call has ended: what the
-    caller does about it must not come before a change that the call still makes.
-    """
+def _of_loop(batchers: _OfLoops, ask_each: Each, threads: Threads) -> Batcher:
+    """Return the running loop's batcher."""
     loop = asyncio.get_running_loop()
-    call = loop.run_in_executor(None, functools.partial(function, *args))
-    try:
-        return await asyncio.shield(call)
-    except asyncio.CancelledError:
-        await asyncio.wait((call,))
-        raise
-    finally:
-        del call  # it may hold an error, whose traceback holds this frame
+    batcher = batchers.get(loop)
+    if batcher is None:
+        batcher = batchers[loop] = Batcher(ask_each, threads)
+    return batcher
+
+
+def _answer_each(asked: Sequence[tuple[Run, Step]]) -> list[Any]:
+    """Answer the steps of several runs."""
+    answers: list[Any] = []
+    for run, step in asked:
+        try:
+            answers.append(run.answer(step))
+        except Exception as error:  # that run's own
+            answers.append(error)
+    return answers
 
 
 async def _called(step: Call, handler: Callable[..., Any]) -> Returned | Raised:
@@ -177,7 +203,7 @@ async def _called(step: Call, handler: Callable[..., Any]) -> Returned | Raised:
         awaitable = ended.response
     step.begun = True
     try:
-        response = await awaitable
+        response = step.response = await awaitable
     except Exception as error:  # the handler's, whatever it is
         return Raised(error)
     return closed(Returned(response))

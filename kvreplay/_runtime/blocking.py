@@ -7,6 +7,8 @@ import operator
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
+from types import FunctionType, MethodType
 from typing import Any, Final, Protocol, TypeVar, cast
 
 from kvreplay._protocol.steps import (
@@ -132,9 +134,10 @@ def _answer(
                     raise
         return ended, settings.now()
     if isinstance(step, Wait):
-        run.waiting()
-        time.sleep(step.delay / 1000)
-        return None
+        left = run.waiting(step.delay)
+        if left:
+            time.sleep(left)
+        return left > 0
     if isinstance(step, Reconcile):
         assert settings.reconcile is not None  # else the policy is another
         run.bind()
@@ -160,10 +163,23 @@ def call(step: Call, handler: Callable[..., Any]) -> Returned | Raised:
     """
     step.begun = True
     try:
-        response = _calling[handler]
+        response = step.response = _calling[handler]
     except Exception as error:  # the handler's, whatever it is
+        if isinstance(error, TypeError) and _is_refused(error, handler):
+            step.begun = False
         return Raised(error)
     return Returned(response)
+
+
+def _is_refused(error: TypeError, handler: object) -> bool:
+    """Say whether Python refused to call a function without arguments: then nothing of it ran."""
+    while isinstance(handler, partial):
+        handler = handler.func
+    if isinstance(handler, MethodType):
+        handler = handler.__func__
+    traceback = error.__traceback__
+    own_frame_only = traceback is not None and traceback.tb_next is None
+    return isinstance(handler, FunctionType) and own_frame_only
 
 
 def closed(ended: Returned | Raised) -> Returned | Raised:

@@ -29,8 +29,8 @@ class Functions:
     def add(self, function: Callable[..., object], operation: str | None) -> None:
         """Give the operation to the function; ``None``: the requests that name no operation.
 
-        The same function may come again, even from a reloaded module, if its code, its defaults and
-        its name are the same and it is no closure.
+        The same function may come again, even from a reloaded module, if its code, its defaults,
+        its name and its globals are the same and it is no closure.
 
         Raises:
             ConfigError: the operation is no text, or another function has it.
@@ -71,9 +71,15 @@ def _is_same(one: Callable[..., object], other: Callable[..., object]) -> bool:
         and isinstance(other, FunctionType)
         and (one.__module__, one.__qualname__) == (other.__module__, other.__qualname__)
         and one.__code__ == other.__code__  # its line too
+        and one.__globals__ is other.__globals__  # a reloaded module keeps them
         and one.__closure__ is None
-        and (one.__defaults__, one.__kwdefaults__) == (other.__defaults__, other.__kwdefaults__)
+        and _defaults_of(one) == _defaults_of(other)
+        and repr(_defaults_of(one)) == repr(_defaults_of(other))  # 1, 1.0 and True are three
     )
+
+
+def _defaults_of(function: FunctionType) -> tuple[object, ...]:
+    return function.__defaults__, function.__kwdefaults__
 
 
 def _named(function: Callable[..., object]) -> str:

@@ -11,7 +11,10 @@ What is always true:
   store.
 * Closing *any* descriptor of a file ends all locks that the process has in it. So this module
   alone opens owners files. It has at most one descriptor of each, and opens and closes under
-  ``_lock``.
+  ``_lock``. Nothing else needs that lock, which is held while a file system may block.
+* A file that other handlers use, and that was looked at a moment ago, is joined without ``_lock``:
+  who joins becomes a user, and then looks whether the file still counts as open. Who closes takes
+  it out of the open files, and then looks whether somebody has joined.
 * A claim names the boot, the file and the byte. It is looked up only on that boot, and only if that
   very file is still the store's. Anywhere else nothing is known, and the claim's lease decides.
 * A process's byte is a random number, so it is nobody else's: it says which claims are its own. The
@@ -28,8 +31,10 @@ from __future__ import annotations
 
 import os
 import struct
+import time
+from collections.abc import Callable
 from enum import Enum
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Final
 
 import attrs
@@ -54,6 +59,7 @@ _Place = tuple[int, int]
 
 _NOWHERE: Final = (0, 0)
 _MODE: Final = 0o600
+_FRESH: Final = 0.01  # seconds; how long a look at a file is good for others who begin
 
 
 @attrs.define(eq=False)
@@ -63,6 +69,7 @@ class _OwnersFile:
     place: _Place
     fd: int
     users: set[object] = attrs.field(factory=set)
+    looked_at: float = -1.0  # monotonic: when it was at its path, and the byte was locked
 
 
 class _Process:
@@ -74,9 +81,19 @@ class _Process:
         self.for_people = _for_people()
         self.running: dict[bytes, _OwnersFile | None] = {}
         self.files: dict[_Place, _OwnersFile] = {}
+        self.last: dict[str, _OwnersFile] = {}  # that was looked at, by path
 
     def owner(self, boot: str = "", place: _Place = _NOWHERE) -> str:
         return f"{boot}:{place[0]}:{place[1]}:{self.byte}:{self.for_people}"
+
+    def join(self, path: str, token: bytes) -> _OwnersFile | None:
+        """Become a user of a file that others use; ``None``: it must be looked at first."""
+        file = self.last.get(path)
+        if file is None or not file.users or time.monotonic() > file.looked_at + _FRESH:
+            return None
+        self.running[token] = file
+        file.users.add(token)
+        return file if self.files.get(file.place) is file else None
 
     def enter(self, path: str, flags: int) -> _OwnersFile:
         """Return the owners file at this path, open. The caller adds a user at once."""
@@ -107,10 +124,18 @@ class _Process:
         return file
 
     def leave(self, file: _OwnersFile, user: object) -> None:
-        """Withdraw a user; the last one closes the file, which gives the byte back."""
+        """Withdraw a user; the last one closes the file."""
         file.users.discard(user)
+        self.close_unused(file)
+
+    def close_unused(self, file: _OwnersFile) -> None:
+        """Close a file that nobody uses, which gives the byte back."""
         if not file.users and self.files.get(file.place) is file:
+            self.last = {path: each for path, each in self.last.items() if each is not file}
             del self.files[file.place]
+            if file.users:  # somebody has joined just now
+                self.files[file.place] = file
+                return
             try:
                 os.close(file.fd)
             except OSError:
@@ -131,8 +156,16 @@ def _this_process() -> _Process:
 
 def this_process() -> ProcessMark:
     """Return what tells this process: its first item is true here, and false in a forked child."""
+    return _known_process().mark
+
+
+def _known_process() -> _Process:
+    """Return this process. The lock is taken only to make it."""
+    process = _process
+    if process is not None and process.mark[0]:
+        return process
     with _lock:
-        return _this_process().mark
+        return _this_process()
 
 
 def new_token() -> bytes:
@@ -143,38 +176,56 @@ def new_token() -> bytes:
 def begin(token: bytes, owners_file: str | None) -> str:
     """Note that the token's handler runs in this process until :func:`end`; return the owner.
 
-    It never fails for want of a lock: then the owner is one whose claims the lease decides.
+    It never fails for want of a lock: then the owner is one whose claims the lease decides. With an
+    owners file it may block, as opening a file does.
     """
+    process = _known_process()
+    process.running[token] = None
+    if owners_file is None:
+        return process.owner()
+    if (file := process.join(owners_file, token)) is not None:
+        return process.owner(_boot_id(), file.place)
     with _lock:
-        process = _this_process()
-        process.running[token] = None
-        if owners_file is None:
-            return process.owner()
         try:
             boot = _boot_id()
-            file = process.enter(owners_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+            file = process.enter(owners_file, flags)
             process.running[token] = file
             file.users.add(token)
             # Even if it is held: somebody may have closed another descriptor of that file.
             _take(file.fd, process.byte)
+            process.last[owners_file] = file
+            file.looked_at = time.monotonic()
         except OSError:  # a read-only or full file system, no locks there, no descriptor left
             return process.owner()
         return process.owner(boot, file.place)
 
 
-def end(token: bytes) -> None:
+def end(token: bytes, closing: Callable[[Callable[[], None]], object] | None = None) -> None:
     """Note that the token's handler does not run any more, however it ended.
 
     A second call does nothing, and completes a first one that was interrupted.
+
+    Args:
+        closing: calls what closes the file, where that must not happen here, since it may block. It
+            is not asked while another handler needs the file.
     """
+    process = _process
+    if process is None or not process.mark[0]:
+        return  # a forked child: the run, and the number of the descriptor, are its parent's
+    file = process.running.get(token)
+    if file is not None:
+        file.users.discard(token)
+        if not file.users:  # the file is closed only if nobody has come before that
+            close = partial(_close_unused, process, file)
+            close() if closing is None else closing(close)
+    process.running.pop(token, None)
+
+
+def _close_unused(process: _Process, file: _OwnersFile) -> None:
     with _lock:
-        process = _process
-        if process is None or not process.mark[0]:
-            return  # a forked child: the run, and the number of the descriptor, are its parent's
-        file = process.running.get(token)
-        if file is not None:
-            process.leave(file, token)
-        process.running.pop(token, None)
+        if process.mark[0]:
+            process.close_unused(file)
 
 
 def look_up(claim: Claim, owners_file: str | None) -> Liveness:
@@ -191,17 +242,17 @@ def look_up(claim: Claim, owners_file: str | None) -> Liveness:
     if not 0 <= byte < 2**62:
         return Liveness.UNKNOWN
     place = device, inode
+    process = _known_process()
+    if byte == process.byte:
+        return Liveness.RUNNING if claim.token in process.running else Liveness.GONE
+    if owners_file is None or place == _NOWHERE:
+        return Liveness.UNKNOWN
     looker = object()
     with _lock:
-        process = _this_process()
-        if byte == process.byte:
-            return Liveness.RUNNING if claim.token in process.running else Liveness.GONE
-        if owners_file is None or place == _NOWHERE:
-            return Liveness.UNKNOWN
         try:
             if boot != _boot_id():
                 return Liveness.UNKNOWN
-            file = process.enter(owners_file, os.O_RDONLY | os.O_CLOEXEC)
+            file = process.enter(owners_file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             try:
                 file.users.add(looker)
                 if file.place != place:

@@ -114,8 +114,14 @@ def check_handler(handler: Callable[..., Any], *, awaited: bool) -> None:
         awaited: a coroutine function is welcome.
 
     Raises:
-        ConfigError: it is a generator function, or a coroutine function that nobody awaits.
+        ConfigError: it cannot be called, is a generator function, or is a coroutine function that
+            nobody awaits.
     """
+    if not callable(handler):
+        raise ConfigError(
+            f"the handler is a {type(handler).__name__}, which cannot be called: give a function"
+            " without arguments, and do not call it; nothing ran"
+        )
     function: Any = handler
     while isinstance(function, partial):
         function = function.func

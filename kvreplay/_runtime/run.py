@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
 from kvreplay._protocol.keys import ReplayKey, name, scope_name
@@ -19,6 +19,7 @@ from kvreplay._protocol.steps import (
 )
 from kvreplay._runtime import liveness
 from kvreplay._runtime.observer import event_of
+from kvreplay._runtime.patience import Patience
 from kvreplay._runtime.settings import Settings
 from kvreplay._runtime.singleflight import Flight, flights
 from kvreplay.errors import InFlightError, KeyNotFoundError, StoreError
@@ -63,6 +64,8 @@ class Run:
     __slots__ = (
         "_address",
         "_caller",
+        "_is_over",
+        "_patience",
         "_store",
         "_token",
         "_told",
@@ -78,18 +81,21 @@ class Run:
         settings: Settings,
         key: ReplayKey,
         flight: Flight[Any] | None = None,
+        patience: Patience | None = None,
         *,
         transaction: ReadsAndPuts | None = None,
     ) -> None:
         self.settings = settings
         self.key = key
         self.flight = flight
+        self._patience = patience
         # Nothing is decided before a transaction commits.
         self.is_observed = settings.observer.is_there and transaction is None
         self._store: ReadsAndPuts = settings.store if transaction is None else transaction
         self._address = (settings.name, scope_name(key.scope), name(key.id, key.operation))
         self.raised: Exception | None = None
         self._token: bytes | None = None
+        self._is_over = False
         self._told: EventKind | None = None
         self._caller: ProcessMark | None = None  # the process that runs the handler
 
@@ -103,10 +109,19 @@ class Run:
         self.bind()
         self.settings.observer.emit("started", self.key)
 
-    def waiting(self) -> None:
-        """Note that another owner runs the key, with this run's params."""
+    def waiting(self, delay: int) -> float:
+        """Note that another owner runs the key, with this run's params.
+
+        Returns:
+            For how many seconds to wait, up to ``delay`` (ms); 0: the time to wait is over.
+        """
         self.bind()
-        self.settings.observer.emit("waited", self.key)
+        left = self._patience.left(delay / 1000) if self._patience is not None else 0.0
+        if left:
+            self.settings.observer.emit("waited", self.key)
+        elif self.flight is not None:
+            self.flight.out_of_time = True
+        return left
 
     def ended(self, ended: Returned | Raised) -> Returned | Raised:
         """Remember what the handler raised: it is no decision about this key.
@@ -174,9 +189,7 @@ class Run:
                 return None, self.settings.now()
             return found, self.settings.now()
         if isinstance(step, Begin):
-            self.end()  # the token of an attempt in which another owner was faster
-            self._token = liveness.new_token()
-            return self._token, liveness.begin(self._token, self.settings.owners_file)
+            return self._begin()
         if isinstance(step, Probe):
             return _RUNNING[liveness.look_up(step.claim, self.settings.owners_file)]
         if isinstance(step, Log):
@@ -195,7 +208,21 @@ class Run:
         elif isinstance(step, Transact) and isinstance(answer, Settled):
             self.settings.observer.emit("completed", self.key)
 
-    def end(self) -> None:
-        """Note that nothing runs any more under this run's token."""
+    def _begin(self) -> tuple[bytes, str]:
         if self._token is not None:
-            liveness.end(self._token)
+            liveness.end(self._token)  # of an attempt in which another owner was faster
+        token = self._token = liveness.new_token()
+        owner = liveness.begin(token, self.settings.owners_file)
+        if self._is_over:  # it was cancelled while a thread did this
+            liveness.end(token)
+        return token, owner
+
+    def end(self, closing: Callable[[Callable[[], None]], object] | None = None) -> None:
+        """Note that nothing runs any more under this run's token.
+
+        Args:
+            closing: see :func:`kvreplay._runtime.liveness.end`.
+        """
+        self._is_over = True
+        if self._token is not None:
+            liveness.end(self._token, closing)

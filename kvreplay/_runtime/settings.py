@@ -7,6 +7,7 @@ a field of :class:`Settings` or of its :class:`~kvreplay._protocol.steps.Policy`
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Final, Generic, Literal, Required, TypedDict, TypeVar
 
@@ -16,6 +17,7 @@ from kvreplay._protocol.keys import ReplayKey
 from kvreplay._protocol.record import ReplayRecord
 from kvreplay._protocol.steps import InDoubtPolicy, Policy, Verdict
 from kvreplay._runtime.observer import Observer
+from kvreplay._runtime.patience import patience_ms
 from kvreplay.clock import Clock, Duration, SystemClock, to_ms
 from kvreplay.errors import ConfigError, InvalidNameError
 from kvreplay.events import ReplayEvent
@@ -39,7 +41,7 @@ class ReplaySettings(TypedDict, total=False):
     ttl: Required[float]
     lease: float | None
     tombstone_ttl: float
-    wait_timeout: float
+    wait_timeout: float | None
     on_in_doubt: Literal["raise", "rerun"] | Callable[[ReplayRecord], Verdict]
     max_record_bytes: int
     renew: bool
@@ -49,7 +51,7 @@ IN_A_FILE: Final[Mapping[str, str | tuple[str, ...]]] = {
     "ttl": "duration",
     "lease": "lease",
     "tombstone_ttl": "duration",
-    "wait_timeout": "duration",
+    "wait_timeout": "time limit",
     "on_in_doubt": ("raise", "rerun"),
     "max_record_bytes": "size",
     "renew": "boolean",
@@ -63,6 +65,8 @@ class Settings:
 
     Attributes:
         ttl: milliseconds.
+        wait_timeout: milliseconds; ``None``: no limit.
+        monotonic: seconds, on a clock that only goes forward.
         sweeps_itself: the store has an index of expiry.
         owners_file: where its owners hold their locks; ``None``: it has no such file.
     """
@@ -70,10 +74,12 @@ class Settings:
     store: AtomicKVStore
     name: str
     ttl: int
+    wait_timeout: int | None
     policy: Policy
     reconcile: Callable[[ReplayRecord], Any] | None
     renew: bool
     clock: Clock
+    monotonic: Callable[[], float]
     observer: Observer
     sweeps_itself: bool
     has_transactions: bool
@@ -115,7 +121,7 @@ class Configured(Generic[V]):
         ttl: Duration,
         lease: Duration | None = 30.0,
         tombstone_ttl: Duration = 0.0,
-        wait_timeout: Duration = 10.0,
+        wait_timeout: Duration | None = 10.0,
         on_in_doubt: str | Callable[[ReplayRecord], V] = "raise",
         max_record_bytes: int = 1024 * 1024,
         renew: bool = False,
@@ -137,7 +143,9 @@ class Configured(Generic[V]):
                 stored, which saves a commit. Then a crash in the handler leaves no trace, and two
                 processes may both run the handler; all get the answer that is stored first.
             tombstone_ttl: how long an expired key goes on raising ``ExpiredError``.
-            wait_timeout: how long to wait for another process that runs the key; 0: not at all.
+            wait_timeout: how long a request waits while somebody else runs its key, in this process
+                or in another one; 0: not at all; ``None``: no limit. It is one budget for the whole
+                request, and a change of the wall clock makes it neither shorter nor longer.
             on_in_doubt: ``"raise"``, ``"rerun"``, or a callable. The callable is given the
                 :class:`~kvreplay.ReplayRecord` in doubt, asks the system that the handler acts on,
                 and returns ``Applied(response)``, ``NOT_APPLIED`` if the effect did not happen *and
@@ -149,7 +157,8 @@ class Configured(Generic[V]):
                 instead of free. ``ConnectionError`` does not mean ``ConnectionRefusedError``. Add
                 those of your client library; with ``(Exception,)`` a handler frees its key only by
                 ``NotAppliedError``. With ``lease=None`` there is no claim that could stay.
-            clock: an object with ``now_ms()``; the system's clock by default.
+            clock: an object with ``now_ms()``; the system's clock by default. It may also have
+                ``monotonic()``, by which waiting is measured; see :class:`~kvreplay.clock.Clock`.
             on_event: called with a :class:`~kvreplay.ReplayEvent` for each decision, on the thread
                 that makes it. What it raises is logged, and never fails a request.
 
@@ -170,10 +179,10 @@ class Configured(Generic[V]):
             store=store,
             name=namespace,
             ttl=to_ms(ttl, "ttl"),
+            wait_timeout=patience_ms(wait_timeout),
             policy=Policy(
                 lease=None if lease is None else to_ms(lease, "lease"),
                 tombstone_ttl=to_ms(tombstone_ttl, "tombstone_ttl"),
-                wait_timeout=to_ms(wait_timeout, "wait_timeout"),
                 on_in_doubt=_in_doubt_policy(on_in_doubt),
                 max_record_bytes=max_record_bytes,
                 doubt_on=doubt_on,
@@ -181,6 +190,7 @@ class Configured(Generic[V]):
             reconcile=on_in_doubt if callable(on_in_doubt) else None,
             renew=renew,
             clock=clock,
+            monotonic=getattr(clock, "monotonic", time.monotonic),
             observer=Observer(namespace, clock, on_event),
             sweeps_itself=not missing_methods(store, ExpiringKVStore),
             has_transactions=not missing_methods(store, TransactionalKVStore),

@@ -14,6 +14,8 @@ What is always true:
 * The lock guards the table and the flights, and is held for moments only. Nobody is woken and no
   handler runs while it is held.
 * An interrupt of the thread that wakes may lose a wake-up. So who waits also looks by itself.
+* Who stops waiting, however that comes, takes its waker out of the flight: ``wakers.pop(wake)`` is
+  one call in C, for which no lock is needed.
 
 It knows no store and no protocol: a key is any hashable, params are bytes, and a result is
 whatever the leader lands with.
@@ -51,9 +53,21 @@ class Flight(Generic[T]):
 
     ``bound``: the key is known to belong to the leader's params, so a request with others is
     refused at once. ``is_abandoned``: whether its leader is gone without landing it.
+    ``out_of_time``: another owner runs the key, and the leader's own time to wait for it was over.
+    ``wakers``: what wakes the followers; a set in the order of their coming.
     """
 
-    __slots__ = ("_wakers", "bound", "is_abandoned", "key", "landed", "params", "result", "thread")
+    __slots__ = (
+        "bound",
+        "is_abandoned",
+        "key",
+        "landed",
+        "out_of_time",
+        "params",
+        "result",
+        "thread",
+        "wakers",
+    )
 
     def __init__(self, key: Hashable, params: bytes) -> None:
         self.key = key
@@ -61,9 +75,10 @@ class Flight(Generic[T]):
         self.thread = get_ident()  # the leader's, or that of its event loop
         self.bound = False
         self.landed = False
+        self.out_of_time = False
         self.result: T | BaseException | None = None
         self.is_abandoned: Callable[[], bool] = _never
-        self._wakers: list[Waker] = []
+        self.wakers: dict[Waker, None] = {}
 
 
 class SingleFlight(Generic[T]):
@@ -116,7 +131,8 @@ class SingleFlight(Generic[T]):
             if not flight.landed:
                 flight.result = result
                 flight.landed = True
-            wakers, flight._wakers = flight._wakers, []
+            wakers = list(flight.wakers)
+            flight.wakers.clear()
         for wake in wakers:
             wake()
 
@@ -126,7 +142,8 @@ class SingleFlight(Generic[T]):
             if flight.bound:
                 return
             flight.bound = True
-            wakers, flight._wakers = flight._wakers, []
+            wakers = list(flight.wakers)
+            flight.wakers.clear()
         for wake in wakers:
             wake()
 
@@ -139,8 +156,7 @@ class SingleFlight(Generic[T]):
         with self._lock:
             if flight.landed or (until_bound and flight.bound):
                 return False
-            if wake not in flight._wakers:
-                flight._wakers.append(wake)
+            flight.wakers[wake] = None
             return True
 
     def is_aboard(self, flight: Flight[T]) -> bool:

@@ -5,17 +5,29 @@ from __future__ import annotations
 import math
 import os
 import threading
+from typing import Final
 
 from kvreplay.errors import ConfigError, StoreError, StoreUnavailableError
 
 __all__ = [
+    "LOCK_TIMEOUT",
     "OwnTransaction",
+    "check_create",
     "check_durability",
     "check_lock_timeout",
     "check_path",
     "nested_call_error",
     "own_transaction_error",
 ]
+
+LOCK_TIMEOUT: Final = 10.0
+"""How many seconds a store waits for others, unless it is told."""
+
+
+def check_create(create: object) -> None:
+    """Raise a ConfigError if this is no bool: a text such as ``"false"`` would count as true."""
+    if not isinstance(create, bool):
+        raise ConfigError("create must be True or False")
 
 
 def check_durability(durability: object) -> None:
@@ -43,6 +55,13 @@ def check_path(path: str | os.PathLike[str], engine: str) -> str:
             raise TypeError
     except TypeError:
         raise ConfigError(f"the path of a {engine} store must be a non-empty str") from None
+    try:
+        os.path.abspath(spelt)
+    except FileNotFoundError:
+        raise ConfigError(
+            f"the path of a {engine} store is relative, and the current directory does not exist"
+            " any more; nothing was opened: give an absolute path"
+        ) from None
     return spelt
 
 

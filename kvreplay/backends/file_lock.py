@@ -18,6 +18,7 @@ be another file's by now. So a file is looked at before it is unlocked or closed
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import struct
@@ -27,18 +28,20 @@ from typing import Final
 
 from kvreplay.errors import StoreUnavailableError
 from kvreplay.store import ForkSafeLock
+from kvreplay.store.locks import require_room
 
-__all__ = ["FileLock", "lock_within", "too_long"]
+__all__ = ["FileLock", "identity_of_descriptor", "lock_within", "too_long"]
 
 _SHARE: Final = 1 / 16  # of the time waited so far: the next pause
 _SHORTEST: Final = 0.00005  # seconds
 _LONGEST: Final = 0.01
 _COURTESY: Final = 0.05  # seconds that one waits behind the line, at most
 _PATIENCE: Final = 3  # times that the line did not move
-_IMPATIENCE: Final = 1.0  # seconds without courtesy after that
+_IMPATIENCE: Final = 0.5  # seconds without courtesy after that
 _WARN_AFTER: Final = 0.25  # of the bound
 
 _FLOCK: Final = "hhqqi4x"  # struct flock of fcntl(2)
+_KIND: Final = struct.calcsize("h")  # its first field
 _LINE: Final = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
 _LEFT: Final = struct.pack(_FLOCK, fcntl.F_UNLCK, os.SEEK_SET, 0, 1, 0)
 
@@ -64,13 +67,14 @@ class FileLock:
         self._rude_until = 0.0  # monotonic: until then it does not stand behind the line
         self._overtaken = 0  # how often, one after the other, it did so in vain
         self._pid = getpid()
+        require_room()  # to unlock and to close it
         if _opened.pid != self._pid:
             _close_inherited()
         opening = map(os.open, (path,), (flags | os.O_CLOEXEC,), (mode,))
         # By an operator: no interrupt comes between the call and the note of its descriptor.
         self._fds += opening
         try:
-            self._identity = _identity_of(self._fds[0])
+            self._identity = identity_of_descriptor(self._fds[0])
             if self._identity is not None:
                 _opened.files[self._fds[0]] = self._identity
         except BaseException:  # an interrupt, whose traceback would keep it open
@@ -83,7 +87,11 @@ class FileLock:
     @property
     def is_open(self) -> bool:
         """Whether its descriptor still stands for the file that was opened."""
-        return bool(self._fds) and self._identity in (None, _identity_of(self._fds[0]))
+        try:
+            seen = identity_of_descriptor(self._fds[0], self._identity)
+        except IndexError:
+            return False
+        return seen is not None and self._identity in (seen, None)
 
     @property
     def is_in_place(self) -> bool:
@@ -94,15 +102,16 @@ class FileLock:
             return False
         return (status.st_dev, status.st_ino) == self._identity
 
-    def lock(self, *, shared: bool = False, wait: bool = True) -> None:
-        """Wait for the lock, without a time limit; with ``wait=False`` raise ``BlockingIOError``.
+    def lock(self, *, shared: bool = False) -> None:
+        """Take the lock if it is free, else raise ``BlockingIOError``.
 
         A ``shared`` lock excludes only locks that are not shared.
         """
-        fcntl.flock(
-            self._fds[0],
-            (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB),
-        )
+        fcntl.flock(self._fds[0], (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+
+    def try_lock(self) -> bool:
+        """Take the lock if it is free and nobody stands in the line; say whether it was taken."""
+        return not self._others_wait() and self._try(False)
 
     def lock_within(self, seconds: float, *, shared: bool = False) -> bool:
         """Wait for the lock, at most so long; say whether it was taken.
@@ -142,7 +151,7 @@ class FileLock:
 
     def _try(self, shared: bool) -> bool:
         try:
-            self.lock(shared=shared, wait=False)
+            self.lock(shared=shared)
         except BlockingIOError:
             return False
         return True
@@ -155,7 +164,7 @@ class FileLock:
             found = fcntl.fcntl(self._fds[0], fcntl.F_OFD_GETLK, _LINE)
         except (OSError, AttributeError):
             return False
-        if struct.unpack(_FLOCK, found)[0] == fcntl.F_UNLCK:
+        if found[:_KIND] == _LEFT[:_KIND]:
             return False
         return time.monotonic() >= self._rude_until
 
@@ -189,18 +198,21 @@ class FileLock:
                     return pid
         return None
 
-    def unlock(self) -> bool:
+    def unlock(self, *, brief: bool = False) -> bool:
         """Give the lock back, even if a child has a copy of the descriptor; it never fails.
 
         A failure here must not hide that the work under the lock was done. Then the file is closed,
         which ends the lock too.
+
+        Args:
+            brief: it was held for so short a time that nobody can have closed the file meanwhile.
 
         Returns:
             Whether the file is still open here.
         """
         if self._fds and self._pid == getpid():
             try:
-                if self.is_open:
+                if brief or self.is_open:
                     fcntl.flock(self._fds[0], fcntl.LOCK_UN)
                 else:
                     self.close()
@@ -266,11 +278,17 @@ def _named(file: FileLock) -> str:
     return "" if holder is None else f"; the process {holder} has it"
 
 
-def _identity_of(fd: int) -> tuple[int, int] | None:
+def identity_of_descriptor(
+    number: int, unknown: tuple[int, int] | None = None
+) -> tuple[int, int] | None:
+    """Return what a descriptor stands for, as device and inode.
+
+    ``None``: it is closed; ``unknown``: nobody can tell.
+    """
     try:
-        status = os.fstat(fd)
-    except OSError:
-        return None
+        status = os.fstat(number)
+    except OSError as error:
+        return None if error.errno == errno.EBADF else unknown
     return status.st_dev, status.st_ino
 
 
@@ -294,7 +312,7 @@ def _close_inherited() -> None:
         inherited, _opened = _opened, _Opened()
     for fd, identity in inherited.files.items():
         # Not if it has been closed, and its number stands for another file by now.
-        if _identity_of(fd) == identity:
+        if identity_of_descriptor(fd) == identity:
             with contextlib.suppress(OSError):
                 os.close(fd)
 

@@ -21,7 +21,12 @@ from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import ClassVar
 
-from kvreplay.backends._support import OwnTransaction, nested_call_error, own_transaction_error
+from kvreplay.backends._support import (
+    OwnTransaction,
+    check_create,
+    nested_call_error,
+    own_transaction_error,
+)
 from kvreplay.errors import KeyNotFoundError, StoreError, StoreNotFoundError
 from kvreplay.store import (
     Closing,
@@ -66,6 +71,7 @@ class MemoryStore(Closing):
     reads_are_local: ClassVar[bool] = True
 
     def __init__(self, *, create: bool = True) -> None:
+        check_create(create)
         if not create:
             raise StoreNotFoundError(
                 "a store in memory begins empty whenever it is opened, so with create=False there"

@@ -190,6 +190,8 @@ def _read_toml(file: str) -> dict[str, object]:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise wrong(file, f"line {line} is not UTF-8", "Save the file as UTF-8.") from None
+    except RecursionError:
+        raise wrong(file, "its values are nested too deeply", "Write a plain file.") from None
     except ValueError as error:  # TOMLDecodeError, or an integer of thousands of digits
         raise wrong(file, f"it is not TOML: {error}", "Correct that line.") from None
 

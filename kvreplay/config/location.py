@@ -164,14 +164,20 @@ def locate(asked: Asked, kind: str) -> str | None:
             if asked.path is None
             else 'Write for example "/var/lib/node/replay".',
         )
-    if path.startswith("~"):
+    if path[0] in "~$":
         raise wrong(
             source,
-            'a "~" is not expanded',
-            'Write the whole path, or "./~…" if the name itself begins with "~".',
+            f'a "{path[0]}" is not expanded',
+            f'Write the whole path, or "./{path[0]}…" if the name itself begins with "{path[0]}".',
+        )
+    if path[0] in "\"'" and path[0] == path[-1]:  # as an env file of Docker leaves them
+        raise wrong(
+            source,
+            "the path is in quotes, which belong to the value here",
+            f"Remove them, or write ./{path} if they belong to the name.",
         )
     try:
-        place = os.path.abspath(path if asked.base is None else os.path.join(asked.base, path))
+        place = _absolute(path if asked.base is None else os.path.join(asked.base, path))
         place.encode("utf-8")
     except FileNotFoundError:
         raise wrong(
@@ -184,6 +190,19 @@ def locate(asked: Asked, kind: str) -> str | None:
             "Rename that folder, or choose another place.",
         ) from None
     return place
+
+
+def _absolute(path: str) -> str:
+    """Return the absolute path of the place that the kernel would find.
+
+    A ``..`` after a symbolic link leads to the parent of what the link points to. So what stands
+    before the last one is looked up, and the rest of the path stays as it is written.
+    """
+    names = (path if os.path.isabs(path) else os.path.join(os.getcwd(), path)).split(os.sep)
+    if os.pardir in names:
+        last = len(names) - names[::-1].index(os.pardir)
+        names = [os.path.realpath(os.sep.join(names[:last])), *names[last:]]
+    return os.path.normpath(os.sep.join(names))
 
 
 def _url_path(rest: str, scheme: str, source: str) -> str:

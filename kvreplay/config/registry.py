@@ -44,6 +44,7 @@ __all__ = [
     "check_settings",
     "engine_of",
     "open_store",
+    "settings_of",
 ]
 
 BACKENDS: Final[Mapping[str, tuple[str, str, str | None]]] = {
@@ -139,6 +140,13 @@ def open_store(
             opened.
         StoreError: the engine could not open it.
     """
+    return settings_of(where, base=base).open()
+
+
+def settings_of(
+    where: str | Mapping[str, object], *, base: str | os.PathLike[str] | None = None
+) -> StoreSettings:
+    """Check what a URL or a mapping asks for, as :func:`open_store` does, and open nothing."""
     if isinstance(where, str):
         asked = ask_url(where, "the store URL", base)
     elif isinstance(where, Mapping):
@@ -149,7 +157,7 @@ def open_store(
             f"it is a {type(where).__name__}, neither a URL nor a mapping",
             'Write "lmdb:PATH" or {"backend": "lmdb", "path": PATH}.',
         )
-    return check_settings(asked, engine_of(asked.backend, asked.source)).open()
+    return check_settings(asked, engine_of(asked.backend, asked.source))
 
 
 @attrs.frozen

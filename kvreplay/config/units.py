@@ -174,12 +174,21 @@ def duration(value: object, where: str) -> float:
 
 def lease(value: object, where: str) -> float | None:
     """A duration, or the word ``"none"`` for ``None``."""
+    return _duration_or_none(value, where, "no claim is made")
+
+
+def time_limit(value: object, where: str) -> float | None:
+    """A duration, or the word ``"none"`` for ``None``."""
+    return _duration_or_none(value, where, "there is no limit")
+
+
+def _duration_or_none(value: object, where: str, none_means: str) -> float | None:
     if isinstance(value, str) and value.strip().lower() == "none":
         return None
     try:
         return duration(value, where)
     except ConfigError as error:
-        raise ConfigError(f'{error} Or "none": no claim is made.') from None
+        raise ConfigError(f'{error} Or "none": {none_means}.') from None
 
 
 def boolean(value: object, where: str) -> bool:
@@ -222,6 +231,7 @@ KINDS: Final[dict[str, Callable[[object, str], object]]] = {
     "integer": integer,
     "duration": duration,
     "lease": lease,
+    "time limit": time_limit,
     "boolean": boolean,
     "text": text,
 }

@@ -120,7 +120,7 @@ class Server(ThreadingHTTPServer):
     def server_bind(self) -> None:
         """Bind, without asking the name service for this host's name as HTTPServer does."""
         socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
+        self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]  # IPv4
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Start a thread for the connection, if there may be one more."""
@@ -321,7 +321,9 @@ def _is_own_host(hosts: list[str]) -> bool:
     A web page may have its own name resolve to 127.0.0.1. A browser then lets it talk to the node,
     but names that page as the host.
     """
-    name = hosts[0].rpartition(":")[0] or hosts[0] if len(hosts) == 1 else ""
+    name, _, port = (hosts[0] if len(hosts) == 1 else "").partition(":")
+    if port and not (port.isascii() and port.isdigit()):
+        return False
     return name.lower() == "localhost" or _is_loopback(name)
 
 

@@ -14,7 +14,14 @@ from weakref import ref
 
 from kvreplay.errors import StoreError
 
-__all__ = ["Bell", "ForkSafeLock", "ProcessMark", "ThreadBound", "process_mark"]
+__all__ = [
+    "Bell",
+    "ForkSafeLock",
+    "ProcessMark",
+    "ThreadBound",
+    "process_mark",
+    "require_room",
+]
 
 T = TypeVar("T")
 
@@ -91,6 +98,16 @@ class _PidMark:
 
     def __getitem__(self, index: int) -> bool:
         return self._pid == getpid()
+
+
+def require_room(frames: int = 8) -> None:
+    """Raise a ``RecursionError`` now, if the stack has no room for so many frames more.
+
+    Call it before something is taken that must be given back: giving it back needs a few frames,
+    and may come when the work in between has failed because the stack was full.
+    """
+    if frames > 1:
+        require_room(frames - 1)
 
 
 class Bell:

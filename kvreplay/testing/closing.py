@@ -43,7 +43,7 @@ class ClosingTests:
             walkable.write(p, "s", "k", b"v")
         walk = walkable.list_all_keys()
         next(walk)
-        walkable.close()  # type: ignore[attr-defined]
+        walkable.close()  # type: ignore[attr-defined]  # every store has it
         seen = 1
         with contextlib.suppress(StoreError):
             for _ in walk:

@@ -66,7 +66,7 @@ class ForkingTests:
             store.write("p", "s", "k", b"child")
             assert store.read("p", "s", "k") == b"child"
             assert store.list("p", "s") == ["k"]
-            store.close()  # type: ignore[attr-defined]
+            store.close()  # type: ignore[attr-defined]  # every store has it
 
         fork(child).join()
         if shared:

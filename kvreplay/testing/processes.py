@@ -104,7 +104,7 @@ class ProcessTests:
         """A process that is killed before it closes its store keeps every change that returned."""
         store.write("p", "s", "changes", b"before")
         store.write("p", "s", "goes", b"before")
-        store.close()  # type: ignore[attr-defined]
+        store.close()  # type: ignore[attr-defined]  # every store has it
         process = spawn(_change_by_writing)
         process.go()
         process.result()
@@ -116,7 +116,7 @@ class ProcessTests:
     ) -> None:
         atomic.write("p", "s", "changes", b"before")
         atomic.write("p", "s", "goes", b"before")
-        atomic.close()  # type: ignore[attr-defined]
+        atomic.close()  # type: ignore[attr-defined]  # every store has it
         process = spawn(_change_by_checking)
         process.go()
         process.result()
@@ -128,7 +128,7 @@ class ProcessTests:
     ) -> None:
         put(expiring, "due", b"v", 5)
         put(expiring, "refreshed", b"v", 5)
-        expiring.close()  # type: ignore[attr-defined]
+        expiring.close()  # type: ignore[attr-defined]  # every store has it
         process = spawn(_refresh_and_sweep)
         process.go()
         assert process.result() == 1
@@ -142,7 +142,7 @@ class ProcessTests:
         self, transactional: TransactionalKVStore, reopen: Callable[[], Any], spawn: Spawn
     ) -> None:
         transactional.write("p", "s", "changes", b"before")
-        transactional.close()  # type: ignore[attr-defined]
+        transactional.close()  # type: ignore[attr-defined]  # every store has it
         process = spawn(_commit_and_begin_another)
         process.go()
         process.result()

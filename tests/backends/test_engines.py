@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kvreplay.errors import StoreError
+from kvreplay.backends.filesystem import FilesystemStore
+from kvreplay.backends.lmdb import LMDBStore
+from kvreplay.backends.memory import MemoryStore
+from kvreplay.errors import ConfigError, StoreError
 from kvreplay.store import ExpiringKVStore, SweepResult, TransactionalKVStore
 from kvreplay.testing.entries import every_call, put
 
@@ -19,6 +24,20 @@ def test_a_capability_is_there_or_absent(engine: Any, store: Any) -> None:
 
 def test_reads_are_local(store: Any) -> None:
     assert store.reads_are_local is True
+
+
+@pytest.mark.parametrize("wrong", ["false", 0, None])
+def test_create_is_a_bool(wrong: Any, tmp_path: Path) -> None:
+    """A text from the environment, such as "false", would count as true, and make a store."""
+    engines: list[Callable[[], Any]] = [
+        lambda: MemoryStore(create=wrong),
+        lambda: LMDBStore(tmp_path / "store", create=wrong),
+        lambda: FilesystemStore(tmp_path / "store", create=wrong),
+    ]
+    for opening in engines:
+        with pytest.raises(ConfigError, match="create must be"):
+            opening()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_sweep_at_its_limit_knows_that_nothing_is_left(store: Any) -> None:
@@ -55,3 +74,16 @@ def test_a_refusal_about_transactions_says_why(transactional: Any) -> None:
     for call in calls_in(txn):
         with pytest.raises(StoreError, match="ended"):
             call()
+
+
+@pytest.mark.parametrize("store_class", [FilesystemStore, LMDBStore])
+def test_a_current_directory_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store_class: Any
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(ConfigError, match="does not exist any more; nothing was opened"):
+        store_class("store")
+    with store_class(tmp_path / "store") as store:
+        store.write("p", "s", "k", b"v")

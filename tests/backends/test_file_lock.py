@@ -21,7 +21,7 @@ HOLDER = """
 import os, sys
 from kvreplay.backends.file_lock import FileLock
 file = FileLock(sys.argv[1], os.O_RDWR)
-file.lock(wait=False)
+file.lock()
 print("holding", flush=True)
 sys.stdin.readline()
 file.unlock()
@@ -47,7 +47,7 @@ def holder(path: str) -> Iterator[Program]:
 def is_locked(path: str) -> bool:
     other = FileLock(path, os.O_RDWR)
     try:
-        other.lock(wait=False)
+        other.lock()
     except BlockingIOError:
         return True
     finally:
@@ -158,6 +158,6 @@ def test_a_descriptor_that_is_another_files_by_now_is_left_alone(
 def test_the_holder_of_a_free_lock_is_nobody(path: str) -> None:
     file = FileLock(path, os.O_RDWR)
     assert file.holder() is None
-    file.lock(wait=False)
+    file.lock()
     assert file.holder() == os.getpid()
     file.close()

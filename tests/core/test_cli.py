@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from kvreplay import StoreNotFoundError, open_store
 from kvreplay.cli import main
+from support.configuring import Stranger
 from support.interrupts import hearing_ctrl_c
 from support.programs import run_python
 
@@ -103,6 +105,124 @@ def test_a_directory_that_cannot_be_used_is_2(
     assert "--dir" in error
     assert "nothing was started" in error
     assert [each.read_text() for each in tmp_path.rglob("*") if each.is_file()] == ["precious"]
+
+
+# kvreplay init.
+
+
+def engines_that_create() -> list[str]:
+    from kvreplay.config.registry import BACKENDS, engine_of
+
+    return [
+        name
+        for name in BACKENDS
+        if engine_of(name, "").location == "path" and "create" in engine_of(name, "").options
+    ]
+
+
+def run_init(store: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    code = main(["init", store])
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+@pytest.mark.parametrize("engine", engines_that_create())
+def test_init_makes_a_store_once(
+    engine: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "deep" / "store@1"
+    url = f"{engine}://{path}?create=false"  # as in the configuration
+    with pytest.raises(StoreNotFoundError):
+        open_store(url)
+    assert list(tmp_path.iterdir()) == []
+    assert run_init(url, capsys) == (0, f"made the store {engine}:{path}\n", "")
+    with open_store(url) as store:
+        store.write("p", "s", "k", b"v")
+    kept = [each for each in path.rglob("*") if each.is_file() and each.name != "lock.mdb"]
+    before = {each: each.lstat().st_mtime_ns for each in kept}
+    code, out, error = run_init(f"{engine}://{path}", capsys)
+    assert (code, error) == (0, "")
+    assert "is there already; nothing was changed" in out
+    assert {each: each.lstat().st_mtime_ns for each in before} == before
+    with open_store(url) as store:
+        assert store.read("p", "s", "k") == b"v"
+
+
+@pytest.mark.parametrize(
+    ("store", "says"),
+    [
+        ("memory:", "a memory store begins empty whenever it is opened: there is nothing to make"),
+        ("memory:?create=false", "there is nothing to make"),
+        ("filesystm:x", 'Did you mean "filesystem"?'),
+        ("/var/lib/replay", "does not begin with a backend's name"),
+        ("filesystem:", "the path is empty"),
+        ("filesystem:x?creat=true", 'Did you mean "create"?'),
+        ("filesystem:x?create=maybe", "neither true nor false"),
+        ("filesystem:x?lock_timeout=0", "lock_timeout must be"),
+        ("filesystem:file/below", "not a folder"),
+        ("filesystem:theirs", "LMDB"),
+        ("filesystem:\udcff", "not UTF-8"),
+    ],
+)
+def test_init_tells_a_mistake_in_one_line(
+    store: str,
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "data.mdb").write_bytes(b"")
+    code, out, error = run_init(store, capsys)
+    assert (code, out, error.count("\n")) == (2, "", 1)
+    assert error.startswith("kvreplay: ")
+    assert says in error
+    assert {path.name for path in tmp_path.rglob("*")} == {"file", "theirs", "data.mdb"}
+
+
+STRANGERS = """
+from kvreplay import StoreNotFoundError
+
+class Always:
+    OPTIONS = {"pool": "integer"}
+    LOCATION = "url"
+
+class Asked:
+    OPTIONS = {"create": "boolean"}
+    LOCATION = "url"
+    there = False
+
+    def __init__(self, url, create=True):
+        if not create and not Asked.there:
+            raise StoreNotFoundError("there is none")
+        Asked.there = True
+
+    def close(self):
+        pass
+"""
+
+
+def test_init_of_a_strangers_engine(stranger: Stranger, capsys: pytest.CaptureFixture[str]) -> None:
+    stranger.install("always", STRANGERS, attribute="Always")
+    stranger.install("asked", STRANGERS, attribute="Asked")
+    code, out, error = run_init("always://user:secret@host/db", capsys)
+    assert (code, out) == (2, "")
+    assert 'the backend "always" has no option "create"' in error
+    assert "secret" not in error
+    code, out, error = run_init("asked://user:secret@host/db", capsys)
+    assert (code, out, error) == (0, "made the store asked:…@host/db\n", "")
+    code, out, error = run_init("asked://user:secret@host/db", capsys)
+    assert (code, error) == (0, "")
+    assert out == "the store asked:…@host/db is there already; nothing was changed\n"
+
+
+def test_init_without_a_store_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["init"])
+    assert caught.value.code == 2
+    assert "STORE" in capsys.readouterr().err
 
 
 def story_on(directory: Path) -> subprocess.Popen[str]:

@@ -34,7 +34,7 @@ WINGS: dict[str, set[str]] = {
     "backends": {"errors", "store"},
     "testing": {"errors", "store"},
     "demo": {"__init__", "errors", "store"},
-    "cli": {"demo", "errors"},
+    "cli": {"config", "demo", "errors"},
     "__main__": {"cli"},
 }
 # The modules of a wing in an order in which each may import those before it, and no other.
@@ -43,16 +43,30 @@ ORDER: dict[str, tuple[str, ...]] = {
     "store": ("names", "paging", "locks", "closing", "contract", "in_process", "__init__"),
     "_protocol": ("packing", "params", "keys", "record", "steps", "endings", "flow", "__init__"),
     "_runtime": (
-        *("observer", "singleflight", "liveness", "settings", "requests", "run", "blocking"),
+        *(
+            "observer",
+            "patience",
+            "singleflight",
+            "liveness",
+            "threads",
+            "settings",
+            "requests",
+            "run",
+            "blocking",
+        ),
         *("renewal", "walking", "sweeping", "aio_sweeping", "batching", "awaiting", "decorating"),
         *("any_replay", "__init__"),
     ),
     "config": ("units", "location", "registry", "file", "__init__"),
     "backends": ("_support", "durable_files", "file_lock", "memory", "__init__"),
-    "backends.filesystem": ("errors", "locks", "layout", "expiry", "store", "__init__"),
+    "backends.filesystem": (
+        *("errors", "locks", "layout", "presence", "opening", "expiry", "entries", "store"),
+        "__init__",
+    ),
     "backends.lmdb": (
-        *("errors", "files", "gate", "handle", "process_lock", "pending", "group_commit"),
-        *("environment", "shared", "entries", "store", "__init__"),
+        *("errors", "presence", "files", "gate", "process_lock", "readers", "handle", "pending"),
+        "group_commit",
+        *("environment", "shared", "entries", "transaction", "store", "__init__"),
     ),
     "backends.sqlite": (
         *("errors", "schema", "entries", "connections", "group_commit", "files", "database"),
@@ -68,7 +82,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         *("params", "invoice", "rpc", "orders", "node", "client", "stage", "chapter", "story"),
         "__init__",
     ),
-    "cli": ("demo", "main", "__init__"),
+    "cli": ("demo", "init", "main", "__init__"),
 }
 # What a wing may import from outside of the package, besides the standard library and attrs.
 PACKAGES: dict[str, set[str]] = {

@@ -23,7 +23,8 @@ from kvreplay.backends.memory import MemoryStore
 from support.forking import BareChild, Child
 from support.needs import needs_root
 from support.programs import Program, run_code
-from support.waiting import until
+from support.replaying import Caller
+from support.waiting import PATIENCE, until
 
 RUNNING, GONE, UNKNOWN = Liveness.RUNNING, Liveness.GONE, Liveness.UNKNOWN
 BOOT, DEVICE, INODE, BYTE = range(4)
@@ -57,6 +58,12 @@ def token(path: str) -> Iterator[bytes]:
     token = new_token()
     yield token
     end(token)
+
+
+@pytest.fixture
+def later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each begin comes so late that no look at the file is fresh."""
+    monkeypatch.setattr(liveness, "_FRESH", -1.0)
 
 
 def as_seen_by_another(
@@ -393,6 +400,7 @@ def test_a_first_run_on_one_store_during_a_run_on_another(path: str, token: byte
     assert as_seen_by_another(theirs, file) == "GONE"
 
 
+@pytest.mark.usefixtures("later")
 def test_a_descriptor_that_somebody_closed_is_opened_anew(
     path: str, token: bytes, tmp_path: Path
 ) -> None:
@@ -414,6 +422,7 @@ def test_a_descriptor_that_somebody_closed_is_opened_anew(
     assert descriptors(path) == []
 
 
+@pytest.mark.usefixtures("later")
 def test_a_lock_that_a_copying_program_ended_is_taken_again(path: str, token: bytes) -> None:
     first = new_token()
     mine = Claim(token, 0, begin(first, path))
@@ -424,6 +433,7 @@ def test_a_lock_that_a_copying_program_ended_is_taken_again(path: str, token: by
     end(first)
 
 
+@pytest.mark.usefixtures("later")
 def test_a_file_that_was_removed_is_made_anew(path: str, token: bytes) -> None:
     first = new_token()
     old = Claim(first, 0, begin(first, path))
@@ -457,3 +467,67 @@ def test_threads_begin_and_end_at_the_same_time(path: str, token: bytes, owner: 
         wrong.extend([] if as_seen_by_another(mine, path) == "RUNNING" else ["seen"])
     assert wrong == []
     assert len(descriptors(path)) == 1
+
+
+def test_runs_that_begin_at_the_same_time_share_a_look(
+    path: str, token: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look lets other threads run, which is dear where many of them want to."""
+    looks: list[int] = []
+    take = liveness._take
+    monkeypatch.setattr(liveness, "_take", lambda *args: (looks.append(1), take(*args)))
+    monkeypatch.setattr(liveness, "_FRESH", PATIENCE)
+    others = [new_token() for _ in range(5)]
+    owner = begin(token, path)
+    assert [begin(each, path) for each in others] == [owner] * 5
+    assert looks == [1]
+    for each in [token, *others[1:]]:
+        end(each)
+    # One of those that did not look holds on to the lock.
+    assert as_seen_by_another(Claim(others[0], 0, owner), path) == "RUNNING"
+    end(others[0])
+    assert descriptors(path) == []
+    begin(token, path)
+    assert looks == [1, 1]
+
+
+@pytest.mark.parametrize("joins", ["before the file is closed", "after it was closed"])
+def test_whoever_joins_just_as_the_last_user_leaves(
+    joins: str, path: str, token: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two threads, step by step: this one has seen a user, and then that user leaves."""
+    monkeypatch.setattr(liveness, "_FRESH", PATIENCE)
+    last, process = new_token(), liveness._known_process()
+    owner = begin(last, path)
+    (file,) = process.files.values()
+
+    class Files(dict[Any, Any]):
+        def __delitem__(self, place: Any) -> None:
+            if joins == "before the file is closed" and last in process.running:
+                file.users.add(token)
+            super().__delitem__(place)
+
+    class Running(dict[Any, Any]):
+        def __setitem__(self, run: Any, used: Any) -> None:
+            super().__setitem__(run, used)
+            if used is file and last in self:
+                end(last)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(process, "files", Files(process.files))
+        patch.setattr(process, "running", Running(process.running))
+        assert begin(token, path) == owner
+        kept = list(process.files.values()) == [file]
+        assert kept is (joins == "before the file is closed")
+        assert as_seen_by_another(Claim(token, 0, owner), path) == "RUNNING"
+        end(token)
+    assert descriptors(path) == []
+
+
+def test_a_pipe_in_the_files_place_blocks_nobody(path: str) -> None:
+    """Whoever opens a pipe to read waits for a writer, if nobody says otherwise."""
+    os.mkfifo(path)
+    place = os.stat(path)
+    owner = f"{liveness._boot_id()}:{place.st_dev}:{place.st_ino}:5:0:1:1"
+    looking = Caller(look_up, Claim(new_token(), 0, owner), path)
+    assert looking.result() is not None

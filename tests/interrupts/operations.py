@@ -5,13 +5,12 @@ What a call that was interrupted may leave is asserted after the ``yield``; :met
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Generator
 from typing import Any, Final
 
 from interrupts.points import Ended
 from interrupts.world import World
-from kvreplay import AsyncReplay, Change, InDoubtError, Outcome
+from kvreplay import AsyncReplay, Change, Entry, InDoubtError, Outcome
 from kvreplay.errors import KeyNotFoundError
 
 __all__ = ["ASYNC", "ENGINES", "OPERATIONS", "operations_of"]
@@ -48,6 +47,12 @@ def reading(world: World) -> Operation:
     assert ended.error or ended.result == world.kept["kept1"]
 
 
+def reading_an_entry(world: World) -> Operation:
+    world.store.check_and_put("p", "s", "k", expected=None, value=b"v", expires_at=5)
+    ended = yield lambda: world.store.read_entry("p", "s", "k")
+    assert ended.error or ended.result == Entry(b"v", 5)
+
+
 def writing(world: World) -> Operation:
     world.store.write("p", "s", "k", b"old")
     ended = yield lambda: world.store.write("p", "s", "k", b"new")
@@ -63,6 +68,15 @@ def putting(world: World) -> Operation:
     now = found(world, "k")
     assert now in ((b"old", b"new") if ended.error else (b"new",))
     assert world.store.sweep("p", 9, 10).removed == 1, "its expiry was lost"
+
+
+def removing(world: World) -> Operation:
+    """Of an entry that expires, with its place in the index."""
+    world.store.check_and_put("p", "s", "k", expected=None, value=b"old", expires_at=5)
+    ended = yield lambda: world.store.remove("p", "s", "k")
+    now = found(world, "k")
+    assert now in ((b"old", None) if ended.error else (None,))
+    assert world.store.sweep("p", 5, 10).removed == (now is not None)
 
 
 def batching(world: World) -> Operation:
@@ -88,6 +102,11 @@ def listing(world: World) -> Operation:
     assert ended.error or sorted(ended.result) == sorted(world.kept)
 
 
+def listing_all(world: World) -> Operation:
+    ended = yield lambda: list(world.store.list_all_keys())
+    assert ended.error or sorted(ended.result) == [("p", "kept", key) for key in sorted(world.kept)]
+
+
 def transaction(world: World) -> Operation:
     def transact() -> None:
         with world.store.transaction() as txn:
@@ -110,6 +129,59 @@ def undone_transaction(world: World) -> Operation:
     assert found(world, "a") is None
 
 
+def creating(elsewhere_first: bool) -> Callable[[World], Operation]:
+    """Make a store; then another process opens what is there, before this one does or after it."""
+
+    def creating(world: World) -> Operation:
+        world.leave()
+        assert not world.path.exists()
+        ended = yield world.open
+        if elsewhere_first:
+            world.use_elsewhere()
+        world.store = world.open() if ended.error else ended.result
+        world.keep()
+
+    return creating
+
+
+def fill_map(world: World, value: bytes) -> None:
+    """Go to a new store with a small map, and store this."""
+    world.leave()
+    world.map_size = 1 << 16
+    world.store = world.open()
+    world.keep()
+    world.store.write("p", "s", "old", value)
+    assert world.store._opened().handle.map_size == 1 << 16
+
+
+def has_grown(world: World) -> bool:
+    grown: bool = world.store._opened().handle.map_size > 1 << 16
+    return grown
+
+
+def growing(world: World) -> Operation:
+    """A write for which the map is too small, twice."""
+    fill_map(world, b"v")
+    value = bytes(100_000)
+    ended = yield lambda: world.store.write("p", "s", "k", value)
+    assert found(world, "k") in ((None, value) if ended.error else (value,))
+    assert ended.error or has_grown(world)
+
+
+def growing_transaction(world: World) -> Operation:
+    """A transaction before which the map grows, since it is nearly full."""
+    fill_map(world, bytes(12_000))
+
+    def transact() -> None:
+        with world.store.transaction() as txn:
+            txn.write("p", "s", "k", b"v")
+
+    ended = yield transact
+    assert found(world, "k") in ((None, b"v") if ended.error else (b"v",))
+    assert found(world, "old") == bytes(12_000)
+    assert ended.error or has_grown(world)
+
+
 def closing(world: World) -> Operation:
     world.store.write("p", "s", "k", b"v")
     ended = yield world.store.close
@@ -124,9 +196,9 @@ def closing(world: World) -> Operation:
 # Requests. ``ask`` makes the call of one kind of replay.
 
 
-def execute(replay: Any, handler: Callable[..., Any], method: str = "execute") -> Any:
+def execute(world: World, replay: Any, handler: Callable[..., Any], method: str = "execute") -> Any:
     call = getattr(replay, method)(KEY, PARAMS, handler)
-    return asyncio.run(call) if isinstance(replay, AsyncReplay) else call
+    return world.run(call) if isinstance(replay, AsyncReplay) else call
 
 
 def request(asynchronous: bool, **settings: Any) -> Callable[[World], Operation]:
@@ -134,7 +206,7 @@ def request(asynchronous: bool, **settings: Any) -> Callable[[World], Operation]
         make = world.async_replay if asynchronous else world.replay
         replay = make(**settings)
         handler = world.async_handler if asynchronous else world.handler
-        ended = yield lambda: execute(replay, handler)
+        ended = yield lambda: execute(world, replay, handler)
         assert world.runs <= 1
         if not ended.error:
             assert ended.result == Outcome("answer", False)
@@ -162,7 +234,7 @@ def request_in_transaction(asynchronous: bool) -> Callable[[World], Operation]:
             txn.write("p", "s", "effect", b"1")
             return world.handler()
 
-        ended = yield lambda: execute(replay, handler, "execute_in_transaction")
+        ended = yield lambda: execute(world, replay, handler, "execute_in_transaction")
         assert world.runs <= 1
         if not ended.error:
             assert ended.result == Outcome("answer", False)
@@ -189,9 +261,9 @@ def hit(asynchronous: bool, method: str = "execute") -> Callable[[World], Operat
         replay = world.async_replay() if asynchronous else world.replay()
         if method == "lookup":
             call = replay.lookup
-            ask = lambda: asyncio.run(call(KEY, PARAMS)) if asynchronous else call(KEY, PARAMS)  # noqa: E731
+            ask = lambda: world.run(call(KEY, PARAMS)) if asynchronous else call(KEY, PARAMS)  # noqa: E731
         else:
-            ask = lambda: execute(replay, world.handler)  # noqa: E731
+            ask = lambda: execute(world, replay, world.handler)  # noqa: E731
         ended = yield ask
         assert ended.error or ended.result == Outcome("answer", True)
         assert world.runs == 1
@@ -214,9 +286,7 @@ def settling(asynchronous: bool, how: str) -> Callable[[World], Operation]:
         options = {"response": "answer"} if how == "resolve" else {}
         call = getattr(replay, how)
         ended = (
-            yield lambda: (
-                asyncio.run(call(KEY, **options)) if asynchronous else call(KEY, **options)
-            )
+            yield lambda: world.run(call(KEY, **options)) if asynchronous else call(KEY, **options)
         )
         assert ended.error or ended.result is True
         again = _ask_again(world)
@@ -226,15 +296,36 @@ def settling(asynchronous: bool, how: str) -> Callable[[World], Operation]:
     return settling
 
 
+def sweeping_answers(asynchronous: bool) -> Callable[[World], Operation]:
+    """A sweep of expired answers, by way of a replay."""
+
+    def sweeping(world: World) -> Operation:
+        world.replay().execute(KEY, PARAMS, world.handler, ttl=0)
+        replay = world.async_replay() if asynchronous else world.replay()
+        ended = yield lambda: world.run(replay.sweep()) if asynchronous else replay.sweep()
+        assert ended.error or ended.result.removed == 1
+        world.replay().sweep()
+        assert world.replay().execute(KEY, PARAMS, world.handler) == Outcome("answer", False)
+
+    return sweeping
+
+
 STORES: Final[dict[str, Callable[[World], Operation]]] = {
+    "create": creating(elsewhere_first=False),
+    "create, elsewhere first": creating(elsewhere_first=True),
     "open": opening,
     "read": reading,
+    "read_entry": reading_an_entry,
     "write": writing,
+    "write, map grows": growing,
     "check_and_put": putting,
+    "remove": removing,
     "check_and_put_each": batching,
     "sweep": sweeping,
     "list": listing,
+    "list_all_keys": listing_all,
     "transaction": transaction,
+    "transaction, map grows": growing_transaction,
     "undone transaction": undone_transaction,
     "close": closing,
 }
@@ -250,6 +341,7 @@ def _requests(asynchronous: bool) -> dict[str, Callable[[World], Operation]]:
         "lookup": hit(asynchronous, "lookup"),
         "resolve": settling(asynchronous, "resolve"),
         "release": settling(asynchronous, "release"),
+        "sweep answers": sweeping_answers(asynchronous),
     }
 
 
@@ -266,6 +358,10 @@ def operations_of(engine: str) -> list[str]:
     lacks: set[str] = set()
     if engine == "filesystem":
         lacks |= {name for name in OPERATIONS if "transaction" in name}
+    if engine != "lmdb":
+        lacks |= {"write, map grows", "transaction, map grows"}
     if engine not in ("lmdb", "sqlite"):
         lacks.add("check_and_put_each")
+    if engine == "memory":
+        lacks |= {name for name in OPERATIONS if name.startswith("create")}
     return [name for name in OPERATIONS if name not in lacks]

@@ -2,32 +2,47 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from interrupts.points import TimeLimit
-from kvreplay import Change
+from kvreplay import Change, ExpiredError, InDoubtError, KVReplayError, Outcome, Replay
+from kvreplay._runtime import liveness
+from kvreplay._runtime.singleflight import flights
 from support.programs import Program, unmeasured
+from support.replaying import Caller, FakeClock
 
 pytestmark = pytest.mark.untraced
 
 REPLAYING = """
-import signal, sys
-from kvreplay import Replay, open_store
+import asyncio, itertools, signal, sys
+from kvreplay import AsyncReplay, Replay, open_store
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.alarm(60)
-with open_store("lmdb:" + sys.argv[1]) as store:
+
+def sync(store):
     replay = Replay(store, "pay", ttl=600)
     replay.execute(("s", "k"), {}, lambda: 1)
+    print("on", flush=True)
+    for n in itertools.count():
+        replay.execute(("s", "k"), {}, lambda: 1)
+        replay.execute(("s", str(n)), {}, lambda: 1)
+
+async def awaited(store):
+    replay = AsyncReplay(store, "pay", ttl=600)
+    await replay.execute(("s", "k"), {}, lambda: 1)
+    print("on", flush=True)
+    for n in itertools.count():
+        await replay.execute(("s", "k"), {}, lambda: 1)
+        await replay.execute(("s", str(n)), {}, lambda: 1)
+
+with open_store(sys.argv[1]) as store:
     try:
-        print("on", flush=True)
-        while True:
-            replay.execute(("s", "k"), {}, lambda: 1)
-            replay.execute(("s", str(id(object()))), {}, lambda: 1)
+        sync(store) if sys.argv[2] == "sync" else asyncio.run(awaited(store))
     finally:
         print("interrupted", flush=True)
 print("closed", flush=True)
@@ -63,10 +78,61 @@ def test_a_time_limit_that_comes_during_a_commit_runs_no_batch_again(new_engine:
     assert limits > 20, "the limits did not come in time to show anything"
 
 
-@pytest.mark.parametrize("number", range(6))
-def test_a_process_that_gets_one_ctrl_c_ends(tmp_path: Path, number: int) -> None:
-    command = [sys.executable, "-c", REPLAYING, str(tmp_path / "store")]
-    with Program(command, unmeasured()) as process:
+# Python can only print what comes out of a finalizer.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_requests_that_are_broken_off_leave_no_key_behind(engine: Any) -> None:
+    """A flight that stayed would answer from memory for ever, or let its followers wait for ever."""
+    store = engine.open(**({"durability": "process"} if engine.durable else {}))
+    clock = FakeClock()
+    replay = Replay(store, "pay", ttl=1, wait_timeout=0, clock=clock)
+    keys = [("s", "first")]
+    replay.execute(keys[0], {}, lambda: "r")
+    process = liveness._process
+    assert process is not None
+    broken_off: set[tuple[str, str]] = set()
+
+    def ask_for_others() -> None:
+        while True:
+            keys.append(("s", f"k{len(keys)}"))
+            replay.execute(keys[-1], {}, lambda: "r")
+
+    def ctrl_c(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, ctrl_c)
+    try:
+        for n in range(80):
+            with contextlib.suppress(KeyboardInterrupt):
+                # Again after a while: one that comes in a finalizer is lost.
+                signal.setitimer(signal.ITIMER_REAL, 0.0005 + n % 40 * 0.00003, 0.5)
+                ask_for_others()
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            broken_off.add(keys[-1])
+            assert not flights.table
+            assert not process.running
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert len(broken_off) > 20, "the interrupts did not come in time to show anything"
+    clock.pass_seconds(2)  # what was answered has expired
+    ends = {type(how_it_ends(replay, key)) for key in broken_off}
+    assert ends <= {Outcome, ExpiredError, InDoubtError}
+
+
+def how_it_ends(replay: Replay, key: tuple[str, str]) -> Outcome | KVReplayError:
+    """Ask for the key in another thread."""
+    try:
+        outcome: Outcome = Caller(replay.execute, key, {}, lambda: "again").result()
+    except KVReplayError as error:
+        return error
+    assert (outcome.response, outcome.replayed) == ("again", False)
+    return outcome
+
+
+@pytest.mark.parametrize("face", ["sync", "async"])
+def test_a_process_that_gets_one_ctrl_c_ends(engine: Any, face: str) -> None:
+    url = f"{engine.name}:{engine.path if engine.durable else ''}"
+    with Program([sys.executable, "-c", REPLAYING, url, face], unmeasured()) as process:
         assert process.hear() == "on"
         process.popen.send_signal(signal.SIGINT)
         assert process.hear() == "interrupted"

@@ -2,33 +2,40 @@
 
 ``python -m interrupts.walk ENGINE ERROR STRIDE [OPERATION ...]`` prints a line of JSON for each operation. With a
 STRIDE of 5 it tries every fifth point, and of each operation its own fifth.
+
+With ``RecursionError`` a point is a call that has no room on the stack for more than so many frames.
 """
 
 from __future__ import annotations
 
 import gc
 import importlib
+import itertools
 import json
 import os
 import signal
 import sys
 import traceback
 import zlib
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, Final
 
 import kvreplay
+from interrupts.depths import Depths
 from interrupts.operations import ASYNC, OPERATIONS, operations_of
 from interrupts.points import Ended, Points, TimeLimit
-from interrupts.world import World
+from interrupts.world import Neighbour, World, have_few_lock_files
 
 __all__ = ["ERRORS", "first_of", "main", "walk"]
 
-ERRORS: Final[dict[str, type[BaseException]]] = {
+_INTERRUPTS: Final[dict[str, type[BaseException]]] = {
     "KeyboardInterrupt": KeyboardInterrupt,
     "TimeLimit": TimeLimit,
 }
+ERRORS: Final = (*_INTERRUPTS, "RecursionError")
 _LIMIT: Final = 20  # seconds, after which a child hangs
+_ENOUGH: Final = 8  # frames more, with which there is still room: a call may make up for a lack
 _PACKAGE: Final = os.path.dirname(kvreplay.__file__)
 
 
@@ -39,22 +46,30 @@ def in_the_package(frame: FrameType) -> bool:
 
 def walk(engine: str, name: str, error: str, stride: int) -> dict[str, Any]:
     """Walk the points of one operation; return the figures, and what was damaged."""
-    all_points = attempt(engine, name, error, 0)
-    assert "trouble" not in all_points, all_points
-    count = all_points["points"]
-    damaged, tried = [], 0
-    at = first_of(engine, name, stride)
-    while True:
-        told = attempt(engine, name, error, at)
-        if told.get("point") is None and "trouble" not in told:
-            break  # the call has no such point
-        tried += 1
+    neighbour = Neighbour(engine)
+    count = None
+    if error not in _INTERRUPTS:  # else the last call tells
+        count = attempt(engine, name, error, 0, neighbour)["points"]
+    damaged, tried, beyond = [], 0, 0
+    for at in itertools.count(first_of(engine, name, stride), stride):
+        told = attempt(engine, name, error, at, neighbour)
         if "trouble" in told:
             damaged.append({"at": at, **told})
-        at += stride
+            if told.get("point") is None:
+                break  # it is not the interrupt's fault
+            neighbour.end()
+            neighbour = Neighbour(engine)
+        elif told.get("point") is None:
+            beyond += stride
+            if error in _INTERRUPTS or beyond >= _ENOUGH:
+                break  # the call has no such point
+            continue
+        beyond = 0
+        tried += 1
+    neighbour.end()
     return {
         "operation": name,
-        "points": count,
+        "points": told.get("points", 0) if count is None else count,
         "tried": tried,
         "damaged": damaged,
     }
@@ -65,7 +80,7 @@ def first_of(engine: str, name: str, stride: int) -> int:
     return 1 + zlib.crc32(f"{engine}{name}".encode()) % stride
 
 
-def attempt(engine: str, name: str, error: str, at: int) -> dict[str, Any]:
+def attempt(engine: str, name: str, error: str, at: int, neighbour: Neighbour) -> dict[str, Any]:
     """In a forked child: prepare, interrupt the operation at one point, and check."""
     reader, writer = os.pipe()
     pid = os.fork()
@@ -75,11 +90,10 @@ def attempt(engine: str, name: str, error: str, at: int) -> dict[str, Any]:
         told: dict[str, Any] = {}
         ended = Ended()
         try:
-            world = World(engine)
+            world = World(engine, neighbour)
             operation = OPERATIONS[name](world)
             call = next(operation)
-            points = Points(ERRORS[error], in_the_package if name.startswith(ASYNC) else None)
-            ended = points.run(call, at)
+            ended = _interrupted(world, name, call, error, at)
             told["point"], told["points"] = ended.point, ended.points
             # What is known until here, in case that the rest hangs.
             os.write(writer, json.dumps({**told, "stack": ended.stack}).encode() + b"\n")
@@ -113,6 +127,17 @@ def attempt(engine: str, name: str, error: str, at: int) -> dict[str, Any]:
     return dict(told)
 
 
+def _interrupted(world: World, name: str, call: Callable[[], Any], error: str, at: int) -> Ended:
+    if error in _INTERRUPTS:
+        counts = in_the_package if name.startswith(ASYNC) else None
+        return Points(_INTERRUPTS[error], counts).run(call, at)
+    depths = Depths(at)
+    if name.startswith(ASYNC):
+        world.enter = depths.enter
+        return depths.run(call)
+    return depths.run(lambda: depths.enter(call))
+
+
 def _finish(operation: Any, ended: Ended) -> None:
     try:
         operation.send(ended)
@@ -123,10 +148,11 @@ def _finish(operation: Any, ended: Ended) -> None:
 
 def main(arguments: list[str]) -> None:
     """Walk as the arguments say, and print the figures."""
-    for module in ("asyncio", "concurrent.futures.thread", "fcntl"):
+    for module in ("asyncio", "concurrent.futures.thread", "encodings.ascii", "fcntl"):
         importlib.import_module(module)  # its import is no part of an operation
     gc.collect()
     gc.freeze()  # a child's collections leave alone what is here
+    have_few_lock_files()
     engine, error, stride, *names = arguments
     for name in names or operations_of(engine):
         print(json.dumps(walk(engine, name, error, int(stride))), flush=True)

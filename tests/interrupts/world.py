@@ -2,56 +2,97 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shutil
+import signal
 import tempfile
 import threading
+import time
 import traceback
+from collections.abc import Callable, Coroutine
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from interrupts.depths import run_steps
 from kvreplay import AsyncReplay, Replay
 from kvreplay._runtime import liveness
 from kvreplay._runtime.singleflight import flights
-from kvreplay.backends.filesystem import FilesystemStore
+from kvreplay.backends.filesystem import FilesystemStore, layout, locks, opening
 from kvreplay.backends.lmdb import LMDBStore, shared
 from kvreplay.backends.memory import MemoryStore
 from kvreplay.backends.sqlite import SQLiteStore
 
-__all__ = ["World"]
+__all__ = ["Neighbour", "World", "have_few_lock_files", "open_store"]
 
 _DISK: Final = "/dev/shm" if os.path.isdir("/dev/shm") else None
 PATIENCE: Final = 8.0  # seconds; the walk kills what takes longer
 
 
+def have_few_lock_files() -> None:
+    """Let the file stores of this process, and of those that it forks, have few lock files.
+
+    They are made one like the other, so a few tell as much as all.
+    """
+    for module in (locks, layout, opening):
+        assert vars(module)["STRIPES"] > 3
+        vars(module)["STRIPES"] = 3
+
+
+def open_store(engine: str, path: Path, map_size: int = 1 << 20) -> Any:
+    if engine == "memory":
+        return MemoryStore()
+    if engine == "filesystem":
+        return FilesystemStore(path)
+    if engine == "sqlite":
+        return SQLiteStore(path)
+    return LMDBStore(path, map_size=map_size)
+
+
 class World:
     """One engine's store in a folder of its own, with some entries, and another process beside it."""
 
-    def __init__(self, engine: str) -> None:
+    def __init__(self, engine: str, neighbour: Neighbour) -> None:
         self.engine = engine
         self.folder = Path(tempfile.mkdtemp(prefix="interrupts-", dir=_DISK))
         self.path = self.folder / "store"
+        self.map_size = 1 << 20  # bytes, of LMDB
         self.runs = 0  # of the handler
         self.in_doubt_for_nothing = False
-        self._neighbour = None if engine == "memory" else _Neighbour(self)
+        self.enter: Callable[[Callable[[], Any]], Any] = lambda call: call()
+        self._neighbour = neighbour
         self.store = self.open()
         self._replays: list[Any] = []
-        self.kept = {f"kept{n}": bytes([n]) * 20 for n in range(3)}
-        for key, value in self.kept.items():
-            self.store.write("p", "kept", key, value)
-        self.store.list("p", "kept")  # whoever reads for the first time may open something
+        self.kept: dict[str, bytes] = {}
+        self.keep()
         self.before = _descriptors()
 
     def open(self) -> Any:
-        if self.engine == "memory":
-            return MemoryStore()
-        if self.engine == "filesystem":
-            return FilesystemStore(self.path)
-        if self.engine == "sqlite":
-            return SQLiteStore(self.path)
-        return LMDBStore(self.path, map_size=1 << 20)
+        return open_store(self.engine, self.path, self.map_size)
+
+    def keep(self) -> None:
+        """Store what must still be there at the end."""
+        for n in range(3):
+            self.store.write("p", "kept", f"kept{n}", bytes([n]) * 20)
+            self.kept[f"kept{n}"] = bytes([n]) * 20
+
+    def leave(self) -> None:
+        """Close the store, and go to a place where there is none."""
+        self.close()
+        old, self.path = self.path, self.folder / "fresh"
+        self.before = [link.replace(str(old), str(self.path)) for link in self.before]
+        self.kept = {}
+
+    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Run it on an event loop."""
+        return asyncio.run(run_steps(coroutine, self.enter))
+
+    def use_elsewhere(self) -> None:
+        """Open and use the store in another process."""
+        if self.engine != "memory":
+            self._neighbour.use(self.path)
 
     def replay(self, **settings: Any) -> Replay:
         self._replays.append(Replay(self.store, "pay", ttl=600, wait_timeout=0.3, **settings))
@@ -77,12 +118,18 @@ class World:
         """Assert that the interrupt left nothing behind, and that everybody can go on."""
         use(self.store, "this-thread")
         _on_a_thread(lambda: use(self.store, "another-thread"))
-        if self._neighbour is not None:
-            self._neighbour.use()
+        self.use_elsewhere()
         for key, value in self.kept.items():
             assert self.store.read("p", "kept", key) == value, "an acknowledged entry is gone"
         assert not flights.table, "a flight is still in the table"
-        if (process := liveness._process) is not None:
+        process = liveness._process
+        # Event loops let a thread close files, and nobody waits for that.
+        patience = time.monotonic() + PATIENCE
+        while (process and process.files) or _descriptors() != self.before:
+            if time.monotonic() > patience:
+                break
+            time.sleep(0.001)
+        if process is not None:
             assert not process.running, "a token counts as running"
             assert not process.files, "an owners file is still open"
         for replay in self._replays:
@@ -105,8 +152,6 @@ class World:
         assert str(self.folder) not in "".join(_descriptors())
 
     def end(self) -> None:
-        if self._neighbour is not None:
-            self._neighbour.end()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def temporaries(self) -> list[str]:
@@ -151,10 +196,10 @@ def _descriptors() -> list[str]:
     return sorted(link for link in links if not link.startswith("/proc/"))
 
 
-class _Neighbour:
-    """A process that was forked before there was a store, and uses it when it is asked to."""
+class Neighbour:
+    """A process that was forked before there was any store, and uses the one that it is told of."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, engine: str) -> None:
         asked, self._ask = os.pipe()
         self._told, tell = os.pipe()
         self._pid = os.fork()
@@ -162,24 +207,33 @@ class _Neighbour:
             try:
                 os.close(self._ask)
                 os.close(self._told)
-                if os.read(asked, 1):
-                    store = world.open()
-                    use(store, "another-process")
-                    store.close()
-                    os.write(tell, b"done")
-            except BaseException:
-                os.write(tell, traceback.format_exc().encode())
+                while path := os.read(asked, 4096):
+                    os.write(tell, _used(engine, Path(os.fsdecode(path))))
             finally:
                 os._exit(0)
         os.close(asked)
         os.close(tell)
 
-    def use(self) -> None:
-        os.write(self._ask, b"!")
+    def use(self, path: Path) -> None:
+        os.write(self._ask, os.fsencode(path))
         told = os.read(self._told, 65536)
-        assert told == b"done", told.decode()
+        assert told == _DONE, told.decode()
 
     def end(self) -> None:
+        """End it, even if it hangs."""
         os.close(self._ask)
         os.close(self._told)
+        os.kill(self._pid, signal.SIGKILL)
         os.waitpid(self._pid, 0)
+
+
+_DONE: Final = b"done"
+
+
+def _used(engine: str, path: Path) -> bytes:
+    try:
+        with open_store(engine, path) as store:
+            use(store, "another-process")
+    except BaseException:
+        return traceback.format_exc().encode()
+    return _DONE

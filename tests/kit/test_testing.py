@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,10 @@ class Delegates(FourCalls):
 
 
 @pytest.fixture
-def run(pytester: pytest.Pytester) -> Any:
+def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Run the kit, or some of its tests, over a class of stores."""
+    # Else a file of the same size, written in the same second, would be taken for the one before.
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
 
     def run(store: type, tests: Sequence[str] = (), annotated: bool = True) -> pytest.RunResult:
         in_memory = issubclass(store, MemoryStore | FourCalls)

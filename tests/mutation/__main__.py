@@ -57,6 +57,7 @@ ON_FILES = (
 MEMORY_LIMIT = 4 << 30  # bytes, for a mutant that collects without end
 # Where an fsync costs nothing, if there is such a place: no test here needs a real disk.
 TEMPORARY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+ON_LOOPS = ("tests/core/test_aio.py", "tests/core/test_aio_cancelling.py")
 
 
 @attrs.frozen
@@ -84,18 +85,16 @@ TARGETS = [
     Target(
         "kvreplay._runtime.singleflight",
         (
-            *("tests/core/test_singleflight.py", "tests/core/replay", "tests/core/test_aio.py"),
-            *IN_MEMORY,
+            *("tests/core/test_singleflight.py", "tests/core/replay"),
+            *(*ON_LOOPS, *IN_MEMORY),
         ),
     ),
     Target(
         "kvreplay._runtime.sweeping",
-        ("tests/core/test_periodic.py", "tests/core/replay", "tests/core/test_aio.py", *IN_MEMORY),
+        ("tests/core/test_periodic.py", "tests/core/replay", *ON_LOOPS, *IN_MEMORY),
     ),
     Target("kvreplay._runtime.aio_sweeping", ("tests/core/test_periodic.py", *IN_MEMORY)),
-    Target(
-        "kvreplay._runtime.walking", ("tests/core/replay", "tests/core/test_aio.py", *IN_MEMORY)
-    ),
+    Target("kvreplay._runtime.walking", ("tests/core/replay", *ON_LOOPS, *IN_MEMORY)),
     Target(
         "kvreplay.backends.memory",
         (CONTRACT, "tests/backends/memory", *IN_MEMORY),
@@ -103,7 +102,11 @@ TARGETS = [
     ),
     Target("kvreplay.backends.lmdb.entries", IN_LMDB),
     Target("kvreplay.backends.lmdb.store", IN_LMDB, frozenset({"sweep"})),
-    Target("kvreplay.backends.filesystem.store", ON_FILES, frozenset({"sweep", "_sweep"})),
+    Target(
+        "kvreplay.backends.filesystem.store",
+        ON_FILES,
+        frozenset({"sweep", "_sweep", "_forget_folders"}),
+    ),
     Target("kvreplay.backends.filesystem.expiry", ON_FILES),
 ]
 

@@ -6,6 +6,7 @@ when the key is in doubt at once. The lease decides neither: it is over after a 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -16,7 +17,10 @@ from typing import Any
 
 import pytest
 
-from kvreplay import InDoubtError, InFlightError
+from kvreplay import InDoubtError, InFlightError, Replay, ReplayKey, StoreError, Unknown
+from kvreplay._protocol.steps import CheckAndPut
+from kvreplay._runtime.awaiting import AsyncDriver
+from kvreplay._runtime.run import Run
 from kvreplay.clock import SystemClock
 from support.needs import UNSHARE, needs_namespaces
 from support.programs import PROGRAMS, Program
@@ -73,6 +77,21 @@ def rerun(store: Any, face_name: str) -> Any:
     """This process's replay, which would run whatever is in doubt."""
     face = Sync if face_name == "sync" else Async
     return face(store, "ns", ttl=60, wait_timeout=0, on_in_doubt="rerun")
+
+
+@pytest.fixture
+def reconciled(store: Any, face_name: str) -> Any:
+    """The same, but it asks a ledger that does not know yet."""
+    asked: list[Any] = []
+
+    def reconcile(record: Any) -> Unknown:
+        asked.append(record)
+        return Unknown()
+
+    face = Sync if face_name == "sync" else Async
+    replay: Any = face(store, "ns", ttl=60, wait_timeout=0, on_in_doubt=reconcile)
+    replay.asked = asked
+    return replay
 
 
 def refuses(replay: Any) -> bool:
@@ -170,13 +189,26 @@ def test_an_owner_that_became_a_daemon(start: Any, rerun: Any) -> None:
     assert parent.popen.poll() is None  # its ancestor lives, and is no owner
 
 
-def test_a_run_that_ended_in_doubt_while_its_process_lives(start: Any, rerun: Any) -> None:
-    owner = start(act="loses contact")
+@pytest.mark.parametrize(
+    ("act", "how"), [("loses contact", "release"), ("is interrupted", "resolve")]
+)
+def test_a_run_that_ended_in_doubt_while_its_process_lives(
+    start: Any, rerun: Any, reconciled: Any, act: str, how: str
+) -> None:
+    owner = start(act=act)
     assert owner.says() == "running"
     assert refuses(rerun)
+    assert reconciled.asked == []
     owner.tell()
-    owner.says()
-    assert rerun.release(KEY)
+    assert owner.says() in ("IndeterminateError", "KeyboardInterrupt")
+    with pytest.raises(InDoubtError):
+        reconciled.execute(KEY, PARAMS, never)
+    assert len(reconciled.asked) == 1
+    if how == "release":
+        assert rerun.release(KEY)
+    else:
+        assert rerun.resolve(KEY, response="paid")
+        assert rerun.execute(KEY, PARAMS, never).response == "paid"
     assert owner.popen.poll() is None
 
 
@@ -220,6 +252,31 @@ def test_a_child_does_not_live_on_as_its_parent(start: Any, rerun: Any, kind: st
     os.kill(child, 0)  # it lives
     assert runs(rerun)
     owner.tell()
+
+
+def test_a_child_cannot_put_in_the_name_of_its_parents_run(
+    store: Any, face_name: str, fork: Any
+) -> None:
+    """Wherever its way out of the handler leads to."""
+    settings = Replay(store, "ns", ttl=60)._settings
+    run = Run(settings, ReplayKey(*KEY))
+    run.calling()
+
+    def put() -> None:
+        step = CheckAndPut(None, b"v")
+        if face_name == "sync":
+            run.answer(step)
+        else:
+            asyncio.run(AsyncDriver(settings)._answer(step, run, None))
+
+    def child() -> None:
+        with pytest.raises(StoreError, match="its parent's run"):
+            put()
+
+    fork(child).join()
+    assert store.list("ns", KEY[0]) == []
+    put()
+    assert store.list("ns", KEY[0]) == [KEY[1]]
 
 
 def test_one_owner_after_the_other_is_killed(start: Any, rerun: Any) -> None:

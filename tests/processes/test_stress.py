@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import sqlite3
 from collections import Counter, defaultdict
@@ -139,6 +140,9 @@ def after(
     pytestconfig: pytest.Config,
 ) -> Aftermath:
     """Let it all happen, once for all tests of a load."""
+    if "PYTEST_XDIST_WORKER" in os.environ:  # once for all workers too: it fails at a second time
+        once = tmp_path_factory.getbasetemp().parent / f"{request.param} ran"
+        once.touch(exist_ok=False)
     load = LOADS[request.param]
     folder = tmp_path_factory.mktemp(request.param)
     seen, ledger = folder / "seen", folder / "ledger"

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-from kvreplay import NOT_APPLIED, Applied, Unknown
+from kvreplay import NOT_APPLIED, Applied, InFlightError, Unknown
 from kvreplay._protocol.record import TOKEN_SIZE
 from kvreplay._protocol.steps import (
     BEGIN,
@@ -127,10 +127,9 @@ class Answers:
 
     def _wait(self, world: World, index: int, actor: Actor, step: Wait) -> Iterator[Move]:
         label = f"{self._who(index, actor)} waits"
-        actor = actor._replace(waited=actor.waited + step.delay)
-        invariants.check_wait(label, self.scenario, actor)
+        actor = actor._replace(waited=min(actor.waited + step.delay, self.scenario.wait))
         world = self._bind(world.with_actor(index, actor), index)
-        yield self._tell(label, world, index, Sent(None))
+        yield self._tell(label, world, index, Sent(True))
 
     def _log(self, world: World, index: int, actor: Actor, step: Log) -> Iterator[Move]:
         label = f"{self._who(index, actor)} logs what its caller is not told of"
@@ -347,6 +346,11 @@ class Answers:
             owner = owner_of(self.scenario, caller.process, world.incarnations[caller.process])
             actor = actor._replace(token=token)
             node = node.after(Sent((token, owner)))
+        if isinstance(node.step, Wait) and actor.waited >= self.scenario.wait:
+            invariants.check_wait(label, self.scenario, actor)
+            world = self._bind(world.with_actor(index, actor), index)
+            actor = world.actors[index]._replace(waited=self.scenario.wait + 1)
+            node = node.after(Sent(False))
         invariants.check_length(label, node)
         if not node.over:
             return label, world.with_actor(index, actor._replace(node=node))
@@ -381,7 +385,11 @@ class Answers:
             caller = self._callers[other]
             if actor.phase != "following" or caller.process != leader.process:
                 continue
-            if caller.params != leader.params or not isinstance(node.error, Exception | None):
+            starts_over = caller.params != leader.params or (
+                # The leader's time is over, and not the follower's.
+                isinstance(node.error, InFlightError) and actor.waited < self.scenario.wait
+            )
+            if starts_over or not isinstance(node.error, Exception | None):
                 world = world.with_actor(other, actor._replace(phase="new"))
             elif node.error is not None:
                 world = self._end(world, other, f"shares {type(node.error).__name__}")

@@ -59,6 +59,17 @@ EVERY_TIME: dict[str, Scenario] = {
         may=Left(crashes=1, ticks=2, sweeps=1),
     ),
     **_under_every_policy(
+        "one process, no more time to wait, a crash, expiry",
+        _callers("AAB", "000"),
+        may=Left(crashes=1, ticks=1, timeouts=2),
+    ),
+    **_under_every_policy(
+        "two in one process, one in another, no more time to wait, a crash",
+        _callers("AAA", "001"),
+        may=Left(crashes=1, timeouts=1),
+        ends=("returns", "declines"),
+    ),
+    **_under_every_policy(
         "three machines, a lease over",
         _callers("AAA", "012"),
         may=Left(ticks=1),

@@ -117,6 +117,8 @@ class Moves(Answers):
             yield from self._running(world, index, actor)
         elif actor.phase == "new":
             yield from self._start(world, index, actor)
+        elif actor.phase == "following":
+            yield from self._give_up(world, index, actor)
         elif actor.phase == "slow":
             found, since = actor.slow
             if world.now > since:
@@ -146,6 +148,13 @@ class Moves(Answers):
             return
         label = f"{who} is refused at once: this process is running the key"
         yield label, self._end(world, index, "refused by its own process")
+
+    def _give_up(self, world: World, index: int, actor: Actor) -> Iterator[Move]:
+        """The time of a follower is over: it goes, and nobody else is any different for it."""
+        if world.left.timeouts:
+            left = world.left._replace(timeouts=world.left.timeouts - 1)
+            label = f"{self._who(index, actor)} has no more time to wait"
+            yield label, self._end(world._replace(left=left), index, "gives up")
 
     def _has_others(self, world: World, index: int) -> bool:
         process = self._callers[index].process

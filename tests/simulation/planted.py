@@ -458,7 +458,12 @@ PLANTED = [
     ),
     Planted(
         "patience without an end",
-        lambda: patched(("        self._left -= delay\n", "")),
+        lambda: patched(
+            (
+                "if delays is None or not (yield Wait(next(delays))):",
+                "if (yield Wait(next(delays))) is None:",
+            )
+        ),
         _two(),
         "waits longer than its wait_timeout",
     ),
@@ -466,11 +471,10 @@ PLANTED = [
         "a loop that looks again and never decides",
         lambda: patched(
             (
-                "            delay = patience.take()\n",
+                "            if delays is None or not (yield",
                 """            found, now = yield READ
             continue
-            delay = patience.take()
-""",
+            if delays is None or not (yield""",
             )
         ),
         _two(),

@@ -40,6 +40,8 @@ class Left(NamedTuple):
     faults: int = 0
     unknowns: int = 0
     """How often the ledger does not know yet when a reconciler asks it."""
+    timeouts: int = 0
+    """How often the time is over of a request that waits for its own process's run."""
 
 
 NOTHING = Left()
@@ -56,7 +58,7 @@ class Scenario:
     lease: int | None = 1
     ttl: int = 1
     tombstone: int = 0
-    wait: int = 2  # milliseconds: looks again once
+    wait: int = 2  # milliseconds to wait for another owner: looks again once
     renewals: int = 0
     ends: tuple[End, ...] = ("returns",)
     doubt_on: tuple[type[Exception], ...] = (TimeoutError, ConnectionError)
@@ -68,7 +70,6 @@ class Scenario:
         return Policy(
             lease=None if self.lease is None else self.lease * TICK,
             tombstone_ttl=self.tombstone * TICK,
-            wait_timeout=self.wait,
             on_in_doubt=self.on_in_doubt,
             max_record_bytes=10_000,
             doubt_on=self.doubt_on,

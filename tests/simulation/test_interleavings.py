@@ -14,13 +14,14 @@ from functools import cache
 
 import pytest
 
+from simulation.answers import Move
 from simulation.explore import Counterexample, Explored, explore, shortest
 from simulation.flows import REAL, Node
 from simulation.matrix import AT_LENGTH, EVERY_TIME
 from simulation.moves import Moves
 from simulation.planted import PLANTED, Planted
 from simulation.scenario import Caller, Left, Scenario
-from simulation.world import World
+from simulation.world import Actor, World
 
 pytestmark = pytest.mark.exhaustive
 
@@ -58,6 +59,7 @@ def test_the_schedules_meet_every_end() -> None:
     ends: Counter[str] = Counter()
     for name in EVERY_TIME:
         ends.update(walked(name).ends)
+    assert ends["execute: gives up"]
     shared = {"the answer", "ExpiredError", "InDoubtError", "ParamsMismatchError"}
     assert ends.keys() >= {f"execute: shares {end}" for end in shared}
     answers = {"answered", "replayed", "ParamsMismatchError", "ExpiredError"}
@@ -99,6 +101,16 @@ class WithoutLanding(Moves):
         return world
 
 
+class GoingTogether(Moves):
+    """A follower whose time is over takes its leader with it."""
+
+    def _give_up(self, world: World, index: int, actor: Actor) -> Iterator[Move]:
+        leader = self._leader(world, self._callers[index].process)
+        for label, after in super()._give_up(world, index, actor):
+            assert leader is not None  # or it would not follow
+            yield label, self._end(after, leader, "cancelled")
+
+
 def test_a_counterexample_is_told_step_by_step() -> None:
     scenario = Scenario((Caller("A"), Caller("A")), lease=None)
     with pytest.raises(Counterexample, match="twice at a time in one process"):
@@ -120,6 +132,20 @@ def test_who_waits_for_ever_is_seen() -> None:
     with pytest.raises(Counterexample, match="somebody waits for ever"):
         explore(scenario, moves=WithoutLanding)
     assert explore(scenario).ends["execute: shares the answer"]
+
+
+def test_who_gives_up_harms_nobody() -> None:
+    scenario = Scenario((Caller("A"),) * 3, Left(timeouts=1))
+    with pytest.raises(Counterexample, match="somebody waits for ever"):
+        explore(scenario, moves=GoingTogether)
+    ends = explore(scenario).ends
+    assert ends["execute: gives up"]
+    assert ends.keys() == {
+        "execute: answered",
+        "execute: gives up",
+        "execute: shares the answer",
+        "execute: replayed",
+    }
 
 
 @pytest.mark.parametrize("callers", [1, 2, 3, 4])

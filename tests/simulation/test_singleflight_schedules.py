@@ -168,7 +168,7 @@ class Schedule:
             if id(value) in known:
                 return known[id(value)]
             known[id(value)] = len(known)
-            parts = (value.params, value.bound, value.landed, value.result, value._wakers)
+            parts = (value.params, value.bound, value.landed, value.result, tuple(value.wakers))
             return known[id(value)], self._seen(parts, known), value.is_abandoned()
         if inspect.ismethod(value):
             return value.__name__, self._seen(value.__self__, known)
@@ -254,14 +254,14 @@ def test_one_leads_and_nobody_waits_for_ever(
             id="boarding is read, then write",
         ),
         pytest.param(
-            "            wakers = flight._wakers\n",
-            "            wakers = []\n",
+            "                flight.landed = True\n            wakers = list(flight.wakers)\n",
+            "                flight.landed = True\n            wakers = []\n",
             "one waits for ever",
             id="landing wakes nobody",
         ),
         pytest.param(
-            "            wakers, flight._wakers = flight._wakers, []\n",
-            "            wakers, flight._wakers = [], []\n",
+            "            flight.bound = True\n            wakers = list(flight.wakers)\n",
+            "            flight.bound = True\n            wakers = []\n",
             "one waits for ever",
             id="binding forgets who waits",
         ),

@@ -35,7 +35,6 @@ TOKEN = b"T" * 16
 POLICY = Policy(
     lease=30_000,
     tombstone_ttl=0,
-    wait_timeout=0,
     on_in_doubt=InDoubtPolicy.RAISE,
     max_record_bytes=10_000,
     doubt_on=(TimeoutError, ConnectionError),
@@ -125,10 +124,15 @@ class Script:
         return self.puts(now=now)
 
     def waits(self) -> int:
+        """Answer that it has waited; return for how long (ms) it wanted to."""
         assert isinstance(self.step, Wait)
         delay = self.step.delay
-        self._send(None)
+        self._send(True)
         return delay
+
+    def has_no_time_to_wait(self) -> Script:
+        assert isinstance(self.step, Wait)
+        return self._send(False)
 
     def reconciles(self, verdict: object) -> Script:
         assert isinstance(self.step, Reconcile)

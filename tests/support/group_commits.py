@@ -11,7 +11,7 @@ from kvreplay.errors import KeyNotFoundError
 from kvreplay.store import ThreadBound
 from support.lmdb_stores import environment_of
 from support.replaying import Caller
-from support.waiting import until
+from support.waiting import PATIENCE, until
 
 __all__ = ["change", "found", "leading", "putting", "queue_of", "queued", "together", "waiting"]
 
@@ -27,7 +27,7 @@ def leading(store: LMDBStore) -> ThreadBound[None]:
     def block() -> Generator[None, None, None]:
         yield
 
-    return ThreadBound(queue_of(store).alone(block()))
+    return ThreadBound(queue_of(store).alone(block(), bound=PATIENCE))
 
 
 def waiting(store: LMDBStore) -> int:

@@ -115,7 +115,9 @@ def commits(store: LMDBStore) -> int:
 
 def users_of(root: Path) -> int:
     """How many stores of this process share the files."""
-    return int(lmdb_sharing._open[lmdb_files.identity_of(root)].handle.users)
+    environment = lmdb_sharing._found(lmdb_files.identity_of(root))
+    assert environment is not None
+    return int(environment.handle.users)
 
 
 def nothing_is_open() -> bool:

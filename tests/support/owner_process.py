@@ -39,6 +39,8 @@ def act(told: dict[str, Any]) -> str:
         os.execv(sys.executable, ["python", "-c", program])
     if how == "loses contact":
         raise IndeterminateError("no word from the ledger")
+    if how == "is interrupted":
+        raise KeyboardInterrupt
     if "fork" in told:
         child = FORKS[told["fork"]]()
         if child:
@@ -105,7 +107,10 @@ def main(told: dict[str, Any]) -> None:
         replay = Replay(store, "ns", **settings)
         end = ended(me, lambda: replay.execute(key, params, lambda: act(told)))
     else:
-        end = asyncio.run(awaited_end(me, AsyncReplay(store, "ns", **settings), told))
+        try:
+            end = asyncio.run(awaited_end(me, AsyncReplay(store, "ns", **settings), told))
+        except KeyboardInterrupt:  # it ends the loop, not only the task
+            end = "KeyboardInterrupt"
     say(end)
     hear()
     store.close()

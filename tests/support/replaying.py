@@ -182,3 +182,28 @@ class Interrupt(BaseException):
 def never() -> Any:
     """A handler that must not run."""
     raise AssertionError("the handler ran a second time")
+
+
+class Held:
+    """A coroutine handler that waits until it is let go."""
+
+    def __init__(self, response: Any = "r") -> None:
+        self.runs = 0
+        self.cancelled = False
+        self.started = asyncio.Event()
+        self.go = asyncio.Event()
+        self._response = response
+
+    async def __call__(self) -> Any:
+        self.runs += 1
+        self.started.set()
+        try:
+            await self.go.wait()
+        except asyncio.CancelledError:
+            self.cancelled = True
+            raise
+        return self._response
+
+
+def replay_on(store: Any, **settings: Any) -> AsyncReplay:
+    return AsyncReplay(store, "ns", **{"ttl": 60, "wait_timeout": 30, **settings})

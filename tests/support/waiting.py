@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["PATIENCE", "HeldTransaction", "until", "until_it_waits_for_a_lock"]
+from kvreplay.backends.file_lock import FileLock
+
+__all__ = ["PATIENCE", "HeldTransaction", "until", "until_somebody_waits_for"]
 
 PATIENCE = 60.0
 """Seconds after which something that has not happened is taken for a deadlock."""
@@ -23,9 +25,11 @@ def until(true: Callable[[], Any]) -> None:
         os.sched_yield()
 
 
-def until_it_waits_for_a_lock(pid: int) -> None:
-    """Wait until a process waits for a lock that another one holds."""
-    until(lambda: "lock" in Path(f"/proc/{pid}/wchan").read_text())
+def until_somebody_waits_for(path: Path) -> None:
+    """Wait until a process or a thread waits for a file lock that another one holds."""
+    file = FileLock(str(path), os.O_RDWR)
+    until(file._others_wait)
+    file.close()
 
 
 class HeldTransaction:

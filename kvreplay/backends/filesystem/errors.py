@@ -8,11 +8,11 @@ from typing import Final
 
 from kvreplay.errors import CorruptStoreError, StoreError, StoreFullError, StoreUnavailableError
 
-__all__ = ["nameless", "opening_error", "store_error"]
+__all__ = ["mount_point", "nameless", "opening_error", "store_error"]
 
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT}
 _PASSING: Final = {errno.EMFILE, errno.ENFILE, errno.ENOLCK, errno.ENOMEM, errno.EAGAIN}
-_FOREIGN: Final = {errno.ENOTDIR, errno.EISDIR, errno.ELOOP}
+_FOREIGN: Final = {errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO}
 _DENIED: Final = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
@@ -22,9 +22,17 @@ def nameless(error: OSError) -> OSError:
     return error
 
 
+def mount_point(root: str) -> StoreError:
+    """Return the error for a root that has no neighbour on its file system."""
+    return StoreError(
+        f"{root} is a mount point, and the store needs a folder beside it on the same file"
+        f" system: use a folder inside it, such as {os.path.join(root, 'store')}"
+    )
+
+
 def opening_error(error: OSError, root: str) -> StoreError:
     """Say what a failure to open a store means."""
-    if error.errno in _FOREIGN:  # not a file of the store: those were checked before
+    if error.errno in _FOREIGN and not os.path.isdir(os.path.dirname(root)):
         return StoreError(
             f"cannot open the store: {os.path.dirname(root)} is not a folder; nothing was changed:"
             " give the store another path"
@@ -45,7 +53,11 @@ def store_error(error: OSError, doing: str, root: str) -> StoreError:
             " and that the file system is not mounted read-only"
         )
     if error.errno in _FOREIGN:
-        return CorruptStoreError(f"{what}: a file or folder in it is not what it should be")
+        return CorruptStoreError(
+            f"{what}: something in it, or in {root}.kvreplay, is not the regular file or the folder"
+            " that it should be, but for example a FIFO, a device or a link to nothing: look there,"
+            " and move it away"
+        )
     if error.errno == errno.EXDEV:
         return StoreError(f"{what}: no mount point may lie between {root}.kvreplay and its files")
     return StoreError(what)

@@ -26,7 +26,7 @@ from typing import Final
 
 import attrs
 
-from kvreplay.backends.durable_files import Folders, fsync_directory
+from kvreplay.backends.durable_files import Folders
 from kvreplay.backends.filesystem.layout import EntryFile, folder_name, namespace_of
 from kvreplay.store import NAME
 
@@ -70,7 +70,6 @@ class ExpiryIndex:
 
     def __init__(self, sidecar: str, *, durable: bool) -> None:
         self._sidecar = sidecar
-        self._durable = durable
         self._expiry = os.path.join(sidecar, "expiry")
         self._stamps = os.path.join(sidecar, "stamps")
         self._expiry_folders = Folders(self._expiry, durable=durable)
@@ -89,8 +88,7 @@ class ExpiryIndex:
         mark = Mark(os.path.join(self._sidecar, target), stamp)
         try:
             self._expiry_folders.place(parts, lambda _: os.link(value_file, mark.marker))
-            if self._durable:
-                fsync_directory(os.path.dirname(mark.marker))
+            self._expiry_folders.confirm(parts)
             self._stamp_folders.place(entry.parts, lambda _: os.symlink(target, stamp))
         except BaseException:
             mark.undo()
@@ -115,6 +113,31 @@ class ExpiryIndex:
             return None
         return os.path.join(self._expiry, *parts)
 
+    def expiry_of(self, entry: EntryFile, found: os.stat_result) -> int | None:
+        """Return the expiry of the value with this status, whose file is open; ``None``: never.
+
+        Usually the stamp tells. A crash, or a change that is under way, may leave the marker
+        without it: then it costs a listing of the minutes.
+        """
+        if found.st_nlink == 1:
+            return None  # so there is no marker
+        marker = self.current(entry)
+        if marker is None or not _is_file(marker, found):
+            marker = self._search(entry, found)
+        return None if marker is None else int(os.path.basename(marker)[:19])
+
+    def _search(self, entry: EntryFile, found: os.stat_result) -> str | None:
+        primary, secondary = entry.parts
+        top = os.path.join(self._expiry, primary)
+        for bucket in filter(_is_bucket, _names(top)):
+            folder = os.path.join(top, bucket, secondary)
+            for name in _names(folder):
+                marked = _is_marker(name)
+                marker = os.path.join(folder, name)
+                if marked and marked[2] == entry.key and _is_file(marker, found):
+                    return marker
+        return None
+
     def finish(self, entry: EntryFile, old_marker: str | None, mark: Mark | None) -> None:
         """After the change is durable: put the new stamp in place, unlink the old marker.
 
@@ -122,10 +145,13 @@ class ExpiryIndex:
         without a stamp only keeps an overwritten value's bytes until it is due.
         """
         if mark is None:
-            self._drop_stamp(entry)
+            if discard(self._stamp(entry)):
+                self._stamp_folders.remove_empty(entry.parts)
         else:
             try:
-                os.rename(mark.stamp, self._stamp(entry))
+                self._stamp_folders.place(
+                    entry.parts, lambda _: os.rename(mark.stamp, self._stamp(entry))
+                )
             except OSError:
                 discard(mark.stamp)
         if old_marker is not None:
@@ -134,7 +160,7 @@ class ExpiryIndex:
     def forget_stamp(self, due: DueMarker) -> None:
         """Drop the entry's stamp if it names this marker; it reports no failure either."""
         if self.current(due.entry) == due.path:
-            self._drop_stamp(due.entry)
+            discard(self._stamp(due.entry))
 
     def due(self, primary: str, now: int, walked: list[str]) -> Generator[DueMarker, None, None]:
         """Yield the markers of one primary namespace that are due, minute after minute.
@@ -158,6 +184,10 @@ class ExpiryIndex:
                 walked.append(folder)
             walked.append(os.path.join(top, bucket))
 
+    def remove_empty(self, parts: tuple[str, ...]) -> None:
+        """Remove the stamps' folder of a namespace if it is empty."""
+        self._stamp_folders.remove_empty(parts)
+
     def tidy(self, markers: list[str], walked: list[str]) -> None:
         """Unlink markers that have done their work, and the folders that are empty then."""
         for marker in markers:
@@ -172,9 +202,6 @@ class ExpiryIndex:
     def _stamp(self, entry: EntryFile) -> str:
         return os.path.join(self._stamps, entry.path)
 
-    def _drop_stamp(self, entry: EntryFile) -> None:
-        discard(self._stamp(entry))
-
 
 def discard(path: str) -> bool:
     """Unlink a file that nothing depends on; say whether it was there and is gone.
@@ -187,6 +214,13 @@ def discard(path: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def _is_file(path: str, found: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(os.lstat(path), found)
+    except FileNotFoundError:
+        return False
 
 
 def _unlink(path: str) -> None:

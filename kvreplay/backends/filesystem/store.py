@@ -6,14 +6,16 @@ an update keeps (rust-lightning, ``lightning-persister/src/fs_store``). LDK can 
 directory afterwards, because nothing else is ever put below ``root``, not for a moment.
 All else that the store needs lies beside it, in ``root.kvreplay/``:
 
-* ``format``: says that the root was adopted, and by which version;
+* ``format``: says that the root was adopted, by which version, and which store it is: see
+  :mod:`kvreplay.backends.filesystem.presence`;
 * ``locks/00`` … ``locks/ff``: an entry changes under the ``flock`` of its stripe;
 * ``tmp/<stripe>-<unique>.tmp``: values that are being written, only under the stripe's lock;
 * ``owners``: where the owners of claims hold their locks, for ``Replay``;
 * ``expiry/``, ``stamps/``: see :mod:`kvreplay.backends.filesystem.expiry`.
 
 Both belong to one store and one file system: copy, move and back them up together, with
-hard links preserved (``rsync -aH``, ``tar``). Without them the copy's entries never expire.
+hard links preserved (``rsync -aH``, ``tar``). Without them the copy's entries never expire. To copy
+entries into another store with their expiry, use ``read_entry`` and ``check_and_put``.
 """
 
 from __future__ import annotations
@@ -22,22 +24,21 @@ import contextlib
 import errno
 import os
 import sys
-import uuid
-from collections.abc import Iterator, Mapping
-from typing import ClassVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import ClassVar, TypeVar
 
-from kvreplay.backends._support import check_durability
-from kvreplay.backends.durable_files import Folders, fsync_directory, write_temporary
-from kvreplay.backends.filesystem.errors import nameless, opening_error, store_error
-from kvreplay.backends.filesystem.expiry import ExpiryIndex, Mark, discard
-from kvreplay.backends.filesystem.layout import (
-    EMPTY,
-    EntryFile,
-    namespace_of,
-    open_folders,
-    resolve,
+from kvreplay.backends._support import (
+    LOCK_TIMEOUT,
+    check_create,
+    check_durability,
+    check_lock_timeout,
 )
-from kvreplay.backends.filesystem.locks import flocked, lock_file
+from kvreplay.backends.filesystem.entries import Entries
+from kvreplay.backends.filesystem.errors import nameless, opening_error, store_error
+from kvreplay.backends.filesystem.expiry import ExpiryIndex
+from kvreplay.backends.filesystem.layout import EMPTY, EntryFile, namespace_of, resolve
+from kvreplay.backends.filesystem.locks import flocked, lock_file, read_locked
+from kvreplay.backends.filesystem.opening import open_folders
 from kvreplay.errors import (
     KeyNotFoundError,
     OutcomeUnknownError,
@@ -47,6 +48,7 @@ from kvreplay.errors import (
 from kvreplay.store import (
     Closing,
     Durability,
+    Entry,
     SweepResult,
     ThreadBound,
     check_change,
@@ -59,6 +61,8 @@ from kvreplay.store import (
 
 __all__ = ["FilesystemStore"]
 
+T = TypeVar("T")
+
 
 class FilesystemStore(Closing):
     """An :class:`~kvreplay.store.ExpiringKVStore` of plain files, shared by processes.
@@ -68,45 +72,69 @@ class FilesystemStore(Closing):
     kept in memory, so a forked child may go on using its parent's store.
 
     Args:
-        path: the root folder, created with mode 0700 if it is missing; its file system must
-            support ``flock`` and hard links.
+        path: the root folder, created with mode 0700 if it is missing. Its file system must know
+            ``flock``, hard and symbolic links and the fsync of a folder, which is tried here.
+        create: make the store if there is none; ``False``: refuse, and make nothing.
         durability: ``"full"``: a change survives a power cut once its call has returned, and
             a read returns nothing that a power cut could still undo. ``"process"``: the
             folders are not fsynced, so a power cut may undo the latest changes; every value
             is still old or new as a whole.
+        lock_timeout: how long a change waits for others on the same stripe, in seconds; then it is
+            a StoreUnavailableError and never happens. A read does not wait.
 
     Raises:
-        ConfigError: ``path`` or ``durability`` is wrong.
-        StoreError: the folders cannot be made or used.
-        CorruptStoreError: ``path`` holds LDK's v1 layout, was adopted by another version
-            of the format, or was adopted and is missing.
+        ConfigError: ``path``, ``create``, ``durability`` or ``lock_timeout`` is wrong.
+        StoreError: the folders cannot be made or used, or their file system cannot do what a store
+            needs.
+        StoreNotFoundError: there is no store, and ``create`` is false.
+        CorruptStoreError: ``path`` holds an LMDB store or LDK's v1 layout, was adopted by another
+            version of the format, or was adopted and is missing.
     """
 
-    OPTIONS: ClassVar[Mapping[str, str | tuple[str, ...]]] = {"durability": ("full", "process")}
+    OPTIONS: ClassVar[Mapping[str, str | tuple[str, ...]]] = {
+        "create": "boolean",
+        "durability": ("full", "process"),
+        "lock_timeout": "duration",
+    }
     LOCATION: ClassVar[str] = "path"
     reads_are_local = True
 
-    def __init__(self, path: str | os.PathLike[str], *, durability: Durability = "full") -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        create: bool = True,
+        durability: Durability = "full",
+        lock_timeout: float = LOCK_TIMEOUT,
+    ) -> None:
         check_durability(durability)
+        check_create(create)
+        self._lock_timeout = check_lock_timeout(lock_timeout)
         self._root = resolve(path)
+        given = os.fspath(path)
+        if not os.path.isabs(given):  # and it is not shortened: a ".." may follow a link
+            given = os.path.join(os.getcwd(), given)
         self._sidecar = f"{self._root}.kvreplay"
         self._durability = durability
         self._durable = durability == "full"
         try:
-            open_folders(self._root, self._sidecar)
-            self._root_id = _file_id(self._root)
+            self._presence = open_folders(
+                self._root, self._sidecar, given, create=create, lock_timeout=self._lock_timeout
+            )
         except OSError as error:
             raise opening_error(error, self._root) from error
-        self._folders = Folders(self._root, durable=self._durable)
         self._expiry = ExpiryIndex(self._sidecar, durable=self._durable)
+        self._entries = Entries(
+            self._root, self._sidecar, self._presence, self._expiry, durable=self._durable
+        )
 
     def __repr__(self) -> str:
         return f"FilesystemStore({self._root!r}, durability={self._durability!r})"
 
     @property
-    def identity(self) -> tuple[str, int, int]:
+    def identity(self) -> tuple[str, str, int, int]:
         """Equal for every store object on the same root folder, however it is spelt."""
-        return ("filesystem", *self._root_id)
+        return self._presence.identity
 
     @property
     def owners_file(self) -> str:
@@ -114,20 +142,24 @@ class FilesystemStore(Closing):
         return os.path.join(self._sidecar, "owners")
 
     def read(self, primary_namespace: str, secondary_namespace: str, key: str) -> bytes:
-        """Return the value, after waiting for a writer that is making it durable right now."""
+        """Return the value; a writer that is making it durable right now is not waited for."""
         check_name(primary_namespace, secondary_namespace, key)
         entry = EntryFile(primary_namespace, secondary_namespace, key)
         with self._reporting("read"):
-            if not self._durable:
-                value = self._load(entry)
-            else:
-                # A renamed file can be seen before its folder is fsynced. A caller that acts on
-                # what it read must not lose that to a power cut.
-                with self._lock_of(entry, shared=True):
-                    value = self._load(entry)
+            value = self._durably(self._entries.load, entry)
         if value is None:
             raise KeyNotFoundError("there is no such entry")
         return value
+
+    def read_entry(self, primary_namespace: str, secondary_namespace: str, key: str) -> Entry:
+        """Return value and expiry; see :meth:`kvreplay.InspectableKVStore.read_entry`."""
+        check_name(primary_namespace, secondary_namespace, key)
+        entry = EntryFile(primary_namespace, secondary_namespace, key)
+        with self._reporting("read"):
+            found = self._durably(self._entries.load_with_expiry, entry)
+        if found is None:
+            raise KeyNotFoundError("there is no such entry")
+        return found
 
     def write(
         self, primary_namespace: str, secondary_namespace: str, key: str, value: bytes
@@ -137,8 +169,8 @@ class FilesystemStore(Closing):
         check_value(value)
         entry = EntryFile(primary_namespace, secondary_namespace, key)
         with self._reporting("write"), self._lock_of(entry):
-            self._check_root()
-            self._put(entry, value, None)
+            self._presence.check()
+            self._entries.put(entry, value, None)
 
     def remove(
         self, primary_namespace: str, secondary_namespace: str, key: str, lazy: bool = False
@@ -147,8 +179,8 @@ class FilesystemStore(Closing):
         check_name(primary_namespace, secondary_namespace, key)
         entry = EntryFile(primary_namespace, secondary_namespace, key)
         with self._reporting("remove"), self._lock_of(entry):
-            self._check_root()
-            self._delete(entry, durable=self._durable and not lazy)
+            self._presence.check()
+            self._entries.delete(entry, lazy=lazy)
 
     def list(self, primary_namespace: str, secondary_namespace: str) -> list[str]:
         """Return the namespace's keys; a file whose name is not a legal key is not shown."""
@@ -159,7 +191,7 @@ class FilesystemStore(Closing):
     def list_all_keys(self) -> Iterator[tuple[str, str, str]]:
         """Walk the folders, one at a time and as the caller iterates."""
         self._check_open()
-        self._check_root()
+        self._presence.check()
         return self._walk()
 
     def check_and_put(
@@ -177,13 +209,13 @@ class FilesystemStore(Closing):
         check_change(expected, value, expires_at)
         entry = EntryFile(primary_namespace, secondary_namespace, key)
         with self._reporting("check and put"), self._lock_of(entry):
-            self._check_root()
-            found = self._load(entry)
+            self._presence.check()
+            found = self._entries.load(entry)
             if found == expected:
                 if value is not None:
-                    self._put(entry, value, expires_at)
+                    self._entries.put(entry, value, expires_at)
                 elif found is not None:
-                    self._delete(entry, durable=self._durable)
+                    self._entries.delete(entry, lazy=False)
         return found
 
     def sweep(self, primary_namespace: str, now: int, limit: int) -> SweepResult:
@@ -197,48 +229,12 @@ class FilesystemStore(Closing):
         """
         check_sweep(primary_namespace, now, limit)
         with self._reporting("sweep"):
-            self._check_root()
+            self._presence.check()
             return self._sweep(primary_namespace, min(now, sys.maxsize), limit)
-
-    # The changes. For the first two the caller holds the entry's lock.
-
-    def _put(self, entry: EntryFile, value: bytes, expires_at: int | None) -> None:
-        target = self._file(entry)
-        old_marker = self._expiry.current(entry)
-        temporary = self._temporary(entry)
-        write_temporary(temporary, value, mtime_ns=_mtime_ns(target))
-        mark: Mark | None = None
-        try:
-            if expires_at is not None:
-                stamp = self._temporary(entry)
-                mark = self._expiry.mark(entry, temporary, expires_at, stamp)
-            self._folders.place(entry.parts, lambda _: os.rename(temporary, target))
-            if self._durable:
-                _confirm(os.path.dirname(target))
-            self._expiry.finish(entry, old_marker, mark)
-        except BaseException:
-            if discard(temporary):
-                if mark is not None:
-                    mark.undo()
-            elif mark is not None:
-                # The value is in place. Both markers stay: which of them counts is not known.
-                discard(mark.stamp)
-            raise
-
-    def _delete(self, entry: EntryFile, *, durable: bool) -> None:
-        target = self._file(entry)
-        folder = os.path.dirname(target)
-        old_marker = self._expiry.current(entry)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(target)
-        # Even if it was absent: an earlier removal may have been lazy, or cut short.
-        if durable and os.path.isdir(folder):
-            _confirm(folder)
-        self._expiry.finish(entry, old_marker, None)
 
     def _sweep(self, primary: str, now: int, limit: int) -> SweepResult:
         visited, removed, more = list[str](), 0, False
-        walked, changed = list[str](), set[str]()
+        walked, changed = list[str](), set[tuple[str, ...]]()
         try:
             with contextlib.closing(self._expiry.due(primary, now, walked)) as due_markers:
                 for due in due_markers:
@@ -246,19 +242,18 @@ class FilesystemStore(Closing):
                         more = True
                         break
                     visited.append(due.path)
-                    target = self._file(due.entry)
+                    target = self._entries.file(due.entry)
                     with self._lock_of(due.entry):
-                        self._check_root()
+                        self._presence.check()
                         if _is_same_file(due.path, target):
                             os.unlink(target)
                             removed += 1
-                            changed.add(os.path.dirname(target))
                         self._expiry.forget_stamp(due)
+                    # Even if it was gone: a sweep before this one may have been cut short.
+                    changed.add(due.entry.parts)
             # A marker is unlinked after its value has gone for good: without the marker no
             # later sweep would find a value that a power cut brought back.
-            if self._durable:
-                for folder in changed:
-                    fsync_directory(folder)
+            self._forget_folders(changed)
             self._expiry.tidy(visited, walked)
         except (OSError, StoreError) as error:
             if not removed:
@@ -268,15 +263,14 @@ class FilesystemStore(Closing):
             ) from (nameless(error) if isinstance(error, OSError) else error)
         return SweepResult(len(visited), removed, more)
 
-    # Reading.
-
-    def _load(self, entry: EntryFile) -> bytes | None:
-        try:
-            with open(self._file(entry), "rb", buffering=0) as file:
-                return file.read()
-        except FileNotFoundError:
-            self._check_root()
-            return None
+    def _forget_folders(self, changed: set[tuple[str, ...]]) -> None:
+        """Remove the folders that are empty now, and make durable what was removed."""
+        left = set[tuple[str, ...]]()
+        for parts in changed:
+            left.add(self._entries.folders.remove_empty(parts))
+            self._expiry.remove_empty(parts)
+        for parts in left:
+            self._entries.folders.confirm(parts)
 
     def _walk(self) -> Iterator[tuple[str, str, str]]:
         for primary in self._names(folders=True):
@@ -296,36 +290,32 @@ class FilesystemStore(Closing):
                         each.name
                         for each in found
                         if (is_name(each.name) or (folders and each.name == EMPTY))
-                        and each.is_dir() is folders
+                        and _is_shown(each, folders)
                     }
             except FileNotFoundError:
-                self._check_root()
+                self._presence.check()
                 return set()
 
-    # Locks, paths and checks.
+    # Locks and checks.
 
-    def _lock_of(self, entry: EntryFile, *, shared: bool = False) -> ThreadBound[None]:
-        return flocked(lock_file(self._sidecar, entry.stripe), shared=shared)
+    def _lock_of(self, entry: EntryFile) -> ThreadBound[None]:
+        return flocked(lock_file(self._sidecar, entry.stripe), limit=self._lock_timeout)
 
-    def _file(self, entry: EntryFile) -> str:
-        return os.path.join(self._root, entry.path)
+    def _durably(self, load: Callable[[EntryFile], T], entry: EntryFile) -> T:
+        """Read what a power cut cannot undo, without waiting for whoever changes it.
 
-    def _temporary(self, entry: EntryFile) -> str:
-        name = f"{entry.stripe:02x}-{uuid.uuid4().hex}.tmp"
-        return os.path.join(self._sidecar, "tmp", name)
-
-    def _check_root(self) -> None:
-        """Raise if the root is not there: then an absent file is not an absent entry."""
-        cause: OSError | None = None
+        A renamed file can be seen before its folder is fsynced. If somebody holds the entry's lock,
+        he may be between the two, so this makes durable itself what it has read.
+        """
+        if not self._durable:
+            return load(entry)
         try:
-            if _file_id(self._root) == self._root_id:
-                return
-        except OSError as error:
-            cause = error
-        raise StoreUnavailableError(
-            f"{self._root} is no longer the folder that was opened; nothing was done:"
-            " mount it or move it back, or open the store again"
-        ) from cause
+            return read_locked(lock_file(self._sidecar, entry.stripe), load, entry)
+        except BlockingIOError:
+            pass
+        found = load(entry)
+        self._entries.folders.confirm(entry.parts)
+        return found
 
     @contextlib.contextmanager
     def _reporting(self, doing: str) -> Iterator[None]:
@@ -335,18 +325,12 @@ class FilesystemStore(Closing):
         except OSError as error:
             nameless(error)
             if error.errno == errno.ENOENT:
-                self._check_root()
-                if not os.path.isdir(self._sidecar):
-                    raise StoreUnavailableError(
-                        f"{self._sidecar} is gone; nothing was done: move it back, or open"
-                        " the store again to begin a new one"
-                    ) from error
+                self._presence.check()
+                raise StoreUnavailableError(
+                    f"cannot {doing}: a file of {self._sidecar} is gone; no entry was changed: move"
+                    " it back, or open the store again"
+                ) from error
             raise store_error(error, doing, self._root) from error
-
-
-def _file_id(path: str) -> tuple[int, int]:
-    found = os.stat(path)
-    return found.st_dev, found.st_ino
 
 
 def _is_same_file(one: str, other: str) -> bool:
@@ -356,19 +340,8 @@ def _is_same_file(one: str, other: str) -> bool:
         return False
 
 
-def _mtime_ns(path: str) -> int | None:
+def _is_shown(each: os.DirEntry[str], folders: bool) -> bool:
     try:
-        return os.lstat(path).st_mtime_ns
-    except FileNotFoundError:
-        return None
-
-
-def _confirm(folder: str) -> None:
-    """Make durable a change that has happened."""
-    try:
-        fsync_directory(folder)
-    except OSError as error:
-        raise OutcomeUnknownError(
-            "the change was made, but the file system did not confirm that it will last: read"
-            " again before deciding"
-        ) from nameless(error)
+        return each.is_dir() if folders else each.is_file()
+    except OSError:
+        return False  # a link that leads nowhere, or in a circle

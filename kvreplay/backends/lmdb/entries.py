@@ -22,6 +22,7 @@ __all__ = [
     "check_and_put",
     "delete",
     "entry_key",
+    "expiry_of",
     "index_key",
     "keys_from",
     "prefix_of",
@@ -62,6 +63,12 @@ def index_key(entry: bytes, stamp: bytes) -> bytes:
     """Return an entry's key in the expiry index: by primary namespace, then time."""
     primary, _, rest = entry.partition(b"\0")
     return primary + b"\0" + stamp + rest
+
+
+def expiry_of(stored: bytes) -> int | None:
+    """Return when a stored entry may be dropped, in milliseconds since the epoch, or ``None``."""
+    stamp = int.from_bytes(stored[:STAMP], "big")
+    return stamp - 1 if stamp else None
 
 
 def put(handle: Handle, entry: bytes, value: bytes, txn: Transaction) -> None:

@@ -12,13 +12,16 @@ from typing import TypeVar
 
 import lmdb
 
-from kvreplay.backends._support import OwnTransaction, nested_call_error, own_transaction_error
+from kvreplay.backends._support import (
+    LOCK_TIMEOUT,
+    OwnTransaction,
+    nested_call_error,
+    own_transaction_error,
+)
 from kvreplay.backends.lmdb.errors import store_error
-from kvreplay.backends.lmdb.files import identity_of
 from kvreplay.backends.lmdb.group_commit import GroupCommit
 from kvreplay.backends.lmdb.handle import Handle, Transaction
 from kvreplay.backends.lmdb.pending import PendingWrite
-from kvreplay.backends.lmdb.process_lock import ProcessLock
 from kvreplay.errors import StoreError
 from kvreplay.store.locks import process_mark
 
@@ -37,22 +40,29 @@ class Environment:
         self.handle = handle
         self.pid = getpid()  # a forked child makes its own
         self.mark = process_mark()
-        self.identity = identity_of(handle.path)
-        self._queue = GroupCommit(handle, ProcessLock(handle.path))
+        self.identity = handle.files.identity, handle.files.id
+        self._queue = GroupCommit(handle)
 
     @property
     def is_idle(self) -> bool:
         """Whether no call of this process is under way."""
         return self._queue.is_idle and self.handle.gate.is_idle
 
-    def write(self, operation: Callable[[Transaction], T], size: int = 0) -> T:
+    def write(
+        self, operation: Callable[[Transaction], T], size: int = 0, *, bound: float = LOCK_TIMEOUT
+    ) -> T:
         """Run ``operation``, which writes ``size`` bytes, in a write transaction and commit it.
 
-        It shares the commit with other writes that wait, and may be run again. It waits for the
-        write lock of all processes, without a time limit.
+        It shares the commit with other writes that wait, and may be run again.
+
+        Args:
+            bound: how many seconds it waits for the turn to write, at most.
+
+        Raises:
+            StoreUnavailableError: the turn did not come; the change never happens.
         """
         self.refuse_nested()
-        write = PendingWrite(operation, size)
+        write = PendingWrite(operation, size, bound=bound)
         self._queue.submit((write,))
         if (failure := write.failure) is not None:
             raise failure
@@ -60,21 +70,25 @@ class Environment:
         return result
 
     def write_each(
-        self, operations: Sequence[tuple[Callable[[Transaction], T], int]]
+        self, operations: Sequence[tuple[Callable[[Transaction], T], int]], *, bound: float
     ) -> list[T | Exception]:
         """Do as :meth:`write` for each of several operations; return their results or errors."""
         self.refuse_nested()
-        writes = [PendingWrite(operation, size) for operation, size in operations]
+        writes = [PendingWrite(operation, size, bound=bound) for operation, size in operations]
         self._queue.submit(writes)
         return [write.failure or write.result for write in writes]
 
-    def transaction(self, made_of: Callable[[Block], T]) -> Generator[T, None, None]:
+    def transaction(
+        self, made_of: Callable[[Block], T], *, bound: float
+    ) -> Generator[T, None, None]:
         """Hold a write transaction for the caller's block, which is never run again.
 
-        ``made_of`` makes what the caller is given.
+        Args:
+            made_of: makes what the caller is given.
+            bound: how many seconds it waits for the turn to write, at most.
         """
         self.refuse_nested()
-        yield from self._queue.alone(self._block(made_of))
+        yield from self._queue.alone(self._block(made_of), bound=bound)
 
     def _block(self, made_of: Callable[[Block], T]) -> Generator[T, None, None]:
         handle = self.handle
@@ -105,7 +119,8 @@ class Environment:
                 failure = block.failure  # even if the caller's code has caught it
                 repaired = failure is not None and handle.repair(env, failure)
             if failure is not None and (block.begun or not repaired):
-                raise store_error(failure, handle.path) from failure.__cause__ or failure
+                cause = failure if isinstance(failure, lmdb.Error) else failure.__cause__
+                raise store_error(failure, handle.path) from cause
 
     def refuse_nested(self) -> None:
         """Raise for a thread that is in another call: it would wait for itself."""
@@ -141,8 +156,9 @@ class Block(OwnTransaction):
         """Begin the transaction; say whether that went well."""
         try:
             self.txn = self._env.begin(write=True)
+            self._handle.check(self._env, self.txn)
             self.begun = True
-        except lmdb.Error as error:
+        except (lmdb.Error, StoreError) as error:
             self.failure = error
         return self.begun
 

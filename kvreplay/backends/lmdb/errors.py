@@ -14,16 +14,32 @@ from kvreplay.errors import (
     OutcomeUnknownError,
     StoreError,
     StoreFullError,
+    StoreNotFoundError,
     StoreUnavailableError,
 )
 
-__all__ = ["DATA", "caused", "commit_error", "no_access", "opening_error", "store_error"]
+__all__ = [
+    "DATA",
+    "another_engine",
+    "another_store",
+    "caused",
+    "commit_error",
+    "gone",
+    "lost_descriptors",
+    "no_access",
+    "no_lock",
+    "no_store",
+    "opening_error",
+    "set_back",
+    "store_error",
+]
 
 DATA: Final = "data.mdb"
 """LMDB's own name of the file with the entries."""
 
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DENIED: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
+_NO_LOCKS: Final = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)
 _DAMAGED: Final = (
     lmdb.InvalidError,
     lmdb.CorruptedError,
@@ -105,8 +121,9 @@ def opening_error(error: lmdb.Error, path: Path) -> StoreError:
         return no_access(OSError(error.code, ""), path)
     if "already open in this process" in str(error):
         return StoreError(
-            f"this process has the LMDB environment {path} open already, with files that were"
-            " replaced since, or without kvreplay: close that first; nothing was changed"
+            f"this process has the LMDB environment {path} open already: with files that were"
+            " replaced since, without kvreplay, or with descriptors that it has closed. Close that"
+            " first, or start a new process; nothing was changed"
         )
     if isinstance(error, _DAMAGED) or not error.code:
         return CorruptStoreError(
@@ -126,6 +143,74 @@ def no_access(error: OSError, path: Path) -> StoreError:
     return StoreError(
         f"cannot open the LMDB store {path}: {os.strerror(error.errno or 0)}; check the path, its"
         " permissions and that the file system is writable; nothing was changed"
+    )
+
+
+def no_lock(error: OSError, path: Path) -> StoreError:
+    """Say what it means that the file of the turn cannot be opened or locked."""
+    if error.errno in _NO_LOCKS:
+        return StoreError(
+            f"the file system of {path} has no flock ({os.strerror(error.errno or 0)}), without"
+            " which processes cannot take turns: nothing was changed; choose a local file system"
+        )
+    if error.errno in _DENIED or _disk_is_full(path, error.errno):
+        return no_access(error, path)
+    return StoreUnavailableError(
+        f"the turn to write to the LMDB store {path} cannot be taken: nothing was changed; try"
+        f" again ({os.strerror(error.errno or 0)})"
+    )
+
+
+# A store that is not there, or not the one that was opened.
+
+
+def no_store(path: Path) -> StoreError:
+    """Return the error for ``create=False`` where there is no store."""
+    return StoreNotFoundError(
+        f"there is no LMDB store in {path}, and none was made, because of create=False: check the"
+        " path, and whether its disk is mounted; to make a new store, open it with create=True"
+    )
+
+
+def another_engine(path: Path, seen: Path) -> StoreError:
+    """Return the error for a store of another engine in this one's place."""
+    return CorruptStoreError(
+        f'{path} has a store of the engine "filesystem" ({seen} shows it), and none of LMDB:'
+        " nothing was changed; open it with that engine, or give LMDB a directory of its own"
+    )
+
+
+def gone(path: Path) -> StoreError:
+    """Return the error for files that are no more where they were opened."""
+    return StoreUnavailableError(
+        f"the LMDB store {path} is not there any more: it was deleted, moved or unmounted while it"
+        " was open here. Nothing was changed; put it back, or close it and open another"
+    )
+
+
+def another_store(path: Path) -> StoreError:
+    """Return the error for files that are another store's than those that were opened."""
+    return CorruptStoreError(
+        f"the files of the LMDB store {path} were replaced by another store's while it was open"
+        " here: nothing was changed; put them back, or close it in every process and open it again"
+    )
+
+
+def set_back(path: Path) -> StoreError:
+    """Return the error for files that were replaced by an older copy of themselves."""
+    return CorruptStoreError(
+        f"the files of the LMDB store {path} were replaced by an older copy while it was open here:"
+        " nothing was changed. To go on with the older copy, close it in every process and open it"
+        " again: answers that were given since the copy was made are forgotten"
+    )
+
+
+def lost_descriptors(path: Path) -> StoreError:
+    """Return the error for an environment whose descriptors this process has closed."""
+    return StoreUnavailableError(
+        f"this process has closed the file descriptors of the LMDB store {path}, and other files"
+        " have their numbers now: nothing was changed, and this process cannot use the store any"
+        " more; a daemon must close all descriptors before it opens a store"
     )
 
 

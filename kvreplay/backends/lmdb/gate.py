@@ -26,6 +26,8 @@ from typing import Any, Final
 
 import lmdb
 
+from kvreplay.store.locks import require_room
+
 __all__ = ["Gate"]
 
 _LOOK_AGAIN: Final = 0.0002  # seconds: about as long as a short read takes
@@ -66,12 +68,17 @@ class Gate:
             if self.handle is None:
                 self.handle = make()
 
-    def alone(self, change: Callable[[lmdb.Environment | None], lmdb.Environment | None]) -> None:
+    def alone(
+        self,
+        change: Callable[[lmdb.Environment | None], lmdb.Environment | None],
+        shut: Callable[[lmdb.Environment], object] = lmdb.Environment.close,
+    ) -> None:
         """Replace the handle by ``change(handle)`` while nobody uses it.
 
-        If ``change`` raises, the handle is closed, and :meth:`reopen` makes a new one. The calling
-        thread must not be inside.
+        If ``change`` raises, the handle is closed by ``shut``, and :meth:`reopen` makes a new one.
+        The calling thread must not be inside.
         """
+        require_room()  # to shut it
         with self._lock:
             handle, self.handle = self.handle, None
             try:
@@ -83,7 +90,7 @@ class Gate:
                 self.handle = change(handle)
             except BaseException:
                 if handle is not None:
-                    handle.close()
+                    shut(handle)
                 raise
 
     def quietly(self, action: Callable[[], None]) -> None:

@@ -7,13 +7,16 @@ full.
 
 What is always true:
 
-* One thread leads at a time. It holds ``_leading``, and then the lock among processes.
+* One thread leads at a time. It has the turn to write: the process lock's ``lead``, and then the
+  lock among processes. Then it looks whether the store is still the one that was opened.
 * A write stays in the queue until it has landed: it is committed, or has failed for a reason of its
   own. A batch only names the writes at the head of the queue, in the order of their arrival; each
   sees those before it.
 * All writes of a batch land in one step, by one assignment. An interrupt comes before it or after.
 * No write fails because another one does: if a batch fails before it is written, its writes are run
   again, each in a transaction of its own.
+* A write that has waited for too long is withdrawn, and never happens later. Once it is in a batch
+  it waits for that: its leader has the turn.
 * A pending write without an operation keeps a place for a caller's transaction. It is never part
   of a batch.
 * A thread has one call here at a time. A signal handler's or a finalizer's is refused, if its
@@ -32,20 +35,20 @@ own: the other writes of its batch are led by the next, unless the batch was com
 from __future__ import annotations
 
 import _thread
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from functools import partial
+from itertools import filterfalse
 from threading import get_ident
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import lmdb
 
 from kvreplay.backends._support import nested_call_error
+from kvreplay.backends.file_lock import too_long
 from kvreplay.backends.lmdb.errors import caused, store_error
 from kvreplay.backends.lmdb.handle import Handle, Transaction
 from kvreplay.backends.lmdb.pending import MAX_BYTES, Batch, PendingWrite
-from kvreplay.backends.lmdb.process_lock import ProcessLock
 from kvreplay.errors import OutcomeUnknownError, StoreError
 from kvreplay.store import Bell
 
@@ -59,6 +62,7 @@ _UNKNOWN: Final = OutcomeUnknownError(
     "a commit failed, and its thread was interrupted before it knew whether it had happened: read"
     " again before deciding; what was stored before is intact"
 )
+_BUSY: Final = "; other writes of this process came first"
 _FAILURES: Final = (lmdb.Error, StoreError)
 """What an operation raises. Anything else comes from outside: an interrupt of the leader."""
 
@@ -82,14 +86,14 @@ def _remove(waiting: deque[PendingWrite], writes: Iterable[PendingWrite]) -> Non
 class GroupCommit:
     """The pending writes of one environment, in the order of their arrival."""
 
-    def __init__(self, handle: Handle, process_lock: ProcessLock) -> None:
+    def __init__(self, handle: Handle) -> None:
         self._handle = handle
-        self._process_lock = process_lock
+        self._process_lock = handle.turn
         self._waiting: deque[PendingWrite] = deque()
         self._landed: deque[PendingWrite] = deque()  # whose threads are still to be woken
         # Of this process only: a forked child makes a queue of its own.
         self._changing = _thread.allocate_lock()  # guards the queue
-        self._leading: Any = threading.RLock()  # held by the leader
+        self._leading = handle.turn.lead  # held by the leader
         self._busy: dict[int, bool] = {}  # the threads that are in a call
 
     @property
@@ -113,7 +117,9 @@ class GroupCommit:
                 self._waiting.extend(writes)
             self._let_land(writes)
         except BaseException:  # an interrupt; what is in a batch may still be committed
-            self._withdraw(writes)
+            with self._changing:  # by C calls only: there may be no room for another frame
+                self._waiting = deque(filterfalse(set(writes).__contains__, self._waiting))
+            self._call_next()
             raise
         finally:
             del self._busy[own]
@@ -123,9 +129,12 @@ class GroupCommit:
             while self._wait_for_lead(write):
                 self._lead(write)
 
-    def alone(self, block: Generator[T, None, None]) -> Generator[T, None, None]:
-        """Wait in the same queue, then lead for a block that commits by itself, or not at all."""
-        own, place = get_ident(), PendingWrite(None)
+    def alone(self, block: Generator[T, None, None], *, bound: float) -> Generator[T, None, None]:
+        """Wait in the same queue, then lead for a block that commits by itself, or not at all.
+
+        It waits for ``bound`` seconds at most; the block then takes as long as it takes.
+        """
+        own, place = get_ident(), PendingWrite(None, bound=bound)
         if own in self._busy:
             raise nested_call_error()
         self._busy[own] = True
@@ -133,9 +142,13 @@ class GroupCommit:
             with self._changing:
                 self._waiting.append(place)
             self._wait_for_lead(place)
-            with self._leading:
+            try:
+                if not place.landed and not self._leading.acquire(timeout=place.left):
+                    self._give_up(place)
+                if place.landed:
+                    raise place.refusal()
                 try:
-                    self._take_process_lock()
+                    self._take_turn(place)
                     self._withdraw((place,))
                     yield from block
                 finally:
@@ -144,12 +157,20 @@ class GroupCommit:
                     except BaseException:
                         self._process_lock.give_back()
                         raise
+            finally:
+                try:
+                    self._leading.release()
+                except RuntimeError:
+                    pass  # it was not taken
         finally:
             del self._busy[own]
+            with self._changing:  # likewise
+                if place in self._waiting:
+                    self._waiting.remove(place)
             try:
-                self._withdraw((place,))
+                self._call_next()
             except BaseException:
-                self._withdraw((place,))
+                self._call_next()
                 raise
 
     def close(self) -> None:
@@ -173,9 +194,20 @@ class GroupCommit:
             write.bell = Bell()
             # A thread that rings has changed what is looked at here before it looks for the bell.
             if not write.landed and self._head() is not write:
-                write.bell.wait(_LOOK_AGAIN)
+                if not write.left:
+                    self._give_up(write)
+                if not write.landed:
+                    write.bell.wait(min(write.left or _LOOK_AGAIN, _LOOK_AGAIN))
             write.bell = None
         return False
+
+    def _give_up(self, write: PendingWrite) -> None:
+        """Withdraw a write that has waited for too long, unless a transaction may have it."""
+        held = self._process_lock.held_by_another() or _BUSY
+        with self._changing:  # as is who puts it into a batch
+            if write.is_untouched:
+                write.error = too_long(self._process_lock.what, write.bound, held)
+                _first_to_land(self._waiting)  # nobody else may come to take it out
 
     def _head(self) -> PendingWrite | None:
         """Return the first write that has not landed; those before it leave the queue."""
@@ -187,26 +219,49 @@ class GroupCommit:
         own.leads = True
         try:
             # Only the head waits here, so that the lock passes straight to the next leader.
-            with self._leading:
-                if not own.landed:  # by a leader that took it just then
+            if not (self._leading.acquire(blocking=False) or self._wait_behind_leader(own)):
+                self._give_up(own)
+            elif not own.landed:  # by a leader that took it just then
+                try:
+                    self._take_turn(own)
+                    batch = self._commit()
+                except StoreError as error:  # it has no turn, or must not use it
+                    own.error = error.with_traceback(None)  # which would reach the write itself
+                    batch = ()
+                finally:
                     try:
-                        self._take_process_lock()
-                        batch = self._commit()
-                    finally:
-                        try:
-                            self._process_lock.give_back()
-                        except BaseException:
-                            self._process_lock.give_back()
-                            raise
-                    self._wake_landed()  # of the batch before, if this one was not committed
-                    self._landed.extend(batch)
+                        self._process_lock.give_back(brief=True)
+                    except BaseException:
+                        self._process_lock.give_back()
+                        raise
+                self._wake_landed()  # of the batch before, if this one was not committed
+                self._landed.extend(batch)
         finally:
-            self._call_next()
+            try:
+                self._leading.release()
+            except RuntimeError:
+                pass  # it was not taken
+            finally:
+                self._call_next()
 
-    def _take_process_lock(self) -> None:
-        if not self._process_lock.take(wait=False):
-            self._wake_landed()  # they must not wait for another process's commit too
-            self._process_lock.take(wait=True)
+    def _wait_behind_leader(self, own: PendingWrite) -> bool:
+        patience = own.left if own.is_untouched else _LOOK_AGAIN
+        return bool(self._leading.acquire(timeout=patience))
+
+    def _take_turn(self, own: PendingWrite) -> None:
+        """Take the lock among processes, and look whether the store is still there.
+
+        Raises:
+            StoreError: others have the lock for too long, or the store is another one; nothing was
+                changed.
+        """
+        if not self._process_lock.take(
+            own.until,
+            own.bound,
+            before_waiting=self._wake_landed,
+            when_lost=self._handle.drop_lost,
+        ):
+            self._handle.confirm()
 
     def _call_next(self) -> None:
         """Wake the next leader, which wakes those that have landed; if there is none, wake them."""
@@ -293,6 +348,7 @@ class GroupCommit:
             return error
         failure: Exception | None = None
         try:
+            self._handle.check(env, txn)
             fill(batch)
             for write in batch.writes:
                 assert write.operation is not None  # a place for a transaction is not taken

@@ -3,6 +3,11 @@
 Faults that LMDB reports are repaired here where possible: a full map grows, a map that another
 process has grown is taken over, reader slots of killed processes are freed, and an environment
 that must not be used any more is opened anew.
+
+So are faults that LMDB does not see, by whoever takes the turn to write (:meth:`Handle.confirm`)
+and begins a transaction (:meth:`Handle.check`): files that were removed or replaced, descriptors
+that were closed, and a file that was set back in its place. Only the same store, with all that was
+in it, is opened anew.
 """
 
 from __future__ import annotations
@@ -16,10 +21,20 @@ from typing import Final, TypeAlias, TypeVar
 import lmdb
 
 from kvreplay.backends._support import OwnTransaction, nested_call_error
-from kvreplay.backends.lmdb.errors import caused, commit_error, store_error
-from kvreplay.backends.lmdb.files import open_files
+from kvreplay.backends.lmdb.errors import (
+    caused,
+    commit_error,
+    gone,
+    lost_descriptors,
+    set_back,
+    store_error,
+)
+from kvreplay.backends.lmdb.files import ID, Files, identity_of, open_files, prepare
 from kvreplay.backends.lmdb.gate import Gate
+from kvreplay.backends.lmdb.process_lock import ProcessLock
+from kvreplay.backends.lmdb.readers import Readers
 from kvreplay.errors import (
+    CorruptStoreError,
     OutcomeUnknownError,
     StoreError,
     StoreFullError,
@@ -46,8 +61,11 @@ class Handle:
     """An open environment and its databases of entries and of their expiry.
 
     Args:
+        lock_timeout: seconds; how long opening the files waits for the turn to write, at most.
         creating: make the store if there is none.
     """
+
+    files: Files  # that were opened last
 
     def __init__(
         self,
@@ -56,6 +74,7 @@ class Handle:
         map_size: int,
         durability: Durability,
         max_readers: int,
+        lock_timeout: float,
         creating: bool,
     ) -> None:
         self.path = path
@@ -64,11 +83,19 @@ class Handle:
         self.map_size = map_size
         self.users = 0  # the stores on it; without any it is not opened again
         self.block: OwnTransaction | None = None  # a caller's transaction, if there is one
-        env = self._open(creating=creating)
+        self.turn = ProcessLock(path, lock_timeout)
+        self._readers = Readers(path)
+        self._id: bytes | None = None  # of the store that was opened first
+        self._last = 0  # the id of the last transaction that was seen in it
+        self._replaced = False  # its content was, below an open environment
+        prepare(path, creating=creating)
         try:
-            self.gate = Gate(env)
+            self.turn.while_held(lambda: self._open(creating=creating), making=creating)
+            self.gate = Gate(self.files.env)
         except BaseException:
-            env.close()
+            if hasattr(self, "files"):
+                self.files.shut()
+            self.turn.close()
             raise
 
     # Reading.
@@ -125,8 +152,56 @@ class Handle:
         """
         while (env := self.gate.handle) is None:
             self.refuse_to_wait()
-            self.gate.reopen(self._reopen)
+            # In this order: who has the turn may wait at the gate.
+            self.turn.while_held(lambda: self.gate.reopen(self._reopen))
         return env
+
+    def confirm(self) -> None:
+        """Look whether what is open is the store at the path; if not, it must be opened anew.
+
+        For a thread that has taken the turn to write, before it begins a transaction.
+
+        Raises:
+            StoreUnavailableError: the store is gone. Nothing was changed.
+        """
+        presence = self.files.presence
+        if self.gate.handle is None:
+            return
+        if presence.is_ours and presence.is_in_place:
+            self.turn.watch.settle()
+            return
+        if identity_of(self.path) is None:
+            raise gone(self.path)
+        self.refuse_to_wait()
+        self._change(self._forget)
+
+    def drop_lost(self) -> None:
+        """Drop an environment whose descriptors somebody has closed; it must be opened anew."""
+        if self.gate.handle is not None and not self.files.presence.is_ours:
+            self.refuse_to_wait()
+            self._change(self._forget)
+
+    def _forget(self, env: lmdb.Environment | None) -> None:
+        """Shut what is open, but remember how far the store had come."""
+        if env is not None:
+            with contextlib.suppress(lmdb.Error):
+                self._last = max(self._last, env.info()["last_txnid"])
+            self.files.shut()
+
+    def check(self, env: lmdb.Environment, txn: Transaction) -> None:
+        """Look whether a write transaction that has begun goes on from the last commit.
+
+        LMDB keeps the id of that in its lock file. A copy that was written over ``data.mdb`` has
+        another one.
+
+        Raises:
+            CorruptStoreError: it does not; nothing was changed.
+        """
+        info, last = env.info(), txn.id() - 1
+        if info["last_txnid"] < last or txn.get(ID, None, self.files.meta) != self._id:
+            self._last, self._replaced = last, True
+            raise set_back(self.path)
+        self._readers.look(env, info["last_pgno"])
 
     def make_room(self) -> None:
         """Let a crowded map grow, before a transaction begins that cannot be run again."""
@@ -137,9 +212,9 @@ class Handle:
                     if self.gate.handle is not env:
                         continue
                     info = env.info()
-                if (info["last_pgno"] + 1) * self._page_size <= _CROWDED * info["map_size"]:
+                if (info["last_pgno"] + 1) * self.files.page_size <= _CROWDED * info["map_size"]:
                     return
-                self.gate.alone(lambda current: self._resize(current, grow=True))
+                self._change(lambda current: self._resize(current, grow=True))
             except lmdb.Error as error:
                 self.repair_or_raise(env, error)
 
@@ -170,30 +245,40 @@ class Handle:
             self.refuse_to_wait()
         match error:
             case lmdb.MapFullError():
-                self.gate.alone(lambda current: self._resize(current, grow=True))
+                if not self._free_reader_slots():  # which may have kept old pages
+                    self._change(lambda current: self._resize(current, grow=True))
             case lmdb.MapResizedError():  # by another process
-                self.gate.alone(lambda current: self._resize(current, grow=False))
+                self._change(lambda current: self._resize(current, grow=False))
             case lmdb.ReadersFullError():
                 self._free_reader_slots()
             case lmdb.PanicError():
-                self.gate.alone(lambda current: _shut_if_same(current, env))
+                self._change(lambda current: self._shut_if_same(current, env))
+            case CorruptStoreError() if self._replaced:
+                self._replaced = False
+                self._change(lambda current: self._shut_if_same(current, env))
+                return False
             case OutcomeUnknownError():
-                self.gate.alone(lambda current: _shut_if_same(current, env))
+                self._change(lambda current: self._shut_if_same(current, env))
                 return False
             case _:
                 return False
         return True
 
-    def _free_reader_slots(self) -> None:
-        """Free the reader slots that killed processes have left."""
+    def _free_reader_slots(self) -> int:
+        """Free the reader slots that killed processes have left; say how many there were."""
         with self.gate.own():
             # If this fails too, the caller reports that no slot was free.
             if (env := self.gate.handle) is not None:
                 with contextlib.suppress(lmdb.Error):
-                    env.reader_check()
+                    return env.reader_check()
+        return 0
 
-    def _resize(self, env: lmdb.Environment | None, *, grow: bool) -> lmdb.Environment:
-        env = env or self._reopen()
+    def _change(self, change: Callable[[lmdb.Environment | None], lmdb.Environment | None]) -> None:
+        self.gate.alone(change, lambda env: self.files.shut())
+
+    def _resize(self, env: lmdb.Environment | None, *, grow: bool) -> lmdb.Environment | None:
+        if env is None:  # it was shut meanwhile: whoever opens it anew finds out again
+            return None
         try:
             before = env.info()["map_size"]
             try:
@@ -207,7 +292,7 @@ class Handle:
                 ) from error
             self.map_size = env.info()["map_size"]
         except BaseException:
-            env.close()
+            self.files.shut()
             raise
         return env
 
@@ -215,7 +300,8 @@ class Handle:
 
     def close(self) -> None:
         """Close the files once nobody uses them; a new user's call opens them again."""
-        self.gate.alone(_shut)
+        # Even if there is none: an error in the middle of a first call may have left them open.
+        self._change(lambda env: self._forget(env or self.files.env))
 
     def hold_for_fork(self, patience: float) -> None:
         """Before a fork: let no use begin, and wait at most ``patience`` seconds for the others."""
@@ -226,6 +312,8 @@ class Handle:
 
         Raises:
             StoreError: the parent was in a call of it, so it can never be closed here.
+            StoreUnavailableError: the child has closed its descriptors, and others have their
+                numbers.
         """
         env, can_be_closed = self.gate.inherited()
         if not can_be_closed:
@@ -233,27 +321,42 @@ class Handle:
                 f"this process was forked while its parent was in a transaction of {self.path}: it"
                 " cannot use the store; fork when no other thread does, or spawn instead"
             )
-        _shut(env)
+        if env is not None and not self.files.shut():
+            raise lost_descriptors(self.path)
 
-    def _open(self, *, creating: bool) -> lmdb.Environment:
-        env, self.entries, self.expiry = open_files(
+    def _open(self, *, creating: bool) -> None:
+        files = open_files(
             self.path,
             map_size=self.map_size,
             durability=self.durability,
             max_readers=self.max_readers,
             creating=creating,
+            expected=self._id,
         )
         try:
-            self._page_size = env.stat()["psize"]
+            last = files.env.info()["last_txnid"]
+            if last < self._last:
+                raise set_back(self.path)
         except BaseException:
-            env.close()
+            files.shut()
             raise
-        return env
+        self.files, self.entries, self.expiry = files, files.entries, files.expiry
+        self._id, self._last = files.id, last
 
     def _reopen(self) -> lmdb.Environment:
         if not self.users:
             raise closed_error()
-        return self._open(creating=False)
+        self._open(creating=False)
+        return self.files.env
+
+    def _shut_if_same(
+        self, env: lmdb.Environment | None, failed: lmdb.Environment
+    ) -> lmdb.Environment | None:
+        """Shut the environment that failed, unless another thread has done so."""
+        if env is failed:
+            self.files.shut()
+            return None
+        return env
 
     def refuse_to_wait(self) -> None:
         """Raise for a thread that is in a call of this environment: it would wait for itself."""
@@ -264,18 +367,3 @@ class Handle:
                     " thread's transaction: nothing was done; end it first"
                 )
             raise nested_call_error()
-
-
-def _shut(env: lmdb.Environment | None) -> None:
-    if env is not None:
-        env.close()
-
-
-def _shut_if_same(
-    env: lmdb.Environment | None, failed: lmdb.Environment
-) -> lmdb.Environment | None:
-    """Shut the environment that failed, unless another thread has done so."""
-    if env is failed:
-        failed.close()
-        return None
-    return env

@@ -7,6 +7,7 @@ set, or by an error of its own.
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import monotonic
 from typing import Any, Final
 
 from kvreplay.backends.lmdb.errors import caused
@@ -29,13 +30,20 @@ class PendingWrite:
         operation: makes the write in a transaction; it may be run again in another one. ``None``
             keeps a place for a caller's transaction.
         size: about how many bytes it writes.
+        bound: how many seconds it may wait, from now on.
     """
 
-    __slots__ = ("bell", "error", "fate", "leads", "operation", "result", "size")
+    __slots__ = (
+        *("bell", "bound", "error", "fate", "leads", "operation", "result", "size", "until"),
+    )
 
-    def __init__(self, operation: Callable[[Transaction], Any] | None, size: int = 0) -> None:
+    def __init__(
+        self, operation: Callable[[Transaction], Any] | None, size: int = 0, *, bound: float
+    ) -> None:
         self.operation = operation
         self.size = size
+        self.bound = bound
+        self.until = monotonic() + bound
         self.bell: Bell | None = None  # while a thread waits for it
         self.leads = False  # its thread waits to lead
         self.fate = _NONE_YET  # of the latest transaction that it was in
@@ -49,11 +57,27 @@ class PendingWrite:
         return fate.committed or self.error is not None or fate.unknown is not None
 
     @property
+    def is_untouched(self) -> bool:
+        """Whether no transaction has had it yet, so that it may be withdrawn."""
+        return self.fate is _NONE_YET
+
+    @property
+    def left(self) -> float:
+        """How many seconds it may still wait."""
+        return max(self.until - monotonic(), 0.0)
+
+    @property
     def failure(self) -> Exception | None:
         """Why it did not happen, or that nobody knows; for its own thread to raise."""
         if (unknown := self.fate.unknown) is not None:
             return caused(OutcomeUnknownError(*unknown.args), unknown.__cause__)
         return self.error
+
+    def refusal(self) -> Exception:
+        """Return why a place was given up, and keep it no longer: its traceback leads here."""
+        error, self.error = self.error, None
+        assert error is not None
+        return error
 
     @property
     def is_brief(self) -> bool:

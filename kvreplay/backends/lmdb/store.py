@@ -16,15 +16,23 @@ from os import getpid
 from pathlib import Path
 from typing import ClassVar, Final
 
-from kvreplay.backends._support import check_durability, check_path, nested_call_error
+from kvreplay.backends._support import (
+    LOCK_TIMEOUT,
+    check_create,
+    check_durability,
+    check_lock_timeout,
+    check_path,
+)
 from kvreplay.backends.lmdb import entries, shared
-from kvreplay.backends.lmdb.environment import Block, Environment
+from kvreplay.backends.lmdb.environment import Environment
 from kvreplay.backends.lmdb.pending import ALONE
+from kvreplay.backends.lmdb.transaction import calls_in
 from kvreplay.errors import ConfigError, KeyNotFoundError, OutcomeUnknownError, StoreError
 from kvreplay.store import (
     Change,
     Closing,
     Durability,
+    Entry,
     KVTransaction,
     SweepResult,
     ThreadBound,
@@ -48,7 +56,11 @@ class LMDBStore(Closing):
     change is durable: with ``durability="full"`` it survives a power cut, with ``"process"`` a
     killed process, and a power cut may undo the latest changes without damage. Several objects
     in one process share the environment; after a fork, parent and child may both go on.
-    Opening, like a change, waits while another process is in a transaction.
+    Opening, like a change, waits while another process is in a transaction, within a bound.
+
+    Each change looks whether the files at the path are still those that are open. If they are gone,
+    or another store's, or an older copy, it is refused; if they are the same store's, as after a
+    remount, they are opened anew.
 
     Args:
         path: the directory, created with mode 0700 if it is missing; a relative path begins at
@@ -58,11 +70,16 @@ class LMDBStore(Closing):
         durability: ``full`` or ``process``.
         max_readers: how many read transactions can be open at one moment, over all processes; the
             process that opens the files first decides.
+        lock_timeout: how many seconds opening, or a change, waits for its turn, at most. Then it
+            raises :class:`~kvreplay.StoreUnavailableError`, and a change never happens later.
+        create: make the store if there is none; ``False`` refuses that, and makes nothing.
 
     Raises:
         ConfigError: an argument is wrong, or this process has the files open with another
             durability.
-        CorruptStoreError: the files are damaged, emptied, foreign, or of another format.
+        StoreNotFoundError: there is no store, and ``create`` is false.
+        CorruptStoreError: the files are damaged, emptied, foreign, or of another format or engine.
+        StoreUnavailableError: another process had the turn to write all the time.
         StoreError: they cannot be opened; the message says what to check.
     """
 
@@ -70,6 +87,8 @@ class LMDBStore(Closing):
         "map_size": "size",
         "durability": ("full", "process"),
         "max_readers": "integer",
+        "lock_timeout": "duration",
+        "create": "boolean",
     }
     LOCATION: ClassVar[str] = "path"
     reads_are_local: ClassVar[bool] = True
@@ -84,20 +103,30 @@ class LMDBStore(Closing):
         map_size: int = 16 * 1024**3,
         durability: Durability = "full",
         max_readers: int = 512,
+        lock_timeout: float = LOCK_TIMEOUT,
+        create: bool = True,
     ) -> None:
         check_durability(durability)
+        check_create(create)
+        self._bound = check_lock_timeout(lock_timeout)
         if type(map_size) is not int or not 64 * 1024 <= map_size < 2**63:
             raise ConfigError("map_size must be an int of at least 65536 (bytes), below 2**63")
         if type(max_readers) is not int or not 1 <= max_readers <= _MAX_READERS:
             raise ConfigError(f"max_readers must be an int from 1 to {_MAX_READERS}")
-        self._path = Path(check_path(path, "LMDB")).absolute()
-        if shared.lock.is_mine:
-            raise nested_call_error()
+        self._path = _place(check_path(path, "LMDB"))
+
+        def join() -> None:
+            self._environment = shared.acquire(
+                self._path,
+                map_size=map_size,
+                durability=durability,
+                max_readers=max_readers,
+                lock_timeout=self._bound,
+                creating=create,
+            )
+
         try:
-            with shared.lock:
-                self._environment = shared.acquire(
-                    self._path, map_size=map_size, durability=durability, max_readers=max_readers
-                )
+            shared.while_opening(self._path, join, self._bound)
         except BaseException:
             self.close()
             raise
@@ -126,6 +155,14 @@ class LMDBStore(Closing):
             raise KeyNotFoundError("no entry under that name")
         return stored[entries.STAMP :]
 
+    def read_entry(self, primary_namespace: str, secondary_namespace: str, key: str) -> Entry:
+        """Return value and expiry; see :meth:`kvreplay.InspectableKVStore.read_entry`."""
+        entry = entries.entry_key(primary_namespace, secondary_namespace, key)
+        stored = self._opened().handle.get(entry)
+        if stored is None:
+            raise KeyNotFoundError("no entry under that name")
+        return Entry(stored[entries.STAMP :], entries.expiry_of(stored))
+
     def write(
         self, primary_namespace: str, secondary_namespace: str, key: str, value: bytes
     ) -> None:
@@ -133,7 +170,8 @@ class LMDBStore(Closing):
         entry = entries.entry_key(primary_namespace, secondary_namespace, key)
         check_value(value)
         environment = self._opened()
-        environment.write(partial(entries.put, environment.handle, entry, value), len(value))
+        put = partial(entries.put, environment.handle, entry, value)
+        environment.write(put, len(value), bound=self._bound)
 
     def remove(
         self, primary_namespace: str, secondary_namespace: str, key: str, lazy: bool = False
@@ -141,7 +179,7 @@ class LMDBStore(Closing):
         """Remove if present, durably even if ``lazy``; see :meth:`kvreplay.KVStoreSync.remove`."""
         entry = entries.entry_key(primary_namespace, secondary_namespace, key)
         environment = self._opened()
-        environment.write(partial(entries.delete, environment.handle, entry))
+        environment.write(partial(entries.delete, environment.handle, entry), bound=self._bound)
 
     def list(self, primary_namespace: str, secondary_namespace: str) -> list[str]:
         """Return the namespace's keys, page by page; see :meth:`kvreplay.KVStoreSync.list`."""
@@ -176,6 +214,7 @@ class LMDBStore(Closing):
         return environment.write(
             partial(entries.check_and_put, environment.handle, entry, expected, value, expires_at),
             len(value or b""),
+            bound=self._bound,
         )
 
     def check_and_put_each(self, changes: Sequence[Change]) -> Sequence[bytes | Exception | None]:
@@ -197,7 +236,7 @@ class LMDBStore(Closing):
                     *(environment.handle, entry, each.expected, each.value, each.expires_at),
                 )
                 operations[index] = (operation, len(each.value or b""))
-        results = environment.write_each(list(operations.values()))
+        results = environment.write_each(list(operations.values()), bound=self._bound)
         outcomes.update(zip(operations, results, strict=True))
         return [outcomes[index] for index in range(len(changes))]
 
@@ -215,9 +254,8 @@ class LMDBStore(Closing):
         while total.more and total.visited < limit:
             batch = min(limit - total.visited, _SWEEP_BATCH)
             try:
-                swept = environment.write(
-                    partial(entries.sweep, environment.handle, primary_namespace, now, batch), ALONE
-                )
+                sweep = partial(entries.sweep, environment.handle, primary_namespace, now, batch)
+                swept = environment.write(sweep, ALONE, bound=self._bound)
             except StoreError as error:
                 if not total.visited:
                     raise
@@ -239,8 +277,8 @@ class LMDBStore(Closing):
             StoreUnavailableError: the map was full and has been grown: run it again.
         """
         environment = self._opened()
-        # It holds the store too, so that this is not deleted, and closed, meanwhile.
-        return ThreadBound(environment.transaction(partial(_Transaction, self, environment)))
+        block = environment.transaction(partial(calls_in, self, environment), bound=self._bound)
+        return ThreadBound(block)
 
     def close(self) -> None:
         """Leave the environment; the last store on it in this process closes the files.
@@ -280,11 +318,14 @@ class LMDBStore(Closing):
 
     def _reopened(self) -> Environment | None:
         """In a forked child: open the files anew, unless another thread has done so."""
-        with shared.lock:
+
+        def rejoin() -> None:
             environment = self._environment
             if environment is not None and environment.pid != getpid():
-                environment = self._environment = shared.reacquire(environment)
-            return environment
+                self._environment = shared.reacquire(environment)
+
+        shared.while_opening(self._path, rejoin, self._bound)
+        return self._environment
 
     def _walk(self, prefix: bytes) -> Iterator[bytes]:
         """Yield the keys of all entries that start with ``prefix``, in key order."""
@@ -298,52 +339,19 @@ class LMDBStore(Closing):
             start = page[-1] + b"\0"  # the least key that is greater
 
 
-class _Transaction:
-    """The store's calls inside a caller's transaction."""
+def _place(path: str) -> Path:
+    """Return the absolute path of the place that a path names.
 
-    def __init__(self, store: LMDBStore, environment: Environment, block: Block) -> None:
-        self._store = store
-        self._handle = environment.handle
-        self._run = block.run
-
-    def read(self, primary_namespace: str, secondary_namespace: str, key: str) -> bytes:
-        entry = entries.entry_key(primary_namespace, secondary_namespace, key)
-        stored = self._run(lambda txn: txn.get(entry, None, self._handle.entries))
-        if stored is None:
-            raise KeyNotFoundError("no entry under that name")
-        return stored[entries.STAMP :]
-
-    def write(
-        self, primary_namespace: str, secondary_namespace: str, key: str, value: bytes
-    ) -> None:
-        entry = entries.entry_key(primary_namespace, secondary_namespace, key)
-        check_value(value)
-        self._run(partial(entries.put, self._handle, entry, value))
-
-    def remove(
-        self, primary_namespace: str, secondary_namespace: str, key: str, lazy: bool = False
-    ) -> None:
-        entry = entries.entry_key(primary_namespace, secondary_namespace, key)
-        self._run(partial(entries.delete, self._handle, entry))
-
-    def list(self, primary_namespace: str, secondary_namespace: str) -> list[str]:
-        check_namespace(primary_namespace, secondary_namespace)
-        prefix = entries.prefix_of(primary_namespace, secondary_namespace)
-        keys = self._run(partial(entries.keys_from, self._handle, prefix, prefix, None))
-        return [key[len(prefix) :].decode() for key in keys]
-
-    def check_and_put(
-        self,
-        primary_namespace: str,
-        secondary_namespace: str,
-        key: str,
-        *,
-        expected: bytes | None,
-        value: bytes | None,
-        expires_at: int | None = None,
-    ) -> bytes | None:
-        entry = entries.entry_key(primary_namespace, secondary_namespace, key)
-        check_change(expected, value, expires_at)
-        return self._run(
-            partial(entries.check_and_put, self._handle, entry, expected, value, expires_at)
-        )
+    A ``..`` leads where the kernel says, or, from a folder that is not there, one folder up.
+    """
+    place = Path(path).absolute()
+    if os.pardir in place.parts:
+        place = Path(os.path.realpath(place))
+    try:
+        str(place).encode()  # as LMDB's driver does
+    except UnicodeEncodeError:
+        raise ConfigError(
+            "the path of an LMDB store, or the current directory, has a byte that is not UTF-8;"
+            " nothing was opened: rename that folder, or choose another place"
+        ) from None
+    return place

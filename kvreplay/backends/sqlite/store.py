@@ -16,7 +16,13 @@ from functools import partial
 from os import getpid
 from typing import Any, ClassVar, Final
 
-from kvreplay.backends._support import check_durability, check_lock_timeout, check_path
+from kvreplay.backends._support import (
+    LOCK_TIMEOUT,
+    check_create,
+    check_durability,
+    check_lock_timeout,
+    check_path,
+)
 from kvreplay.backends.sqlite import entries
 from kvreplay.backends.sqlite.database import Block, Database
 from kvreplay.backends.sqlite.files import OWNERS
@@ -100,13 +106,14 @@ class SQLiteStore(Closing):
         *,
         create: bool = True,
         durability: Durability = "full",
-        lock_timeout: float = 10.0,
+        lock_timeout: float = LOCK_TIMEOUT,
     ) -> None:
         check_durability(durability)
-        check_lock_timeout(lock_timeout)
+        check_create(create)
+        bound = check_lock_timeout(lock_timeout)
         self._path = os.path.realpath(check_path(path, "SQLite"))
         try:
-            self._database = Database(self._path, durability, lock_timeout)
+            self._database = Database(self._path, durability, bound)
             self._database.open(creating=create)
         except BaseException:
             self._give_up()

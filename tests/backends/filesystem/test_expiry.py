@@ -210,6 +210,7 @@ def test_a_forged_stamp_unlinks_nothing(store: FilesystemStore, root: Path, targ
     assert store._expiry.current(EntryFile("p", "s", "k")) is None
     store.write("p", "s", "k", b"w")
     assert victim.read_bytes() == b"mine"
+    stamp.parent.mkdir(parents=True, exist_ok=True)
     stamp.write_bytes(b"not even a link")
     put(store, "k", b"x", 9)
     store.remove("p", "s", "k")

@@ -124,6 +124,8 @@ def test_writers_race_with_sweepers(root: Path) -> None:
         assert store.list("p", "s") == []
     assert index_files(root) == set()
     assert list((beside(root) / "expiry" / "p").iterdir()) == []
+    assert list((beside(root) / "stamps" / "p").iterdir()) == []
+    assert list((root / "p").iterdir()) == []
 
 
 def test_forked_child_goes_on(store: FilesystemStore) -> None:
@@ -217,33 +219,3 @@ def test_a_lock_whose_release_fails_does_not_deny_the_change(
     with flocked(lock, wait=False):
         pass
     assert store.read("p", "s", "k") == b"1"
-
-
-@pytest.mark.parametrize("durability", ["full", "process"])
-def test_a_read_waits_until_what_it_returns_is_durable(
-    root: Path, durability: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Between its rename and the folder's fsync a value can be seen, and lost to a power cut."""
-    with FilesystemStore(root, durability=durability) as store:
-        store.write("p", "s", "k", OLD)
-        with flocked(lock_file(str(beside(root)), EntryFile("p", "s", "k").stripe)):
-            reader = threading.Thread(target=lambda: values.append(store.read("p", "s", "k")))
-            values: list[bytes] = []
-            if durability == "full":
-                waiting = threading.Event()
-                flock = fcntl.flock
-
-                def announce(fd: int, operation: int) -> None:
-                    waiting.set()
-                    flock(fd, operation)
-
-                monkeypatch.setattr(fcntl, "flock", announce)
-                reader.start()
-                waiting.wait()
-                assert values == []
-            else:
-                reader.start()
-                reader.join()
-                assert values == [OLD]
-        reader.join()
-        assert values == [OLD]

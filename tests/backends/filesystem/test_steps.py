@@ -47,6 +47,7 @@ def test_order_of_a_durable_write(store: FilesystemStore, trace: list[str]) -> N
         "rename store/p/s/k",
         "fsync store/p/s",
         "unlink store.kvreplay/stamps/p/s/k",
+        "rmdir store.kvreplay/stamps/p/s",
         f"unlink {MARKER}",
     ]
 
@@ -62,12 +63,15 @@ def test_folder_made_by_another_process_is_confirmed(
 
 def test_order_of_a_durable_removal(store: FilesystemStore, trace: list[str]) -> None:
     put(store, "k", b"1", 5)
+    store.write("p", "s", "other", b"1")
     trace.clear()
     store.remove("p", "s", "k")
     assert trace == [
         "unlink store/p/s/k",
+        "rmdir store/p/s",
         "fsync store/p/s",
         "unlink store.kvreplay/stamps/p/s/k",
+        "rmdir store.kvreplay/stamps/p/s",
         f"unlink {MARKER}",
     ]
     trace.clear()
@@ -75,11 +79,27 @@ def test_order_of_a_durable_removal(store: FilesystemStore, trace: list[str]) ->
     assert "fsync store/p/s" in trace, "the earlier removal may have been lazy"
 
 
+def test_the_last_removal_confirms_the_folder_that_is_left(
+    store: FilesystemStore, root: Path, trace: list[str]
+) -> None:
+    names = ["unlink store/p/s/k", "rmdir store/p/s", "fsync store/p"]
+    for place in (["fsync store"], []):  # the first time, where that folder is is confirmed too
+        store.write("p", "s", "k", b"1")
+        trace.clear()
+        store.remove("p", "s", "k")
+        assert trace[:-1] == names + place
+        assert list((root / "p").iterdir()) == []
+    trace.clear()
+    store.remove("p", "s", "k")
+    assert "fsync store/p" in trace, "the earlier removal may have been lazy"
+
+
 def test_a_sweep_confirms_each_folder_once_and_then_drops_the_markers(
     store: FilesystemStore, trace: list[str]
 ) -> None:
     for key in ("a", "b", "c"):
         put(store, key, b"1", 5)
+    put(store, "later", b"1", 6)
     trace.clear()
     assert store.sweep("p", 5, 10) == SweepResult(3, 3, False)
     confirmed = trace.index("fsync store/p/s")
@@ -91,9 +111,33 @@ def test_a_sweep_confirms_each_folder_once_and_then_drops_the_markers(
         True
     ] * 3
     assert [step for step in trace if step.startswith("rmdir")] == [
+        "rmdir store/p/s",  # these are not empty
+        "rmdir store.kvreplay/stamps/p/s",
         "rmdir store.kvreplay/expiry/p/000000000000000/s",
         "rmdir store.kvreplay/expiry/p/000000000000000",
     ]
+
+
+def test_a_sweep_that_empties_folders_confirms_the_one_above(
+    store: FilesystemStore, root: Path, trace: list[str]
+) -> None:
+    for n in range(20):
+        store.check_and_put("p", f"s{n}", "k", expected=None, value=b"1", expires_at=5)
+    store.write("p", "stays", "k", b"1")
+    trace.clear()
+    assert store.sweep("p", 5, 99) == SweepResult(20, 20, False)
+    assert [step for step in trace if step.startswith("fsync")] == ["fsync store/p", "fsync store"]
+    confirmed = trace.index("fsync store/p")
+    for i, step in enumerate(trace):
+        if step.startswith("rmdir store/"):
+            assert i < confirmed
+        if step.startswith("unlink store.kvreplay/expiry"):
+            assert i > confirmed, (
+                "no later sweep would look at an entry that a power cut brings back"
+            )
+    assert [each.name for each in (root / "p").iterdir()] == ["stays"]
+    for name in ("stamps", "expiry"):
+        assert list((beside(root) / name / "p").iterdir()) == []
 
 
 def test_lazy_removal_syncs_nothing(store: FilesystemStore, trace: list[str]) -> None:

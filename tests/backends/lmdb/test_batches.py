@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
 
 from kvreplay import AsyncReplay, Change, InvalidNameError, InvalidValueError, StoreError
-from kvreplay._runtime.batching import Batcher
+from kvreplay._runtime.batching import Batcher, change_each
 from kvreplay._runtime.singleflight import flights
+from kvreplay._runtime.threads import Threads
 from kvreplay.backends.lmdb import LMDBStore
 from kvreplay.store import BatchingKVStore
 from support.group_commits import change, found
@@ -97,17 +100,20 @@ def test_a_thousand_tasks_share_their_trips(store: LMDBStore) -> None:
     assert len(flights) == 0
 
 
+def batcher_of(store: Any) -> Batcher:
+    return Batcher(partial(change_each, store), Threads("own", 2))
+
+
 def test_a_change_cancelled_before_its_trip_does_not_happen(store: LMDBStore) -> None:
     counting = Counting(store, held=True)
-    batcher = Batcher(counting)  # type: ignore[arg-type]
+    batcher = batcher_of(counting)
 
     async def main() -> None:
-        first = asyncio.create_task(batcher.check_and_put(change("first", None, b"v")))
+        first = asyncio.create_task(batcher.ask(change("first", None, b"v")))
         while not counting.under_way.is_set():
             await asyncio.sleep(0)
         second, third = (
-            asyncio.create_task(batcher.check_and_put(change(key, None, b"v")))
-            for key in ("second", "third")
+            asyncio.create_task(batcher.ask(change(key, None, b"v"))) for key in ("second", "third")
         )
         await asyncio.sleep(0)
         second.cancel()
@@ -122,12 +128,11 @@ def test_a_change_cancelled_before_its_trip_does_not_happen(store: LMDBStore) ->
 
 def test_a_change_cancelled_on_its_way_happens_and_harms_nobody(store: LMDBStore) -> None:
     counting = Counting(store, held=True)
-    batcher = Batcher(counting)  # type: ignore[arg-type]
+    batcher = batcher_of(counting)
 
     async def main() -> None:
         first, second = (
-            asyncio.create_task(batcher.check_and_put(change(key, None, b"v")))
-            for key in ("first", "second")
+            asyncio.create_task(batcher.ask(change(key, None, b"v"))) for key in ("first", "second")
         )
         while not counting.under_way.is_set():
             await asyncio.sleep(0)
@@ -135,19 +140,19 @@ def test_a_change_cancelled_on_its_way_happens_and_harms_nobody(store: LMDBStore
         await asyncio.sleep(0)
         counting.let_go()
         assert await second is None
-        assert await batcher.check_and_put(change("first", b"v", None)) == b"v"
+        assert await batcher.ask(change("first", b"v", None)) == b"v"
 
     asyncio.run(main())
     assert counting.batches == [2, 1]
 
 
 def test_a_trip_that_fails_as_a_whole_fails_everybody_with_their_own(store: LMDBStore) -> None:
-    batcher = Batcher(store)
+    batcher = batcher_of(store)
 
     async def main() -> None:
         store.close()
         errors = await asyncio.gather(
-            *(batcher.check_and_put(change(f"k{n}", None, b"v")) for n in range(3)),
+            *(batcher.ask(change(f"k{n}", None, b"v")) for n in range(3)),
             return_exceptions=True,
         )
         assert [type(error) for error in errors] == [StoreError] * 3
@@ -157,13 +162,14 @@ def test_a_trip_that_fails_as_a_whole_fails_everybody_with_their_own(store: LMDB
 
 
 def test_an_executor_that_is_gone_is_told(store: LMDBStore) -> None:
-    batcher = Batcher(store)
+    executor = ThreadPoolExecutor(1)
+    executor.shutdown()
+    batcher = Batcher(partial(change_each, store), executor)
 
     async def main() -> None:
-        await asyncio.get_running_loop().shutdown_default_executor()
         for _ in range(2):
             with pytest.raises(RuntimeError, match="shutdown"):
-                await batcher.check_and_put(change("k", None, b"v"))
+                await batcher.ask(change("k", None, b"v"))
 
     asyncio.run(main())
     assert store.list("p", "s") == []

@@ -17,7 +17,7 @@ from kvreplay.testing.entries import content
 from support.interrupts import hearing_ctrl_c
 from support.lmdb_stores import Process, in_process, traced
 from support.needs import needs_strace
-from support.waiting import until_it_waits_for_a_lock
+from support.waiting import until_somebody_waits_for
 
 pytestmark = pytest.mark.any_python
 
@@ -236,7 +236,7 @@ say("closed")
                 assert holder.hear() == "inside"
                 process.tell()
                 assert process.hear() == "blocking"
-                until_it_waits_for_a_lock(process.pid)
+                until_somebody_waits_for(root / "kvreplay.lock")
                 process.popen.send_signal(signal.SIGINT)
                 holder.tell()
                 assert process.hear() == "interrupted"

@@ -180,15 +180,15 @@ def test_a_fork_while_another_thread_opens(
     """Another store's opening takes its time; the fork waits in reason, and this one is usable."""
     monkeypatch.setattr("kvreplay.backends.lmdb.shared.FORK_PATIENCE", 0.05)
     opening, over = threading.Event(), threading.Event()
-    prepare = lmdb_files._prepare
+    places = lmdb_files._places
 
-    def slowly(path: Path, max_readers: int, creating: bool) -> bool:
+    def slowly(path: Path) -> Any:
         if path.name == "slow":
             opening.set()
             assert over.wait(30)
-        return prepare(path, max_readers, creating)
+        return places(path)
 
-    monkeypatch.setattr(lmdb_files, "_prepare", slowly)
+    monkeypatch.setattr(lmdb_files, "_places", slowly)
     with LMDBStore(root) as store, ThreadPoolExecutor(1) as pool:
         slow = pool.submit(LMDBStore, tmp_path / "slow")
         assert opening.wait(30)

@@ -99,7 +99,9 @@ def test_a_sound_file_may_be_shorter_than_its_page_count(root: Path) -> None:
 
 @pytest.mark.parametrize("marked", [True, False])
 @pytest.mark.parametrize(
-    "garbage", [b"not LMDB", b"\0" * 20000, b"SQLite format 3\0" * 1000, os.urandom(20000)]
+    "garbage",
+    [b"not LMDB", b"\0" * 20000, b"SQLite format 3\0" * 1000, os.urandom(20000)],
+    ids=["text", "zeros", "SQLite's", "random"],
 )
 def test_garbage_is_refused(root: Path, garbage: bytes, marked: bool) -> None:
     filled(root)
@@ -119,22 +121,23 @@ def test_the_format_of_lmdb_1_is_refused(root: Path, marked: bool) -> None:
         txn.put(b"k", b"v")
     data = (root / "data.mdb").read_bytes()
     if marked:
-        (root / MARKER).write_bytes(b"kvreplay lmdb 1\n")
+        (root / MARKER).write_bytes(b"kvreplay lmdb 1\n" + b"0" * 32 + b"\n")
     with pytest.raises(CorruptStoreError, match="LMDB 0.9"):
         LMDBStore(root)
     assert (root / "data.mdb").read_bytes() == data
 
 
-@pytest.mark.parametrize("text", [b"kvreplay lmdb 2\n", b"", b"kvreplay lmdb 1", b"\xff" * 1000])
+@pytest.mark.parametrize("text", [b"kvreplay lmdb 2\n", b"", b"kvreplay lmdb 1\n", b"\xff" * 1000])
 def test_another_marker_is_refused(root: Path, text: bytes) -> None:
     before = filled(root)
+    marker = (root / MARKER).read_bytes()
     (root / MARKER).write_bytes(text)
     data = (root / "data.mdb").read_bytes()
     with pytest.raises(CorruptStoreError, match="another format"):
         LMDBStore(root)
     assert (root / MARKER).read_bytes() == text
     assert (root / "data.mdb").read_bytes() == data
-    (root / MARKER).write_bytes(b"kvreplay lmdb 1\n")
+    (root / MARKER).write_bytes(marker)
     with LMDBStore(root) as store:
         assert content(store) == before
 
@@ -170,10 +173,11 @@ def test_databases_that_are_missing_are_refused(root: Path) -> None:
 
 def test_a_missing_marker_is_written(root: Path) -> None:
     before = filled(root)
+    marker = (root / MARKER).read_bytes()
     (root / MARKER).unlink()
     with LMDBStore(root) as store:
         assert content(store) == before
-    assert (root / MARKER).read_bytes() == b"kvreplay lmdb 1\n"
+    assert (root / MARKER).read_bytes() == marker
     (root / "data.mdb").write_bytes(b"")
     with pytest.raises(CorruptStoreError):
         LMDBStore(root)

@@ -38,7 +38,7 @@ from support.waiting import PATIENCE, HeldTransaction, until
 def test_a_closed_store_keeps_no_file_open(root: Path) -> None:
     with LMDBStore(root) as store:
         store.write("p", "s", "k", b"v")
-        assert str(root.resolve()) in open_files_of(root)  # for the turn among processes
+        assert str(root.resolve() / "kvreplay.lock") in open_files_of(root)
     assert open_files_of(root) == []
 
 
@@ -120,6 +120,9 @@ def test_the_files_are_replaced_while_open(root: Path, tmp_path: Path) -> None:
         with pytest.raises(StoreError, match="replaced"):
             LMDBStore(root)
         assert store.read("p", "s", "k") == b"v"
+    with pytest.raises(CorruptStoreError, match="another store's"):
+        LMDBStore(root)
+    (root / MARKER).unlink()  # as the message says, to go on with it
     with LMDBStore(root) as store:
         assert store.read("p", "s", "k") == b"backup"
 
@@ -154,11 +157,11 @@ def test_files_that_vanish_while_they_are_opened_are_not_left_open(
 ) -> None:
     """LMDB would refuse every later opening in this process."""
 
-    def vanished(path: Path) -> None:
+    def vanished(handle: Any) -> None:
         raise StoreError("cannot be looked at")
 
     with monkeypatch.context() as patch:
-        patch.setattr(lmdb_environment, "identity_of", vanished)
+        patch.setattr(lmdb_environment, "GroupCommit", vanished)
         with pytest.raises(StoreError, match="looked at") as kept:
             LMDBStore(root)
     assert kept.value
@@ -233,7 +236,10 @@ def test_an_interrupt_during_the_last_close(root: Path) -> None:
     stayer = threading.Thread(target=stay_inside)
     stayer.start()
     assert inside.wait(PATIENCE)
-    gate_is_closed = lambda: environment.handle.gate.handle is None  # noqa: E731
+
+    def gate_is_closed() -> bool:
+        return environment.handle.gate.handle is None
+
     with pytest.raises(KeyboardInterrupt), interrupted_when(gate_is_closed):
         store.close()
     assert environment.handle.gate.handle is handle, "who is inside goes on with it"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import signal
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,8 +16,9 @@ import pytest
 
 from kvreplay.backends.lmdb import LMDBStore
 from kvreplay.backends.lmdb import entries as lmdb_entries
+from kvreplay.backends.lmdb import readers as lmdb_readers
 from kvreplay.errors import StoreUnavailableError
-from support.lmdb_stores import KIB, Process, environment_of, handle_of, in_process
+from support.lmdb_stores import KIB, Process, environment_of, handle_of, in_process, map_size
 
 READ = """
 with LMDBStore(path) as store:
@@ -136,3 +141,71 @@ def test_a_paused_walk_keeps_no_old_pages(root: Path) -> None:
         assert (root / "data.mdb").stat().st_size < settled + 100 * KIB
         for walk in walks:
             assert len(list(walk)) == 2499
+
+
+def overwrite(store: LMDBStore, times: int) -> int:
+    """Overwrite some entries again and again; return how large the file is then."""
+    for n in range(times):
+        store.write("p", "s", f"k{n % 10}", bytes(3000))
+    return (store._path / "data.mdb").stat().st_size
+
+
+@pytest.fixture
+def quick(root: Path) -> Iterator[LMDBStore]:
+    with LMDBStore(root, durability="process") as store:
+        yield store
+
+
+def test_a_killed_reader_does_not_make_the_file_grow(quick: LMDBStore, root: Path) -> None:
+    before = overwrite(quick, 100)
+    with Process(READ, root) as reader:
+        assert reader.hear() == "reading"
+        reader.kill()
+    assert str(reader.pid) in handle_of(quick).readers()
+    assert overwrite(quick, 400) <= before + 600 * KIB
+    assert str(reader.pid) not in handle_of(quick).readers()
+
+
+def test_a_stopped_reader_is_told_of_and_keeps_its_pages(
+    quick: LMDBStore,
+    root: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Once, by its pid. Its slot is its own, however the file grows."""
+    code = """
+def stay(txn):
+    first = txn.get(b"p\\0s\\0k0", None, store._opened().handle.entries)
+    say("reading")
+    wait()
+    say(str(first == txn.get(b"p\\0s\\0k0", None, store._opened().handle.entries)))
+with LMDBStore(path, durability="process") as store:
+    store._opened().handle.read(stay)
+"""
+    monkeypatch.setattr(lmdb_readers, "_OLD", 100)
+    before = overwrite(quick, 100)
+    with Process(code, root) as reader, caplog.at_level(logging.WARNING, "kvreplay"):
+        assert reader.hear() == "reading"
+        os.kill(reader.pid, signal.SIGSTOP)
+        assert overwrite(quick, 400) > before + 1000 * KIB
+        assert str(reader.pid) in handle_of(quick).readers()
+        os.kill(reader.pid, signal.SIGCONT)
+        reader.tell()
+        assert reader.hear() == "True"
+        reader.join()
+    told = [each.message for each in caplog.records if "grows" in each.message]
+    assert len(told) == 1
+    assert f"process {reader.pid} " in told[0]
+
+
+def test_a_full_map_does_not_grow_for_a_killed_reader(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lmdb_readers, "_LEAST", 1000)  # pages: it is not looked for before
+    with LMDBStore(root, map_size=1024 * KIB, durability="process") as store:
+        overwrite(store, 50)
+        with Process(READ.replace("path)", 'path, durability="process")'), root) as reader:
+            assert reader.hear() == "reading"
+            reader.kill()
+        overwrite(store, 300)
+        assert map_size(store) == 1024 * KIB

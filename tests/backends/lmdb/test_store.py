@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,13 @@ def test_what_it_is(store: LMDBStore, root: Path) -> None:
     assert isinstance(typed, TransactionalKVStore)
     assert repr(store) == f"<LMDBStore {root} open>"
     found = (root / "data.mdb").stat()
-    assert store.identity == ("lmdb", (found.st_dev, found.st_ino))
+    engine, identity = store.identity
+    assert engine == "lmdb"
+    assert (found.st_dev, found.st_ino) in identity
     assert LMDBStore.LOCATION == "path"
-    assert set(LMDBStore.OPTIONS) == {"map_size", "durability", "max_readers"}
+    assert set(LMDBStore.OPTIONS) == {
+        *("map_size", "durability", "max_readers", "lock_timeout", "create")
+    }
     store.close()
     assert repr(store) == f"<LMDBStore {root} closed>"
 
@@ -51,6 +56,8 @@ def test_stored_bytes(store: LMDBStore, root: Path) -> None:
             name: dict(txn.cursor(env.open_db(name, txn, create=False)))
             for name in (b"meta", b"entries", b"expiry")
         }
+    own = databases[b"meta"].pop(b"id")
+    assert re.fullmatch(rb"[0-9a-f]{32}", own)
     assert databases == {
         b"meta": {b"format": b"1"},
         b"entries": {
@@ -64,8 +71,9 @@ def test_stored_bytes(store: LMDBStore, root: Path) -> None:
             b"p\0\x80" + bytes(7) + b"s\0last": b"",
         },
     }
-    assert sorted(path.name for path in root.iterdir()) == ["data.mdb", MARKER, "lock.mdb"]
-    assert (root / MARKER).read_bytes() == b"kvreplay lmdb 1\n"
+    names = {path.name for path in root.iterdir()}
+    assert names == {"data.mdb", MARKER, "kvreplay.lock", "lock.mdb"}
+    assert (root / MARKER).read_bytes() == b"kvreplay lmdb 1\n" + own + b"\n"
 
 
 def test_no_index_entry_lingers(store: LMDBStore) -> None:

@@ -9,10 +9,16 @@ from pathlib import Path
 import lmdb
 import pytest
 
-from kvreplay.backends.lmdb import LMDBStore
-from kvreplay.errors import CorruptStoreError, OutcomeUnknownError
+from kvreplay.backends.lmdb import LMDBStore, entries
+from kvreplay.errors import OutcomeUnknownError, StoreUnavailableError
 from kvreplay.testing.entries import content
-from support.lmdb_stores import handle_of, map_size, nothing_is_open, open_files_of
+from support.lmdb_stores import (
+    environment_of,
+    handle_of,
+    map_size,
+    nothing_is_open,
+    open_files_of,
+)
 
 
 def test_after_an_unknown_outcome_the_files_are_opened_again(
@@ -44,14 +50,19 @@ def test_an_unknown_outcome_stays_one_when_the_files_cannot_be_opened_again(
                 txn.write("p", "s", "k", b"v")
                 os.rename(root / "data.mdb", away)
         else:
-            os.rename(root / "data.mdb", away)
-            store.write("p", "s", "k", b"v")
+            environment = environment_of(store)
+
+            def put(txn: lmdb.Transaction[bytes]) -> None:
+                entries.put(environment.handle, b"p\0s\0k", b"v", txn)
+                os.rename(root / "data.mdb", away)
+
+            environment.write(put)
     for _ in range(2):
-        with pytest.raises(CorruptStoreError, match="data.mdb is missing"):
+        with pytest.raises(StoreUnavailableError, match="not there any more"):
             store.read("p", "s", "k")
-        with pytest.raises(CorruptStoreError, match="data.mdb is missing"):
+        with pytest.raises(StoreUnavailableError, match="not there any more"):
             store.write("p", "s", "k", b"w")
-        with pytest.raises(CorruptStoreError, match="data.mdb is missing"), store.transaction():
+        with pytest.raises(StoreUnavailableError, match="not there any more"), store.transaction():
             pass
     os.rename(away, root / "data.mdb")
     assert store.read("p", "s", "k") == b"v"

@@ -89,7 +89,7 @@ def test_who_has_landed_does_not_wait_for_another_process(
 ) -> None:
     """Whose turn it is, that is; here it is a lock of this process's own."""
     limits(changes=2)
-    directory = os.open(root, os.O_RDONLY)
+    theirs = os.open(root / "kvreplay.lock", os.O_RDWR)
     try:
         take_the_turn = course.change("b")
         commit = Handle.commit
@@ -98,7 +98,7 @@ def test_who_has_landed_does_not_wait_for_another_process(
             commit(self, txn)
             if course.steps[-2:] == ["b", "commit"]:
                 environment_of(store)._queue._process_lock.give_back()
-                fcntl.flock(directory, fcntl.LOCK_EX)
+                fcntl.flock(theirs, fcntl.LOCK_EX)
 
         with store.transaction():
             callers = queued(store, course.change("a"), take_the_turn, course.change("c"))
@@ -107,7 +107,7 @@ def test_who_has_landed_does_not_wait_for_another_process(
         assert course.steps[1:] == ["a", "b", "commit", "wake b"]
         assert callers[2].is_alive()
     finally:
-        os.close(directory)
+        os.close(theirs)
     for caller in callers:
         assert caller.result() is None
     assert course.steps[5:] == ["c", "commit"]

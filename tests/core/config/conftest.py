@@ -1,14 +1,11 @@
-"""A current directory, a config file and a stranger's distribution of the test's own."""
+"""A current directory and a config file of the test's own."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from support.configuring import Stranger
 
 
 @pytest.fixture
@@ -18,17 +15,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.chdir(folder)
     return folder
-
-
-@pytest.fixture
-def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stranger]:
-    site = tmp_path / "site"
-    site.mkdir()
-    monkeypatch.syspath_prepend(site)
-    installed = Stranger(site)
-    yield installed
-    for module in installed.modules:
-        sys.modules.pop(module, None)
 
 
 @pytest.fixture

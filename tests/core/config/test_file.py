@@ -127,6 +127,7 @@ def test_an_unknown_namespace_names_the_nearest(write: Callable[[str], Path]) ->
         (STORE + '[replay.a]\nttl = 1\nrenew = "maybe"', "[replay.a] renew: "),
         ("[store]\nurl = memory", "{file}: it is not TOML: Invalid value (at line 2,"),
         (f"x = {'9' * 5000}", "{file}: it is not TOML: "),
+        (f"x = {'[' * 5000}", "{file}: its values are nested too deeply"),
     ],
 )
 def test_a_wrong_file_names_file_table_and_key(

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from kvreplay import load_config
+from kvreplay.backends.filesystem import FilesystemStore
+from kvreplay.backends.lmdb import LMDBStore
+from kvreplay.backends.sqlite import SQLiteStore
 from kvreplay.config.registry import OpenStore, open_store
 from support.configuring import ENGINES_WITH_A_PATH, Stranger, complaint, put_and_close
 
@@ -83,6 +88,8 @@ def test_what_was_written_is_there_when_opened_again(engine: str, tmp_path: Path
         ("lmdb:/a?map_size=1\n", "a line end"),
         ("lmdb:/a\udcff", "not UTF-8"),
         ("lmdb:~/replay", 'a "~" is not expanded'),
+        ("lmdb:$HOME/replay", 'a "$" is not expanded'),
+        ("lmdb:'/a'", "the path is in quotes"),
         ("lmdb:a?", "is not name=value"),
         ("lmdb:a?map_size", "is not name=value"),
         ("lmdb:a?map_size=1GiB&", "is not name=value"),
@@ -110,6 +117,8 @@ def test_what_was_written_is_there_when_opened_again(engine: str, tmp_path: Path
         ({"backend": "filesystem", "path": "/a\udcff"}, "not UTF-8"),
         ({"backend": "lmdb", "path": 5}, "5 is not a path"),
         ({"backend": "lmdb", "path": "~/x"}, "is not expanded"),
+        ({"backend": "lmdb", "path": "${HOME}/x"}, 'a "$" is not expanded'),
+        ({"backend": "lmdb", "path": '"/x"'}, 'Remove them, or write ./"/x" if'),
         ({"backend": "lmdb", "pth": "x", "path": "y"}, 'Did you mean "path"?'),
         ({"backend": "memory", "path": "x"}, 'the store path: the backend "memory" has no path'),
         ({"backend": "lmbd", "path": "x"}, 'Did you mean "lmdb"?'),
@@ -124,6 +133,38 @@ def test_a_wrong_store_names_what_and_touches_nothing(
 ) -> None:
     assert says in complaint(open_store, where)
     assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize("engine", ENGINES_WITH_A_PATH)
+def test_a_parent_is_that_of_what_a_link_points_to(engine: str, here: Path, tmp_path: Path) -> None:
+    """As the kernel has it, in a URL, in a mapping, in a file, and for the engine itself."""
+    (tmp_path / "far" / "deep").mkdir(parents=True)
+    (here / "link").symlink_to(tmp_path / "far" / "deep")
+    place = tmp_path / "far" / "store"
+    (here / "node.toml").write_text(f'[store]\nurl = "{engine}:link/../store"\n')
+    (here / "path.toml").write_text(f'[store]\nbackend = "{engine}"\npath = "link/../store"\n')
+    classes = {"filesystem": FilesystemStore, "lmdb": LMDBStore, "sqlite": SQLiteStore}
+    opened: list[Callable[[], Any]] = [
+        lambda: open_store(f"{engine}:link/../store"),
+        lambda: open_store(f"{engine}://{here}/link/./..//store"),
+        lambda: open_store(f"{engine}:../store", base=here / "link"),
+        lambda: open_store({"backend": engine, "path": "link/../store"}),
+        lambda: open_store({"backend": engine, "path": here / "link" / ".." / "store"}),
+        load_config(here / "node.toml", environ={}).open_store,
+        load_config(here / "path.toml", environ={}).open_store,
+        lambda: classes[engine]("link/../store"),
+        lambda: classes[engine](here / "link" / ".." / "store"),
+    ]
+    for number, call in enumerate(opened):
+        with call() as store:
+            store.write("p", "s", f"k{number}", b"v")
+    with open_store(f"{engine}://{place}") as store:
+        assert len(store.list("p", "s")) == len(opened)
+    assert not (here / "store").exists()
+    # What is not there yet has no other parent, and a link at the end stays as it is written.
+    with open_store(f"{engine}:absent/../second") as store:
+        assert (here / "second").exists()
+    assert not (here / "absent").exists()
 
 
 def test_a_path_in_the_place_of_a_host_shows_both_right_spellings(here: Path) -> None:

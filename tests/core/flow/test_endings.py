@@ -80,6 +80,7 @@ def test_an_exception_that_leaves_doubt_keeps_the_claim(error: Exception) -> Non
     script = called().raises(error)
     with pytest.raises(InDoubtError, match="resolve") as raised:
         script.ends_in_doubt()
+    assert f"ended with a {type(error).__name__}, " in str(raised.value)
     assert raised.value.__cause__ is error
     assert (raised.value.retry_after, raised.value.response) == (None, None)
 
@@ -290,6 +291,15 @@ def test_a_rerun_that_raises_says_nothing_about_the_run_before(error: Exception)
     script.raises(error)
     assert script.step == CheckAndPut(own, claimed(), event="in_doubt")
     with pytest.raises(type(error)):
+        script.puts()
+
+
+def test_a_rerun_whose_renewal_seemed_to_fail_says_nothing_about_the_run_before() -> None:
+    script = rerunning()
+    own = moved(script.stored)
+    script.raises(ValueError("declined")).puts(found=own)
+    assert script.step == CheckAndPut(own, claimed(), event="in_doubt")
+    with pytest.raises(ValueError, match="declined"):
         script.puts()
 
 

@@ -74,10 +74,10 @@ def test_without_a_lease_an_exception_of_the_handler_leaves_no_trace() -> None:
 
 
 def test_a_transaction_waits_for_a_claim_and_never_overtakes_it() -> None:
-    script = transacting(wait_timeout=2).reads(claimed()).probes(runs=True)
+    script = transacting().reads(claimed()).probes(runs=True)
     assert script.waits() == 2
     with pytest.raises(InFlightError):
-        script.reads(claimed()).probes(runs=True)
+        script.reads(claimed()).probes(runs=True).has_no_time_to_wait()
     with pytest.raises(InDoubtError):
         transacting().reads(claimed()).probes(runs=False).reads(claimed())
 

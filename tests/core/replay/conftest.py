@@ -32,7 +32,7 @@ def make(face: Any, store: Any, clock: FakeClock, events: list[str]) -> Callable
         settings = {
             "ttl": 60,
             "clock": clock,
-            "wait_timeout": 0,
+            "wait_timeout": 30,
             "on_event": lambda event: events.append(event.kind),
             **settings,
         }

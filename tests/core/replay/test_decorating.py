@@ -100,6 +100,34 @@ def test_closures_of_one_function_are_two_functions(plain: Replay) -> None:
         plain.idempotent(key=lambda order: ("u", order))(lambda order, node="b": node)
 
 
+@pytest.mark.parametrize("other", [True, 1.0])
+@pytest.mark.parametrize("inside", [False, True])
+def test_defaults_of_another_type_make_another_function(
+    plain: Replay, other: object, inside: bool
+) -> None:
+    def paying(node: object) -> Callable[..., Any]:
+        node = (node,) if inside else node
+        return plain.idempotent(key=lambda order, node: ("u", order))(lambda order, node=node: node)
+
+    paying(1)
+    paying(1)
+    with pytest.raises(ConfigError, match="each other's requests"):
+        paying(other)
+
+
+def test_functions_with_other_globals_are_two_functions(plain: Replay) -> None:
+    def loaded(node: str) -> Callable[[str], str]:
+        """A file that is executed, as some programs load their plug-ins."""
+        its = {"__name__": "plugin", "NODE": node}
+        exec("def pay(order): return NODE", its)
+        pay: Callable[[str], str] = plain.idempotent(key=lambda order: ("u", order))(its["pay"])  # type: ignore[arg-type]
+        return pay
+
+    assert loaded("a")("1") == "a"
+    with pytest.raises(ConfigError, match=r"plugin\.pay and plugin\.pay would answer each other's"):
+        loaded("b")
+
+
 def test_a_reloaded_module_decorates_its_function_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

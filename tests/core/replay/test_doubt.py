@@ -15,6 +15,7 @@ from kvreplay import (
     IndeterminateError,
     InDoubtError,
     InFlightError,
+    InvalidParamsError,
     InvalidResponseError,
     NotAppliedError,
     ParamsMismatchError,
@@ -225,6 +226,18 @@ def test_an_operator_settles_the_run_that_was_looked_at_and_no_newer_one(
     assert replay.release(("s", "2"), seen=other) is True
 
 
+@pytest.mark.parametrize("seen", ["text", b"bytes", ReplayKey("a", "b")])
+def test_what_was_looked_at_must_be_a_record(replay: Any, store: Any, seen: Any) -> None:
+    with pytest.raises(IndeterminateError):
+        replay.execute(KEY, PARAMS, Handler(IndeterminateError()))
+    before = entry(store)
+    for settle, options in ((replay.release, {}), (replay.resolve, {"response": 1})):
+        with pytest.raises(InvalidParamsError, match="seen= is .*; nothing was changed"):
+            settle(KEY, seen=seen, **options)
+    assert entry(store) == before
+    assert replay.release(KEY, seen=replay.records()[0]) is True
+
+
 def test_what_a_living_owner_elsewhere_says_has_ended_is_in_doubt_at_once(
     make: Callable[..., Any], store: Any, clock: FakeClock
 ) -> None:
@@ -237,7 +250,7 @@ def test_what_a_living_owner_elsewhere_says_has_ended_is_in_doubt_at_once(
     ended = attrs.evolve(record, claim=attrs.evolve(claim, ended_at=clock.now))
     store.write(NAMESPACE, *KEY, encode(record))
     with pytest.raises(InFlightError):
-        replay.execute(KEY, PARAMS, Handler("never"))
+        replay.execute(KEY, PARAMS, Handler("never"), wait_timeout=0)
     with pytest.raises(InFlightError):
         replay.release(KEY)
     store.write(NAMESPACE, *KEY, encode(ended))

@@ -111,7 +111,7 @@ def together(replay: Any, error: Exception, followers: int = 1) -> list[BaseExce
     assert started.wait(30)
     (flight,) = flights.table.values()
     others = [Caller(call) for _ in range(followers)]
-    until(lambda: len(flight._wakers) == followers)
+    until(lambda: len(flight.wakers) == followers)
     go.set()
     for each in (leader, *others):
         each.end()

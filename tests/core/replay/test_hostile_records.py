@@ -145,7 +145,7 @@ def test_followers_are_told_the_same(face: Any, clock: FakeClock) -> None:
     assert store.asked.wait(30)
     (flight,) = flights.table.values()
     follower = Caller(replay.execute, KEY, PARAMS, Handler("never"))
-    until(lambda: flight._wakers)
+    until(lambda: flight.wakers)
     store.go.set()
     for caller in (leader, follower):
         with pytest.raises(CorruptRecordError) as error:

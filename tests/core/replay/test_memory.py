@@ -116,7 +116,7 @@ def test_a_failed_run_that_was_shared_is_freed_too() -> None:
     leader = Caller(call)
     assert started.wait(30)
     follower = Caller(call)
-    until(lambda: [flight._wakers for flight in flights.table.values()] not in ([], [[]]))
+    until(lambda: [flight.wakers for flight in flights.table.values()] not in ([], [{}]))
     go.set()
     assert leader.result()
     assert follower.result()

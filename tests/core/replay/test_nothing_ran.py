@@ -54,6 +54,9 @@ class Callables:
     def __call__(self) -> Any:
         return self._function()
 
+    def needs_more(self, invoice: str) -> str:
+        return invoice
+
     def method(self) -> Iterator[int]:
         yield 1
 
@@ -112,7 +115,7 @@ def test_an_event_loop_awaits_coroutines(store: Any, handler: Any) -> None:
     assert "awaited" in asyncio.run(replay.execute(KEY, PARAMS, handler)).response
 
 
-@pytest.mark.parametrize("engine", ["memory", "lmdb"], indirect=True)
+@pytest.mark.parametrize("engine", ["memory", "lmdb", "sqlite"], indirect=True)
 @pytest.mark.parametrize("handler", [*GENERATORS, *COROUTINES])
 def test_a_transaction_refuses_them_all(face: Any, store: Any, handler: Any) -> None:
     replay = face(store, NAMESPACE, ttl=60)
@@ -125,6 +128,54 @@ def test_an_answer_is_replayed_whatever_the_handler_is(store: Any) -> None:
     replay = Replay(store, NAMESPACE, ttl=60)
     replay.execute(KEY, PARAMS, Handler("r"))
     assert replay.execute(KEY, PARAMS, generates).response == "r"
+
+
+def in_doubt_by_anything(awaited: bool, store: Any, handler: Any, method: str = "execute") -> Any:
+    """Run the very handler, not one around it, where each Exception of its own leaves doubt."""
+    made = (AsyncReplay if awaited else Replay)(store, NAMESPACE, ttl=60, doubt_on=(Exception,))
+    outcome = getattr(made, method)(KEY, PARAMS, handler)
+    return asyncio.run(outcome) if awaited else outcome
+
+
+@pytest.mark.parametrize("awaited", [False, True])
+@pytest.mark.parametrize("handler", [None, 3, "text", object()])
+@pytest.mark.parametrize("method", ["execute", "execute_in_transaction"])
+def test_what_cannot_be_called_is_refused(
+    transactional: Any, awaited: bool, method: str, handler: Any
+) -> None:
+    with pytest.raises(ConfigError, match="cannot be called: .*nothing ran"):
+        in_doubt_by_anything(awaited, transactional, handler, method)
+    assert is_free(Replay(transactional, NAMESPACE, ttl=60), transactional)
+
+
+def needs_more(invoice: str) -> str:
+    return invoice
+
+
+def goes_wrong(*nothing: str) -> str:
+    return needs_more(*nothing)
+
+
+@pytest.mark.parametrize("awaited", [False, True])
+@pytest.mark.parametrize(
+    "handler", [needs_more, functools.partial(needs_more, "a", "b"), Callables(0).needs_more]
+)
+def test_a_function_whose_call_python_refuses_has_not_begun(
+    store: Any, awaited: bool, handler: Any
+) -> None:
+    with pytest.raises(TypeError, match="argument"):
+        in_doubt_by_anything(awaited, store, handler)
+    assert is_free(Replay(store, NAMESPACE, ttl=60), store)
+
+
+@pytest.mark.parametrize("awaited", [False, True])
+@pytest.mark.parametrize("handler", [goes_wrong, functools.partial(max, 1, "2")])
+def test_a_function_that_calls_another_one_wrongly_has_begun(
+    store: Any, awaited: bool, handler: Any
+) -> None:
+    with pytest.raises(InDoubtError):
+        in_doubt_by_anything(awaited, store, handler)
+    assert Replay(store, NAMESPACE, ttl=60).release(KEY) is True
 
 
 @pytest.mark.parametrize("late", [generates, generates_awaited, awaits])
@@ -182,6 +233,7 @@ def test_a_clock_that_fails(
             replay.execute(key, PARAMS, handler)
         except InDoubtError as error:
             assert handler.runs == 1
+            assert error.response == "r"
             assert isinstance(error.__cause__, ConfigError | OSError)
             if entry(store, key) is not None:  # else there was no claim
                 with_claim = decode(entry(store, key) or b"").claim is not None
@@ -226,40 +278,19 @@ def test_no_thread_for_the_executor(store: Any, no_threads: Callable[[], None]) 
         with pytest.raises(RuntimeError, match="can't start new thread"):
             await replay.execute(KEY, PARAMS, handler)
         threading.stack_size(0)
-        # The executor has kept the calls that it refused, and makes them before the next one.
         assert (handler.runs, (await replay.lookup(("s", "other"), PARAMS))) == (0, None)
-        await asyncio.to_thread(lambda: None)
         assert (await replay.execute(KEY, OTHER, Handler("anew"))).response == "anew"
 
     asyncio.run(main())
 
 
-def test_an_executor_that_is_shut_down(store: Any) -> None:
+def test_the_loops_own_executor_is_not_needed(store: Any) -> None:
     async def main() -> None:
-        loop = asyncio.get_running_loop()
-        replay = AsyncReplay(store, NAMESPACE, ttl=60, wait_timeout=0)
         executor = ThreadPoolExecutor(1)
-        loop.set_default_executor(executor)
+        asyncio.get_running_loop().set_default_executor(executor)
         executor.shutdown()
-        handler = Handler("never")
-        with pytest.raises(RuntimeError, match="after shutdown"):
-            await replay.execute(KEY, PARAMS, handler)
-        assert (handler.runs, entry(store)) == (0, None)
-        executor = ThreadPoolExecutor(1)
-        loop.set_default_executor(executor)
-
-        async def shuts_down() -> str:
-            executor.shutdown()
-            return "paid"
-
-        with pytest.raises(InDoubtError) as error:
-            await replay.execute(KEY, PARAMS, shuts_down)
-        assert isinstance(error.value.__cause__, RuntimeError)
-        assert error.value.response == "paid"
-        loop.set_default_executor(ThreadPoolExecutor(1))
-        with pytest.raises(InDoubtError):
-            await replay.execute(KEY, PARAMS, handler)
-        assert await replay.resolve(KEY, response=error.value.response)
+        replay = AsyncReplay(store, NAMESPACE, ttl=60)
+        assert (await replay.execute(KEY, PARAMS, Handler("r"))).response == "r"
 
     asyncio.run(main())
 

@@ -121,7 +121,7 @@ def test_who_starts_over_begins_then(face: Any, store: Any, clock: FakeClock) ->
     assert refusing.asked.wait(30)
     follower = Caller(replay.execute, KEY, OTHER, Handler("r"))
     (flight,) = flights.table.values()
-    until(lambda: flight._wakers)
+    until(lambda: flight.wakers)
     clock.pass_seconds(40)
     refusing.go.set()
     with pytest.raises(StoreFullError):

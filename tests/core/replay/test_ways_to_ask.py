@@ -51,7 +51,7 @@ def test_a_transaction_commits_the_effect_and_the_record_together(
     assert events[:3] == ["started", "completed", "replayed"]
 
 
-@pytest.mark.parametrize("engine", ["memory", "lmdb"], indirect=True)
+@pytest.mark.parametrize("engine", ["memory", "lmdb", "sqlite"], indirect=True)
 @pytest.mark.parametrize("end", [ValueError("no"), Interrupt(), IndeterminateError("?"), object()])
 def test_a_transaction_that_fails_leaves_nothing(
     replay: Any, store: Any, end: Any, events: list[str]

@@ -1,0 +1,68 @@
+"""``kvreplay init STORE``: make the store that a program opens with ``create=false``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import TYPE_CHECKING
+
+import attrs
+
+from kvreplay.config.location import without_credentials
+from kvreplay.config.registry import StoreSettings, engine_of, settings_of
+from kvreplay.errors import ConfigError, StoreNotFoundError
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+__all__ = ["add_to"]
+
+
+def add_to(commands: Commands) -> None:
+    """Add this command to those of the parser."""
+    parser = commands.add_parser(
+        "init",
+        help="make a store, so that your program can open it with create=false",
+        description="Make the store that a URL names. If it is there already, nothing is changed."
+        " A program that opens it with create=false then never begins an empty store because of a"
+        " mistyped path or a disk that is not mounted.",
+    )
+    parser.add_argument(
+        "store",
+        metavar="STORE",
+        help="as in your configuration: lmdb:///var/lib/node/replay?map_size=4GiB",
+    )
+    parser.set_defaults(run=_run)
+
+
+def _run(asked: argparse.Namespace) -> int:
+    settings = settings_of(asked.store)
+    _check_that_it_can_be_made(settings)
+    place = settings.location or ""
+    place = f"{settings.backend}:{place}" if os.path.isabs(place) else without_credentials(place)
+    try:
+        _open_and_close(settings, create=False)
+    except StoreNotFoundError:
+        _open_and_close(settings, create=True)
+        print(f"made the store {place}")
+    else:
+        print(f"the store {place} is there already; nothing was changed")
+    return 0
+
+
+def _check_that_it_can_be_made(settings: StoreSettings) -> None:
+    engine, name = engine_of(settings.backend, "the store URL"), settings.backend
+    if engine.location == "none":
+        raise ConfigError(
+            f"a {name} store begins empty whenever it is opened: there is nothing to make"
+        )
+    if engine.options.get("create") != "boolean":
+        raise ConfigError(
+            f'the backend "{name}" has no option "create", so it may make its store whenever it is'
+            " opened; nothing was opened: see its own documentation"
+        )
+
+
+def _open_and_close(settings: StoreSettings, *, create: bool) -> None:
+    options = {**settings.options, "create": create}
+    attrs.evolve(settings, options=options).open().close()
