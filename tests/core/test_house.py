@@ -69,7 +69,16 @@ ORDER: dict[str, tuple[str, ...]] = {
         *("environment", "shared", "entries", "transaction", "store", "__init__"),
     ),
     "backends.sqlite": (
-        *("errors", "schema", "entries", "connections", "group_commit", "files", "database"),
+        *(
+            "errors",
+            "schema",
+            "entries",
+            "presence",
+            "connections",
+            "group_commit",
+            "files",
+            "database",
+        ),
         *("store", "__init__"),
     ),
     "testing": (

@@ -30,6 +30,7 @@ from urllib.parse import quote
 from weakref import ref
 
 from kvreplay.backends.sqlite.errors import no_access, store_error
+from kvreplay.backends.sqlite.presence import Presence
 from kvreplay.errors import StoreError, StoreUnavailableError
 from kvreplay.store import Durability, ForkSafeLock, closed_error
 
@@ -107,6 +108,7 @@ class Connections:
         self._kept: list[sqlite3.Cursor] | None = None  # the free ones, during a fork
         self.file: tuple[int, int] | None = None  # device and inode of the database
         self._held = False  # during a fork: no other thread is in a call
+        self.presence: Presence | None = None  # once all files are open
 
     def __del__(self) -> None:
         if self.pid == getpid():
@@ -204,6 +206,9 @@ class Connections:
         A second call goes on where an interrupt has ended the first one. The caller holds
         ``writing``, if there may be other threads.
         """
+        if not self.closed and self.presence is not None and self.presence.others_have_begun_anew:
+            # SQLite would take the old log into the database, and remove the new one.
+            _seem_in_use(self.file, _never_closed)
         self.closed = True
         with self._opening:
             self._close_free()
@@ -293,6 +298,10 @@ def _seem_in_use(file: tuple[int, int] | None, files: list[int]) -> None:
                 files += map(os.open, (path,), (os.O_RDONLY | os.O_CLOEXEC,))
                 fcntl.fcntl(files[-1], fcntl.F_OFD_SETLK, _IN_USE)
                 return
+
+
+_never_closed: Final = list[int]()
+"""Descriptors of databases whose lock files were removed. To close one would end others' locks."""
 
 
 class _Process:

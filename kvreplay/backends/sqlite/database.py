@@ -27,8 +27,9 @@ from kvreplay.backends.sqlite.errors import (
     no_access,
     store_error,
 )
-from kvreplay.backends.sqlite.files import LOCK, Place, allocate_shared_memory, make_if_missing
+from kvreplay.backends.sqlite.files import LOCK, allocate_shared_memory, make_if_missing
 from kvreplay.backends.sqlite.group_commit import GroupCommit, PendingWrite
+from kvreplay.backends.sqlite.presence import Presence
 from kvreplay.errors import StoreError, StoreNotFoundError, StoreUnavailableError
 from kvreplay.store import Durability
 from kvreplay.store.locks import process_mark
@@ -69,7 +70,6 @@ class Database:
         self.id = ""
         self._queue = GroupCommit(self)
         self._turns: list[FileLock] = []  # one
-        self._place: Place | None = None
         self._pages = 0  # in the log since this process has checkpointed, about
 
     @property
@@ -98,7 +98,7 @@ class Database:
             self._turns += map(FileLock, (self.path + LOCK,), (os.O_RDWR | os.O_CREAT,))
             self._prepare(writer, deadline)
             allocate_shared_memory(self.path)
-            self._place = Place(self.path)
+            self.connections.presence = Presence(self.path)
         except sqlite3.Error as error:
             raise store_error(error, self.path) from error
         except OSError as error:
@@ -198,7 +198,7 @@ class Database:
 
         A second call goes on where an interrupt has ended the first one.
         """
-        if self.connections.closed or self._place is None:
+        if self.connections.closed or self.connections.presence is None:
             with self.writing:  # another thread may be about to close it
                 self._close()
             return
@@ -231,18 +231,28 @@ class Database:
                 f"{self.path}{LOCK} cannot be locked: nothing was changed"
                 f" ({os.strerror(error.errno or 0)})"
             ) from error
-        assert self._place is not None
-        self._place.check()
+        self._check_presence()
+
+    def _check_presence(self) -> None:
+        if self.connections.presence is not None:  # else it is being opened
+            self.connections.presence.check()
 
     def _lock(self, deadline: float) -> None:
-        if not self._turns:
-            self._turns += map(FileLock, (self.path + LOCK,), (os.O_RDWR | os.O_CREAT,))
-        lock_within(
-            self._turns[0],
-            f"the turn to write to {self.path}",
-            max(deadline - time.monotonic(), 0.0),
-            bound=self.lock_timeout,
-        )
+        while True:
+            if not self._turns:
+                self._check_presence()  # nothing is made where the store is gone
+                self._turns += map(FileLock, (self.path + LOCK,), (os.O_RDWR | os.O_CREAT,))
+            turn = self._turns[0]
+            lock_within(
+                turn,
+                f"the turn to write to {self.path}",
+                max(deadline - time.monotonic(), 0.0),
+                bound=self.lock_timeout,
+            )
+            if turn.is_in_place:
+                return
+            turn.close()  # somebody has removed the file: others take their turn by a new one
+            del self._turns[:1]
 
     def give_back(self) -> None:
         """Give the turn back, if it was taken."""
@@ -265,7 +275,12 @@ class Database:
         return Transaction(writer)
 
     def commit(self) -> None:
-        """Commit. ``sqlite3.Error`` means that it failed, any other exception came afterwards."""
+        """Commit, if the files are in place even now: who opens new ones knows no lock of ours.
+
+        ``sqlite3.Error`` means that it failed, a ``StoreError`` that it has not begun; any other
+        exception came afterwards.
+        """
+        self._check_presence()
         self.connections.writer.execute("COMMIT")
 
     def failed_commit(self, error: sqlite3.Error) -> StoreError:

@@ -18,9 +18,9 @@ from kvreplay.backends.durable_files import FILE_MODE, fsync_directory, make_dir
 from kvreplay.backends.sqlite import schema
 from kvreplay.backends.sqlite.connections import close_all, opened
 from kvreplay.backends.sqlite.errors import no_access, store_error
-from kvreplay.errors import CorruptStoreError, StoreNotFoundError, StoreUnavailableError
+from kvreplay.errors import CorruptStoreError, StoreNotFoundError
 
-__all__ = ["LOCK", "OWNERS", "Place", "allocate_shared_memory", "make_if_missing"]
+__all__ = ["LOCK", "OWNERS", "allocate_shared_memory", "make_if_missing"]
 
 LOCK: Final = "-kvreplay-lock"
 OWNERS: Final = "-kvreplay-owners"
@@ -132,30 +132,3 @@ def allocate_shared_memory(path: str) -> None:
             if os.path.samestat(status, wanted):
                 os.posix_fallocate(int(name), 0, _SHARED_MEMORY)
                 return
-
-
-class Place:
-    """Where the open files are, to notice by ``stat`` alone that they were removed or replaced."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._files = self._look()
-
-    def _look(self) -> list[tuple[int, int]]:
-        found = []
-        for each in (self._path, f"{self._path}-wal"):
-            status = os.stat(each)
-            found.append((status.st_dev, status.st_ino))
-        return found
-
-    def check(self) -> None:
-        """Raise a StoreUnavailableError unless the files are those that were opened."""
-        try:
-            if self._look() == self._files:
-                return
-        except OSError:
-            pass
-        raise StoreUnavailableError(
-            f"{self._path}, or its -wal file, is no longer the file that was opened: nothing was"
-            " changed; mount it or move it back, or close the store and open it again"
-        )

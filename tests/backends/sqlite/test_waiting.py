@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,12 +12,14 @@ from typing import Any
 
 import pytest
 
+from kvreplay import open_store
 from kvreplay.backends.sqlite import SQLiteStore
-from kvreplay.errors import StoreUnavailableError
+from kvreplay.errors import ConfigError, StoreUnavailableError
 from kvreplay.store import Change
 from kvreplay.testing.entries import content
-from support.sqlite_stores import Process
-from support.waiting import HeldTransaction, until
+from support.replaying import Caller
+from support.sqlite_stores import Process, locks_of
+from support.waiting import HeldTransaction, until, until_somebody_waits_for
 
 SHORT = 0.4  # seconds
 
@@ -121,3 +124,35 @@ def test_a_warning_comes_before_the_error(root: Path, caplog: pytest.LogCaptureF
         assert any(f"process {process.pid}" in each.getMessage() for each in caplog.records)
         process.tell("go")
         process.join()
+
+
+def test_opening_has_a_bound_and_stops_no_other_store(root: Path, tmp_path: Path) -> None:
+    with Process(HOLD, root) as process:
+        assert process.hear() == "inside"
+        with pytest.raises(StoreUnavailableError, match=f"process {process.pid} has it"):
+            SQLiteStore(root, lock_timeout=SHORT)
+        assert locks_of(os.getpid(), root) == []
+        opening = Caller(lambda: SQLiteStore(root))
+        until_somebody_waits_for(Path(f"{root}-kvreplay-lock"))
+        with SQLiteStore(tmp_path / "another.db") as another:
+            another.write("p", "s", "k", b"v")
+        assert opening.is_alive()
+        process.tell("go")
+        process.join()
+        with opening.result() as store:
+            assert store.list("p", "s") == ["held"]
+
+
+@pytest.mark.parametrize("wrong", [0, -1, float("nan"), float("inf"), True, "10", None])
+def test_a_wrong_bound(root: Path, wrong: Any) -> None:
+    with pytest.raises(ConfigError, match="lock_timeout"):
+        SQLiteStore(root, lock_timeout=wrong)
+    assert not root.exists()
+
+
+def test_the_bound_in_a_url(root: Path) -> None:
+    with open_store(f"sqlite:{root}?lock_timeout=200ms") as store:
+        held = HeldTransaction(store, b"v")
+        with pytest.raises(StoreUnavailableError, match=r"within 0\.2 s"):
+            store.write("p", "s", "k", b"v")
+        held.end()
