@@ -11,6 +11,7 @@ from kvreplay.errors import ConfigError, StoreError, StoreUnavailableError
 
 __all__ = [
     "LOCK_TIMEOUT",
+    "SQLITE_LOCK",
     "OwnTransaction",
     "check_create",
     "check_durability",
@@ -18,10 +19,20 @@ __all__ = [
     "check_path",
     "nested_call_error",
     "own_transaction_error",
+    "sqlite_store",
 ]
 
 LOCK_TIMEOUT: Final = 10.0
 """How many seconds a store waits for others, unless it is told."""
+
+SQLITE_LOCK: Final = "-kvreplay-lock"
+"""What follows the name of an SQLite store in the name of the file of its turn."""
+
+
+def sqlite_store(path: str | os.PathLike[str]) -> str | None:
+    """Return what shows the other engines that an SQLite store is, or was, at a path."""
+    shown = os.path.realpath(path) + SQLITE_LOCK  # the file itself must not be opened
+    return shown if os.path.lexists(shown) else None
 
 
 def check_create(create: object) -> None:

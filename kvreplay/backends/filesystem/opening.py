@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Final
 
+from kvreplay.backends._support import sqlite_store
 from kvreplay.backends.durable_files import (
     fsync_directory,
     is_noted,
@@ -62,6 +63,7 @@ def open_folders(
     _refuse_lmdb(root)
     adopted = stored_id(root, sidecar) is not None
     if not adopted:
+        _refuse_sqlite(root)
         if not create:
             raise StoreNotFoundError(
                 f"there is no store at {root}, and with create=False none was made; if the path is"
@@ -99,6 +101,14 @@ def _refuse_lmdb(root: str) -> None:
                 f"{root} holds a store of LMDB: its file {name} is there; nothing was changed:"
                 " open it as lmdb:, or give this store another path"
             )
+
+
+def _refuse_sqlite(root: str) -> None:
+    if (shown := sqlite_store(root)) is not None:
+        raise CorruptStoreError(
+            f"{root} holds a store of SQLite: {shown} is there; nothing was changed: open it as"
+            " sqlite:, or give this store another path"
+        )
 
 
 def _make_root(root: str) -> None:

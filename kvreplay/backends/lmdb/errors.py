@@ -172,10 +172,10 @@ def no_store(path: Path) -> StoreError:
     )
 
 
-def another_engine(path: Path, seen: Path) -> StoreError:
+def another_engine(path: Path, engine: str, seen: str | Path) -> StoreError:
     """Return the error for a store of another engine in this one's place."""
     return CorruptStoreError(
-        f'{path} has a store of the engine "filesystem" ({seen} shows it), and none of LMDB:'
+        f'{path} has a store of the engine "{engine}" ({seen} shows it), and none of LMDB:'
         " nothing was changed; open it with that engine, or give LMDB a directory of its own"
     )
 

@@ -21,6 +21,7 @@ from typing import Final
 import lmdb
 from lmdb.verify import verify
 
+from kvreplay.backends._support import sqlite_store
 from kvreplay.backends.durable_files import (
     FILE_MODE,
     fsync_directory,
@@ -110,13 +111,15 @@ def prepare(path: Path, *, creating: bool) -> None:
         CorruptStoreError: it had one, whose file is missing, or another engine has.
     """
     try:
+        if not (path / DATA).exists() and (shown := sqlite_store(path)) is not None:
+            raise another_engine(path, "sqlite", shown)
         if path.exists() and not path.is_dir():
             raise StoreError(f"{path} is not a directory: nothing was changed; give another path")
         if not (path / DATA).exists():
             if _marked_id(path) is not None:
                 raise _missing(path)
             if (seen := _filesystem_store(path)) is not None:
-                raise another_engine(path, seen)
+                raise another_engine(path, "filesystem", seen)
             if not creating:
                 raise no_store(path)
             # A link that is followed by ".." leads where the kernel says.

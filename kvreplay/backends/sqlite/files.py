@@ -14,6 +14,7 @@ import sqlite3
 import uuid
 from typing import Final
 
+from kvreplay.backends._support import SQLITE_LOCK
 from kvreplay.backends.durable_files import FILE_MODE, fsync_directory, make_directories
 from kvreplay.backends.sqlite import schema
 from kvreplay.backends.sqlite.connections import close_all, opened
@@ -22,7 +23,7 @@ from kvreplay.errors import CorruptStoreError, StoreNotFoundError
 
 __all__ = ["LOCK", "OWNERS", "allocate_shared_memory", "make_if_missing"]
 
-LOCK: Final = "-kvreplay-lock"
+LOCK: Final = SQLITE_LOCK
 OWNERS: Final = "-kvreplay-owners"
 _SHARED_MEMORY: Final = 64 * 1024  # bytes, for a log of 8,000 pages
 

@@ -81,6 +81,19 @@ def test_a_real_store_of_lmdb_is_refused(root: Path) -> None:
         assert store.read("p", "s", "k") == OLD
 
 
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_store_of_sqlite_is_refused_by_its_name(root: Path, gone: bool) -> None:
+    """Even if its database is gone: then that is a loss, and no place for a new store."""
+    open_store(f"sqlite:{root}").close()
+    if gone:
+        root.unlink()
+    before = files(root.parent)
+    for create in (True, False):
+        with pytest.raises(CorruptStoreError, match="SQLite"):
+            FilesystemStore(root, create=create)
+    assert files(root.parent) == before
+
+
 # What the file system must be able to do.
 
 

@@ -14,6 +14,7 @@ import pytest
 from kvreplay import open_store
 from kvreplay.backends.filesystem import FilesystemStore
 from kvreplay.backends.lmdb import LMDBStore
+from kvreplay.backends.sqlite import SQLiteStore
 from kvreplay.errors import (
     ConfigError,
     CorruptStoreError,
@@ -211,6 +212,21 @@ def test_another_spelling_of_a_store_of_the_filesystem_engine(root: Path, spelli
     with pytest.raises(CorruptStoreError, match='engine "filesystem"'):
         LMDBStore(root.with_name(spelling))
     assert sorted(root.parent.rglob("*")) == before
+
+
+@pytest.mark.parametrize("gone", [False, True])
+@pytest.mark.parametrize("create", [True, False])
+def test_a_store_of_the_sqlite_engine_in_its_place(root: Path, create: bool, gone: bool) -> None:
+    """Even if its database is gone: then that is a loss, and no place for a new store."""
+    SQLiteStore(root).close()
+    if gone:
+        root.unlink()
+    before = sorted(root.parent.rglob("*"))
+    with pytest.raises(CorruptStoreError, match='engine "sqlite"'):
+        LMDBStore(root, create=create)
+    assert sorted(root.parent.rglob("*")) == before
+    if not gone:
+        SQLiteStore(root, create=False).close()
 
 
 def test_folders_of_something_else_are_no_store(root: Path) -> None:
