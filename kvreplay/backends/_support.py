@@ -13,6 +13,7 @@ __all__ = [
     "LOCK_TIMEOUT",
     "SQLITE_LOCK",
     "OwnTransaction",
+    "caused",
     "check_create",
     "check_durability",
     "check_lock_timeout",
@@ -103,6 +104,12 @@ class OwnTransaction:
                 "a transaction belongs to the thread that began it, and not to a forked child;"
                 " nothing was done"
             )
+
+
+def caused(error: StoreError, cause: BaseException | None) -> StoreError:
+    """Return the error with its cause, for whoever raises it elsewhere."""
+    error.__cause__ = cause
+    return error
 
 
 def own_transaction_error() -> StoreError:

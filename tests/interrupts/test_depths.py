@@ -71,10 +71,10 @@ def test_a_leak_planted_in_a_store_is_found(planted: bool) -> None:
     assert bool(figures["damaged"]) is planted
 
 
+@pytest.mark.parametrize("engine", ["lmdb", "sqlite"], indirect=True)
 @pytest.mark.parametrize("what", ["write", "batch", "transaction"])
-def test_lmdb_keeps_nothing_of_a_call_without_room(new_engine: Any, what: str) -> None:
+def test_a_queue_keeps_nothing_of_a_call_without_room(store: Any, what: str) -> None:
     """What stayed at the head of the queue would stop every later write of this process."""
-    store = new_engine("lmdb").open()
 
     def write() -> None:
         store.write("p", "s", "k", b"v")

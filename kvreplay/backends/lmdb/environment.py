@@ -21,7 +21,7 @@ from kvreplay.backends._support import (
 from kvreplay.backends.lmdb.errors import store_error
 from kvreplay.backends.lmdb.group_commit import GroupCommit
 from kvreplay.backends.lmdb.handle import Handle, Transaction
-from kvreplay.backends.lmdb.pending import PendingWrite
+from kvreplay.backends.pending import PendingWrite
 from kvreplay.errors import StoreError
 from kvreplay.store.locks import process_mark
 

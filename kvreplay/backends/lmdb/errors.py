@@ -22,7 +22,6 @@ __all__ = [
     "DATA",
     "another_engine",
     "another_store",
-    "caused",
     "commit_error",
     "gone",
     "lost_descriptors",
@@ -48,12 +47,6 @@ _DAMAGED: Final = (
     lmdb.BadTxnError,  # a new transaction cannot even read where its database begins
 )
 _NEARLY_FULL: Final = 16 * 1024 * 1024  # bytes free, below which a failed write means a full disk
-
-
-def caused(error: StoreError, cause: BaseException | None) -> StoreError:
-    """Return the error with its cause, for whoever raises it elsewhere."""
-    error.__cause__ = cause
-    return error
 
 
 def commit_error(env: lmdb.Environment, error: lmdb.Error, path: Path) -> StoreError:

@@ -44,11 +44,18 @@ from typing import Final, TypeVar
 
 import lmdb
 
-from kvreplay.backends._support import nested_call_error
+from kvreplay.backends._support import caused, nested_call_error
 from kvreplay.backends.file_lock import too_long
-from kvreplay.backends.lmdb.errors import caused, store_error
+from kvreplay.backends.lmdb.errors import store_error
 from kvreplay.backends.lmdb.handle import Handle, Transaction
-from kvreplay.backends.lmdb.pending import MAX_BYTES, Batch, PendingWrite
+from kvreplay.backends.pending import (
+    MAX_BYTES,
+    UNKNOWN,
+    Batch,
+    PendingWrite,
+    first_to_land,
+    remove,
+)
 from kvreplay.errors import OutcomeUnknownError, StoreError
 from kvreplay.store import Bell
 
@@ -58,29 +65,9 @@ T = TypeVar("T")
 
 _MAX_WRITES: Final = 1000  # in a batch
 _LOOK_AGAIN: Final = 1.0  # seconds, until a thread that waits looks: an interrupt may lose its ring
-_UNKNOWN: Final = OutcomeUnknownError(
-    "a commit failed, and its thread was interrupted before it knew whether it had happened: read"
-    " again before deciding; what was stored before is intact"
-)
 _BUSY: Final = "; other writes of this process came first"
 _FAILURES: Final = (lmdb.Error, StoreError)
 """What an operation raises. Anything else comes from outside: an interrupt of the leader."""
-
-
-# Loops of what is done under a lock are functions of their own: CPython 3.13 looks for signals in a
-# jump back, and may count that jump as outside of the ``with`` that the loop is in.
-
-
-def _first_to_land(waiting: deque[PendingWrite]) -> PendingWrite | None:
-    while waiting and waiting[0].landed:
-        waiting.popleft()
-    return waiting[0] if waiting else None
-
-
-def _remove(waiting: deque[PendingWrite], writes: Iterable[PendingWrite]) -> None:
-    for write in writes:
-        if write in waiting:
-            waiting.remove(write)
 
 
 class GroupCommit:
@@ -207,12 +194,12 @@ class GroupCommit:
         with self._changing:  # as is who puts it into a batch
             if write.is_untouched:
                 write.error = too_long(self._process_lock.what, write.bound, held)
-                _first_to_land(self._waiting)  # nobody else may come to take it out
+                first_to_land(self._waiting)  # nobody else may come to take it out
 
     def _head(self) -> PendingWrite | None:
         """Return the first write that has not landed; those before it leave the queue."""
         with self._changing:
-            return _first_to_land(self._waiting)
+            return first_to_land(self._waiting)
 
     def _lead(self, own: PendingWrite) -> None:
         """Commit for the head of the queue and those behind it, and hand over."""
@@ -280,7 +267,7 @@ class GroupCommit:
 
     def _withdraw(self, writes: Iterable[PendingWrite]) -> None:
         with self._changing:
-            _remove(self._waiting, writes)
+            remove(self._waiting, writes)
         self._call_next()
 
     # Committing a batch.
@@ -358,7 +345,7 @@ class GroupCommit:
                 self._handle.commit(txn)
                 batch.fate.committed = True
             except _FAILURES as error:
-                failure = _UNKNOWN  # until more is known
+                failure = UNKNOWN  # until more is known
                 failure = self._handle.failed_commit(env, error)
         except _FAILURES as error:  # an operation's
             failure = error

@@ -20,9 +20,8 @@ from typing import Final, TypeAlias, TypeVar
 
 import lmdb
 
-from kvreplay.backends._support import OwnTransaction, nested_call_error
+from kvreplay.backends._support import OwnTransaction, caused, nested_call_error
 from kvreplay.backends.lmdb.errors import (
-    caused,
     commit_error,
     gone,
     lost_descriptors,

@@ -25,8 +25,8 @@ from kvreplay.backends._support import (
 )
 from kvreplay.backends.lmdb import entries, shared
 from kvreplay.backends.lmdb.environment import Environment
-from kvreplay.backends.lmdb.pending import ALONE
 from kvreplay.backends.lmdb.transaction import calls_in
+from kvreplay.backends.pending import ALONE
 from kvreplay.errors import ConfigError, KeyNotFoundError, OutcomeUnknownError, StoreError
 from kvreplay.store import (
     Change,

@@ -14,13 +14,18 @@ from collections.abc import Callable, Generator, Sequence
 from os import getpid
 from typing import Final, TypeVar
 
-from kvreplay.backends._support import OwnTransaction, nested_call_error, own_transaction_error
+from kvreplay.backends._support import (
+    OwnTransaction,
+    caused,
+    nested_call_error,
+    own_transaction_error,
+)
 from kvreplay.backends.file_lock import FileLock, lock_within
+from kvreplay.backends.pending import PendingWrite
 from kvreplay.backends.sqlite import schema
 from kvreplay.backends.sqlite.connections import Connections
 from kvreplay.backends.sqlite.entries import Transaction
 from kvreplay.backends.sqlite.errors import (
-    caused,
     code_of,
     commit_error,
     leaves_doubt,
@@ -28,7 +33,7 @@ from kvreplay.backends.sqlite.errors import (
     store_error,
 )
 from kvreplay.backends.sqlite.files import LOCK, allocate_shared_memory, make_if_missing
-from kvreplay.backends.sqlite.group_commit import GroupCommit, PendingWrite
+from kvreplay.backends.sqlite.group_commit import GroupCommit
 from kvreplay.backends.sqlite.presence import Presence
 from kvreplay.errors import StoreError, StoreNotFoundError, StoreUnavailableError
 from kvreplay.store import Durability
@@ -137,7 +142,7 @@ class Database:
         It shares the commit with other writes that wait, and may be run again.
         """
         self.refuse_nested()
-        write = PendingWrite(operation, time.monotonic() + self.lock_timeout, size)
+        write = PendingWrite(operation, size, bound=self.lock_timeout)
         self._queue.submit((write,))
         if (failure := write.failure) is not None:
             raise failure
@@ -149,8 +154,8 @@ class Database:
     ) -> list[T | Exception]:
         """Do as :meth:`write` for each of several operations; return their results or errors."""
         self.refuse_nested()
-        deadline = time.monotonic() + self.lock_timeout
-        writes = [PendingWrite(operation, deadline, size) for operation, size in operations]
+        bound = self.lock_timeout
+        writes = [PendingWrite(operation, size, bound=bound) for operation, size in operations]
         self._queue.submit(writes)
         return [write.failure or write.result for write in writes]
 
@@ -158,7 +163,7 @@ class Database:
         """Hold a write transaction for the caller's block; ``made_of`` makes what it is given."""
         self.refuse_nested()
         deadline = time.monotonic() + self.lock_timeout
-        yield from self._queue.alone(deadline, self._block(made_of, deadline))
+        yield from self._queue.alone(self._block(made_of, deadline), bound=self.lock_timeout)
 
     def _block(self, made_of: Callable[[Block], T], deadline: float) -> Generator[T, None, None]:
         block = Block(self)
@@ -203,7 +208,7 @@ class Database:
                 self._close()
             return
         self.refuse_nested()
-        for _ in self._queue.alone(time.monotonic() + self.lock_timeout, self._closing()):
+        for _ in self._queue.alone(self._closing(), bound=self.lock_timeout):
             pass
 
     def _closing(self) -> Generator[None, None, None]:

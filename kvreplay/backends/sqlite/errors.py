@@ -15,13 +15,7 @@ from kvreplay.errors import (
 )
 from kvreplay.store import closed_error
 
-__all__ = ["caused", "code_of", "commit_error", "leaves_doubt", "no_access", "store_error"]
-
-
-def caused(error: StoreError, cause: BaseException | None) -> StoreError:
-    """Return the error with its cause, for whoever raises it elsewhere."""
-    error.__cause__ = cause
-    return error
+__all__ = ["code_of", "commit_error", "leaves_doubt", "no_access", "store_error"]
 
 
 def code_of(error: BaseException) -> int:

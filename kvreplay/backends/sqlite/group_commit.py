@@ -24,35 +24,35 @@ from __future__ import annotations
 
 import _thread
 import sqlite3
-import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
+from itertools import filterfalse
 from threading import get_ident
 from typing import Any, Final, Protocol, TypeVar
 
-from kvreplay.backends._support import nested_call_error
+from kvreplay.backends._support import caused, nested_call_error
 from kvreplay.backends.file_lock import too_long
+from kvreplay.backends.pending import (
+    MAX_BYTES,
+    UNKNOWN,
+    Batch,
+    PendingWrite,
+    first_to_land,
+)
 from kvreplay.backends.sqlite.entries import Transaction
-from kvreplay.backends.sqlite.errors import caused, store_error
+from kvreplay.backends.sqlite.errors import store_error
 from kvreplay.errors import OutcomeUnknownError, StoreError
 from kvreplay.store import Bell
 
-__all__ = ["ALONE", "GroupCommit", "PendingWrite", "Writer"]
+__all__ = ["GroupCommit", "Writer"]
 
 T = TypeVar("T")
 
-MAX_BYTES: Final = 16 * 1024 * 1024  # of values in a batch, unless a single one is larger
-ALONE: Final = MAX_BYTES + 1
-"""The size of a write that takes long. It shares no commit, so that no other write waits for it."""
 _MAX_WRITES: Final = 1000  # in a batch
 _LOOK_AGAIN: Final = 1.0  # seconds, until a thread that waits looks: an interrupt may lose its ring
 _FAILURES: Final = (sqlite3.Error, StoreError)
 """What an operation raises. Anything else comes from outside: an interrupt of the leader."""
-_UNKNOWN: Final = OutcomeUnknownError(
-    "a commit failed, and its thread was interrupted before it knew whether it had happened: read"
-    " again before deciding; what was stored before is intact"
-)
 
 
 class Writer(Protocol):
@@ -90,96 +90,6 @@ class Writer(Protocol):
 
     def tidy(self) -> None:
         """Do what is due now and then, in this process's turn."""
-
-
-class Fate:
-    """What became of a transaction, for all the writes in it. It does not know them."""
-
-    __slots__ = ("committed", "unknown")
-
-    def __init__(self) -> None:
-        self.committed = False
-        self.unknown: OutcomeUnknownError | None = None
-
-
-_NONE_YET: Final = Fate()
-
-
-class PendingWrite:
-    """One write that waits for its commit.
-
-    Args:
-        operation: makes the write in a transaction; it may be run again in another one. ``None``
-            keeps a place for a caller's transaction.
-        deadline: until when it waits, on the monotonic clock.
-        size: about how many bytes it writes.
-    """
-
-    __slots__ = ("bell", "deadline", "error", "fate", "leads", "operation", "result", "size")
-
-    def __init__(
-        self, operation: Callable[[Transaction], Any] | None, deadline: float, size: int = 0
-    ) -> None:
-        self.operation = operation
-        self.deadline = deadline
-        self.size = size
-        self.bell: Bell | None = None  # while a thread waits for it
-        self.leads = False  # its thread waits to lead
-        self.fate = _NONE_YET  # of the latest transaction that it was in
-        self.result: Any = None  # the operation's
-        self.error: Exception | None = None  # its own: it did not happen
-
-    @property
-    def landed(self) -> bool:
-        """Whether it is known what became of it, as far as it ever will be."""
-        fate = self.fate
-        return fate.committed or self.error is not None or fate.unknown is not None
-
-    @property
-    def failure(self) -> Exception | None:
-        """Why it did not happen, or that nobody knows; for its own thread to raise."""
-        if (unknown := self.fate.unknown) is not None:
-            return caused(OutcomeUnknownError(*unknown.args), unknown.__cause__)
-        return self.error
-
-    def wake(self) -> bool:
-        """Wake the thread that waits for it; say whether there is one."""
-        bell = self.bell
-        if bell is None:
-            return False
-        bell.ring()
-        return True
-
-
-class Batch:
-    """Writes that share a transaction."""
-
-    __slots__ = ("fate", "writes")
-
-    def __init__(self) -> None:
-        self.fate = Fate()
-        self.writes: list[PendingWrite] = []
-
-    def add(self, write: PendingWrite) -> None:
-        """Name one more, in the order of arrival."""
-        write.fate = self.fate
-        self.writes.append(write)
-
-
-# Loops of what is done under a lock are functions of their own: CPython 3.13 looks for signals in a
-# jump back, and may count that jump as outside of the ``with`` that the loop is in.
-
-
-def _first_to_land(waiting: deque[PendingWrite]) -> PendingWrite | None:
-    while waiting and waiting[0].landed:
-        waiting.popleft()
-    return waiting[0] if waiting else None
-
-
-def _remove(waiting: deque[PendingWrite], writes: Iterable[PendingWrite]) -> None:
-    for write in writes:
-        if write in waiting:
-            waiting.remove(write)
 
 
 def _fill(waiting: deque[PendingWrite], batch: Batch) -> None:
@@ -227,7 +137,9 @@ class GroupCommit:
                 self._waiting.extend(writes)
             self._let_land(writes)
         except BaseException:  # an interrupt; what is in a batch may still be committed
-            self._withdraw(writes)
+            with self._changing:  # by C calls only: there may be no room for another frame
+                self._waiting = deque(filterfalse(set(writes).__contains__, self._waiting))
+            self._call_next()
             raise
         finally:
             del busy[own]
@@ -237,12 +149,12 @@ class GroupCommit:
             while self._wait_for_lead(write):
                 self._lead(write)
 
-    def alone(self, deadline: float, block: Generator[T, None, None]) -> Generator[T, None, None]:
+    def alone(self, block: Generator[T, None, None], *, bound: float) -> Generator[T, None, None]:
         """Wait in the same queue, then lead for a block, which takes its turn itself.
 
         Its place stays at the head until the block is over, so that others wait with a limit.
         """
-        own, busy, place = get_ident(), self._writer.busy, PendingWrite(None, deadline)
+        own, busy, place = get_ident(), self._writer.busy, PendingWrite(None, bound=bound)
         if own in busy:
             raise nested_call_error()
         busy[own] = True
@@ -255,10 +167,13 @@ class GroupCommit:
                 yield from block
         finally:
             del busy[own]
+            with self._changing:  # likewise
+                if place in self._waiting:
+                    self._waiting.remove(place)
             try:
-                self._withdraw((place,))
+                self._call_next()
             except BaseException:
-                self._withdraw((place,))
+                self._call_next()
                 raise
 
     # Waiting for the lead, and handing it over.
@@ -268,8 +183,8 @@ class GroupCommit:
         while not write.landed:
             if self._head() is write:
                 return True
-            left = write.deadline - time.monotonic()
-            if left <= 0 and self._has_given_up(write):
+            left = write.left
+            if not left and self._has_given_up(write):
                 self._call_next()
                 return False
             write.bell = Bell()
@@ -283,15 +198,15 @@ class GroupCommit:
         """Take a write out of the queue that has waited in vain, unless it is being committed."""
         writer = self._writer
         with self._changing:
-            if write.fate is not _NONE_YET or write.landed:
+            if not write.is_untouched or write.landed:
                 return False
-            write.error = too_long(f"the turn to write to {writer.path}", writer.lock_timeout)
+            write.error = too_long(f"the turn to write to {writer.path}", write.bound)
         return True
 
     def _head(self) -> PendingWrite | None:
         """Return the first write that has not landed; those before it leave the queue."""
         with self._changing:
-            return _first_to_land(self._waiting)
+            return first_to_land(self._waiting)
 
     def _lead(self, own: PendingWrite) -> None:
         """Commit for the head of the queue and those behind it, and hand over."""
@@ -326,7 +241,7 @@ class GroupCommit:
         """Wake the next leader, which wakes those that have landed; if there is none, wake them."""
         head = self._head()
         leads = head is not None and (head.leads or head.wake())
-        if head is None or not leads or head.operation is None or head.size >= ALONE:
+        if head is None or not leads or not head.is_brief:
             self._wake_landed()
 
     def _wake_landed(self) -> None:
@@ -337,11 +252,6 @@ class GroupCommit:
             except IndexError:  # another thread was faster
                 return
 
-    def _withdraw(self, writes: Iterable[PendingWrite]) -> None:
-        with self._changing:
-            _remove(self._waiting, writes)
-        self._call_next()
-
     # Committing a batch.
 
     def _commit(self, own: PendingWrite) -> Batch:
@@ -350,11 +260,11 @@ class GroupCommit:
         Only an interrupt makes it raise; then some of them may not have landed.
         """
         try:
-            self._writer.take_turn(own.deadline)
+            self._writer.take_turn(own.until)
         except StoreError as error:
             own.error = error  # those behind it have their own time
             return Batch()
-        batch, failure = self._try(self._fill, own.deadline)
+        batch, failure = self._try(self._fill, own.until)
         if failure is None:
             return batch
         self._wake_landed()  # what follows may take many commits
@@ -364,7 +274,7 @@ class GroupCommit:
             for write in batch.writes:
                 alone: Exception | None = failure
                 if len(batch.writes) > 1:
-                    _, alone = self._try(partial(Batch.add, write=write), own.deadline)
+                    _, alone = self._try(partial(Batch.add, write=write), own.until)
                 if alone is not None and not write.landed:
                     write.error = self._explained(alone)
         return batch
@@ -393,7 +303,7 @@ class GroupCommit:
                 writer.commit()
                 batch.fate.committed = True
             except _FAILURES as error:
-                failure = _UNKNOWN  # until more is known
+                failure = UNKNOWN  # until more is known
                 failure = self._failed_commit(error)
         except _FAILURES as error:  # an operation's, or no transaction could begin
             failure = error

@@ -23,10 +23,10 @@ from kvreplay.backends._support import (
     check_lock_timeout,
     check_path,
 )
+from kvreplay.backends.pending import ALONE
 from kvreplay.backends.sqlite import entries
 from kvreplay.backends.sqlite.database import Block, Database
 from kvreplay.backends.sqlite.files import OWNERS
-from kvreplay.backends.sqlite.group_commit import ALONE
 from kvreplay.errors import (
     CorruptStoreError,
     InvalidValueError,

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from kvreplay import Change, open_store
-from kvreplay.backends.lmdb import LMDBStore, pending
+from kvreplay.backends import pending
+from kvreplay.backends.lmdb import LMDBStore
 from kvreplay.backends.lmdb.group_commit import GroupCommit
 from kvreplay.backends.lmdb.handle import Handle
 from kvreplay.errors import ConfigError, StoreError, StoreUnavailableError

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from kvreplay.backends.lmdb import LMDBStore, group_commit, pending
+from kvreplay.backends import pending
+from kvreplay.backends.lmdb import LMDBStore, group_commit
 from kvreplay.backends.lmdb.handle import Handle
 from kvreplay.errors import StoreError
 from support.group_commits import change, putting, queue_of, queued, together, waiting

@@ -1,4 +1,4 @@
-"""Writes that wait for their commit, and what became of the transaction that they share.
+"""Writes that wait for an engine's group commit, and what became of the transaction they share.
 
 A write learns its fate through its batch: it *lands* in the one step in which the batch's fate is
 set, or by an error of its own.
@@ -6,29 +6,43 @@ set, or by an error of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Any, Final
 
-from kvreplay.backends.lmdb.errors import caused
-from kvreplay.backends.lmdb.handle import Transaction
+from kvreplay.backends._support import caused
 from kvreplay.errors import OutcomeUnknownError
 from kvreplay.store import Bell
 
-__all__ = ["ALONE", "MAX_BYTES", "Batch", "Fate", "PendingWrite"]
+__all__ = [
+    "ALONE",
+    "MAX_BYTES",
+    "UNKNOWN",
+    "Batch",
+    "Fate",
+    "PendingWrite",
+    "first_to_land",
+    "remove",
+]
 
 MAX_BYTES: Final = 16 * 1024 * 1024
 """How many bytes of values are in a batch, unless a single one is larger."""
 ALONE: Final = MAX_BYTES + 1
 """The size of a write that takes long. It shares no commit, so that no other write waits for it."""
+UNKNOWN: Final = OutcomeUnknownError(
+    "a commit failed, and its thread was interrupted before it knew whether it had happened: read"
+    " again before deciding; what was stored before is intact"
+)
+"""What its writes are told, until more is known."""
 
 
 class PendingWrite:
     """One write that waits for its commit.
 
     Args:
-        operation: makes the write in a transaction; it may be run again in another one. ``None``
-            keeps a place for a caller's transaction.
+        operation: makes the write in a transaction of the engine's; it may be run again in another
+            one. ``None`` keeps a place for a caller's transaction.
         size: about how many bytes it writes.
         bound: how many seconds it may wait, from now on.
     """
@@ -38,7 +52,7 @@ class PendingWrite:
     )
 
     def __init__(
-        self, operation: Callable[[Transaction], Any] | None, size: int = 0, *, bound: float
+        self, operation: Callable[[Any], Any] | None, size: int = 0, *, bound: float
     ) -> None:
         self.operation = operation
         self.size = size
@@ -119,3 +133,21 @@ class Batch:
 
 
 _NONE_YET: Final = Fate()
+
+
+# Loops of what is done under a lock are functions of their own: CPython 3.13 looks for signals in a
+# jump back, and may count that jump as outside of the ``with`` that the loop is in.
+
+
+def first_to_land(waiting: deque[PendingWrite]) -> PendingWrite | None:
+    """Return the first write that has not landed; those before it leave the queue."""
+    while waiting and waiting[0].landed:
+        waiting.popleft()
+    return waiting[0] if waiting else None
+
+
+def remove(waiting: deque[PendingWrite], writes: Iterable[PendingWrite]) -> None:
+    """Take writes out of the queue, if they are in it."""
+    for write in writes:
+        if write in waiting:
+            waiting.remove(write)
