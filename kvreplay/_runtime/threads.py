@@ -64,9 +64,9 @@ class Threads:
     async def call(self, function: Callable[P, T], /, *args: P.args, **options: P.kwargs) -> T:
         """Call the function in a thread, and wait until it has ended.
 
-        If the wait ends early, by a cancellation or an interrupt, a call that has not begun is
-        never made, and one that has begun ends first. So what the caller then does comes after a
-        change that the call makes.
+        A cancellation does not stop the call, and is raised when the call has ended. After an
+        interrupt, a call that has not begun is never made, and one that has begun ends first. So
+        what the caller then does comes after a change that the call makes.
 
         Raises:
             RuntimeError: no thread can be started; nothing was called.
@@ -74,8 +74,11 @@ class Threads:
         future: Future[T] = Future()
         try:
             self.give(future, partial(function, *args, **options))
-            return await asyncio.wrap_future(future)
+            return await asyncio.shield(asyncio.wrap_future(future))
         except GeneratorExit:  # nobody can wait here any more
+            raise
+        except asyncio.CancelledError:
+            await _end_of(future)
             raise
         except BaseException:
             if not (future.done() or future.cancel()):

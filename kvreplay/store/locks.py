@@ -1,4 +1,7 @@
-"""What survives a fork, and what belongs to one thread or process; for those who write a store."""
+"""What survives a fork, an interrupt or a full stack, and what belongs to one thread or process.
+
+For those who write a store.
+"""
 
 from __future__ import annotations
 

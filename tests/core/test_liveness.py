@@ -513,15 +513,18 @@ def test_whoever_joins_just_as_the_last_user_leaves(
             if used is file and last in self:
                 end(last)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(process, "files", Files(process.files))
-        patch.setattr(process, "running", Running(process.running))
+    process.files, process.running = Files(process.files), Running(process.running)
+    try:
         assert begin(token, path) == owner
         kept = list(process.files.values()) == [file]
         assert kept is (joins == "before the file is closed")
         assert as_seen_by_another(Claim(token, 0, owner), path) == "RUNNING"
         end(token)
-    assert descriptors(path) == []
+        assert descriptors(path) == []
+        assert not process.files
+        assert not process.running
+    finally:
+        process.files, process.running = dict(process.files), dict(process.running)
 
 
 def test_a_pipe_in_the_files_place_blocks_nobody(path: str) -> None:

@@ -90,7 +90,7 @@ def test_both_modules_of_broken_stores_are_there() -> None:
 def test_a_broken_store_is_caught(broken: Any, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     right = run(broken.__mro__[1], broken.caught_by).parseoutcomes()
     assert right.keys() == {"passed"}, "the twin is right"
-    monkeypatch.setattr(threads, "PATIENCE", 1.0)  # for the stores that hang
+    monkeypatch.setattr(threads, "PATIENCE", 0.3)  # for the stores that hang
     for test in broken.caught_by:
         assert "failed" in run(broken, [test]).parseoutcomes(), test
 
@@ -185,7 +185,7 @@ def test_an_open_that_no_other_process_can_import_fails_with_advice(
 
 
 def test_a_store_that_hangs_fails_and_ends(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threads, "PATIENCE", 1.0)
+    monkeypatch.setattr(threads, "PATIENCE", 0.3)
     (hangs,) = (store for store in BROKEN if store.__name__ == "HoldsUpItsReaders")
     result = run(hangs, ["test_readers_are_not_held_up"])
-    result.stdout.fnmatch_lines(["E*Failed: it has not come back in 1 s: a deadlock"])
+    result.stdout.fnmatch_lines(["E*Failed: it has not come back in 0.3 s: a deadlock"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -161,15 +160,20 @@ def test_a_trip_that_fails_as_a_whole_fails_everybody_with_their_own(store: LMDB
     asyncio.run(main())
 
 
-def test_an_executor_that_is_gone_is_told(store: LMDBStore) -> None:
-    executor = ThreadPoolExecutor(1)
-    executor.shutdown()
-    batcher = Batcher(partial(change_each, store), executor)
+def test_threads_that_cannot_start_are_told(
+    store: LMDBStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    batcher = Batcher(partial(change_each, store), Threads("own", 1))
 
     async def main() -> None:
         for _ in range(2):
-            with pytest.raises(RuntimeError, match="shutdown"):
+            with pytest.raises(RuntimeError, match="can't start new thread"):
                 await batcher.ask(change("k", None, b"v"))
 
     asyncio.run(main())
+    monkeypatch.undo()
     assert store.list("p", "s") == []
