@@ -22,7 +22,7 @@ def add_to(commands: Commands) -> None:
     )
     parser.add_argument(
         "--engine",
-        choices=("lmdb", "filesystem", "memory", "all"),
+        choices=("lmdb", "sqlite", "filesystem", "memory", "all"),
         default="all",
         help="the store to use (default: all, one after the other)",
     )

@@ -24,6 +24,7 @@ __all__ = ["ENGINES", "tell"]
 ENGINES: Final[Mapping[str, str]] = {
     # engine: the store's line in the config; nothing else changes
     "lmdb": "lmdb:store",
+    "sqlite": "sqlite:store",
     "filesystem": "filesystem:store",
     "memory": "memory:",
 }

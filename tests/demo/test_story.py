@@ -36,7 +36,9 @@ def test_the_story_is_true(engine: str, tmp_path: Path) -> None:
     assert sum(bool(re.fullmatch(r"  ✓ .* +[0-9]+ ms", line)) for line in lines) == STEPS
     assert max(map(len, lines)) <= max(100, len(f"Stores, configs and logs are kept in {kept}"))
     assert f'url = "{story.ENGINES[engine]}"' in (kept / engine / "node.toml").read_text()
-    assert (kept / engine / "node.log").read_text() == ""
+    logged = (kept / engine / "node.log").read_text().splitlines()
+    assert [line for line in logged if "has the WAL-reset bug" not in line] == []
+    assert engine == "sqlite" or logged == []
     assert (kept / engine / "store").exists() == (engine != "memory")
     assert ("forgotten" in done.stdout) == (engine == "memory")
     assert "\033" not in done.stdout
@@ -47,9 +49,9 @@ def test_by_default_it_is_told_on_all_engines_and_leaves_nothing(tmp_path: Path)
     done = tell(TMPDIR=str(tmp_path), PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
-    assert lines[-1] == f"{3 * STEPS} steps, all true"
+    assert lines[-1] == f"{len(story.ENGINES) * STEPS} steps, all true"
     headings = [line for line in lines if "node.toml" in line]
-    assert [line.split()[0] for line in headings] == ["lmdb", "filesystem", "memory"]
+    assert [line.split()[0] for line in headings] == ["lmdb", "sqlite", "filesystem", "memory"]
     assert list(tmp_path.iterdir()) == []
 
 
