@@ -67,6 +67,7 @@ class World:
         self._replays: list[Any] = []
         self.kept: dict[str, bytes] = {}
         self.keep()
+        self.store.list("p", "kept")  # whoever reads for the first time may open something
         self.before = _descriptors()
 
     def open(self) -> Any:
