@@ -37,7 +37,7 @@ from kvreplay.backends.sqlite.group_commit import GroupCommit
 from kvreplay.backends.sqlite.presence import Presence
 from kvreplay.errors import StoreError, StoreNotFoundError, StoreUnavailableError
 from kvreplay.store import Durability
-from kvreplay.store.locks import process_mark
+from kvreplay.store.locks import process_mark, require_room
 
 __all__ = ["Block", "Database"]
 
@@ -84,6 +84,7 @@ class Database:
 
     def open(self, *, creating: bool) -> None:
         """Open the files, made if there are none and ``creating``; wait for a turn if need be."""
+        require_room(16)  # to close what was opened
         _warn_of_old_version()
         make_if_missing(self.path, creating=creating)
         self.connections.open()
