@@ -9,7 +9,6 @@ import shutil
 import signal
 import tempfile
 import threading
-import time
 import traceback
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -24,6 +23,7 @@ from kvreplay.backends.filesystem import FilesystemStore, layout, locks, opening
 from kvreplay.backends.lmdb import LMDBStore, shared
 from kvreplay.backends.memory import MemoryStore
 from kvreplay.backends.sqlite import SQLiteStore
+from support.waiting import until
 
 __all__ = ["Neighbour", "World", "have_few_lock_files", "open_store"]
 
@@ -124,12 +124,12 @@ class World:
             assert self.store.read("p", "kept", key) == value, "an acknowledged entry is gone"
         assert not flights.table, "a flight is still in the table"
         process = liveness._process
-        # Event loops let a thread close files, and nobody waits for that.
-        patience = time.monotonic() + PATIENCE
-        while (process and process.files) or _descriptors() != self.before:
-            if time.monotonic() > patience:
-                break
-            time.sleep(0.001)
+        with contextlib.suppress(AssertionError):  # what follows tells what is still open
+            # Event loops let a thread close files, and nobody waits for that.
+            until(
+                lambda: not (process and process.files) and _descriptors() == self.before,
+                PATIENCE,
+            )
         if process is not None:
             assert not process.running, "a token counts as running"
             assert not process.files, "an owners file is still open"

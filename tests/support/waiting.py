@@ -17,9 +17,9 @@ PATIENCE = 60.0
 """Seconds after which something that has not happened is taken for a deadlock."""
 
 
-def until(true: Callable[[], Any]) -> None:
-    """Wait until something is true."""
-    give_up = time.monotonic() + PATIENCE
+def until(true: Callable[[], Any], patience: float = PATIENCE) -> None:
+    """Wait until something is true, for so many seconds at most."""
+    give_up = time.monotonic() + patience
     while not true():
         assert time.monotonic() < give_up, "it never came true"
         os.sched_yield()

@@ -23,7 +23,9 @@ __all__ = ["FolderWatch", "Identity", "Presence", "identity_of_file", "open_desc
 Identity = tuple[int, int]
 """A file's device and inode."""
 
-_SETTLED: Final = 1_000_000_000  # nanoseconds, after which a change moves a directory's time
+_SECOND: Final = 1_000_000_000  # nanoseconds
+_SETTLED: Final = _SECOND  # after which a change moves a directory's time, ...
+_SOON_SETTLED: Final = _SECOND // 10  # ... where that has fractions of a second
 _leaked: Final[list[lmdb.Environment]] = []  # never closed: their numbers are other files' now
 
 
@@ -77,8 +79,10 @@ class FolderWatch:
 
     def settle(self) -> None:
         """Note that after the last look all was found in its place."""
-        if self._seen is not None and time.time_ns() - self._seen[2] > _SETTLED:
-            self._settled = self._seen
+        if self._seen is not None:
+            changed = self._seen[2]
+            if time.time_ns() - changed > (_SOON_SETTLED if changed % _SECOND else _SETTLED):
+                self._settled = self._seen
 
 
 class Presence:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lmdb
@@ -67,7 +68,8 @@ def copy_into(source: Path, target: Path) -> None:
 
 def be_quiet(store: LMDBStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the store know that all is in place, as after some seconds without a change."""
-    monkeypatch.setattr(presence, "_SETTLED", -1)
+    for bound in ("_SETTLED", "_SOON_SETTLED"):
+        monkeypatch.setattr(presence, bound, -1)
     store.write("p", "s", "k", b"v")
     assert environment_of(store).handle.turn.watch.is_quiet()
 
@@ -367,3 +369,22 @@ def test_a_check_that_fails_leaves_no_transaction_open(
 
 def _fail(*_args: Any) -> None:
     raise lmdb.CorruptedError("in the middle")
+
+
+@pytest.mark.parametrize(("fraction", "bound"), [(0, 1.0), (123_456_789, 0.1)])
+def test_a_look_at_the_folder_counts_once_its_last_change_is_past(
+    fraction: int, bound: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system may tell a change to the second only, so the next one may look the same."""
+    second = 1_000_000_000
+    changed = 1_700_000_000 * second + fraction
+    status = SimpleNamespace(st_dev=1, st_ino=1, st_ctime_ns=changed)
+    monkeypatch.setattr(presence.os, "stat", lambda path: status)
+    for late in (False, True):
+        watch = presence.FolderWatch(str(tmp_path))
+        now = changed + int((bound + (0.01 if late else -0.01)) * second)
+        monkeypatch.setattr(presence.time, "time_ns", lambda now=now: now)
+        assert not watch.is_quiet()
+        watch.settle()
+        assert watch.is_quiet() is late
+    monkeypatch.undo()

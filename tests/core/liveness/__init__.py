@@ -1,0 +1,1 @@
+"""The protocol without any I/O: the decision table, and each path step by step."""
