@@ -32,7 +32,7 @@ from benchmarks.workload import (
 )
 from kvreplay import AsyncReplay, Replay, open_store
 
-ENGINES: Final = ["lmdb", "filesystem", "memory"]
+ENGINES: Final = ["lmdb", "sqlite", "filesystem", "memory"]
 ROUNDS: Final = 3
 CLAIM, RECORD = claimed(0), completed(0, FAR)[1]
 

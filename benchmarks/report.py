@@ -13,7 +13,8 @@ _SECTIONS: Final = {
     "hit": (
         "A replay",
         "A 0.7 KB record of 8 params, one thread. The floor is a raw py-lmdb `get` and one msgpack"
-        " decoding of the same content as one map, measured in turn with each row.",
+        " decoding of the same content as one map, measured in turn with each row;"
+        " for SQLite a bare `SELECT` and that decoding.",
     ),
     "hit parts": (
         "Where a hit's time goes",

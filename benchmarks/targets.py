@@ -37,6 +37,7 @@ class Target:
 
 TARGETS: Final = (
     Target("replay hit on LMDB, x the raw floor", "hit/Replay, lmdb", "x floor", 2.0),
+    Target("replay hit on SQLite, x its own floor", "hit/Replay, sqlite", "x floor", 2.0),
     Target("`AsyncReplay` hit, x the blocking hit", "hit/AsyncReplay, lmdb", "x Replay", 3.0),
     Target(
         "hit at 10^6 records, x the hit at 10^4",
