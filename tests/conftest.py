@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -181,3 +182,9 @@ def left_out(terminalreporter: Any, config: pytest.Config) -> Iterator[str]:
     yield f"this was Python 3.{sys.version_info.minor}; where the others are installed: tox -e {names}"
     yield "coverage of branches: tox -e coverage; mutants: tox -e mutation; benchmarks: tox -e bench"
     yield "all of it, as CI does: .ci/run"
+
+
+def pytest_collection_finish() -> None:
+    """Let the collector of garbage look no more at thousands of tests and their modules."""
+    gc.collect()
+    gc.freeze()
