@@ -100,13 +100,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what forks: coverage holds a lock of its own then, with which a child would hang.
-
-    And let the folders with the quickest tests come first.
-    """
-    for item in items:
-        if "fork" in getattr(item, "fixturenames", ()):
-            item.add_marker("fork")
+    """Let the folders with the quickest tests come first."""
     items.sort(
         key=lambda item: QUICKEST_FIRST.get(os.path.relpath(item.path, TESTS).split("/")[0], 9)
     )

@@ -211,7 +211,6 @@ def test_a_run_that_ended_in_doubt_while_its_process_lives(
     assert owner.popen.poll() is None
 
 
-@pytest.mark.fork
 @pytest.mark.parametrize("kind", ["os", "bare"])
 @pytest.mark.parametrize(
     ("act", "end"),
@@ -237,7 +236,6 @@ def test_a_child_that_leaves_the_handler_does_not_end_its_parents_run(
     assert rerun.execute(KEY, PARAMS, never).response == "r"
 
 
-@pytest.mark.fork
 @pytest.mark.parametrize("kind", ["os", "bare"])
 def test_a_child_does_not_live_on_as_its_parent(start: Any, rerun: Any, kind: str) -> None:
     """It has its parent's descriptors and memory, and waits in its parent's handler."""
