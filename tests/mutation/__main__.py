@@ -208,7 +208,7 @@ def main() -> int:
         "modules", nargs="*", metavar="module", help="as in kvreplay._protocol.flow"
     )
     parser.add_argument("--all", action="store_true", help="every mutant, not a sample")
-    parser.add_argument("--sample", type=int, default=48, metavar="N", help="how many otherwise")
+    parser.add_argument("--sample", type=int, default=36, metavar="N", help="how many otherwise")
     parser.add_argument("--seed", default="0", help="which sample")
     options = parser.parse_args()
 
