@@ -28,7 +28,8 @@ _SECTIONS: Final = {
     "durable": (
         "Durable first executions at once",
         "Raw: py-lmdb with one transaction for each write. The same threads make the same two"
-        " writes; for tasks, asyncio's thread pool makes them. Memory is not durable; it shows"
+        " writes; for tasks, asyncio's thread pool makes them. *Beside a writer thread*: raw is one"
+        " more thread that commits all writes that wait at once. Memory is not durable; it shows"
         " the cost of the code.",
     ),
     "sweep": (
