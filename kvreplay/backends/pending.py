@@ -6,8 +6,7 @@ set, or by an error of its own.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from time import monotonic
 from typing import Any, Final
 
@@ -22,8 +21,6 @@ __all__ = [
     "Batch",
     "Fate",
     "PendingWrite",
-    "first_to_land",
-    "remove",
 ]
 
 MAX_BYTES: Final = 16 * 1024 * 1024
@@ -133,21 +130,3 @@ class Batch:
 
 
 _NONE_YET: Final = Fate()
-
-
-# Loops of what is done under a lock are functions of their own: CPython 3.13 looks for signals in a
-# jump back, and may count that jump as outside of the ``with`` that the loop is in.
-
-
-def first_to_land(waiting: deque[PendingWrite]) -> PendingWrite | None:
-    """Return the first write that has not landed; those before it leave the queue."""
-    while waiting and waiting[0].landed:
-        waiting.popleft()
-    return waiting[0] if waiting else None
-
-
-def remove(waiting: deque[PendingWrite], writes: Iterable[PendingWrite]) -> None:
-    """Take writes out of the queue, if they are in it."""
-    for write in writes:
-        if write in waiting:
-            waiting.remove(write)

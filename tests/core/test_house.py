@@ -58,28 +58,22 @@ ORDER: dict[str, tuple[str, ...]] = {
         *("any_replay", "__init__"),
     ),
     "config": ("units", "location", "registry", "file", "__init__"),
-    "backends": ("_support", "durable_files", "file_lock", "pending", "memory", "__init__"),
+    "backends": (
+        *("_support", "durable_files", "file_lock", "pending", "group_commit", "memory"),
+        "__init__",
+    ),
     "backends.filesystem": (
         *("errors", "locks", "layout", "presence", "opening", "expiry", "entries", "store"),
         "__init__",
     ),
     "backends.lmdb": (
         *("errors", "presence", "files", "gate", "process_lock", "readers", "handle"),
-        "group_commit",
+        "committer",
         *("environment", "shared", "entries", "transaction", "store", "__init__"),
     ),
     "backends.sqlite": (
-        *(
-            "errors",
-            "schema",
-            "entries",
-            "presence",
-            "connections",
-            "group_commit",
-            "files",
-            "database",
-        ),
-        *("store", "__init__"),
+        *("errors", "schema", "entries", "presence", "connections", "files", "committer"),
+        *("database", "store", "__init__"),
     ),
     "testing": (
         *("threads", "entries", "batches", "check_and_put", "claims", "closing", "expiry"),
@@ -127,6 +121,9 @@ def wing_of(module: str) -> tuple[str, str]:
     return ".".join(parts[:depth]), ".".join(parts[depth:]) or "__init__"
 
 
+ENGINES_SHARE = ("_support", "durable_files", "file_lock", "pending", "group_commit")
+
+
 def complaints(package: Path) -> list[str]:
     """Return what is wrong with the imports of a package that is laid out as kvreplay."""
     modules = {
@@ -155,7 +152,7 @@ def complaints(package: Path) -> list[str]:
             if their_wing == wing:
                 allowed = order.index(their_place) < order.index(place)
             elif their_wing == "backends" and top == "backends":
-                allowed = their_place in ("_support", "durable_files", "file_lock", "pending")
+                allowed = their_place in ENGINES_SHARE
             else:
                 allowed = their_wing in WINGS[top]
             if not allowed:

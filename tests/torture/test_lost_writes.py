@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from kvreplay import StoreError
-from kvreplay.backends.sqlite import database
+from kvreplay.backends.sqlite import committer
 from support.engines import Engine
 from support.needs import needs_strace
 from torture.audit import State, audit, every_record, sound
@@ -48,7 +48,7 @@ class Cuts:
 
         def serve(keys: list[str]) -> None:
             os.kill(os.getpid(), SIGSTOP)
-            database._CHECKPOINT_PAGES = 40  # type: ignore[misc]
+            committer._CHECKPOINT_PAGES = 40  # type: ignore[misc]
             with engine.open(**options) as store:
                 Node(store, self._ledger, MODES[mode]).serve(keys, threads=2)
 

@@ -16,8 +16,9 @@ from kvreplay.backends._support import (
     LOCK_TIMEOUT,
     OwnTransaction,
 )
+from kvreplay.backends.group_commit import GroupCommit
+from kvreplay.backends.lmdb.committer import Committer
 from kvreplay.backends.lmdb.errors import store_error
-from kvreplay.backends.lmdb.group_commit import GroupCommit
 from kvreplay.backends.lmdb.handle import Handle, Transaction
 from kvreplay.backends.pending import PendingWrite
 from kvreplay.errors import StoreError
@@ -39,7 +40,8 @@ class Environment:
         self.pid = getpid()  # a forked child makes its own
         self.mark = process_mark()
         self.identity = handle.files.identity, handle.files.id
-        self._queue = GroupCommit(handle)
+        self._committer = Committer(handle)
+        self._queue = GroupCommit(self._committer)
 
     @property
     def is_idle(self) -> bool:
@@ -125,7 +127,7 @@ class Environment:
     def close(self) -> None:
         """Close the files once no transaction is active; a new user's call opens them again."""
         self.handle.close()
-        self._queue.close()
+        self._committer.close()
 
 
 class Block(OwnTransaction):

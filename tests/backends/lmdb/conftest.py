@@ -9,7 +9,8 @@ from typing import Any
 import lmdb
 import pytest
 
-from kvreplay.backends.lmdb import LMDBStore, group_commit
+from kvreplay.backends import group_commit
+from kvreplay.backends.lmdb import LMDBStore
 from kvreplay.backends.lmdb import store as lmdb_store
 from kvreplay.backends.lmdb.handle import Handle
 from kvreplay.errors import OutcomeUnknownError

@@ -16,8 +16,8 @@ import pytest
 
 from kvreplay import Change, open_store
 from kvreplay.backends import pending
+from kvreplay.backends.group_commit import GroupCommit
 from kvreplay.backends.lmdb import LMDBStore
-from kvreplay.backends.lmdb.group_commit import GroupCommit
 from kvreplay.backends.lmdb.handle import Handle
 from kvreplay.errors import ConfigError, StoreError, StoreUnavailableError
 from support.group_commits import queued, waiting

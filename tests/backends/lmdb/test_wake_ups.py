@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from kvreplay.backends import pending
-from kvreplay.backends.lmdb import LMDBStore, group_commit
+from kvreplay.backends import group_commit, pending
+from kvreplay.backends.lmdb import LMDBStore
 from kvreplay.backends.lmdb.handle import Handle
 from kvreplay.errors import StoreError
 from support.group_commits import change, putting, queue_of, queued, together, waiting
@@ -98,7 +98,7 @@ def test_who_has_landed_does_not_wait_for_another_process(
         def taken_away(self: Any, txn: Any) -> None:
             commit(self, txn)
             if course.steps[-2:] == ["b", "commit"]:
-                environment_of(store)._queue._process_lock.give_back()
+                environment_of(store)._committer.give_back()
                 fcntl.flock(theirs, fcntl.LOCK_EX)
 
         with store.transaction():

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from kvreplay.backends.sqlite import SQLiteStore, database
+from kvreplay.backends.sqlite import SQLiteStore, committer
 from kvreplay.backends.sqlite import store as sqlite_store
 from kvreplay.errors import InvalidValueError, StoreError
 from kvreplay.store import Change
@@ -86,7 +86,7 @@ def test_the_log_is_shortened_now_and_then(
     store: Any, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Overwriting the same entry for ever does not let it grow for ever."""
-    monkeypatch.setattr(database, "_CHECKPOINT_PAGES", 60)
+    monkeypatch.setattr(committer, "_CHECKPOINT_PAGES", 60)
     sizes = []
     for n in range(200):
         store.write("p", "s", "k", bytes([n]) * 3000)
@@ -98,7 +98,7 @@ def test_a_reader_keeps_the_log_and_stops_nobody(
     store: Any, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another program that reads for long: the log grows, and is used anew once it has ended."""
-    monkeypatch.setattr(database, "_CHECKPOINT_PAGES", 60)
+    monkeypatch.setattr(committer, "_CHECKPOINT_PAGES", 60)
     with raw(root) as reader:
         reader.execute("BEGIN")
         reader.execute("SELECT * FROM ldk_node_data").fetchall()
@@ -115,7 +115,7 @@ def test_a_reader_keeps_the_log_and_stops_nobody(
 def test_a_large_log_is_shortened_at_the_next_opening(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "_LARGE_LOG", 20 * 4096)
+    monkeypatch.setattr(committer, "_LARGE_LOG", 20 * 4096)
     with SQLiteStore(root) as one:
         for n in range(40):
             one.write("p", "s", "k", bytes([n]) * 3000)
@@ -129,9 +129,9 @@ def test_a_large_log_is_shortened_at_the_next_opening(
 def test_writes_that_wait_share_a_commit(store: Any) -> None:
     """Each has its own outcome; one that cannot be made fails alone."""
     committed = []
-    commit = database.Database.commit
+    commit = committer.Committer.commit_begun
 
-    def count(self: database.Database) -> None:
+    def count(self: committer.Committer) -> None:
         committed.append(1)
         commit(self)
 
@@ -141,8 +141,8 @@ def test_writes_that_wait_share_a_commit(store: Any) -> None:
             pool.submit(store.check_and_put, "p", "s", f"k{n % 10}", expected=None, value=b"%d" % n)
             for n in range(20)
         ]
-        until(lambda: len(store._opened()._queue._waiting) == 21)
-        patch.setattr(database.Database, "commit", count)
+        until(lambda: len(store._opened()._queue._waiting) == 20)
+        patch.setattr(committer.Committer, "commit_begun", count)
         held.end()
         found = [each.result(30) for each in waiting]
     assert len(committed) <= 3, "they did not share"

@@ -3,12 +3,12 @@
 The queue has no thread of its own. The thread whose write is at the head *leads*: it takes its
 write and those behind it as a *batch*, commits them in one transaction, and hands over to the next
 head. So a write waits for the batch that is being committed, and is in the next one unless that is
-full.
+full. How an engine takes its turn among the processes and how it commits is its committer's.
 
 What is always true:
 
-* One thread leads at a time. It has the turn to write: the process lock's ``lead``, and then the
-  lock among processes. Then it looks whether the store is still the one that was opened.
+* One thread leads at a time. It has the turn to write: the committer's ``lead``, and then the lock
+  among processes. Then the committer looks whether the store is still the one that was opened.
 * A write stays in the queue until it has landed: it is committed, or has failed for a reason of its
   own. A batch only names the writes at the head of the queue, in the order of their arrival; each
   sees those before it.
@@ -40,48 +40,131 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from functools import partial
 from itertools import filterfalse
 from threading import get_ident
-from typing import Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
-import lmdb
-
-from kvreplay.backends._support import caused, nested_call_error, own_transaction_error
+from kvreplay.backends._support import OwnTransaction, nested_call_error, own_transaction_error
 from kvreplay.backends.file_lock import too_long
-from kvreplay.backends.lmdb.errors import store_error
-from kvreplay.backends.lmdb.handle import Handle, Transaction
-from kvreplay.backends.pending import (
-    MAX_BYTES,
-    UNKNOWN,
-    Batch,
-    PendingWrite,
-    first_to_land,
-    remove,
-)
-from kvreplay.errors import OutcomeUnknownError, StoreError
+from kvreplay.backends.pending import MAX_BYTES, Batch, PendingWrite
+from kvreplay.errors import StoreError
 from kvreplay.store import Bell
 
-__all__ = ["GroupCommit"]
+__all__ = ["Committer", "GroupCommit"]
 
 T = TypeVar("T")
 
 _MAX_WRITES: Final = 1000  # in a batch
 _LOOK_AGAIN: Final = 1.0  # seconds, until a thread that waits looks: an interrupt may lose its ring
 _BUSY: Final = "; other writes of this process came first"
-_FAILURES: Final = (lmdb.Error, StoreError)
-"""What an operation raises. Anything else comes from outside: an interrupt of the leader."""
+
+
+class Committer(Protocol):
+    """What an engine's queue commits by. All but the properties is for the thread that leads."""
+
+    lead: Any
+    """A re-entrant lock, which the leader holds."""
+    busy: dict[int, bool]
+    """The threads that are in a call of the queue, which notes them here."""
+
+    @property
+    def what(self) -> str:
+        """What a write waits for, in words."""
+
+    @property
+    def block(self) -> OwnTransaction | None:
+        """The caller's transaction that is open, if there is one."""
+
+    def held_by_another(self) -> str:
+        """Return which other process has the turn, for a message; nothing if that is not known."""
+
+    def take_turn(self, until: float, bound: float, before_waiting: Callable[[], None]) -> None:
+        """Take the turn among processes, and look whether the store is still there.
+
+        Args:
+            until: when to give up, by the monotonic clock.
+            bound: the seconds from the beginning until then, for the message.
+            before_waiting: is called if the turn cannot be had at once.
+
+        Raises:
+            StoreError: others have it for too long, or the store is another one; nothing was
+                changed.
+        """
+
+    def give_back(self, *, brief: bool = False) -> None:
+        """Give the turn back, if it was taken; it never fails.
+
+        ``brief``: it was held for a moment only.
+        """
+
+    def commit(
+        self, batch: Batch, run: Callable[[Any], None], until: float
+    ) -> tuple[Exception | None, bool]:
+        """Let ``run`` name and run the batch's writes in a transaction, and commit it.
+
+        The batch's fate is set in one step. Only an interrupt is raised. Then the batch is
+        committed, or nothing of it has happened.
+
+        Args:
+            until: when to give up waiting for other programs, by the monotonic clock.
+
+        Returns:
+            Why nothing happened, if so, and whether it may be tried again with another batch.
+        """
+
+    def explained(self, failure: Exception) -> Exception:
+        """Say in kvreplay's terms why a write did not happen; other exceptions stay as they are."""
+
+    @property
+    def is_untidy(self) -> bool:
+        """Whether :meth:`tidy` should be called."""
+
+    def tidy(self) -> None:
+        """Do what is due now and then, in this process's turn; it may take a while."""
+
+
+# Loops of what is done under a lock are functions of their own: CPython 3.13 looks for signals in a
+# jump back, and may count that jump as outside of the ``with`` that the loop is in.
+
+
+def _first_to_land(waiting: deque[PendingWrite]) -> PendingWrite | None:
+    """Return the first write that has not landed; those before it leave the queue."""
+    while waiting and waiting[0].landed:
+        waiting.popleft()
+    return waiting[0] if waiting else None
+
+
+def _remove(waiting: deque[PendingWrite], writes: Iterable[PendingWrite]) -> None:
+    for write in writes:
+        if write in waiting:
+            waiting.remove(write)
+
+
+def _fill(waiting: deque[PendingWrite], batch: Batch) -> None:
+    """Name the first writes while they fit, up to the place of a transaction."""
+    size = 0
+    for write in waiting:
+        if write.operation is None:
+            return
+        if write.landed:
+            continue
+        size += write.size
+        if batch.writes and (size > MAX_BYTES or len(batch.writes) >= _MAX_WRITES):
+            return
+        batch.add(write)
 
 
 class GroupCommit:
-    """The pending writes of one environment, in the order of their arrival."""
+    """The pending writes of one store in this process, in the order of their arrival.
 
-    def __init__(self, handle: Handle) -> None:
-        self._handle = handle
-        self._process_lock = handle.turn
+    A forked child makes a queue of its own.
+    """
+
+    def __init__(self, committer: Committer) -> None:
+        self._committer = committer
         self._waiting: deque[PendingWrite] = deque()
         self._landed: deque[PendingWrite] = deque()  # whose threads are still to be woken
-        # Of this process only: a forked child makes a queue of its own.
         self._changing = _thread.allocate_lock()  # guards the queue
-        self._leading = handle.turn.lead  # held by the leader
-        self._busy: dict[int, bool] = {}  # the threads that are in a call
+        self._leading = committer.lead
+        self._busy = committer.busy
 
     @property
     def is_busy(self) -> bool:
@@ -94,7 +177,7 @@ class GroupCommit:
             raise self._nested_call()
 
     def _nested_call(self) -> StoreError:
-        if (block := self._handle.block) is not None and block.is_mine:
+        if (block := self._committer.block) is not None and block.is_mine:
             return own_transaction_error()
         return nested_call_error()
 
@@ -126,10 +209,15 @@ class GroupCommit:
             while self._wait_for_lead(write):
                 self._lead(write)
 
-    def alone(self, block: Generator[T, None, None], *, bound: float) -> Generator[T, None, None]:
+    def alone(
+        self, block: Generator[T, None, None], *, bound: float, in_turn: bool = True
+    ) -> Generator[T, None, None]:
         """Wait in the same queue, then lead for a block that commits by itself, or not at all.
 
         It waits for ``bound`` seconds at most; the block then takes as long as it takes.
+
+        Args:
+            in_turn: take the turn among processes too.
         """
         own, place = get_ident(), PendingWrite(None, bound=bound)
         if own in self._busy:
@@ -145,14 +233,15 @@ class GroupCommit:
                 if place.landed:
                     raise place.refusal()
                 try:
-                    self._take_turn(place)
+                    if in_turn:
+                        self._take_turn(place)
                     self._withdraw((place,))
                     yield from block
                 finally:
                     try:
-                        self._process_lock.give_back()
+                        self._committer.give_back()
                     except BaseException:
-                        self._process_lock.give_back()
+                        self._committer.give_back()
                         raise
             finally:
                 try:
@@ -170,51 +259,41 @@ class GroupCommit:
                 self._call_next()
                 raise
 
-    def close(self) -> None:
-        """Close the file of the lock among processes; the next write opens it again."""
-        try:
-            if self._leading.acquire(blocking=False):  # else a write is under way, which needs it
-                self._process_lock.close()
-        finally:
-            try:
-                self._leading.release()
-            except RuntimeError:
-                pass  # it was not taken
-
     # Waiting for the lead, and handing it over.
 
     def _wait_for_lead(self, write: PendingWrite) -> bool:
         """Wait until the write is at the head of the queue; False if it has landed instead."""
         while not write.landed:
-            write.bell = bell = Bell()
-            # A thread that rings has changed what is looked at here before it looks for the bell.
             if self._head() is write:
-                write.bell = None
                 return True
-            left = write.left
-            if not left:
-                self._give_up(write)
-            if not write.landed:
-                bell.wait(min(left or _LOOK_AGAIN, _LOOK_AGAIN))
+            write.bell = Bell()
+            # A thread that rings has changed what is looked at here before it looks for the bell.
+            if not write.landed and self._head() is not write:
+                if not write.left:
+                    self._give_up(write)
+                    self._call_next()  # it may have become the head meanwhile
+                if not write.landed:
+                    write.bell.wait(min(write.left or _LOOK_AGAIN, _LOOK_AGAIN))
             write.bell = None
         return False
 
     def _give_up(self, write: PendingWrite) -> None:
         """Withdraw a write that has waited for too long, unless a transaction may have it."""
-        held = self._process_lock.held_by_another() or _BUSY
+        held = self._committer.held_by_another() or _BUSY
         with self._changing:  # as is who puts it into a batch
             if write.is_untouched:
-                write.error = too_long(self._process_lock.what, write.bound, held)
-                first_to_land(self._waiting)  # nobody else may come to take it out
+                write.error = too_long(self._committer.what, write.bound, held)
+                _first_to_land(self._waiting)  # nobody else may come to take it out
 
     def _head(self) -> PendingWrite | None:
         """Return the first write that has not landed; those before it leave the queue."""
         with self._changing:
-            return first_to_land(self._waiting)
+            return _first_to_land(self._waiting)
 
     def _lead(self, own: PendingWrite) -> None:
         """Commit for the head of the queue and those behind it, and hand over."""
         own.leads = True
+        committer = self._committer
         try:
             # Only the head waits here, so that the lock passes straight to the next leader.
             if not (self._leading.acquire(blocking=False) or self._wait_behind_leader(own)):
@@ -222,18 +301,20 @@ class GroupCommit:
             elif not own.landed:  # by a leader that took it just then
                 try:
                     self._take_turn(own)
-                    batch = self._commit()
+                    batch = self._commit(own)
+                    if committer.is_untidy:
+                        self._wake(batch)
+                        committer.tidy()
                 except StoreError as error:  # it has no turn, or must not use it
                     own.error = error.with_traceback(None)  # which would reach the write itself
                     batch = ()
                 finally:
                     try:
-                        self._process_lock.give_back(brief=True)
+                        committer.give_back(brief=True)
                     except BaseException:
-                        self._process_lock.give_back()
+                        committer.give_back()
                         raise
-                if self._landed:  # of the batch before, if this one was not committed
-                    self._wake_landed()
+                self._wake_landed()  # of the batch before, if this one was not committed
                 self._landed.extend(batch)
         finally:
             try:
@@ -248,19 +329,7 @@ class GroupCommit:
         return bool(self._leading.acquire(timeout=patience))
 
     def _take_turn(self, own: PendingWrite) -> None:
-        """Take the lock among processes, and look whether the store is still there.
-
-        Raises:
-            StoreError: others have the lock for too long, or the store is another one; nothing was
-                changed.
-        """
-        if not self._process_lock.take(
-            own.until,
-            own.bound,
-            before_waiting=self._wake_landed,
-            when_lost=self._handle.drop_lost,
-        ):
-            self._handle.confirm()
+        self._committer.take_turn(own.until, own.bound, self._wake_landed)
 
     def _call_next(self) -> None:
         """Wake the next leader, which wakes those that have landed; if there is none, wake them."""
@@ -277,117 +346,56 @@ class GroupCommit:
             except IndexError:  # another thread was faster
                 return
 
+    def _wake(self, batch: Sequence[PendingWrite]) -> None:
+        self._landed.extend(batch)
+        self._wake_landed()
+
     def _withdraw(self, writes: Iterable[PendingWrite]) -> None:
         with self._changing:
-            remove(self._waiting, writes)
+            _remove(self._waiting, writes)
         self._call_next()
 
     # Committing a batch.
 
-    def _commit(self) -> Sequence[PendingWrite]:
+    def _commit(self, own: PendingWrite) -> Sequence[PendingWrite]:
         """Let the writes at the head of the queue land, and return them.
 
         Only an interrupt makes it raise; then some of them may not have landed.
         """
-        batch, failure = self._try(self._fill)
+        batch, failure = self._try(self._fill, own)
         if failure is None:
             return batch.writes
         self._wake_landed()  # what follows may take many commits
         if not batch.writes:  # no transaction has even begun
-            self._fill(batch)
-        if batch.fate.unknown is None:
+            own.error = self._committer.explained(failure)  # those behind it have their own time
+        elif batch.fate.unknown is None:
             for write in batch.writes:
                 alone: Exception | None = failure
                 if len(batch.writes) > 1:
-                    _, alone = self._try(partial(Batch.add, write=write))
+                    _, alone = self._try(partial(Batch.add, write=write), own)
                 if alone is not None and not write.landed:
-                    write.error = self._explained(alone)
+                    write.error = self._committer.explained(alone)
         return batch.writes
 
     def _fill(self, batch: Batch) -> None:
-        """Name the first writes of the queue while they fit, up to the place of a transaction."""
-        size = 0
         with self._changing:
-            for write in self._waiting:
-                if write.operation is None:
-                    break
-                if write.landed:
-                    continue
-                size += write.size
-                if batch.writes and (size > MAX_BYTES or len(batch.writes) >= _MAX_WRITES):
-                    break
-                batch.add(write)
+            _fill(self._waiting, batch)
 
-    def _try(self, fill: Callable[[Batch], None]) -> tuple[Batch, Exception | None]:
+    def _try(
+        self, fill: Callable[[Batch], None], own: PendingWrite
+    ) -> tuple[Batch, Exception | None]:
         """Commit a batch, filled once a transaction has begun; return it, and why it failed."""
-        handle = self._handle
-        while True:
+        again = True
+        while again:
             batch = Batch()
-            try:
-                env = handle.opened()
-                with handle.gate.own():
-                    if handle.gate.handle is not env:
-                        continue
-                    failure = self._run(env, batch, fill)
-                if failure is None or not handle.repair(env, failure):
-                    return batch, failure
-            except StoreError as error:  # it cannot be opened, or its map cannot grow
-                return batch, error
+            run = partial(self._run, fill, batch)
+            failure, again = self._committer.commit(batch, run, own.until)
+        return batch, failure
 
-    def _run(
-        self, env: lmdb.Environment, batch: Batch, fill: Callable[[Batch], None]
-    ) -> Exception | None:
-        """Run and commit the writes' operations; return why none of them happened, if so.
-
-        Only an interrupt is raised. Then the batch is committed, or nothing of it has happened.
-        """
-        try:
-            txn = env.begin(write=True)
-        except lmdb.Error as error:
-            return error
-        failure: Exception | None = None
-        try:
-            self._handle.check(env, txn)
-            fill(batch)
-            for write in batch.writes:
-                assert write.operation is not None  # a place for a transaction is not taken
-                write.result = write.operation(txn)
-            if self._landed:
-                self._wake_landed()
-            try:
-                self._handle.commit(txn)
-                batch.fate.committed = True
-            except _FAILURES as error:
-                failure = UNKNOWN  # until more is known
-                failure = self._handle.failed_commit(env, error)
-        except _FAILURES as error:  # an operation's
-            failure = error
-        except BaseException:
-            if failure is None:  # perhaps it came right after the commit
-                batch.fate.committed = _is_over(txn)
-            raise
-        finally:
-            if isinstance(failure, OutcomeUnknownError):
-                batch.fate.unknown = failure
-            if not batch.fate.committed:
-                try:
-                    self._handle.gate.quietly(txn.abort)
-                except BaseException:
-                    txn.abort()
-                    raise
-        return failure
-
-    def _explained(self, failure: Exception) -> Exception:
-        """Say in kvreplay's terms why a write did not happen; other exceptions stay as they are."""
-        if isinstance(failure, lmdb.Error):
-            return caused(store_error(failure, self._handle.path), failure)
-        return failure
-
-
-def _is_over(txn: Transaction) -> bool:
-    """Whether it was committed or aborted."""
-    try:
-        txn.id()
-    except lmdb.Error:
-        return True
-    return False
+    def _run(self, fill: Callable[[Batch], None], batch: Batch, txn: Any) -> None:
+        fill(batch)
+        for write in batch.writes:
+            assert write.operation is not None  # a place for a transaction is not taken
+            write.result = write.operation(txn)
+        if self._landed:
+            self._wake_landed()
