@@ -60,8 +60,8 @@ ORDER: dict[str, tuple[str, ...]] = {
     "config": ("units", "location", "registry", "file", "__init__"),
     "backends": ("_support", "durable_files", "file_lock", "pending", "memory", "__init__"),
     "backends.filesystem": (
-        *("errors", "locks", "layout", "presence", "opening", "expiry", "entries", "store"),
-        "__init__",
+        *("errors", "locks", "layout", "presence", "opening", "expiry", "creation", "listing"),
+        *("entries", "store", "__init__"),
     ),
     "backends.lmdb": (
         *("errors", "presence", "files", "gate", "process_lock", "readers", "handle"),

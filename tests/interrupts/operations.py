@@ -363,7 +363,7 @@ def operations_of(engine: str) -> list[str]:
     """The names of what this engine can do."""
     lacks: set[str] = set()
     if engine == "filesystem":
-        lacks |= {name for name in OPERATIONS if "transaction" in name} | {"list_paginated"}
+        lacks |= {name for name in OPERATIONS if "transaction" in name}
     if engine != "lmdb":
         lacks |= {"write, map grows", "transaction, map grows"}
     if engine not in ("lmdb", "sqlite"):
