@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from kvreplay.backends.filesystem import FilesystemStore
+from kvreplay.backends.filesystem.locks import flocked
 from kvreplay.errors import StoreUnavailableError
 from support.file_stores import beside
 from support.forking import Child
@@ -153,8 +154,6 @@ def test_creations_of_many_at_once_have_one_order(root: Path) -> None:
 
 def test_a_creator_that_is_stopped_is_not_waited_for_long(root: Path) -> None:
     """And an update waits for no creation."""
-    from kvreplay.backends.filesystem.locks import flocked
-
     with FilesystemStore(root, lock_timeout=0.2) as store:
         store.write("p", "s", "k", b"1")
         with ThreadPoolExecutor(1) as other, flocked(str(newest(root))):
