@@ -1,7 +1,7 @@
 """How many first executions reach the disk in a second, and how many commits does each take?
 
 The rival is raw py-lmdb with one transaction for each write: the same threads make the same two
-writes, the bytes of a claim, and those of a record with its place in the expiry index. The raw
+writes, the bytes of a claim, and those of a record, with their places in the indexes. The raw
 writes of tasks run in asyncio's own thread pool.
 """
 
@@ -43,28 +43,40 @@ Put = Callable[..., None]
 
 _PRIMARY: Final = NAMESPACE.encode() + b"\0"
 _SECONDARY: Final = SCOPE.encode() + b"\0"
+_DIGEST: Final = bytes(16)  # what the store puts here tells its namespaces apart
 
 
 @pytest.fixture
 def put(folder: Path) -> Iterator[Put]:
     """Raw durable writes of one new key, a transaction each: a claim's bytes, and a record's.
 
-    The bytes are those of the store (``docs/format.md``), even those of the expiry index.
+    The bytes are those of the store (``docs/format.md``), even those of its two indexes.
     """
-    env = lmdb.open(str(folder / "raw"), map_size=16 << 30, max_dbs=2, lib_version=0)
+    env = lmdb.open(str(folder / "raw"), map_size=16 << 30, max_dbs=4, lib_version=0)
     entries, expiry = env.open_db(b"entries"), env.open_db(b"expiry")
+    created, meta = env.open_db(b"created"), env.open_db(b"meta")
     numbers = count()
 
     def put(*, claim: bool, indexed: bool = True) -> None:
         number = next(numbers)
         rest = _SECONDARY + request_id(number).encode()
-        key = _PRIMARY + rest
+        key, creation = _PRIMARY + rest, number.to_bytes(8, "big")
+
+        def create(txn: lmdb.Transaction, value: bytes) -> None:
+            txn.put(key, value, db=entries)
+            if indexed:
+                txn.put(_DIGEST + creation, request_id(number).encode(), db=created)
+                txn.put(b"created", creation, db=meta)
+
         if claim:
             with env.begin(write=True) as txn:
-                txn.put(key, bytes(8) + CLAIM, db=entries)
+                create(txn, bytes(8) + creation + CLAIM)
         with env.begin(write=True) as txn:
             stamp = (FAR + number).to_bytes(8, "big")
-            txn.put(key, stamp + RECORD, db=entries)
+            if claim:
+                txn.put(key, stamp + creation + RECORD, db=entries)
+            else:
+                create(txn, stamp + creation + RECORD)
             if indexed:
                 txn.put(_PRIMARY + stamp + rest, b"", db=expiry)
 
@@ -74,7 +86,10 @@ def put(folder: Path) -> Iterator[Put]:
 
 @pytest.fixture
 def put_together(folder: Path) -> Iterator[Callable[[], None]]:
-    """Make the two raw writes of :func:`put` by a thread that commits all that wait at once."""
+    """Make the two raw writes of :func:`put` by a thread that commits all that wait at once.
+
+    It leaves out the index of creations: the least that such a thread could do.
+    """
     env = lmdb.open(str(folder / "together"), map_size=16 << 30, max_dbs=2, lib_version=0)
     entries, expiry = env.open_db(b"entries"), env.open_db(b"expiry")
     numbers = count()
@@ -104,8 +119,9 @@ def put_together(folder: Path) -> Iterator[Callable[[], None]]:
         number = next(numbers)
         rest = _SECONDARY + request_id(number).encode()
         key, stamp = _PRIMARY + rest, (FAR + number).to_bytes(8, "big")
-        submit((entries, key, bytes(8) + CLAIM))
-        submit((entries, key, stamp + RECORD), (expiry, _PRIMARY + stamp + rest, b""))
+        creation = number.to_bytes(8, "big")
+        submit((entries, key, bytes(8) + creation + CLAIM))
+        submit((entries, key, stamp + creation + RECORD), (expiry, _PRIMARY + stamp + rest, b""))
 
     writer = Thread(target=write)
     writer.start()

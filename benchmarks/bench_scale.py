@@ -1,4 +1,4 @@
-"""What grows with the number of records: a hit, opening the store, memory? And an import?"""
+"""What grows with the number of records: a hit, a page, opening, memory? And an import?"""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any, Final
 
+import pytest
+
 import kvreplay
 from benchmarks.conftest import Sizes
 from benchmarks.measure import calling, in_turn
@@ -23,6 +25,9 @@ from kvreplay import Replay, open_store
 
 KEYS: Final = 10_000
 """How many different keys are asked for, in random order."""
+
+FEW: Final = 1000
+"""Records in the store whose pages are compared with those of larger ones."""
 
 Note = Callable[..., None]
 
@@ -76,6 +81,36 @@ def test_open(
         f"scale/open, {records} records",
         {"records": records, "ms": own * 1000, f"x {least} records": own / smallest},
     )
+
+
+@pytest.mark.parametrize("engine", ["lmdb", "sqlite"])
+def test_page(
+    benchmark: Any, note: Note, sizes: Sizes, filled: Callable[..., str], engine: str, records: int
+) -> None:
+    """A page of 100 keys, one after the other in the order of creation."""
+    url, smallest_url = filled(records, engine), filled(FEW, engine)
+    with open_store(url) as store, open_store(smallest_url) as small:
+        own, smallest = in_turn(
+            benchmark,
+            calling(pages(store), max(sizes.calls // 10, 1)),
+            calling(pages(small), max(sizes.calls // 10, 1)),
+            rounds=sizes.rounds,
+        )
+    note(
+        f"scale/page of 100, {engine}, {records} records",
+        {"records": records, "µs": own * 1e6, f"x {FEW} records": own / smallest},
+    )
+
+
+def pages(store: Any) -> Callable[[], object]:
+    """Return what takes the next page, and begins anew after the last one."""
+    token: str | None = None
+
+    def take() -> None:
+        nonlocal token
+        token = store.list_paginated(NAMESPACE, SCOPE, token, limit=100).next_page_token
+
+    return take
 
 
 def test_memory(benchmark: Any, note: Note, sizes: Sizes) -> None:

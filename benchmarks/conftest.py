@@ -163,12 +163,13 @@ def sqlite_floor(place: Path) -> Iterator[Callable[[], Any]]:
 
 
 @pytest.fixture(scope="session")
-def filled(place: Path) -> Callable[[int], str]:
-    """Make and keep LMDB stores with so many live records; return their URLs."""
+def filled(place: Path) -> Callable[..., str]:
+    """Make and keep stores with so many live records, of LMDB or another engine; return URLs."""
 
-    def filled(records: int) -> str:
-        url = f"lmdb:{place / str(records)}?map_size=64GiB"
-        if not (place / str(records)).exists():
+    def filled(records: int, engine: str = "lmdb") -> str:
+        folder = place / f"{engine}-{records}"
+        url = f"{engine}:{folder}" + ("?map_size=64GiB" if engine == "lmdb" else "")
+        if not folder.exists():
             with open_store(url) as store:
                 fill(store, range(records), FAR)
         return url

@@ -40,7 +40,10 @@ _SECTIONS: Final = {
         "A writer during that sweep",
         "One thread writes durably while another sweeps.",
     ),
-    "scale": ("With the number of records", "LMDB, random keys."),
+    "scale": (
+        "With the number of records",
+        "LMDB, random keys; and pages of 100 keys, one after the other.",
+    ),
     "memory": (
         "Memory",
         "Growth of a process's anonymous memory over first executions on LMDB, in shared memory.",

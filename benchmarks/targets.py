@@ -46,6 +46,15 @@ TARGETS: Final = (
         1.5,
     ),
     *(
+        Target(
+            f"page of 100 at 10^6 records on {name}, x the same at 10^3",
+            f"scale/page of 100, {engine}, 1000000 records",
+            "x 1000 records",
+            1.5,
+        )
+        for engine, name in (("lmdb", "LMDB"), ("sqlite", "SQLite"))
+    ),
+    *(
         target
         for mode, commits in (("with a claim", 2), ("lease=None", 1), ("in a transaction", 1))
         for target in (

@@ -63,8 +63,8 @@ ORDER: dict[str, tuple[str, ...]] = {
         "__init__",
     ),
     "backends.filesystem": (
-        *("errors", "locks", "layout", "presence", "opening", "expiry", "entries", "store"),
-        "__init__",
+        *("errors", "locks", "layout", "presence", "opening", "expiry", "creation", "listing"),
+        *("entries", "store", "__init__"),
     ),
     "backends.lmdb": (
         *("errors", "presence", "files", "gate", "process_lock", "readers", "handle"),

@@ -102,6 +102,11 @@ def listing(world: World) -> Operation:
     assert ended.error or sorted(ended.result) == sorted(world.kept)
 
 
+def paging(world: World) -> Operation:
+    ended = yield lambda: world.store.list_paginated_with_values("p", "kept", limit=2)
+    assert ended.error or list(ended.result.entries) == list(world.kept.items())[:-3:-1]
+
+
 def listing_all(world: World) -> Operation:
     ended = yield lambda: list(world.store.list_all_keys())
     assert ended.error or sorted(ended.result) == [("p", "kept", key) for key in sorted(world.kept)]
@@ -324,6 +329,7 @@ STORES: Final[dict[str, Callable[[World], Operation]]] = {
     "sweep": sweeping,
     "list": listing,
     "list_all_keys": listing_all,
+    "list_paginated": paging,
     "transaction": transaction,
     "transaction, map grows": growing_transaction,
     "undone transaction": undone_transaction,

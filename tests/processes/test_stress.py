@@ -7,6 +7,7 @@ and by the ledger of effects, which know no store. ``--requests N`` is how many 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import random
@@ -276,7 +277,7 @@ def test_direct_changes_are_the_last_ones(after: Aftermath) -> None:
         assert all(found.get(key) in counts for key, counts in possible.items())
 
 
-def test_the_expiry_index_agrees_with_the_entries(after: Aftermath) -> None:
+def test_the_indexes_agree_with_the_entries(after: Aftermath) -> None:
     """Byte for byte, as docs/format.md describes LMDB's; the last test sweeps every engine."""
     if after.load.engine == "sqlite":
         with contextlib.closing(sqlite3.connect(after.path)) as connection:
@@ -294,16 +295,24 @@ def test_the_expiry_index_agrees_with_the_entries(after: Aftermath) -> None:
             dict(txn.cursor(env.open_db(name, txn, create=False)))
             for name in (b"entries", b"expiry")
         )
-    expected = set()
+        created = dict(txn.cursor(env.open_db(b"created", txn, create=False)))
+        last = txn.get(b"created", db=env.open_db(b"meta", txn, create=False))
+    expected, creations = set(), {}
     for address, stored in entries.items():
         primary, rest = address.split(b"\0", 1)
         stamp = stored[:8]
+        namespace, _, key = address.rpartition(b"\0")
+        creations[hashlib.sha256(namespace).digest()[:16] + stored[8:16]] = key
         if stamp != bytes(8):
             expected.add(primary + b"\0" + stamp + rest)
         if settings := SETTINGS.get(primary.decode()):
-            moment = last_moment(decode(stored[8:]), settings)
+            moment = last_moment(decode(stored[16:]), settings)
             assert int.from_bytes(stamp, "big") == (0 if moment is None else moment + 1)
     assert index == dict.fromkeys(expected, b"")
+    assert created == creations
+    numbers = [item[16:] for item in created]
+    assert len(set(numbers)) == len(numbers), "a number was given twice"
+    assert max(numbers) <= last
     assert {key.split(b"\0")[0] for key in index} >= {b"kept", b"journal"}
 
 

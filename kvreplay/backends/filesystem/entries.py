@@ -12,12 +12,15 @@ from collections.abc import Callable
 from typing import Final
 
 from kvreplay.backends.durable_files import Folders, read_regular_file, write_temporary
+from kvreplay.backends.filesystem.creation import Creations, creation_time
 from kvreplay.backends.filesystem.errors import nameless
 from kvreplay.backends.filesystem.expiry import ExpiryIndex, Mark, discard
 from kvreplay.backends.filesystem.layout import EntryFile
+from kvreplay.backends.filesystem.listing import place_of_file
 from kvreplay.backends.filesystem.presence import Presence
 from kvreplay.errors import OutcomeUnknownError, StoreError, StoreUnavailableError
 from kvreplay.store import Entry
+from kvreplay.store.paging import Place
 
 __all__ = ["Entries"]
 
@@ -32,12 +35,20 @@ class Entries:
     """
 
     def __init__(
-        self, root: str, sidecar: str, presence: Presence, expiry: ExpiryIndex, *, durable: bool
+        self,
+        root: str,
+        sidecar: str,
+        presence: Presence,
+        expiry: ExpiryIndex,
+        creations: Creations,
+        *,
+        durable: bool,
     ) -> None:
         self._root = root
         self._sidecar = sidecar
         self._presence = presence
         self._expiry = expiry
+        self._creations = creations
         self.folders = Folders(root, durable=durable)
 
     def load(
@@ -49,6 +60,12 @@ class Entries:
         except FileNotFoundError:
             self._presence.check()
             return None
+
+    def load_of(self, place: Place, entry: EntryFile) -> bytes | None:
+        """Return the value if the entry is still the one that was created then."""
+        places = list[Place]()
+        value = self.load(entry, lambda found: places.append(place_of_file(found, entry.key)))
+        return value if places == [place] else None
 
     def load_with_expiry(self, entry: EntryFile) -> Entry | None:
         """Return value and expiry as one change has put them, even while others change it."""
@@ -74,8 +91,11 @@ class Entries:
         """Create or replace the entry as a whole."""
         target = self.file(entry)
         old_marker = self._expiry.current(entry)
+        created = creation_time(target)
+        if created is None:
+            created = self._creations.next()
         temporary = self._temporary(entry)
-        write_temporary(temporary, value, mtime_ns=_mtime_ns(target))
+        write_temporary(temporary, value, mtime_ns=created)
         mark: Mark | None = None
         try:
             if expires_at is not None:
@@ -132,10 +152,3 @@ class Entries:
                 "the store's folders were moved, removed or replaced while a change was made in"
                 " them: read again before deciding"
             ) from error
-
-
-def _mtime_ns(path: str) -> int | None:
-    try:
-        return os.lstat(path).st_mtime_ns
-    except FileNotFoundError:
-        return None

@@ -1,4 +1,4 @@
-"""The locks of a file-system store: one file for each stripe of entries."""
+"""The locks of a file-system store: a file for each stripe of entries, and one for creations."""
 
 from __future__ import annotations
 
@@ -14,17 +14,28 @@ from kvreplay.backends.durable_files import FILE_MODE
 from kvreplay.backends.file_lock import FileLock, lock_within
 from kvreplay.store import ThreadBound
 
-__all__ = ["STRIPES", "flocked", "lock_file", "make_lock_files", "read_locked"]
+__all__ = [
+    "NEWEST",
+    "STRIPES",
+    "flocked",
+    "lock_file",
+    "make_lock_files",
+    "missing_lock_files",
+    "read_locked",
+]
 
 A = TypeVar("A")
 T = TypeVar("T")
 
 STRIPES: Final = 256
 """How many locks there are. It must never change: all processes must agree on an entry's lock."""
+NEWEST: Final = "newest"
+"""The lock file of those who create an entry; see :mod:`kvreplay.backends.filesystem.creation`."""
 
 # A pipe in the place of a lock file must not make anybody wait.
 _READ: Final = os.O_RDONLY | os.O_NONBLOCK
 _WRITE: Final = os.O_RDWR | os.O_NONBLOCK
+_NAMES: Final = {NEWEST, *(f"{stripe:02x}" for stripe in range(STRIPES))}
 
 _held: Final[dict[tuple[int, int, str], bool]] = {}
 """The locks that each thread holds, by pid, thread and path; whether only to read."""
@@ -118,8 +129,13 @@ def lock_file(sidecar: str, stripe: int) -> str:
 
 def make_lock_files(sidecar: str) -> None:
     """Make those that are missing, so that no later call needs room on the disk to take a lock."""
-    for stripe in range(STRIPES):
-        _make(lock_file(sidecar, stripe))
+    for name in _NAMES:
+        _make(os.path.join(sidecar, "locks", name))
+
+
+def missing_lock_files(sidecar: str) -> bool:
+    """Whether a store's lock files are not all there."""
+    return not _NAMES.issubset(os.listdir(os.path.join(sidecar, "locks")))
 
 
 def _make(path: str) -> None:

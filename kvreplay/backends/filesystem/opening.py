@@ -24,7 +24,13 @@ from kvreplay.backends.durable_files import (
 )
 from kvreplay.backends.filesystem.errors import mount_point
 from kvreplay.backends.filesystem.layout import EMPTY
-from kvreplay.backends.filesystem.locks import STRIPES, flocked, lock_file, make_lock_files
+from kvreplay.backends.filesystem.locks import (
+    STRIPES,
+    flocked,
+    lock_file,
+    make_lock_files,
+    missing_lock_files,
+)
 from kvreplay.backends.filesystem.presence import (
     Presence,
     has_id,
@@ -85,7 +91,7 @@ def open_folders(
         fsync_directory(os.path.dirname(root))
     _let_no_reader_lock(sidecar)
     store_id = stored_id(root, sidecar)
-    if store_id is None or _missing_lock_files(sidecar) or not has_id(root, store_id):
+    if store_id is None or missing_lock_files(sidecar) or not has_id(root, store_id):
         with flocked(os.path.join(sidecar, "locks"), limit=lock_timeout, folder=True):
             store_id = _adopt(root, sidecar)
     else:
@@ -143,7 +149,7 @@ def _adopt(root: str, sidecar: str) -> bytes:
     here before.
     """
     store_id = stored_id(root, sidecar)
-    missing = _missing_lock_files(sidecar)
+    missing = missing_lock_files(sidecar)
     if store_id is not None and missing:
         renew_id(root, sidecar, always=True)  # first: whoever holds a lock that is gone refuses now
     if missing:
@@ -158,11 +164,6 @@ def _adopt(root: str, sidecar: str) -> bytes:
     store_id = stored_id(root, sidecar)
     assert store_id is not None
     return store_id
-
-
-def _missing_lock_files(sidecar: str) -> bool:
-    found = set(os.listdir(os.path.join(sidecar, "locks")))
-    return not found.issuperset(f"{stripe:02x}" for stripe in range(STRIPES))
 
 
 def _check_one_file_system(root: str, neighbour: str) -> None:

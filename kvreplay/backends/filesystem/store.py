@@ -9,6 +9,7 @@ All else that the store needs lies beside it, in ``root.kvreplay/``:
 * ``format``: says that the root was adopted, by which version, and which store it is: see
   :mod:`kvreplay.backends.filesystem.presence`;
 * ``locks/00`` … ``locks/ff``: an entry changes under the ``flock`` of its stripe;
+* ``locks/newest``: its modification time is the last creation time that was given;
 * ``tmp/<stripe>-<unique>.tmp``: values that are being written, only under the stripe's lock;
 * ``owners``: where the owners of claims hold their locks, for ``Replay``;
 * ``expiry/``, ``stamps/``: see :mod:`kvreplay.backends.filesystem.expiry`.
@@ -24,7 +25,8 @@ import contextlib
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import ClassVar, TypeVar
 
 from kvreplay.backends._support import (
@@ -33,10 +35,12 @@ from kvreplay.backends._support import (
     check_durability,
     check_lock_timeout,
 )
+from kvreplay.backends.filesystem.creation import Creations
 from kvreplay.backends.filesystem.entries import Entries
 from kvreplay.backends.filesystem.errors import nameless, opening_error, store_error
 from kvreplay.backends.filesystem.expiry import ExpiryIndex
 from kvreplay.backends.filesystem.layout import EMPTY, EntryFile, namespace_of, resolve
+from kvreplay.backends.filesystem.listing import names, newest_first
 from kvreplay.backends.filesystem.locks import flocked, lock_file, read_locked
 from kvreplay.backends.filesystem.opening import open_folders
 from kvreplay.errors import (
@@ -49,15 +53,20 @@ from kvreplay.store import (
     Closing,
     Durability,
     Entry,
+    Page,
+    PageWithValues,
     SweepResult,
     ThreadBound,
     check_change,
     check_name,
     check_namespace,
+    check_page,
     check_sweep,
     check_value,
-    is_name,
+    page_token,
+    place_of,
 )
+from kvreplay.store.paging import Place
 
 __all__ = ["FilesystemStore"]
 
@@ -125,7 +134,12 @@ class FilesystemStore(Closing):
             raise opening_error(error, self._root) from error
         self._expiry = ExpiryIndex(self._sidecar, durable=self._durable)
         self._entries = Entries(
-            self._root, self._sidecar, self._presence, self._expiry, durable=self._durable
+            self._root,
+            self._sidecar,
+            self._presence,
+            self._expiry,
+            Creations(self._sidecar, self._lock_timeout),
+            durable=self._durable,
         )
 
     def __repr__(self) -> str:
@@ -187,6 +201,52 @@ class FilesystemStore(Closing):
         check_namespace(primary_namespace, secondary_namespace)
         folders = EntryFile(primary_namespace, secondary_namespace, "").parts
         return [*self._names(*folders, folders=False)]
+
+    def list_paginated(
+        self,
+        primary_namespace: str,
+        secondary_namespace: str,
+        page_token: str | None = None,
+        *,
+        limit: int = 50,
+    ) -> Page:
+        """Return a page of keys; see :meth:`kvreplay.PaginatedKVStore.list_paginated`.
+
+        It lists the namespace's folder and looks at each file in it, whatever the limit.
+        """
+        places, token = self._page(primary_namespace, secondary_namespace, page_token, limit)
+        return Page([key for _, key in places], token)
+
+    def list_paginated_with_values(
+        self,
+        primary_namespace: str,
+        secondary_namespace: str,
+        page_token: str | None = None,
+        *,
+        limit: int = 50,
+    ) -> PageWithValues:
+        """Return a page of keys and values; an entry that is removed meanwhile is left out."""
+        places, token = self._page(primary_namespace, secondary_namespace, page_token, limit)
+        entries = list[tuple[str, bytes]]()
+        for place in places:
+            entry = EntryFile(primary_namespace, secondary_namespace, place[1])
+            with self._reporting("read"):
+                value = self._durably(partial(self._entries.load_of, place), entry)
+            if value is not None:
+                entries.append((place[1], value))
+        return PageWithValues(entries, token)
+
+    def _page(
+        self, primary_namespace: str, secondary_namespace: str, token: str | None, limit: int
+    ) -> tuple[Sequence[Place], str | None]:
+        check_page(primary_namespace, secondary_namespace, limit)
+        place = place_of(primary_namespace, secondary_namespace, token)
+        folders = EntryFile(primary_namespace, secondary_namespace, "").parts
+        found = self._listed(lambda folder: newest_first(folder, place, limit + 1), folders) or []
+        if len(found) <= limit:
+            return found, None
+        del found[limit:]
+        return found, page_token(primary_namespace, secondary_namespace, found[-1])
 
     def list_all_keys(self) -> Iterator[tuple[str, str, str]]:
         """Walk the folders, one at a time and as the caller iterates."""
@@ -282,19 +342,16 @@ class FilesystemStore(Closing):
 
     def _names(self, *parts: str, folders: bool) -> set[str]:
         """Return the legal names of folders or files; none if there is no such folder."""
-        # A set: some file systems show a name twice if it is replaced during the listing.
+        return self._listed(partial(names, folders=folders), parts) or set()
+
+    def _listed(self, look: Callable[[str], T], parts: tuple[str, ...]) -> T | None:
+        """Look at a folder; ``None`` if there is no such folder."""
         with self._reporting("list"):
             try:
-                with os.scandir(os.path.join(self._root, *parts)) as found:
-                    return {
-                        each.name
-                        for each in found
-                        if (is_name(each.name) or (folders and each.name == EMPTY))
-                        and _is_shown(each, folders)
-                    }
+                return look(os.path.join(self._root, *parts))
             except FileNotFoundError:
                 self._presence.check()
-                return set()
+                return None
 
     # Locks and checks.
 
@@ -338,10 +395,3 @@ def _is_same_file(one: str, other: str) -> bool:
         return os.path.samestat(os.lstat(one), os.lstat(other))
     except FileNotFoundError:
         return False
-
-
-def _is_shown(each: os.DirEntry[str], folders: bool) -> bool:
-    try:
-        return each.is_dir() if folders else each.is_file()
-    except OSError:
-        return False  # a link that leads nowhere, or in a circle

@@ -1,30 +1,38 @@
 """How entries lie in LMDB, and the steps that change them inside a transaction.
 
-``entries``: ``primary NUL secondary NUL key`` -> 8 bytes of expiry, then the value.
+``entries``: ``primary NUL secondary NUL key`` -> expiry (8 bytes), creation (8), then the value.
 ``expiry``: ``primary NUL expiry secondary NUL key`` -> nothing, for entries that expire.
-An expiry is ``expires_at + 1``, big-endian, so that zeros can mean *none*.
+``created``: a digest of ``primary NUL secondary``, creation -> key.
+An expiry is ``expires_at + 1``, big-endian, so that zeros can mean *none*. A creation is a number,
+big-endian, which an entry gets when it is made; an update keeps it, so ``created`` stays as it is.
+``meta`` has the last one that was given. The digest keeps ``created`` small. A database with many
+items for one key would do so too, but LMDB counts its pages wrongly, and ``verify`` complains.
 
 The transaction is each step's last argument: a step is passed on as a ``partial`` without it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import string
 from functools import lru_cache
 from typing import Final
 
 from kvreplay.backends.lmdb.handle import Handle, Transaction
 from kvreplay.store import MAX_NAME_LENGTH, SweepResult, check_name, check_namespace
+from kvreplay.store.paging import Place
 
 __all__ = [
+    "HEAD",
     "PAGE",
-    "STAMP",
     "check_and_put",
     "delete",
+    "digest_of",
     "entry_key",
     "expiry_of",
     "index_key",
     "keys_from",
+    "page",
     "prefix_of",
     "put",
     "sweep",
@@ -33,10 +41,15 @@ __all__ = [
 PAGE: Final = 1000
 """How many keys a walk takes from one read transaction."""
 
-STAMP: Final = 8
-"""Bytes of expiry before each value."""
+HEAD: Final = 16
+"""Bytes before each value: eight of expiry, the stamp, and eight of creation."""
 
-_NEVER: Final = bytes(STAMP)
+_STAMP: Final = 8
+_DIGEST: Final = 16
+_NEVER: Final = bytes(_STAMP)
+_LAST: Final = b"created"  # the key of the last creation, in the database ``meta``
+_NONE: Final = bytes(8)
+_MOST: Final = 2**64 - 1
 _LEGAL: Final = (string.ascii_letters + string.digits + "_-").encode()
 
 
@@ -59,6 +72,12 @@ def prefix_of(primary_namespace: str, secondary_namespace: str) -> bytes:
     return f"{primary_namespace}\0{secondary_namespace}\0".encode()
 
 
+@lru_cache(maxsize=1024)
+def digest_of(namespace: bytes) -> bytes:
+    """Return what the keys of a namespace's creations start with."""
+    return hashlib.sha256(namespace, usedforsecurity=False).digest()[:_DIGEST]
+
+
 def index_key(entry: bytes, stamp: bytes) -> bytes:
     """Return an entry's key in the expiry index: by primary namespace, then time."""
     primary, _, rest = entry.partition(b"\0")
@@ -67,7 +86,7 @@ def index_key(entry: bytes, stamp: bytes) -> bytes:
 
 def expiry_of(stored: bytes) -> int | None:
     """Return when a stored entry may be dropped, in milliseconds since the epoch, or ``None``."""
-    stamp = int.from_bytes(stored[:STAMP], "big")
+    stamp = int.from_bytes(stored[:_STAMP], "big")
     return stamp - 1 if stamp else None
 
 
@@ -94,16 +113,15 @@ def check_and_put(
     """Change an entry if it is as expected; return what was found."""
     stamp = _NEVER
     if value is not None and expires_at is not None:
-        stamp = (expires_at + 1).to_bytes(STAMP, "big")
-    if (
-        expected is None
-        and value is not None  # quick way, one call looks and puts: bench_durable
-        and txn.put(entry, stamp + value, overwrite=False, db=handle.entries)
-    ):
-        _index(handle, txn, entry, stamp)
-        return None
+        stamp = (expires_at + 1).to_bytes(_STAMP, "big")
+    if expected is None and value is not None:  # quick way, for _replace(): bench_durable
+        creation = _next_creation(handle, txn)
+        if txn.put(entry, stamp + creation + value, overwrite=False, db=handle.entries):
+            _note_creation(handle, txn, entry, creation)
+            _index(handle, txn, entry, stamp)
+            return None
     old = txn.get(entry, None, handle.entries)
-    found = None if old is None else old[STAMP:]
+    found = None if old is None else old[HEAD:]
     if found == expected:
         _replace(handle, txn, entry, old, value, stamp)
     return found
@@ -117,20 +135,42 @@ def _replace(
     value: bytes | None,
     stamp: bytes = _NEVER,
 ) -> None:
-    """Change an entry and its place in the expiry index together."""
-    if old is not None and old[:STAMP] not in (_NEVER, stamp):
-        txn.delete(index_key(entry, old[:STAMP]), db=handle.expiry)
+    """Change an entry and its places in the indexes together."""
+    if old is not None and old[:_STAMP] not in (_NEVER, stamp):
+        txn.delete(index_key(entry, old[:_STAMP]), db=handle.expiry)
     if value is not None:
-        txn.put(entry, stamp + value, db=handle.entries)
+        creation = _next_creation(handle, txn) if old is None else old[_STAMP:HEAD]
+        txn.put(entry, stamp + creation + value, db=handle.entries)
+        if old is None:
+            _note_creation(handle, txn, entry, creation)
         _index(handle, txn, entry, stamp)
     elif old is not None:
-        txn.delete(entry, db=handle.entries)
+        _drop(handle, txn, entry, old)
 
 
 def _index(handle: Handle, txn: Transaction, entry: bytes, stamp: bytes) -> None:
     """Put an entry in its place in the expiry index, if it expires."""
     if stamp != _NEVER:
         txn.put(index_key(entry, stamp), b"", db=handle.expiry)
+
+
+def _next_creation(handle: Handle, txn: Transaction) -> bytes:
+    last = int.from_bytes(txn.get(_LAST, _NONE, handle.files.meta), "big")
+    return (last + 1).to_bytes(8, "big")
+
+
+def _note_creation(handle: Handle, txn: Transaction, entry: bytes, creation: bytes) -> None:
+    """Give a new entry its place among those of its namespace; the number is never given again."""
+    namespace, _, key = entry.rpartition(b"\0")
+    txn.put(_LAST, creation, db=handle.files.meta)
+    txn.put(digest_of(namespace) + creation, key, db=handle.files.created)
+
+
+def _drop(handle: Handle, txn: Transaction, entry: bytes, old: bytes) -> bool:
+    """Remove an entry that is there, and its place among those of its namespace."""
+    namespace, _, _ = entry.rpartition(b"\0")
+    txn.delete(digest_of(namespace) + old[_STAMP:HEAD], db=handle.files.created)
+    return txn.delete(entry, db=handle.entries)
 
 
 def sweep(
@@ -144,7 +184,7 @@ def sweep(
         found = cursor.set_range(prefix)
         while found:
             index = cursor.key()
-            stamp = index[len(prefix) : len(prefix) + STAMP]
+            stamp = index[len(prefix) : len(prefix) + _STAMP]
             if not index.startswith(prefix) or int.from_bytes(stamp, "big") > now + 1:
                 break
             if len(due) == limit:
@@ -154,11 +194,11 @@ def sweep(
             found = cursor.next()
     removed = 0
     for index in due:
-        stamp, rest = index[len(prefix) : len(prefix) + STAMP], index[len(prefix) + STAMP :]
+        stamp, rest = index[len(prefix) : len(prefix) + _STAMP], index[len(prefix) + _STAMP :]
         stored = txn.get(prefix + rest, None, handle.entries)
         txn.delete(index, db=handle.expiry)
-        if stored is not None and stored[:STAMP] == stamp:
-            removed += txn.delete(prefix + rest, db=handle.entries)
+        if stored is not None and stored[:_STAMP] == stamp:
+            removed += _drop(handle, txn, prefix + rest, stored)
     return SweepResult(len(due), removed, more)
 
 
@@ -176,3 +216,37 @@ def keys_from(
             keys.append(key)
             found = cursor.next()
     return keys
+
+
+def page(
+    handle: Handle,
+    prefix: bytes,
+    place: Place | None,
+    limit: int,
+    with_values: bool,
+    txn: Transaction,
+) -> list[tuple[int, str, bytes]]:
+    """Return entries of one namespace; the one that was made last comes first.
+
+    Args:
+        prefix: what the keys of the namespace's entries start with.
+        place: return those that were made before this one.
+
+    Returns:
+        At most ``limit`` times the creation, the key, and the value if it is asked for.
+    """
+    entries: list[tuple[int, str, bytes]] = []
+    digest = digest_of(prefix[:-1])
+    end = digest + (place[0] if place else _MOST).to_bytes(8, "big")
+    with txn.cursor(handle.files.created) as cursor:
+        found = cursor.prev() if cursor.set_range(end) else cursor.last()
+        while found and len(entries) < limit:
+            item, key = cursor.item()
+            if not item.startswith(digest):
+                break
+            stored = txn.get(prefix + key, None, handle.entries) if with_values else b""
+            if stored is not None:  # else another program has removed it
+                creation = int.from_bytes(item[_DIGEST:], "big")
+                entries.append((creation, key.decode(), stored[HEAD:]))
+            found = cursor.prev()
+    return entries

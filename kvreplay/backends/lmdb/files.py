@@ -53,7 +53,8 @@ __all__ = ["ID", "Files", "identity_of", "open_files", "opening", "prepare"]
 
 _LOCK: Final = "lock.mdb"
 _MARKER: Final = "kvreplay.format"
-_DATABASES: Final = (b"entries", b"expiry", b"meta")
+_DATABASES: Final = (b"entries", b"expiry", b"meta", b"created")
+_FIRST_DATABASES: Final = set(_DATABASES[:3])  # of kvreplay while 0.1.0 was made
 _FORMAT: Final = b"1"
 _ATTEMPTS: Final = 10
 _MAX_DBS: Final = 8
@@ -71,12 +72,12 @@ _legal_name = re.compile(r"[A-Za-z0-9_-]{1,120}|\[empty\]").fullmatch
 class Files:
     """An open environment, its databases, and where its files were when it was opened."""
 
-    __slots__ = ("entries", "env", "expiry", "id", "meta", "page_size", "presence")
+    __slots__ = ("created", "entries", "env", "expiry", "id", "meta", "page_size", "presence")
 
     def __init__(self, env: lmdb.Environment, path: Path, presence: Presence) -> None:
         self.env = env
         self.presence = presence
-        self.entries, self.expiry, self.meta = _open_databases(env, path)
+        self.entries, self.expiry, self.meta, self.created = _open_databases(env, path)
         self.page_size = env.stat()["psize"]
         with env.begin() as txn:
             self.id: bytes = txn.get(ID, b"", self.meta)
@@ -358,9 +359,11 @@ def _refuse_cut_file(env: lmdb.Environment, path: Path) -> None:
 
 
 def _open_databases(env: lmdb.Environment, path: Path) -> list[lmdb._Database]:
-    """Open entries, expiry and meta, in this order."""
+    """Open entries, expiry, meta and created, in this order."""
     with env.begin() as txn, txn.cursor() as cursor:
         names = set(cursor.iternext(keys=True, values=False))
+    if names == _FIRST_DATABASES:
+        raise _another_format(path)
     if names != set(_DATABASES):
         raise CorruptStoreError(
             f"{path} is an LMDB environment of another program: nothing was changed; give kvreplay"
@@ -370,8 +373,12 @@ def _open_databases(env: lmdb.Environment, path: Path) -> list[lmdb._Database]:
     with env.begin(write=True) as txn:
         databases = [env.open_db(name, txn, create=False) for name in _DATABASES]
         if txn.get(b"format", None, databases[2]) != _FORMAT or not txn.get(ID, None, databases[2]):
-            raise CorruptStoreError(
-                f"the LMDB store {path} has another format than this kvreplay knows: nothing was"
-                " changed; use the version that wrote it"
-            )
+            raise _another_format(path)
     return databases
+
+
+def _another_format(path: Path) -> StoreError:
+    return CorruptStoreError(
+        f"the LMDB store {path} has another format than this kvreplay knows: nothing was"
+        " changed; use the version that wrote it"
+    )

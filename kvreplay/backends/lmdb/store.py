@@ -34,13 +34,18 @@ from kvreplay.store import (
     Durability,
     Entry,
     KVTransaction,
+    Page,
+    PageWithValues,
     SweepResult,
     ThreadBound,
     check_change,
     check_namespace,
+    check_page,
     check_sweep,
     check_value,
     closed_error,
+    page_token,
+    place_of,
 )
 
 __all__ = ["LMDBStore"]
@@ -153,7 +158,7 @@ class LMDBStore(Closing):
         stored = environment.handle.get(entry)
         if stored is None:
             raise KeyNotFoundError("no entry under that name")
-        return stored[entries.STAMP :]
+        return stored[entries.HEAD :]
 
     def read_entry(self, primary_namespace: str, secondary_namespace: str, key: str) -> Entry:
         """Return value and expiry; see :meth:`kvreplay.InspectableKVStore.read_entry`."""
@@ -161,7 +166,7 @@ class LMDBStore(Closing):
         stored = self._opened().handle.get(entry)
         if stored is None:
             raise KeyNotFoundError("no entry under that name")
-        return Entry(stored[entries.STAMP :], entries.expiry_of(stored))
+        return Entry(stored[entries.HEAD :], entries.expiry_of(stored))
 
     def write(
         self, primary_namespace: str, secondary_namespace: str, key: str, value: bytes
@@ -186,6 +191,34 @@ class LMDBStore(Closing):
         check_namespace(primary_namespace, secondary_namespace)
         prefix = entries.prefix_of(primary_namespace, secondary_namespace)
         return [key[len(prefix) :].decode() for key in self._walk(prefix)]
+
+    def list_paginated(
+        self,
+        primary_namespace: str,
+        secondary_namespace: str,
+        page_token: str | None = None,
+        *,
+        limit: int = 50,
+    ) -> Page:
+        """Return a page of keys; see :meth:`kvreplay.PaginatedKVStore.list_paginated`."""
+        entries, token = self._page(
+            primary_namespace, secondary_namespace, page_token, limit, with_values=False
+        )
+        return Page([key for _, key, _ in entries], token)
+
+    def list_paginated_with_values(
+        self,
+        primary_namespace: str,
+        secondary_namespace: str,
+        page_token: str | None = None,
+        *,
+        limit: int = 50,
+    ) -> PageWithValues:
+        """Return a page of keys and values; see :class:`kvreplay.PaginatedKVStore`."""
+        entries, token = self._page(
+            primary_namespace, secondary_namespace, page_token, limit, with_values=True
+        )
+        return PageWithValues([(key, value) for _, key, value in entries], token)
 
     def list_all_keys(self) -> Iterator[tuple[str, str, str]]:
         """Yield every address; see :meth:`kvreplay.MigratableKVStore.list_all_keys`.
@@ -326,6 +359,21 @@ class LMDBStore(Closing):
 
         shared.while_opening(self._path, rejoin, self._bound)
         return self._environment
+
+    def _page(
+        self, primary: str, secondary: str, token: str | None, limit: int, *, with_values: bool
+    ) -> tuple[Sequence[tuple[int, str, bytes]], str | None]:
+        check_page(primary, secondary, limit)
+        place = place_of(primary, secondary, token)
+        prefix = entries.prefix_of(primary, secondary)
+        handle = self._opened().handle
+        # With one more, to know whether more remain.
+        look = partial(entries.page, handle, prefix, place, limit + 1, with_values)
+        found = handle.read(look)
+        if len(found) <= limit:
+            return found, None
+        creation, key, _ = found[limit - 1]
+        return found[:limit], page_token(primary, secondary, (creation, key))
 
     def _walk(self, prefix: bytes) -> Iterator[bytes]:
         """Yield the keys of all entries that start with ``prefix``, in key order."""

@@ -32,7 +32,7 @@ class _Transaction:
         stored = self._run(lambda txn: txn.get(entry, None, self._handle.entries))
         if stored is None:
             raise KeyNotFoundError("no entry under that name")
-        return stored[entries.STAMP :]
+        return stored[entries.HEAD :]
 
     def write(
         self, primary_namespace: str, secondary_namespace: str, key: str, value: bytes

@@ -202,12 +202,9 @@ def test_a_lock_whose_release_fails_does_not_deny_the_change(
     failed = []
 
     def fail(fd: int, *operation: int) -> None:
-        if module is os:
-            ours = os.readlink(f"/proc/self/fd/{fd}") == lock
-            original(fd)  # Linux gives the descriptor back whatever it reports
-        else:
-            ours = operation == (fcntl.LOCK_UN,)
-            None if ours else original(fd, *operation)
+        ours = os.readlink(f"/proc/self/fd/{fd}") == lock and operation in ((), (fcntl.LOCK_UN,))
+        if module is os or not ours:
+            original(fd, *operation)  # Linux gives a descriptor back whatever it reports
         if ours:
             failed.append(fd)
             raise OSError(errno.EIO, os.strerror(errno.EIO))

@@ -221,7 +221,7 @@ def test_a_child_leaves_the_parents_readers_alone(store: LMDBStore, fork: Any) -
     with ThreadPoolExecutor(1) as pool:
         assert (
             pool.submit(environment_of(store).handle.read, stay).result(60)
-            == bytes(8) + b"old" * 1000
+            == bytes(15) + b"\1" + b"old" * 1000
         )
 
 

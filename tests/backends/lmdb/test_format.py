@@ -171,6 +171,19 @@ def test_databases_that_are_missing_are_refused(root: Path) -> None:
         LMDBStore(root)
 
 
+def test_a_store_without_creations_is_refused(root: Path) -> None:
+    """As kvreplay made it for a while, before 0.1.0: without the database ``created``."""
+    filled(root)
+    with lmdb.open(str(root), max_dbs=8, lib_version=0) as env:
+        created = env.open_db(b"created", create=False)
+        with env.begin(write=True) as txn:
+            txn.drop(created)
+    data = (root / "data.mdb").read_bytes()
+    with pytest.raises(CorruptStoreError, match="another format"):
+        LMDBStore(root)
+    assert (root / "data.mdb").read_bytes() == data
+
+
 def test_a_missing_marker_is_written(root: Path) -> None:
     before = filled(root)
     marker = (root / MARKER).read_bytes()

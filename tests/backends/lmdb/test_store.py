@@ -50,25 +50,37 @@ def test_stored_bytes(store: LMDBStore, root: Path) -> None:
     store.write("", "", "k", b"")
     store.check_and_put("p", "s", "k", expected=None, value=b"v", expires_at=0)
     store.check_and_put("p", "s", "last", expected=None, value=b"v", expires_at=2**63 - 1)
+    store.write("p", "s", "gone", b"v")
+    store.remove("p", "s", "gone")
+    store.check_and_put("p", "s", "k", expected=b"v", value=b"w", expires_at=0)
     store.close()
     with lmdb.open(str(root), max_dbs=8, lib_version=0) as env, env.begin() as txn:
         databases = {
             name: dict(txn.cursor(env.open_db(name, txn, create=False)))
-            for name in (b"meta", b"entries", b"expiry")
+            for name in (b"meta", b"entries", b"expiry", b"created")
         }
     own = databases[b"meta"].pop(b"id")
     assert re.fullmatch(rb"[0-9a-f]{32}", own)
     assert databases == {
-        b"meta": {b"format": b"1"},
+        b"meta": {b"format": b"1", b"created": bytes(7) + b"\5"},
         b"entries": {
-            b"\0\0k": bytes(8),
-            b"p\0\0k": bytes(8) + b"value",
-            b"p\0s\0k": bytes(7) + b"\1v",
-            b"p\0s\0last": b"\x80" + bytes(7) + b"v",
+            b"\0\0k": bytes(15) + b"\2",
+            b"p\0\0k": bytes(15) + b"\1value",
+            b"p\0s\0k": bytes(7) + b"\1" + bytes(7) + b"\3w",
+            b"p\0s\0last": b"\x80" + bytes(7) + bytes(7) + b"\4v",
         },
         b"expiry": {
             b"p\0" + bytes(7) + b"\1s\0k": b"",
             b"p\0\x80" + bytes(7) + b"s\0last": b"",
+        },
+        b"created": {
+            bytes.fromhex(digest) + bytes(7) + creation: key
+            for digest, creation, key in (
+                ("6e340b9cffb37a989ca544e6bb780a2c", b"\2", b"k"),
+                ("882a20e6379eb83aecb916f4b9ea79c1", b"\1", b"k"),
+                ("c6728888e0819810ae217463a9f7963d", b"\3", b"k"),
+                ("c6728888e0819810ae217463a9f7963d", b"\4", b"last"),
+            )
         },
     }
     names = {path.name for path in root.iterdir()}
@@ -99,6 +111,18 @@ def test_no_index_entry_lingers(store: LMDBStore) -> None:
     put(b"v", 5)
     put(b"w", 5)
     assert store.sweep("p", 499, 10) == SweepResult(1, 1, False)
+
+
+def test_a_stray_creation_is_on_no_page_with_values(store: LMDBStore) -> None:
+    """Another program has removed the entry, and not what is noted of its creation."""
+    for key in ("first", "stray", "last"):
+        store.write("p", "s", key, key.encode())
+    environment = environment_of(store)
+    entry = lmdb_entries.entry_key("p", "s", "stray")
+    environment.write(lambda txn: txn.delete(entry, db=environment.handle.entries))
+    page = store.list_paginated_with_values("p", "s", limit=2)
+    assert list(page.entries) == [("last", b"last"), ("first", b"first")]
+    assert page.next_page_token is None
 
 
 def test_a_stray_index_entry_removes_nothing(store: LMDBStore) -> None:
