@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from kvreplay.cli import demo, init
+from kvreplay.cli import demo, init, migrate
 from kvreplay.errors import KVReplayError
 
 __all__ = ["main"]
@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     init.add_to(commands)
+    migrate.add_to(commands)
     demo.add_to(commands)
     return parser
 
