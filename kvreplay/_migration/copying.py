@@ -62,6 +62,7 @@ class Copying:
         self._mends = resumed and not used
         self._used = used
         self._with_claims = with_claims
+        self._claims = Claims(source)
         self._batch = batch
         self._done = done
         self._put_each = _putter(destination)
@@ -104,11 +105,9 @@ class Copying:
             entry = self._read_source(*address)
         except KeyNotFoundError:
             return  # removed since it was listed
-        if not self._with_claims:
-            claims = Claims(self._source)
-            if claims.look_at(address, entry.value):
-                self._flush()
-                raise claims.error("a part was copied, and the migration has not ended")
+        if not self._with_claims and self._claims.look_at(address, entry.value):
+            self._flush()
+            raise self._claims.error("a part was copied, and the migration has not ended")
         self._waiting.append(Change(*address, None, entry.value, entry.expires_at))
         self._size += len(entry.value)
         if len(self._waiting) >= self._batch or self._size >= _BATCH_BYTES:

@@ -155,6 +155,7 @@ def test_a_resumed_one_follows_what_the_source_has_changed(
 ) -> None:
     source, destination = MemoryStore(), new_engine("sqlite").open()
     fill(source)
+    source.write("whole", "namespace", "k", b"v")
 
     def changing(progress: Progress) -> None:
         if progress.step == "verify" and not progress.done:
@@ -163,6 +164,7 @@ def test_a_resumed_one_follows_what_the_source_has_changed(
             source.write("p", "s", "k014", b"made anew: the youngest")
             source.remove("q", "s", "k021")
             source.write("new", "", "k", b"v")
+            source.remove("whole", "namespace", "k")
 
     with pytest.raises(NotEqualError) as caught:
         migrate(source, destination, on_progress=changing)
@@ -200,6 +202,30 @@ def test_a_destination_that_was_damaged_between_the_passes_is_found(
         migrate(source, destination, on_progress=damaging)
     migrate(source, destination)
     assert content(destination) == content(source)
+
+
+class Unordered:
+    """A source that can be walked and read, and nothing else."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self.read = store.read
+        self.list_all_keys = store.list_all_keys
+        self.identity = "a source"
+
+
+def test_what_is_too_much_is_found_without_an_order() -> None:
+    store, destination = MemoryStore(), MemoryStore()
+    fill(store)
+
+    def adding(progress: Progress) -> None:
+        if progress.step == "verify" and not progress.done:
+            destination.write("p", "s", "foreign", b"")
+
+    with pytest.raises(NotEqualError, match="1 differences"):
+        migrate(Unordered(store), destination, on_progress=adding)  # type: ignore[arg-type]
+    done = migrate(Unordered(store), destination)  # type: ignore[arg-type]
+    assert (done.removed, done.ordered) == (1, False)
+    assert set(destination.list_all_keys()) == set(store.list_all_keys())
 
 
 def test_a_used_destination_loses_nothing(new_engine: Callable[..., Engine]) -> None:
@@ -262,6 +288,29 @@ def test_claims_are_named_and_refused_unless_told(new_engine: Callable[..., Engi
     found = Replay(other, "requests", ttl=60).lookup(key, {})
     assert found is not None
     assert found.response == "answer"
+
+
+def test_a_claim_that_begins_during_the_copy_is_refused_too() -> None:
+    source, destination = MemoryStore(), MemoryStore()
+    fill(source)
+    replay = Replay(source, "requests", ttl=60)
+
+    def handler() -> str:
+        claim = next(each for each in content(source).items() if each[0][0] == "requests")
+        source.remove(*claim[0])
+
+        def claiming(progress: Progress) -> None:
+            if progress.step == "copy" and not progress.done:
+                source.write(*claim[0], claim[1].value)
+
+        with pytest.raises(ClaimsInProgressError, match="a part was copied"):
+            migrate(source, destination, on_progress=claiming)
+        assert destination.read(*MARK)
+        return "answer"
+
+    replay.execute(("peer", "session"), {}, handler)
+    migrate(source, destination)
+    assert content(destination) == content(source)
 
 
 # LDK's own files.
