@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Lock, Thread
 from typing import Any, Final
 
 import lmdb
@@ -32,7 +34,7 @@ from benchmarks.workload import (
 )
 from kvreplay import AsyncReplay, Replay, open_store
 
-ENGINES: Final = ["lmdb", "filesystem", "memory"]
+ENGINES: Final = ["lmdb", "sqlite", "filesystem", "memory"]
 ROUNDS: Final = 3
 CLAIM, RECORD = claimed(0), completed(0, FAR)[1]
 
@@ -67,6 +69,49 @@ def put(folder: Path) -> Iterator[Put]:
                 txn.put(_PRIMARY + stamp + rest, b"", db=expiry)
 
     yield put
+    env.close()
+
+
+@pytest.fixture
+def put_together(folder: Path) -> Iterator[Callable[[], None]]:
+    """Make the two raw writes of :func:`put` by a thread that commits all that wait at once."""
+    env = lmdb.open(str(folder / "together"), map_size=16 << 30, max_dbs=2, lib_version=0)
+    entries, expiry = env.open_db(b"entries"), env.open_db(b"expiry")
+    numbers = count()
+    waiting: SimpleQueue[tuple[Any, Lock] | None] = SimpleQueue()
+
+    def write() -> None:
+        while (first := waiting.get()) is not None:
+            landed = []
+            with env.begin(write=True) as txn:
+                pending: tuple[Any, Lock] | None = first
+                while pending is not None:
+                    writes, bell = pending
+                    for db, key, value in writes:
+                        txn.put(key, value, db=db)
+                    landed.append(bell)
+                    pending = None if waiting.empty() else waiting.get()
+            for bell in landed:
+                bell.release()
+
+    def submit(*writes: tuple[Any, bytes, bytes]) -> None:
+        bell = Lock()
+        bell.acquire()
+        waiting.put((writes, bell))
+        bell.acquire()
+
+    def put() -> None:
+        number = next(numbers)
+        rest = _SECONDARY + request_id(number).encode()
+        key, stamp = _PRIMARY + rest, (FAR + number).to_bytes(8, "big")
+        submit((entries, key, bytes(8) + CLAIM))
+        submit((entries, key, stamp + RECORD), (expiry, _PRIMARY + stamp + rest, b""))
+
+    writer = Thread(target=write)
+    writer.start()
+    yield put
+    waiting.put(None)
+    writer.join()
     env.close()
 
 
@@ -118,6 +163,23 @@ def test_threads(
     commits = after - before if after is not None and before is not None else None
     who = "1 thread" if threads == 1 else f"{threads} threads"
     note(f"durable/{engine}, {who}", figures_of(rate, raw, commits, next(numbers)))
+
+
+def test_writer_thread(
+    benchmark: Any, note: Note, sizes: Sizes, put_together: Callable[[], None], folder: Path
+) -> None:
+    """64 threads on LMDB beside 64 whose raw writes a thread of their own commits together."""
+    with open_store(url_of("lmdb", folder)) as store:
+        replay = Replay(store, NAMESPACE, ttl=3600)
+        numbers = count()
+        rate, raw = in_turn(
+            benchmark,
+            lambda: in_threads(64, sizes.seconds, lambda: execute(replay, next(numbers))),
+            lambda: in_threads(64, sizes.seconds, put_together),
+            rounds=min(ROUNDS, sizes.rounds),
+        )
+    figures = figures_of(rate, raw, None, next(numbers))
+    note("durable/lmdb beside a writer thread, 64 threads", figures)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

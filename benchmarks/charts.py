@@ -107,7 +107,8 @@ def _hit(rows: Rows) -> None:
 
 
 def _durable(rows: Rows) -> None:
-    points: dict[str, list[tuple[int, float]]] = {"lmdb": [], "raw": [], "filesystem": []}
+    drawn = ("lmdb", "sqlite", "filesystem", "raw")
+    points: dict[str, list[tuple[int, float]]] = {each: [] for each in drawn}
     for name, figures in rows.items():
         section, _, row = name.partition("/")
         engine, _, who = row.partition(", ")
@@ -118,12 +119,15 @@ def _durable(rows: Rows) -> None:
                 points["raw"].append((number, figures["raw executions/s"]))
     looks: dict[str, dict[str, Any]] = {
         "lmdb": {"label": "kvreplay, LMDB", "color": OURS, "marker": "o"},
+        "sqlite": {"label": "kvreplay, SQLite", "color": OURS, "marker": "D"},
         "filesystem": {"label": "kvreplay, files", "color": OURS_TOO, "marker": "s"},
         "raw": {"label": "raw py-lmdb, one\ntransaction a write", "color": RIVAL, "marker": "^"},
     }
     _, axes = plt.subplots(figsize=(7.2, 4.2))
     ends = {}
     for engine, look in looks.items():
+        if not points[engine]:
+            continue  # an earlier run's figures do not have it
         *threads, tasks = sorted(points[engine])
         axes.plot([at for at, _ in threads], [rate for _, rate in threads], **look)
         axes.plot(*tasks, color=look["color"], marker=look["marker"])  # no line: not threads

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import msgpack
 import pytest
 
 from benchmarks.measure import file_system_of, flush_seconds
-from benchmarks.workload import AS_ONE_MAP, FAR, fill
+from benchmarks.workload import AS_ONE_MAP, FAR, NAMESPACE, SCOPE, fill, request_id
 from kvreplay import open_store
 
 DISKS = pytest.StashKey[list[dict[str, Any]]]()
@@ -144,6 +146,20 @@ def floor(place: Path) -> Iterator[Callable[[], Any]]:
 
     yield floor
     env.close()
+
+
+@pytest.fixture(scope="session")
+def sqlite_floor(place: Path) -> Iterator[Callable[[], Any]]:
+    """The same of SQLite: a bare ``SELECT`` by three names, in a database with a log."""
+    with closing(sqlite3.connect(place / "sqlite_floor", isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute(
+            "CREATE TABLE raw (p TEXT, s TEXT, k TEXT, v BLOB, PRIMARY KEY (p, s, k))"
+        )
+        names = (NAMESPACE, SCOPE, request_id(0))
+        connection.execute("INSERT INTO raw VALUES (?, ?, ?, ?)", (*names, AS_ONE_MAP))
+        select = "SELECT v FROM raw WHERE p = ? AND s = ? AND k = ?"
+        yield lambda: msgpack.unpackb(connection.execute(select, names).fetchone()[0])
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,8 @@ _SECTIONS: Final = {
     "hit": (
         "A replay",
         "A 0.7 KB record of 8 params, one thread. The floor is a raw py-lmdb `get` and one msgpack"
-        " decoding of the same content as one map, measured in turn with each row.",
+        " decoding of the same content as one map, measured in turn with each row;"
+        " for SQLite a bare `SELECT` and that decoding.",
     ),
     "hit parts": (
         "Where a hit's time goes",
@@ -27,7 +28,8 @@ _SECTIONS: Final = {
     "durable": (
         "Durable first executions at once",
         "Raw: py-lmdb with one transaction for each write. The same threads make the same two"
-        " writes; for tasks, asyncio's thread pool makes them. Memory is not durable; it shows"
+        " writes; for tasks, asyncio's thread pool makes them. *Beside a writer thread*: raw is one"
+        " more thread that commits all writes that wait at once. Memory is not durable; it shows"
         " the cost of the code.",
     ),
     "sweep": (

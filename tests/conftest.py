@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import pytest
 # Before they are imported: then a failing assertion of a helper shows what it compared.
 pytest.register_assert_rewrite("support", "torture")
 
+from support.disks import in_memory  # noqa: E402
 from support.engines import ENGINES, Engine  # noqa: E402
 from support.forking import Child  # noqa: E402
 
@@ -89,6 +91,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="N",
         help="interrupt each operation at one of N points; 1: at every point",
     )
+    parser.addoption(
+        "--in-memory",
+        action="store_true",
+        help="write to a file system in memory, where a flush costs nothing, if there is a large one",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let what the tests write be in memory, if this is wanted and can be had."""
+    if config.getoption("in_memory") and (folder := in_memory()) is not None:
+        os.environ["PYTEST_DEBUG_TEMPROOT"] = folder
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -99,16 +112,16 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what forks: coverage holds a lock of its own then, with which a child would hang.
-
-    And let the folders with the quickest tests come first.
-    """
-    for item in items:
-        if "fork" in getattr(item, "fixturenames", ()):
-            item.add_marker("fork")
+    """Let the folders with the quickest tests come first."""
     items.sort(
         key=lambda item: QUICKEST_FIRST.get(os.path.relpath(item.path, TESTS).split("/")[0], 9)
     )
+
+
+def pytest_collection_finish() -> None:
+    """Let the collector of garbage look no more at thousands of tests and their modules."""
+    gc.collect()
+    gc.freeze()
 
 
 # What a run says when it ends: the figures of its tests, and what it left out.
@@ -174,6 +187,8 @@ def left_out(terminalreporter: Any, config: pytest.Config) -> Iterator[str]:
         yield f"{exhaustive} tests that walk every schedule, for a minute: tox -e exhaustive"
     if skipped := len(terminalreporter.getreports("skipped")):
         yield f"{skipped} tests that need what this machine lacks: the reasons are above"
+    if config.getoption("in_memory") and in_memory() is not None:
+        yield f"stores on a disk, since these were in memory: tox -e py3{sys.version_info.minor}"
     yield "interrupts at every point, instead of one in 97: tox -e interrupts"
     yield "kills, power cuts, full and failing disks, as root: tox -e torture"
     others = [minor for minor in (11, 12, 13) if minor != sys.version_info.minor]

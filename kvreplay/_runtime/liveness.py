@@ -164,7 +164,7 @@ def _known_process() -> _Process:
     process = _process
     if process is not None and process.mark[0]:
         return process
-    with _lock:
+    with _lock.own():
         return _this_process()
 
 
@@ -185,7 +185,7 @@ def begin(token: bytes, owners_file: str | None) -> str:
         return process.owner()
     if (file := process.join(owners_file, token)) is not None:
         return process.owner(_boot_id(), file.place)
-    with _lock:
+    with _lock.own():
         try:
             boot = _boot_id()
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
@@ -223,7 +223,7 @@ def end(token: bytes, closing: Callable[[Callable[[], None]], object] | None = N
 
 
 def _close_unused(process: _Process, file: _OwnersFile) -> None:
-    with _lock:
+    with _lock.own():
         if process.mark[0]:
             process.close_unused(file)
 
@@ -248,7 +248,7 @@ def look_up(claim: Claim, owners_file: str | None) -> Liveness:
     if owners_file is None or place == _NOWHERE:
         return Liveness.UNKNOWN
     looker = object()
-    with _lock:
+    with _lock.own():
         try:
             if boot != _boot_id():
                 return Liveness.UNKNOWN

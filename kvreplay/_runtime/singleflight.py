@@ -26,13 +26,13 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import suppress
 from contextvars import ContextVar
-from os import getpid
 from threading import get_ident
 from types import MemberDescriptorType
 from typing import Any, Final, Generic, TypeVar
 
 from kvreplay.errors import ReplayError
 from kvreplay.store import ForkSafeLock
+from kvreplay.store.locks import ProcessMark, this_process
 
 __all__ = ["Abandoned", "Flight", "SingleFlight", "fresh"]
 
@@ -86,22 +86,25 @@ class SingleFlight(Generic[T]):
 
     def __init__(self) -> None:
         self._lock = ForkSafeLock()
-        self._pid = getpid()  # the process that the table belongs to
+        self._owner: ProcessMark | None = None  # the process that the table belongs to
         self.table: dict[Hashable, Flight[T]] = {}
         self._aboard: ContextVar[tuple[Flight[T], ...]] = ContextVar("aboard", default=())
 
     def __len__(self) -> int:
-        return len(self.table) if self._pid == getpid() else 0
+        return len(self.table) if self._is_ours() else 0
+
+    def _is_ours(self) -> bool:
+        return self._owner is not None and bool(self._owner[0])
 
     def board(self, own: Flight[T]) -> Flight[T]:
         """Return the key's flight: ``own``, which the caller then leads, or another's to follow.
 
         The caller must :meth:`land` ``own`` whatever happens, even after an interrupt in this call.
         """
-        with self._lock:
-            if self._pid != getpid():
+        with self._lock.own():
+            if not self._is_ours():
                 self.table = {}
-                self._pid = getpid()
+                self._owner = this_process()
             flight = self.table.setdefault(own.key, own)
         if flight is not own and self.give_up(flight):
             return self.board(own)
@@ -117,7 +120,7 @@ class SingleFlight(Generic[T]):
     def bound(self, key: Hashable) -> Flight[T] | None:
         """Return the key's flight if it is bound: its handler runs, or its answer is stored now."""
         flight = self.table.get(key)
-        own = flight is not None and flight.bound and self._pid == getpid()
+        own = flight is not None and flight.bound and self._is_ours()
         return flight if own and flight is not None and not self.give_up(flight) else None
 
     def land(self, flight: Flight[T], result: T | BaseException) -> None:
@@ -125,7 +128,7 @@ class SingleFlight(Generic[T]):
 
         A second call changes no result and wakes nobody twice. It ends what an interrupt cut short.
         """
-        with self._lock:
+        with self._lock.own():
             if self.table.get(flight.key) is flight:  # in a forked child it may not be
                 del self.table[flight.key]
             if not flight.landed:
@@ -138,7 +141,7 @@ class SingleFlight(Generic[T]):
 
     def bind(self, flight: Flight[T]) -> None:
         """Note that the key belongs to the leader's params, and wake all who wait."""
-        with self._lock:
+        with self._lock.own():
             if flight.bound:
                 return
             flight.bound = True
@@ -153,7 +156,7 @@ class SingleFlight(Generic[T]):
         Returns False, and never calls it, if there is nothing to wait for: the flight has landed,
         or ``until_bound`` is true and it is bound.
         """
-        with self._lock:
+        with self._lock.own():
             if flight.landed or (until_bound and flight.bound):
                 return False
             flight.wakers[wake] = None

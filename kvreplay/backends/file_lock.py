@@ -28,7 +28,7 @@ from typing import Final
 
 from kvreplay.errors import StoreUnavailableError
 from kvreplay.store import ForkSafeLock
-from kvreplay.store.locks import require_room
+from kvreplay.store.locks import require_room, this_process
 
 __all__ = ["FileLock", "identity_of_descriptor", "lock_within", "too_long"]
 
@@ -58,7 +58,7 @@ class FileLock:
         mode: the permissions of a file that is created.
     """
 
-    __slots__ = ("_fds", "_identity", "_overtaken", "_pid", "_rude_until", "path")
+    __slots__ = ("_fds", "_identity", "_overtaken", "_owner", "_rude_until", "path")
 
     def __init__(self, path: str, flags: int, mode: int = 0o600) -> None:
         self.path = path
@@ -66,9 +66,9 @@ class FileLock:
         self._identity: tuple[int, int] | None = None  # unknown until it was looked at
         self._rude_until = 0.0  # monotonic: until then it does not stand behind the line
         self._overtaken = 0  # how often, one after the other, it did so in vain
-        self._pid = getpid()
+        self._owner = this_process()
         require_room()  # to unlock and to close it
-        if _opened.pid != self._pid:
+        if _opened.pid != getpid():
             _close_inherited()
         opening = map(os.open, (path,), (flags | os.O_CLOEXEC,), (mode,))
         # By an operator: no interrupt comes between the call and the note of its descriptor.
@@ -210,7 +210,7 @@ class FileLock:
         Returns:
             Whether the file is still open here.
         """
-        if self._fds and self._pid == getpid():
+        if self._fds and self._owner[0]:
             try:
                 if brief or self.is_open:
                     fcntl.flock(self._fds[0], fcntl.LOCK_UN)
@@ -222,7 +222,7 @@ class FileLock:
 
     def close(self) -> None:
         """Close the file; a second time, and in a forked child, this does nothing."""
-        if self._fds and self._pid == getpid():
+        if self._fds and self._owner[0]:
             if not self.is_open:  # somebody else has closed it
                 if _opened.files.get(self._fds[0]) == self._identity:
                     del _opened.files[self._fds[0]]

@@ -25,9 +25,6 @@ KEY = ("s", "i")
 Fork = Callable[[Callable[[], object]], BareChild]
 
 
-pytestmark = pytest.mark.fork
-
-
 @pytest.fixture
 def bare_fork() -> Fork:
     return BareChild

@@ -49,6 +49,13 @@ print("closed", flush=True)
 """
 
 
+def disarm() -> None:
+    """End the time limit. One that has just come is raised here, and not out of what follows."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    for _ in range(2):
+        pass  # CPython looks for signals before each turn
+
+
 # Python can only print what comes out of a finalizer.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_time_limit_that_comes_during_a_commit_runs_no_batch_again(new_engine: Any) -> None:
@@ -63,9 +70,9 @@ def test_a_time_limit_that_comes_during_a_commit_runs_no_batch_again(new_engine:
         for n in range(400):
             changes = [Change("p", "s", f"{n}-{i}", None, b"mine") for i in range(2)]
             try:
-                signal.setitimer(signal.ITIMER_REAL, 0.0001 + n % 40 * 0.00001)
+                signal.setitimer(signal.ITIMER_REAL, 0.00002 + n % 40 * 0.00001)
                 told = store.check_and_put_each(changes)
-                signal.setitimer(signal.ITIMER_REAL, 0)
+                disarm()
             except TimeLimit:
                 limits += 1
             else:
@@ -75,7 +82,7 @@ def test_a_time_limit_that_comes_during_a_commit_runs_no_batch_again(new_engine:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    assert limits > 20, "the limits did not come in time to show anything"
+    assert limits > 20, f"only {limits} limits came in time to show anything"
 
 
 # Python can only print what comes out of a finalizer.

@@ -23,11 +23,11 @@ from kvreplay.backends.filesystem import FilesystemStore, layout, locks, opening
 from kvreplay.backends.lmdb import LMDBStore, shared
 from kvreplay.backends.memory import MemoryStore
 from kvreplay.backends.sqlite import SQLiteStore
+from support.disks import in_memory
 from support.waiting import until
 
 __all__ = ["Neighbour", "World", "have_few_lock_files", "open_store"]
 
-_DISK: Final = "/dev/shm" if os.path.isdir("/dev/shm") else None
 PATIENCE: Final = 8.0  # seconds; the walk kills what takes longer
 
 
@@ -56,7 +56,7 @@ class World:
 
     def __init__(self, engine: str, neighbour: Neighbour) -> None:
         self.engine = engine
-        self.folder = Path(tempfile.mkdtemp(prefix="interrupts-", dir=_DISK))
+        self.folder = Path(tempfile.mkdtemp(prefix="interrupts-", dir=in_memory()))
         self.path = self.folder / "store"
         self.map_size = 1 << 20  # bytes, of LMDB
         self.runs = 0  # of the handler

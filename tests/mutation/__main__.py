@@ -38,6 +38,7 @@ import msgpack  # noqa: F401
 import pytest
 
 from mutation.mutants import Mutant, mutants_of, on_one_line, source_of
+from support.disks import in_memory
 
 ROOT = Path(__file__).parents[2]
 EXPLAINED = ROOT / "docs" / "mutation.md"
@@ -55,8 +56,6 @@ ON_FILES = (
     *("-k", f"not memory and not lmdb and not sqlite and not ({_SLOW} or walk)"),
 )
 MEMORY_LIMIT = 4 << 30  # bytes, for a mutant that collects without end
-# Where an fsync costs nothing, if there is such a place: no test here needs a real disk.
-TEMPORARY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 ON_LOOPS = ("tests/core/test_aio.py", "tests/core/test_aio_cancelling.py")
 
 
@@ -145,7 +144,7 @@ class Trial:
         self.mutant = mutant
         self.began = time.monotonic()
         self.deadline = self.began + timeout
-        self._temporary = tempfile.TemporaryDirectory(dir=TEMPORARY, ignore_cleanup_errors=True)
+        self._temporary = tempfile.TemporaryDirectory(dir=in_memory(), ignore_cleanup_errors=True)
         self._pid = os.fork()
         if not self._pid:
             _run_tests(mutant, tests, self._temporary.name)
@@ -208,7 +207,7 @@ def main() -> int:
         "modules", nargs="*", metavar="module", help="as in kvreplay._protocol.flow"
     )
     parser.add_argument("--all", action="store_true", help="every mutant, not a sample")
-    parser.add_argument("--sample", type=int, default=48, metavar="N", help="how many otherwise")
+    parser.add_argument("--sample", type=int, default=36, metavar="N", help="how many otherwise")
     parser.add_argument("--seed", default="0", help="which sample")
     options = parser.parse_args()
 

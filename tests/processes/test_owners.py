@@ -23,6 +23,7 @@ from kvreplay._runtime.awaiting import AsyncDriver
 from kvreplay._runtime.run import Run
 from kvreplay.clock import SystemClock
 from support.needs import UNSHARE, needs_namespaces
+from support.nursery import ForkedProgram
 from support.programs import PROGRAMS, Program
 from support.replaying import Async, Handler, Sync, never
 from support.waiting import PATIENCE, until
@@ -42,16 +43,12 @@ pytestmark = [
 ]
 
 
-class Owner(Program):
-    """One process of ``owner_process.py``."""
-
-    def __init__(self, within: Sequence[str] = (), **told: Any) -> None:
-        told = {"key": KEY, "params": PARAMS, **told}
-        program = [sys.executable, str(PROGRAMS / "owner_process.py"), json.dumps(told)]
-        super().__init__([*within, *program])
-
-    def says(self) -> Any:
-        return json.loads(self.hear())
+def owner(within: Sequence[str], told: dict[str, Any]) -> Program:
+    """Start a process of ``owner_process.py``."""
+    script = PROGRAMS / "owner_process.py"
+    if within:
+        return Program([*within, sys.executable, str(script), json.dumps(told)])
+    return ForkedProgram(script, told)
 
 
 @pytest.fixture(params=["sync", "async"])
@@ -61,15 +58,17 @@ def face_name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def start(engine: Any, face_name: str) -> Iterator[Any]:
-    owners: list[Owner] = []
+    owners: list[Program] = []
 
-    def start(within: Sequence[str] = (), **told: Any) -> Owner:
-        owners.append(Owner(within, url=f"{engine.name}:{engine.path}", face=face_name, **told))
+    def start(within: Sequence[str] = (), **told: Any) -> Program:
+        url = f"{engine.name}:{engine.path}"
+        told = {"key": KEY, "params": PARAMS, "url": url, "face": face_name, **told}
+        owners.append(owner(within, told))
         return owners[-1]
 
     yield start
-    for owner in owners:
-        owner.end()
+    for each in owners:
+        each.end()
 
 
 @pytest.fixture
@@ -212,7 +211,6 @@ def test_a_run_that_ended_in_doubt_while_its_process_lives(
     assert owner.popen.poll() is None
 
 
-@pytest.mark.fork
 @pytest.mark.parametrize("kind", ["os", "bare"])
 @pytest.mark.parametrize(
     ("act", "end"),
@@ -238,7 +236,6 @@ def test_a_child_that_leaves_the_handler_does_not_end_its_parents_run(
     assert rerun.execute(KEY, PARAMS, never).response == "r"
 
 
-@pytest.mark.fork
 @pytest.mark.parametrize("kind", ["os", "bare"])
 def test_a_child_does_not_live_on_as_its_parent(start: Any, rerun: Any, kind: str) -> None:
     """It has its parent's descriptors and memory, and waits in its parent's handler."""

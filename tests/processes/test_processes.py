@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +20,8 @@ from kvreplay import (
     InFlightError,
     ParamsMismatchError,
 )
-from support.programs import PROGRAMS, Program
+from support.nursery import ForkedProgram
+from support.programs import PROGRAMS
 from support.replaying import Async, Caller, FakeClock, Handler, Sync, never
 from support.waiting import PATIENCE
 
@@ -33,15 +33,12 @@ OTHER = {"amount": 2}
 pytestmark = pytest.mark.parametrize("engine", ["filesystem", "lmdb", "sqlite"], indirect=True)
 
 
-class Node(Program):
+class Node(ForkedProgram):
     """One process of ``node_process.py``."""
 
     def __init__(self, **told: Any) -> None:
         told = {"key": KEY, "params": PARAMS, **told}
-        super().__init__([sys.executable, str(PROGRAMS / "node_process.py"), json.dumps(told)])
-
-    def says(self) -> Any:
-        return json.loads(self.hear())
+        super().__init__(PROGRAMS / "node_process.py", told)
 
     def was_killed(self) -> None:
         """Wait for its end, which is a kill."""

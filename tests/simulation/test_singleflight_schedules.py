@@ -272,7 +272,7 @@ def test_one_leads_and_nobody_waits_for_ever(
             id="who comes late waits for a landing that was",
         ),
         pytest.param(
-            "        with self._lock:\n            if flight.landed or (until_bound",
+            "        with self._lock.own():\n            if flight.landed or (until_bound",
             "        if True:\n            if flight.landed or (until_bound",
             "one waits for ever",
             id="a landing between the look and the wait",

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
-from support.nursery import nursery_of
+from support.nursery import Child
 from support.programs import unmeasured
 
 __all__ = ["run_together"]
@@ -36,8 +36,7 @@ def run_together(
             if faults and each is told[-1]:
                 process = stack.enter_context(_Faulty(script, each, starter, faults))
             else:
-                process = nursery_of(script).start(each, starter)
-                stack.callback(process.close)
+                process = stack.enter_context(_Member(script, each, starter))
             crew.append(process)
         for process in crew:
             assert _heard(process.stdout) == "ready"
@@ -52,6 +51,26 @@ def run_together(
         for process in crew:
             assert process.pid in killed or process.wait() == 0, "a process failed"
         return killed
+
+
+class _Member(Child):
+    """A process of the script, of which only the output is heard."""
+
+    def __init__(self, script: Path, told: dict[str, Any], stdin: int) -> None:
+        said, theirs = os.pipe()
+        self.stdout = open(said)
+        try:
+            super().__init__(script, told, stdin, theirs, 2)
+        finally:
+            os.close(theirs)
+
+    def __enter__(self) -> _Member:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.kill()
+        self.wait()
+        self.stdout.close()
 
 
 class _Faulty(subprocess.Popen[str]):

@@ -1,8 +1,8 @@
-"""A process that has loaded what a crew needs, and forks its members: a start costs milliseconds then.
+"""A process that has loaded what a script needs, and forks: each process of the script starts in milliseconds.
 
-Run as a program, it takes a script's path. For each message on its standard input, which is a socket, it
-forks a child that runs the script's ``main`` with the message's JSON; the two descriptors that came with
-the message are the child's standard input and output. It answers the child's id, and later its end.
+Run as a program, it takes the script's path. For each message on its standard input, which is a socket, it
+forks a child that runs the script's ``main`` with the message's JSON; the descriptors that came with the
+message are the child's standard input, output and error. It answers the child's id, and later its end.
 """
 
 from __future__ import annotations
@@ -11,44 +11,55 @@ import functools
 import importlib.util
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
 import traceback
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from support.programs import unmeasured
+from support.programs import Program, unmeasured
 
-__all__ = ["Child", "nursery_of"]
+__all__ = ["Child", "ForkedProgram"]
 
 _LARGEST = 64 * 1024
 
 
 class Child:
-    """One process of a crew."""
+    """One process of the script, as ``subprocess.Popen`` shows it."""
 
-    def __init__(self, nursery: _Nursery, pid: int, stdout: IO[str]) -> None:
-        self._nursery = nursery
-        self._returncode: int | None = None
-        self.pid = pid
-        self.stdout = stdout
+    def __init__(self, script: Path, told: dict[str, Any], *descriptors: int) -> None:
+        self._nursery = nursery_of(script)
+        self.pid = self._nursery.ask({"told": told}, *descriptors)
+        self._ends = os.pidfd_open(self.pid)  # readable from then on
+        self.returncode: int | None = None
 
     def kill(self) -> None:
-        if self._returncode is None:  # its id is still its own
+        if self.returncode is None:  # its id is still its own
             os.kill(self.pid, signal.SIGKILL)
 
-    def wait(self) -> int:
-        """Wait for its end, and return its exit code, as ``Popen.returncode``."""
-        if self._returncode is None:
-            self._returncode = self._nursery.ask({"wait": self.pid})
-        return self._returncode
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            if not select.select([self._ends], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired("a process of a nursery", timeout or 0)
+            self.returncode = self._nursery.ask({"wait": self.pid})
+            os.close(self._ends)
+        return self.returncode
 
-    def close(self) -> None:
-        self.kill()
-        self.wait()
-        self.stdout.close()
+    def poll(self) -> int | None:
+        try:
+            return self.wait(0)
+        except subprocess.TimeoutExpired:
+            return None
+
+
+class ForkedProgram(Program):
+    """A process of the script that hears and says one line at a time."""
+
+    def __init__(self, script: Path, told: dict[str, Any]) -> None:
+        self._start(lambda *standard: Child(script, told, *standard))
 
 
 class _Nursery:
@@ -63,14 +74,6 @@ class _Nursery:
         answer = self._socket.recv(_LARGEST)
         assert answer, "the nursery has ended"
         return int(answer)
-
-    def start(self, told: dict[str, Any], stdin: int) -> Child:
-        ours, theirs = os.pipe()
-        try:
-            pid = self.ask({"told": told}, stdin, theirs)
-        finally:
-            os.close(theirs)
-        return Child(self, pid, open(ours))
 
 
 @functools.cache
@@ -93,7 +96,7 @@ def _serve(script: str) -> None:
     spec.loader.exec_module(module)
     with socket.socket(fileno=os.dup(0)) as parent:
         while True:
-            message, descriptors, _, _ = socket.recv_fds(parent, _LARGEST, 2)
+            message, descriptors, _, _ = socket.recv_fds(parent, _LARGEST, 3)
             if not message:
                 return
             what = json.loads(message)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,18 +49,23 @@ class Program:
     """A process that hears and says one line at a time. What it complains of is kept for the test."""
 
     def __init__(self, command: Sequence[str], env: Mapping[str, str] | None = None) -> None:
-        self._stderr = tempfile.TemporaryFile("w+")
-        self.popen = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            text=True,
-            env=env,
+        self._start(
+            lambda *standard: subprocess.Popen(
+                command, stdin=standard[0], stdout=standard[1], stderr=standard[2], env=env
+            )
         )
-        assert self.popen.stdin is not None
-        assert self.popen.stdout is not None
-        self._stdin, self._stdout = self.popen.stdin, self.popen.stdout
+
+    def _start(self, start: Callable[[int, int, int], Any]) -> None:
+        """Start it with these descriptors as its standard input, output and error."""
+        theirs, its_input = os.pipe()
+        its_output, said = os.pipe()
+        self._stdin, self._stdout = open(its_input, "w"), open(its_output)
+        self._stderr = tempfile.TemporaryFile("w+")
+        try:
+            self.popen = start(theirs, said, self._stderr.fileno())
+        finally:
+            os.close(theirs)
+            os.close(said)
 
     @property
     def pid(self) -> int:
@@ -70,6 +76,10 @@ class Program:
         line = self._stdout.readline().strip()
         assert line, f"the process said nothing more: {self._complaint()}"
         return line
+
+    def says(self) -> Any:
+        """The same, of what it says in JSON."""
+        return json.loads(self.hear())
 
     def tell(self, text: str = "") -> None:
         self._stdin.write(text + "\n")

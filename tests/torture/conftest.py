@@ -18,7 +18,7 @@ _FIGURES: pytest.StashKey[Counter[tuple[str, str]]] = pytest.StashKey()
 
 DURABLE = ("filesystem", "lmdb", "sqlite")
 # A power cut as the kernel's ioctl makes it may let a flush of a file that grows succeed, and lose it:
-# plain appends show it. SQLite's log grows, so a cut can only show what may be forgotten. The others
+# plain appends show it. SQLite's log grows, so test_lost_writes.py cuts its power instead. The others
 # know where an engine's bytes lie in its files, or let unlocking fail, after which SQLite is lost.
 NOT_SQLITE = re.compile(
     r"test_(no_power_cut_takes_an_answer|a_disk_that_lies|no_flipped_bit_changes_an_answer\[|lmdb_refuses"

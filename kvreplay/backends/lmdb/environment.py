@@ -15,8 +15,6 @@ import lmdb
 from kvreplay.backends._support import (
     LOCK_TIMEOUT,
     OwnTransaction,
-    nested_call_error,
-    own_transaction_error,
 )
 from kvreplay.backends.lmdb.errors import store_error
 from kvreplay.backends.lmdb.group_commit import GroupCommit
@@ -61,7 +59,6 @@ class Environment:
         Raises:
             StoreUnavailableError: the turn did not come; the change never happens.
         """
-        self.refuse_nested()
         write = PendingWrite(operation, size, bound=bound)
         self._queue.submit((write,))
         if (failure := write.failure) is not None:
@@ -73,7 +70,6 @@ class Environment:
         self, operations: Sequence[tuple[Callable[[Transaction], T], int]], *, bound: float
     ) -> list[T | Exception]:
         """Do as :meth:`write` for each of several operations; return their results or errors."""
-        self.refuse_nested()
         writes = [PendingWrite(operation, size, bound=bound) for operation, size in operations]
         self._queue.submit(writes)
         return [write.failure or write.result for write in writes]
@@ -87,7 +83,6 @@ class Environment:
             made_of: makes what the caller is given.
             bound: how many seconds it waits for the turn to write, at most.
         """
-        self.refuse_nested()
         yield from self._queue.alone(self._block(made_of), bound=bound)
 
     def _block(self, made_of: Callable[[Block], T]) -> Generator[T, None, None]:
@@ -122,16 +117,9 @@ class Environment:
                 cause = failure if isinstance(failure, lmdb.Error) else failure.__cause__
                 raise store_error(failure, handle.path) from cause
 
-    def refuse_nested(self) -> None:
-        """Raise for a thread that is in another call: it would wait for itself."""
-        if self._queue.is_busy:
-            if (block := self.handle.block) is not None and block.is_mine:
-                raise own_transaction_error()
-            raise nested_call_error()
-
     def refuse_closing(self) -> None:
         """Raise for a thread that is in a call: closing waits for the end of that."""
-        self.refuse_nested()
+        self._queue.refuse_nested()
         self.handle.refuse_to_wait()
 
     def close(self) -> None:

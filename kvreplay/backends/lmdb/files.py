@@ -115,8 +115,9 @@ def prepare(path: Path, *, creating: bool) -> None:
             raise another_engine(path, "sqlite", shown)
         if path.exists() and not path.is_dir():
             raise StoreError(f"{path} is not a directory: nothing was changed; give another path")
+        marked = _marked_id(path)  # first: another process that makes the store writes it last
         if not (path / DATA).exists():
-            if _marked_id(path) is not None:
+            if marked is not None:
                 raise _missing(path)
             if (seen := _filesystem_store(path)) is not None:
                 raise another_engine(path, "filesystem", seen)

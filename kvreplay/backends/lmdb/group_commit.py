@@ -44,7 +44,7 @@ from typing import Final, TypeVar
 
 import lmdb
 
-from kvreplay.backends._support import caused, nested_call_error
+from kvreplay.backends._support import caused, nested_call_error, own_transaction_error
 from kvreplay.backends.file_lock import too_long
 from kvreplay.backends.lmdb.errors import store_error
 from kvreplay.backends.lmdb.handle import Handle, Transaction
@@ -88,6 +88,16 @@ class GroupCommit:
         """Whether this thread is in a call: it must not wait for itself."""
         return get_ident() in self._busy
 
+    def refuse_nested(self) -> None:
+        """Raise for a thread that is in a call."""
+        if self.is_busy:
+            raise self._nested_call()
+
+    def _nested_call(self) -> StoreError:
+        if (block := self._handle.block) is not None and block.is_mine:
+            return own_transaction_error()
+        return nested_call_error()
+
     @property
     def is_idle(self) -> bool:
         """Whether nobody is in a call, and nothing waits."""
@@ -97,7 +107,7 @@ class GroupCommit:
         """Return when all of this thread's writes have landed; the thread may lead meanwhile."""
         own = get_ident()
         if own in self._busy:
-            raise nested_call_error()
+            raise self._nested_call()
         self._busy[own] = True
         try:
             with self._changing:
@@ -123,7 +133,7 @@ class GroupCommit:
         """
         own, place = get_ident(), PendingWrite(None, bound=bound)
         if own in self._busy:
-            raise nested_call_error()
+            raise self._nested_call()
         self._busy[own] = True
         try:
             with self._changing:
@@ -176,15 +186,16 @@ class GroupCommit:
     def _wait_for_lead(self, write: PendingWrite) -> bool:
         """Wait until the write is at the head of the queue; False if it has landed instead."""
         while not write.landed:
-            if self._head() is write:
-                return True
-            write.bell = Bell()
+            write.bell = bell = Bell()
             # A thread that rings has changed what is looked at here before it looks for the bell.
-            if not write.landed and self._head() is not write:
-                if not write.left:
-                    self._give_up(write)
-                if not write.landed:
-                    write.bell.wait(min(write.left or _LOOK_AGAIN, _LOOK_AGAIN))
+            if self._head() is write:
+                write.bell = None
+                return True
+            left = write.left
+            if not left:
+                self._give_up(write)
+            if not write.landed:
+                bell.wait(min(left or _LOOK_AGAIN, _LOOK_AGAIN))
             write.bell = None
         return False
 
@@ -221,7 +232,8 @@ class GroupCommit:
                     except BaseException:
                         self._process_lock.give_back()
                         raise
-                self._wake_landed()  # of the batch before, if this one was not committed
+                if self._landed:  # of the batch before, if this one was not committed
+                    self._wake_landed()
                 self._landed.extend(batch)
         finally:
             try:
@@ -340,7 +352,8 @@ class GroupCommit:
             for write in batch.writes:
                 assert write.operation is not None  # a place for a transaction is not taken
                 write.result = write.operation(txn)
-            self._wake_landed()
+            if self._landed:
+                self._wake_landed()
             try:
                 self._handle.commit(txn)
                 batch.fate.committed = True

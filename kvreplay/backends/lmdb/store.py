@@ -310,7 +310,7 @@ class LMDBStore(Closing):
     def _opened(self) -> Environment:
         """Return this process's environment."""
         environment = self._environment
-        if environment is not None and environment.pid != getpid():
+        if environment is not None and not environment.mark[0]:
             environment = self._reopened()
         if environment is None:
             raise closed_error()

@@ -103,7 +103,8 @@ def check(connection: sqlite3.Connection, path: str) -> None:
     Raises:
         CorruptStoreError: another program's, or of another version; the message says which.
     """
-    names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+    # All rows at once: an interrupt in a loop over the cursor would keep the connection open.
+    names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master").fetchall()}
     if NODE_TABLE not in names:
         raise CorruptStoreError(
             f"{path} is an SQLite database of another program: it has no table {NODE_TABLE};"
@@ -116,7 +117,7 @@ def check(connection: sqlite3.Connection, path: str) -> None:
             f" {NODE_VERSION}: nothing was changed; let a present ldk-node open it once, which"
             " migrates it"
         )
-    columns = [row[1] for row in connection.execute(f"PRAGMA table_info({NODE_TABLE})")]
+    columns = [row[1] for row in connection.execute(f"PRAGMA table_info({NODE_TABLE})").fetchall()]
     if version > NODE_VERSION or sorted(columns) != sorted(_NODE_COLUMNS):
         raise CorruptStoreError(
             f"{path} has a newer or another table than version {NODE_VERSION} of ldk-node's (it"

@@ -28,6 +28,7 @@ from support.lmdb_stores import (
     KIB,
     MARKER,
     environment_of,
+    in_process,
     nothing_is_open,
     open_files_of,
     users_of,
@@ -40,6 +41,26 @@ def test_a_closed_store_keeps_no_file_open(root: Path) -> None:
         store.write("p", "s", "k", b"v")
         assert str(root.resolve() / "kvreplay.lock") in open_files_of(root)
     assert open_files_of(root) == []
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_store_that_another_process_makes_meanwhile_misses_nothing(
+    root: Path, first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Just before, or after, this one looks whether it had a store before."""
+    look = lmdb_files._marked_id
+
+    def looking(path: Path) -> bytes | None:
+        monkeypatch.undo()
+        seen = None if first else look(path)
+        assert in_process('LMDBStore(path).close(); say("made")', path) == "made\n"
+        return look(path) if first else seen
+
+    monkeypatch.setattr(lmdb_files, "_marked_id", looking)
+    with LMDBStore(root) as store:
+        store.write("p", "s", "k", b"v")
+    with LMDBStore(root) as store:
+        assert store.read("p", "s", "k") == b"v"
 
 
 def test_a_change_that_comes_after_the_end_keeps_no_file_open(root: Path) -> None:

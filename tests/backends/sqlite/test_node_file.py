@@ -118,15 +118,52 @@ def test_another_version_is_refused_by_its_number(node_file: Path, version: int)
         assert node.execute("PRAGMA journal_mode").fetchone() == ("delete",)
 
 
-def test_version_1_of_ldk_node_is_refused(root: Path) -> None:
+VERSION_1 = """CREATE TABLE ldk_node_data (
+    namespace TEXT NOT NULL,
+    key TEXT NOT NULL CHECK (key <> ''),
+    value BLOB,
+    PRIMARY KEY ( namespace, key )
+)"""
+VERSION_2 = """CREATE TABLE ldk_node_data (
+    primary_namespace TEXT NOT NULL,
+    secondary_namespace TEXT DEFAULT "" NOT NULL,
+    key TEXT NOT NULL CHECK (key <> ''),
+    value BLOB,
+    PRIMARY KEY ( primary_namespace, secondary_namespace, key )
+)"""
+
+
+@pytest.mark.parametrize(("version", "table"), [(1, VERSION_1), (2, VERSION_2)])
+def test_an_older_table_is_refused_until_a_node_has_migrated_it(
+    root: Path, version: int, table: str
+) -> None:
+    """The error says so. The file stays as it was, byte for byte, and nothing is made beside it."""
+    names = "namespace" if version == 1 else "primary_namespace"
     with raw(root) as node:
+        node.execute(table)
         node.execute(
-            "CREATE TABLE ldk_node_data (namespace TEXT NOT NULL, key TEXT NOT NULL CHECK"
-            " (key <> ''), value BLOB, PRIMARY KEY (namespace, key))"
+            f"INSERT INTO ldk_node_data ({names}, key, value) VALUES ('monitors', 'a_1', x'07')"
         )
-        node.execute("PRAGMA user_version = 1")
-    with pytest.raises(CorruptStoreError, match="present ldk-node open it once"):
-        SQLiteStore(root)
+        node.execute(f"PRAGMA user_version = {version}")
+    before = root.read_bytes()
+    for create in (True, False):
+        with pytest.raises(CorruptStoreError, match=f"version {version} .*ldk-node open it once"):
+            SQLiteStore(root, create=create)
+    assert root.read_bytes() == before
+    assert [each.name for each in root.parent.iterdir()] == [root.name]
+    with raw(root) as node:  # what a present ldk-node does when it opens the file
+        node.execute("ALTER TABLE ldk_node_data RENAME TO old")
+        node.execute(NODE_TABLE)
+        node.execute(
+            "INSERT INTO ldk_node_data (primary_namespace, key, value, sort_order)"
+            f" SELECT {names}, key, value, 1 FROM old"
+        )
+        node.execute("DROP TABLE old")
+        node.execute(NODE_INDEX)
+        node.execute("PRAGMA user_version = 3")
+    with SQLiteStore(root, create=False) as store:
+        assert content(store) == {("monitors", "", "a_1"): b"\7"}
+        assert list(store.list_paginated("monitors", "").keys) == ["a_1"]
 
 
 def test_a_table_or_an_index_that_is_another(node_file: Path) -> None:

@@ -141,7 +141,6 @@ def state(pid: int) -> str:
 # Forked children.
 
 
-@pytest.mark.fork
 @pytest.mark.parametrize("kind", [Child, BareChild])
 def test_a_child_is_another_owner_and_runs_nothing(path: str, token: bytes, kind: Any) -> None:
     mine = Claim(token, 0, begin(token, path))
