@@ -17,8 +17,6 @@ from kvreplay.testing.forking import Child
 from support.forking import BareChild
 from support.sqlite_stores import Process, locks_of
 
-pytestmark = pytest.mark.fork
-
 FORKS = pytest.mark.parametrize("make", [Child, BareChild])
 
 
