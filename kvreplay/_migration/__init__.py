@@ -155,6 +155,7 @@ class _Told:
 def _look(source: Any, told: _Told) -> Claims:
     """Count the source's entries, and find its claims."""
     claims, looked = Claims(source), 0
+    told.add(0)
     for address in source.list_all_keys():
         looked += 1
         try:

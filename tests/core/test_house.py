@@ -103,10 +103,10 @@ ORDER: dict[str, tuple[str, ...]] = {
         *("model", "contract", "__init__"),
     ),
     "demo": (
-        *("params", "invoice", "rpc", "orders", "node", "client", "stage", "chapter", "story"),
-        "__init__",
+        *("params", "invoice", "rpc", "orders", "node", "client", "stage", "chapter", "printing"),
+        *("story", "__init__"),
     ),
-    "cli": ("demo", "init", "migrate", "main", "__init__"),
+    "cli": ("demo", "init", "progress", "migrate", "commands", "main", "__init__"),
 }
 # What a wing may import from outside of the package, besides the standard library and attrs.
 PACKAGES: dict[str, set[str]] = {
@@ -114,7 +114,8 @@ PACKAGES: dict[str, set[str]] = {
     "backends.lmdb": {"lmdb"},
     "testing": {"pytest"},
     "testing.model": {"hypothesis", "pytest"},
-    "demo": {"bolt11", "msgpack"},
+    "demo": {"bolt11", "msgpack", "rich"},
+    "cli": {"click", "rich"},
 }
 
 
@@ -233,7 +234,7 @@ def test_importing_kvreplay_imports_no_driver_and_no_backend() -> None:
     script = (
         "import kvreplay, sys;"
         "print([name for name in sys.modules"
-        " if name.split('.')[0] in ('lmdb', 'bolt11', 'asyncio', 'pytest', 'hypothesis')"
+        " if name.split('.')[0] in ('lmdb', 'bolt11', 'click', 'rich', 'asyncio', 'pytest', 'hypothesis')"
         " or name.startswith("
         "('kvreplay.backends', 'kvreplay.demo', 'kvreplay.cli', 'kvreplay.testing'))])"
     )

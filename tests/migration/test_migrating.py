@@ -25,7 +25,6 @@ from kvreplay import (
     open_store,
 )
 from kvreplay.backends.memory import MemoryStore
-from kvreplay.cli import main
 from support.engines import ENGINES, Engine
 from support.programs import run_python
 
@@ -391,22 +390,3 @@ def test_a_file_of_ldk_node_is_read_and_not_changed(tmp_path: Path) -> None:
     node_file(tmp_path / "old", 2)
     with pytest.raises(CorruptStoreError, match="version 2"):
         migrate(f"sqlite:{tmp_path}/old", MemoryStore())
-
-
-# The command.
-
-
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    one, other = f"lmdb:{tmp_path}/one", f"sqlite:{tmp_path}/two"
-    with open_store(one) as store:
-        fill(store)
-    assert main(["migrate", one, other]) == 0
-    said = capsys.readouterr()
-    assert said.out.startswith("25 entries are equal in both; 25 were copied now")
-    assert said.err == ""
-    assert main(["migrate", one, other]) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.startswith("kvreplay: the destination is not empty; nothing was copied")
-    assert said.err.count("\n") == 1
-    assert main(["migrate", one, other, "--into-used"]) == 0
