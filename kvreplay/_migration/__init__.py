@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import attrs
 
 from kvreplay._migration import mark
-from kvreplay._migration.claims import Claims
+from kvreplay._migration.claims import IN_PROGRESS, Claims
 from kvreplay._migration.copying import Copying
 from kvreplay._migration.sides import check_two, destination_of, is_ordered, source_of
 from kvreplay._migration.verifying import verify
@@ -16,6 +16,8 @@ from kvreplay.errors import ConfigError, KeyNotFoundError
 from kvreplay.store import MigratableKVStore
 
 __all__ = ["Migrated", "Progress", "migrate"]
+
+_STEP: Final = 1000  # entries between two calls of on_progress
 
 
 @attrs.frozen
@@ -59,7 +61,7 @@ def migrate(
     *,
     into_used: bool = False,
     with_claims: bool = False,
-    batch: int = 1000,
+    batch: int = 10_000,
     on_progress: Callable[[Progress], object] | None = None,
 ) -> Migrated:
     """Copy every entry with its expiry, read all of it again, and compare.
@@ -92,7 +94,7 @@ def migrate(
         destination: the same; made if it is missing.
         into_used: copy into a store that is not empty.
         with_claims: copy requests in progress too.
-        batch: how many entries are put at once, at most.
+        batch: how many entries are put at once, at most; and at most 8 MiB.
         on_progress: called after each batch, and for about each thousand entries that are compared.
 
     Raises:
@@ -154,15 +156,17 @@ class _Told:
 
 def _look(source: Any, told: _Told) -> Claims:
     """Count the source's entries, and find its claims."""
-    claims, looked = Claims(source), 0
+    claims, looked, read = Claims(source), 0, source.read
     told.add(0)
     for address in source.list_all_keys():
         looked += 1
         try:
-            claims.look_at(address, source.read(*address))
+            value = read(*address)
         except KeyNotFoundError:
-            pass  # removed since it was listed
-        if not looked % 1000:
-            told.add(1000)
-    told.add(looked % 1000)
+            continue  # removed since it was listed
+        if value.startswith(IN_PROGRESS):
+            claims.look_at(address, value)
+        if not looked % _STEP:
+            told.add(_STEP)
+    told.add(looked % _STEP)
     return claims

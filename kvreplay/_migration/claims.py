@@ -15,9 +15,10 @@ from kvreplay._protocol.record import State, decode
 from kvreplay._runtime.liveness import Liveness, look_up
 from kvreplay.errors import ClaimsInProgressError, RecordError
 
-__all__ = ["Claims"]
+__all__ = ["IN_PROGRESS", "Claims"]
 
-_IN_PROGRESS: Final = b"\x9a\x01\x01"  # ten fields, version 1, state 1
+IN_PROGRESS: Final = b"\x9a\x01\x01"
+"""How a claim begins: ten fields, version 1, state 1. Other entries may begin so, too."""
 _NAMED: Final = 1000
 _SHOWN: Final = 10
 _SAID: Final = {
@@ -37,7 +38,7 @@ class Claims:
 
     def look_at(self, address: Address, value: bytes) -> bool:
         """Say whether this entry is a claim, and note it."""
-        if not value.startswith(_IN_PROGRESS):
+        if not value.startswith(IN_PROGRESS):
             return False
         try:
             record = decode(value)

@@ -11,14 +11,19 @@ What is always true:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
-from kvreplay._migration.claims import Claims
+from kvreplay._migration.claims import IN_PROGRESS, Claims
 from kvreplay._migration.mark import MARK
 from kvreplay._migration.sides import exactly
 from kvreplay._migration.walking import Address, namespaces, oldest_first
-from kvreplay.errors import DestinationNotEmptyError, KeyNotFoundError, MigrationError
+from kvreplay.errors import (
+    DestinationNotEmptyError,
+    KeyNotFoundError,
+    MigrationError,
+    StoreUnavailableError,
+)
 from kvreplay.store import (
     BatchingKVStore,
     Change,
@@ -30,6 +35,9 @@ from kvreplay.store import (
 __all__ = ["Copying"]
 
 _BATCH_BYTES: Final = 8 * 1024 * 1024
+_ONE_BY_ONE: Final = 1000  # entries, in a batch of a store that puts each by itself
+
+_Copies = Sequence[tuple[Address, Entry]]
 
 
 class Copying:
@@ -61,76 +69,86 @@ class Copying:
         self._read_destination = exactly(destination)
         self._mends = resumed and not used
         self._used = used
-        self._with_claims = with_claims
-        self._claims = Claims(source)
-        self._batch = batch
+        self._claims = None if with_claims else Claims(source)
         self._done = done
-        self._put_each = _putter(destination)
-        self._waiting = list[Change]()
-        self._size = 0
+        self._put_each = _put_in_one
+        self._batch = batch
+        if missing_methods(destination, TransactionalKVStore):
+            self._put_each = _put_each
+            self._batch = min(batch, _ONE_BY_ONE)
+        self._waiting = list[tuple[Address, Entry]]()
 
     def run(self, *, ordered: bool) -> None:
         """Copy everything."""
         if ordered:
-            for namespace in namespaces(self._source.list_all_keys()):
-                self._copy_in_order(namespace)
+            for primary, secondary in namespaces(self._source.list_all_keys()):
+                self._copy_in_order((primary, secondary))
         else:
-            for address in self._source.list_all_keys():
-                self._copy(address)
+            self._copy(self._source.list_all_keys())
         self._flush()
         if self._mends:
             self._remove_what_is_gone()
 
     def _copy_in_order(self, namespace: tuple[str, str]) -> None:
-        if not self._mends:
-            for key in oldest_first(self._source, namespace):
-                self._copy((*namespace, key))
-            return
-        self._flush()
+        keys: Iterable[str] = oldest_first(self._source, namespace)
+        if self._mends:
+            self._flush()
+            keys = self._in_their_place(namespace, keys)
+        self._copy((*namespace, key) for key in keys)
+
+    def _in_their_place(self, namespace: tuple[str, str], keys: Iterable[str]) -> Iterable[str]:
+        """Yield these keys; from the destination remove what stands before each and is another."""
         there = oldest_first(self._destination, namespace)
         next_there = next(there, None)
-        for key in oldest_first(self._source, namespace):
+        for key in keys:
             while next_there is not None and next_there != key:
                 self._remove((*namespace, next_there))
                 next_there = next(there, None)
             if next_there == key:
                 next_there = next(there, None)
-            self._copy((*namespace, key))
+            yield key
         while next_there is not None:
             self._remove((*namespace, next_there))
             next_there = next(there, None)
 
-    def _copy(self, address: Address) -> None:
-        try:
-            entry = self._read_source(*address)
-        except KeyNotFoundError:
-            return  # removed since it was listed
-        if not self._with_claims and self._claims.look_at(address, entry.value):
+    def _copy(self, addresses: Iterable[Address]) -> None:
+        read, batch, waiting, size = self._read_source, self._batch, self._waiting, 0
+        for address in addresses:
+            try:
+                entry = read(*address)
+            except KeyNotFoundError:
+                continue  # removed since it was listed
+            value = entry.value
+            if value.startswith(IN_PROGRESS):
+                self._refuse_claim(address, value)
+            waiting.append((address, entry))
+            size += len(value)
+            if len(waiting) >= batch or size >= _BATCH_BYTES:
+                self._flush()
+                size = 0
+
+    def _refuse_claim(self, address: Address, value: bytes) -> None:
+        if self._claims is not None and self._claims.look_at(address, value):
             self._flush()
             raise self._claims.error("a part was copied, and the migration has not ended")
-        self._waiting.append(Change(*address, None, entry.value, entry.expires_at))
-        self._size += len(entry.value)
-        if len(self._waiting) >= self._batch or self._size >= _BATCH_BYTES:
-            self._flush()
 
     def _flush(self) -> None:
-        changes, self._waiting, self._size = self._waiting, [], 0
-        if not changes:
+        copies = self._waiting[:]
+        self._waiting.clear()
+        if not copies:
             return
-        for change, found in zip(changes, self._put_each(changes), strict=True):
-            if isinstance(found, Exception):
-                raise found
+        for copy, found in zip(copies, self._put_each(self._destination, copies), strict=True):
             if found is None:
                 self.copied += 1
+            elif isinstance(found, Exception):
+                raise found
             else:
-                self._meet(change, found)
-        self._done(len(changes))
+                self._meet(*copy, found)
+        self._done(len(copies))
 
-    def _meet(self, change: Change, found: bytes) -> None:
+    def _meet(self, address: Address, wanted: Entry, found: bytes) -> None:
         """Deal with an entry that is there already."""
-        address = (change.primary_namespace, change.secondary_namespace, change.key)
-        wanted = Entry(change.value or b"", change.expires_at)
-        if found == change.value and self._read_destination(*address) == wanted:
+        if found == wanted.value and self._read_destination(*address) == wanted:
             return
         if self._used:
             raise DestinationNotEmptyError(
@@ -159,32 +177,28 @@ class Copying:
                 self._remove(address)
 
 
-def _putter(store: Any) -> Callable[[Sequence[Change]], Sequence[bytes | Exception | None]]:
-    """Return what puts many entries at once, as well as the store can."""
-    if not missing_methods(store, BatchingKVStore):
-        put_each: Callable[[Sequence[Change]], Sequence[bytes | Exception | None]] = (
-            store.check_and_put_each
-        )
-        return put_each
-
-    def each_in(calls: Any, changes: Sequence[Change]) -> list[bytes | Exception | None]:
-        return [
-            calls.check_and_put(
-                each.primary_namespace,
-                each.secondary_namespace,
-                each.key,
-                expected=each.expected,
-                value=each.value,
-                expires_at=each.expires_at,
-            )
-            for each in changes
-        ]
-
-    if missing_methods(store, TransactionalKVStore):
-        return lambda changes: each_in(store, changes)
-
-    def in_one(changes: Sequence[Change]) -> list[bytes | Exception | None]:
+def _put_in_one(store: Any, copies: _Copies) -> Sequence[bytes | Exception | None]:
+    """Put entries that are not there, in one transaction; return what was there instead."""
+    try:
         with store.transaction() as transaction:
-            return each_in(transaction, changes)
+            return _each(transaction, copies)
+    except StoreUnavailableError:  # nothing was changed; a full map has been grown by now
+        return _put_each(store, copies)
 
-    return in_one
+
+def _put_each(store: Any, copies: _Copies) -> Sequence[bytes | Exception | None]:
+    """The same without a transaction, as well as the store can."""
+    if missing_methods(store, BatchingKVStore):
+        return _each(store, copies)
+    found: Sequence[bytes | Exception | None] = store.check_and_put_each(
+        [Change(*address, None, entry.value, entry.expires_at) for address, entry in copies]
+    )
+    return found
+
+
+def _each(calls: Any, copies: _Copies) -> list[bytes | None]:
+    put = calls.check_and_put
+    return [
+        put(*address, expected=None, value=entry.value, expires_at=entry.expires_at)
+        for address, entry in copies
+    ]

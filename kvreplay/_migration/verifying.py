@@ -32,8 +32,12 @@ def verify(
     compared = different = 0
     for address in source.list_all_keys():
         compared += 1
-        if _entry(read_source, address) != _entry(read_destination, address):
-            different += 1
+        try:
+            if read_source(*address) != read_destination(*address):
+                different += 1
+        except KeyNotFoundError:
+            if _entry(read_source, address) != _entry(read_destination, address):
+                different += 1
         if not compared % _STEP:
             done(_STEP)
     done(compared % _STEP)

@@ -312,6 +312,15 @@ def test_a_claim_that_begins_during_the_copy_is_refused_too() -> None:
     assert content(destination) == content(source)
 
 
+def test_a_destination_whose_map_is_too_small_grows(tmp_path: Path) -> None:
+    source = MemoryStore()
+    for number in range(100):
+        source.write("p", "s", f"k{number}", bytes([number]) * 5000)
+    with open_store(f"lmdb:{tmp_path}/small?map_size=65536") as destination:
+        assert migrate(source, destination).copied == 100
+        assert content(destination) == content(source)
+
+
 # LDK's own files.
 
 LDK = {
