@@ -38,6 +38,8 @@ class Sizes:
     """Due records in that store."""
     executions: int
     """Executions whose memory is measured."""
+    migrated: int
+    """Records that are copied into another store."""
 
 
 NORMAL = Sizes(
@@ -48,9 +50,17 @@ NORMAL = Sizes(
     live=10**6,
     due=10**5,
     executions=10**6,
+    migrated=10**6,
 )
 SHORT = Sizes(
-    rounds=1, calls=20, seconds=0.05, records=(1000, 10_000), live=10_000, due=1000, executions=1000
+    rounds=1,
+    calls=20,
+    seconds=0.05,
+    records=(1000, 10_000),
+    live=10_000,
+    due=1000,
+    executions=1000,
+    migrated=10**5,
 )
 
 

@@ -44,6 +44,13 @@ _SECTIONS: Final = {
         "With the number of records",
         "LMDB, random keys; and pages of 100 keys, one after the other.",
     ),
+    "migrate": (
+        "A migration",
+        "An LMDB store into a new SQLite store, beside a raw loop with py-lmdb and sqlite3 that"
+        " copies the same rows in as large transactions, and reads each of them again by its name."
+        " *Verified in order*: the loop walks both sides in the order of their keys instead. No"
+        " store offers that with the expiry.",
+    ),
     "memory": (
         "Memory",
         "Growth of a process's anonymous memory over first executions on LMDB, in shared memory.",

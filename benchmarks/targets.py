@@ -94,6 +94,13 @@ TARGETS: Final = (
         "most batches waited for",
         1,
     ),
+    Target(
+        "migration from LMDB to SQLite, x a raw loop that copies and verifies the same rows",
+        "migrate/lmdb to sqlite",
+        "x raw loop",
+        2.0,
+    ),
+    Target("memory that it takes meanwhile, MiB", "migrate/lmdb to sqlite", "growth MiB", 50),
     Target("memory that 10^6 executions leave, MiB", "memory/executions", "growth MiB", 20),
     Target("single-flight entries that they leave", "memory/executions", "flights left", 0),
     Target(

@@ -9,9 +9,11 @@ from kvreplay._runtime.requests import Outcome
 from kvreplay.clock import Clock, SystemClock
 from kvreplay.errors import (
     ClaimLostError,
+    ClaimsInProgressError,
     ConfigError,
     CorruptRecordError,
     CorruptStoreError,
+    DestinationNotEmptyError,
     ExpiredError,
     IndeterminateError,
     InDoubtError,
@@ -22,7 +24,9 @@ from kvreplay.errors import (
     InvalidValueError,
     KeyNotFoundError,
     KVReplayError,
+    MigrationError,
     NotAppliedError,
+    NotEqualError,
     OutcomeUnknownError,
     ParamsMismatchError,
     RecordError,
@@ -55,6 +59,7 @@ from kvreplay.store import (
 )
 
 if TYPE_CHECKING:
+    from kvreplay._migration import Migrated, Progress, migrate
     from kvreplay._runtime.settings import ReplaySettings
     from kvreplay.aio import AsyncReplay
     from kvreplay.config.file import Config, load_config
@@ -67,9 +72,12 @@ _LATE = {
     "AsyncReplay": "aio",
     "Config": "config.file",
     "InProcessAtomicStore": "store.in_process",
+    "Migrated": "_migration",
     "OpenStore": "config.registry",
+    "Progress": "_migration",
     "ReplaySettings": "_runtime.settings",
     "load_config": "config.file",
+    "migrate": "_migration",
     "open_store": "config.registry",
 }
 
@@ -81,11 +89,13 @@ __all__ = [
     "BatchingKVStore",
     "Change",
     "ClaimLostError",
+    "ClaimsInProgressError",
     "Clock",
     "Config",
     "ConfigError",
     "CorruptRecordError",
     "CorruptStoreError",
+    "DestinationNotEmptyError",
     "Entry",
     "ExpiredError",
     "ExpiringKVStore",
@@ -103,8 +113,11 @@ __all__ = [
     "KVTransaction",
     "KeyNotFoundError",
     "MigratableKVStore",
+    "Migrated",
+    "MigrationError",
     "NotApplied",
     "NotAppliedError",
+    "NotEqualError",
     "OpenStore",
     "Outcome",
     "OutcomeUnknownError",
@@ -112,6 +125,7 @@ __all__ = [
     "PageWithValues",
     "PaginatedKVStore",
     "ParamsMismatchError",
+    "Progress",
     "RecordError",
     "Replay",
     "ReplayError",
@@ -132,6 +146,7 @@ __all__ = [
     "Unknown",
     "UnsupportedRecordVersionError",
     "load_config",
+    "migrate",
     "open_store",
 ]
 

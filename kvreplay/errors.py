@@ -10,9 +10,11 @@ from typing import Any
 
 __all__ = [
     "ClaimLostError",
+    "ClaimsInProgressError",
     "ConfigError",
     "CorruptRecordError",
     "CorruptStoreError",
+    "DestinationNotEmptyError",
     "ExpiredError",
     "InDoubtError",
     "InFlightError",
@@ -23,7 +25,9 @@ __all__ = [
     "InvalidValueError",
     "KVReplayError",
     "KeyNotFoundError",
+    "MigrationError",
     "NotAppliedError",
+    "NotEqualError",
     "OutcomeUnknownError",
     "ParamsMismatchError",
     "RecordError",
@@ -183,6 +187,45 @@ class NotAppliedError(ReplayError):
 
 class ClaimLostError(ReplayError):
     """The handler ran, but another owner had taken the key over: that owner's result counts."""
+
+
+class MigrationError(KVReplayError):
+    """The root of what ``migrate`` refuses; the source is as it was."""
+
+
+class DestinationNotEmptyError(MigrationError):
+    """The destination has entries of its own; none of them was changed."""
+
+
+class ClaimsInProgressError(MigrationError):
+    """The source has requests in progress: let them end, settle them, or migrate them too.
+
+    Attributes:
+        claims: which, as far as they are named: (:meth:`kvreplay.ReplayKey.digest`, what is known
+            of the run).
+    """
+
+    def __init__(self, message: str, claims: tuple[tuple[str, str], ...]) -> None:
+        super().__init__(message, claims)
+        self.claims = claims
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class NotEqualError(MigrationError):
+    """The second pass found that the destination is not equal to the source: migrate again.
+
+    Attributes:
+        differences: how many entries differ, at least.
+    """
+
+    def __init__(self, message: str, differences: int) -> None:
+        super().__init__(message, differences)
+        self.differences = differences
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class ConfigError(KVReplayError, ValueError):

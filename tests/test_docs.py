@@ -10,6 +10,7 @@ import pytest
 
 from kvreplay import Replay, StoreNotFoundError, load_config
 from kvreplay.cli import main
+from support.extras import needs_cli
 
 pytest_plugins = ["pytester"]
 
@@ -34,6 +35,7 @@ def test_the_example_does_what_it_says(
         assert "stale flow: this key is bound to other params" in capsys.readouterr().out
 
 
+@needs_cli
 def test_the_configuration_is_valid(tmp_path: Path) -> None:
     file = tmp_path / "node.toml"
     place = tmp_path / "replay-data"

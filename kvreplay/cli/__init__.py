@@ -1,4 +1,4 @@
-"""The command ``kvreplay``."""
+"""The command ``kvreplay``. It needs the extra ``cli``, and says so."""
 
 from kvreplay.cli.main import main
 

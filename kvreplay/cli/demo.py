@@ -2,41 +2,53 @@
 
 from __future__ import annotations
 
-import argparse
-from typing import TYPE_CHECKING
+import os
+import tempfile
 
-if TYPE_CHECKING:
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+import click
 
-__all__ = ["add_to"]
+from kvreplay.config.registry import settings_of
+from kvreplay.errors import ConfigError
 
-
-def add_to(commands: Commands) -> None:
-    """Add this command to those of the parser."""
-    parser = commands.add_parser(
-        "demo",
-        help="show, on a real node process, that a retried request makes only one invoice",
-        description="Start a real node process, race, kill and restart it, and check that"
-        " async_order.request_invoice makes each invoice once. Needs the extra: pip install"
-        " 'kvreplay[demo]'. The exit code is 1 if a step is untrue.",
-    )
-    parser.add_argument(
-        "--engine",
-        choices=("lmdb", "sqlite", "filesystem", "memory", "all"),
-        default="all",
-        help="the store to use (default: all, one after the other)",
-    )
-    parser.add_argument(
-        "--dir",
-        metavar="PATH",
-        help="a new or empty directory for the stores, configs and logs, which are kept"
-        " (default: a temporary one, removed at the end)",
-    )
-    parser.set_defaults(run=_run)
+__all__ = ["demo"]
 
 
-def _run(asked: argparse.Namespace) -> int:
+@click.command(short_help="Show, on a real node process, that a retry makes no second invoice.")
+@click.option(
+    "--store",
+    metavar="URL",
+    help="The store to use, of any engine: sqlite:store?durability=process. A relative path lies in"
+    " the directory of --dir. [default: LMDB, SQLite, files and memory, one after the other]",
+)
+@click.option(
+    "--dir",
+    "directory",
+    metavar="PATH",
+    help="A new or empty directory for the stores, configs and logs, which are kept. [default: a"
+    " temporary one, removed at the end]",
+)
+def demo(store: str | None, directory: str | None) -> int:
+    """Start a real node process, race, kill and restart it, and check each step.
+
+    Its async_order.request_invoice makes each invoice once. This needs the extra: pip install
+    'kvreplay[demo]'. The exit code is 1 if a step is untrue.
+    """
+    if store is not None:
+        _check_that_it_is_new(store, directory)
     from kvreplay.demo import story  # imported late: it needs an extra, and is slow
 
-    engines = story.ENGINES if asked.engine == "all" else (asked.engine,)
-    return story.tell(engines, asked.dir)
+    return story.tell(story.STORES if store is None else (store,), directory)
+
+
+def _check_that_it_is_new(store: str, directory: str | None) -> None:
+    """Refuse a store that somebody may need: the story writes into it."""
+    new = os.path.join(tempfile.gettempdir(), "kvreplay-demo-new")
+    settings = settings_of(store, base=os.path.join(directory or new, "engine"))
+    place = settings.location
+    if place is None or not os.path.isabs(place) or not os.path.lexists(place):
+        return
+    if not os.path.isdir(place) or os.listdir(place):
+        raise ConfigError(
+            f"--store: there is something at {place}; nothing was started, since the story writes"
+            " into its store: name a path where nothing is"
+        )

@@ -2,41 +2,28 @@
 
 from __future__ import annotations
 
-import argparse
 import os
-from typing import TYPE_CHECKING
 
 import attrs
+import click
 
 from kvreplay.config.location import without_credentials
 from kvreplay.config.registry import StoreSettings, engine_of, settings_of
 from kvreplay.errors import ConfigError, StoreNotFoundError
 
-if TYPE_CHECKING:
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
-
-__all__ = ["add_to"]
+__all__ = ["init"]
 
 
-def add_to(commands: Commands) -> None:
-    """Add this command to those of the parser."""
-    parser = commands.add_parser(
-        "init",
-        help="make a store, so that your program can open it with create=false",
-        description="Make the store that a URL names. If it is there already, nothing is changed."
-        " A program that opens it with create=false then never begins an empty store because of a"
-        " mistyped path or a disk that is not mounted.",
-    )
-    parser.add_argument(
-        "store",
-        metavar="STORE",
-        help="as in your configuration: lmdb:///var/lib/node/replay?map_size=4GiB",
-    )
-    parser.set_defaults(run=_run)
+@click.command(short_help="Make a store, so that your program can open it with create=false.")
+@click.argument("store")
+def init(store: str) -> int:
+    """Make the store that the URL STORE names.
 
-
-def _run(asked: argparse.Namespace) -> int:
-    settings = settings_of(asked.store)
+    It is written as in your configuration: lmdb:///var/lib/node/replay?map_size=4GiB. If the store
+    is there already, nothing is changed. A program that opens it with create=false then never
+    begins an empty store because of a mistyped path or a disk that is not mounted.
+    """
+    settings = settings_of(store)
     _check_that_it_can_be_made(settings)
     place = settings.location or ""
     place = f"{settings.backend}:{place}" if os.path.isabs(place) else without_credentials(place)

@@ -1,4 +1,4 @@
-"""The command ``kvreplay``. An exception becomes an exit code here, and nowhere else.
+"""Runs the command ``kvreplay``. An exception becomes an exit code here, and nowhere else.
 
 =====  ===========================================================
 0      everything is true
@@ -10,27 +10,21 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 
-from kvreplay.cli import demo, init
 from kvreplay.errors import KVReplayError
 
 __all__ = ["main"]
 
+_EXTRA = ("click", "rich")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command, and return its exit code.
-
-    Raises:
-        SystemExit: argparse's own, for ``--help``, ``--version`` and wrong usage.
-    """
-    asked = _parser().parse_args(arguments)
+    """Run one command, and return its exit code. What went wrong is told in one line."""
     try:
-        code: int = asked.run(asked)
+        code = _run(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # nobody reads any more, as in `kvreplay demo | head`
@@ -44,20 +38,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="kvreplay",
-        description="Restart-safe request replay over pluggable key-value stores.",
-    )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    init.add_to(commands)
-    demo.add_to(commands)
-    return parser
-
-
-def _version() -> str:
+def _run(arguments: Sequence[str]) -> int:
     try:
-        return version("kvreplay")
-    except PackageNotFoundError:  # a source tree that was never installed
-        return "(not installed)"
+        import click
+
+        from kvreplay.cli.commands import commands
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in _EXTRA:
+            raise
+        print(
+            f'kvreplay: the command needs the module "{missing}", which is not installed;'
+            " nothing was done. Install it: pip install 'kvreplay[cli]'",
+            file=sys.stderr,
+        )
+        return 2
+    try:
+        # Not click's own main(), which has other exit codes for an interrupt and a broken pipe.
+        with commands.make_context("kvreplay", list(arguments)) as context:
+            code: int = commands.invoke(context)
+            return code
+    except click.exceptions.Exit as end:  # --help and --version
+        return end.exit_code
+    except click.UsageError as error:
+        path = "kvreplay" if error.ctx is None else error.ctx.command_path
+        said = " ".join(error.format_message().split())
+        stop = "" if said.endswith((".", "?")) else "."
+        print(f"kvreplay: {said}{stop} Nothing was done: see {path} --help", file=sys.stderr)
+        return 2

@@ -51,7 +51,7 @@ class Chapter:
     def steps(self) -> list[Step]:
         """Return the story in its order."""
         begin = "a node process starts, and answers"
-        first = "first request: one invoice, signed, for that hash, amount and expiry"
+        first = "first request: one invoice, signed, of that hash, amount, expiry"
         told = [
             Step(begin, self._start, None),
             Step(first, self._first, begin),
@@ -62,27 +62,27 @@ class Chapter:
             Step(f"{TIMES} requests at once: one invoice", self._at_once, begin),
         ]
         killed = "SIGKILL, restart, retry"
-        crashed = "SIGKILL between ledger and record, restart, retry"
+        crashed = "SIGKILL between ledger and record, retry"
         two = f"two node processes, {TIMES} requests at once"
         if self._forgets:
             told += [
                 Step(
-                    f"{killed}: memory has forgotten, so it is a second invoice",
+                    f"{killed}: memory has forgotten, a second invoice",
                     self._forgotten,
                     first,
                 ),
                 Step(f"{crashed}: memory has forgotten both", self._crash_forgotten, begin),
-                Step(f"{two}: each has its memory, and makes one", self._two_memories, begin),
+                Step(f"{two}: one invoice of each", self._two_memories, begin),
             ]
         else:
             told += [
                 Step(f"{killed}: the same bolt11", self._restart, first),
-                Step(f"{crashed}: reconciled, the same bolt11", self._crash, begin),
+                Step(f"{crashed}: reconciled, same bolt11", self._crash, begin),
                 Step(f"{two} on one store: one invoice", self._two_nodes, begin),
             ]
         told.append(
             Step(
-                f"ttl of {TTL}, from the environment: 1105 expired; record gone, ledger untouched",
+                f"after a ttl of {TTL}: 1105 expired, record gone, ledger untouched",
                 self._expiry,
                 begin,
             )

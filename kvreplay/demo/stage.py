@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import json
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ _LSP: Final = "02" + hashlib.sha256(b"an LSP").hexdigest()
 
 _CONFIG: Final = """\
 [store]
-url = "{url}"
+url = {url}
 
 [replay.request_invoice]
 ttl = "1h"
@@ -52,7 +53,7 @@ class Stage:
 
     def __init__(self, url: str, directory: Path, command: Sequence[str] = NODE) -> None:
         self._config = directory / "node.toml"
-        self._config.write_text(_CONFIG.format(url=url, seed=SEED))
+        self._config.write_text(_CONFIG.format(url=json.dumps(url), seed=SEED))
         self._log = directory / "node.log"
         self._command = command
         self._nodes: list[Node] = []

@@ -15,19 +15,9 @@ import pytest
 from kvreplay import StoreNotFoundError, open_store
 from kvreplay.cli import main
 from support.configuring import Stranger
+from support.extras import needs_cli, needs_demo
 from support.interrupts import hearing_ctrl_c
 from support.programs import run_python
-
-try:
-    import bolt11  # noqa: F401
-except ImportError:
-    if os.environ.get("CI") == "true":
-        raise
-    HAS_EXTRA = False
-else:
-    HAS_EXTRA = True
-
-needs_extra = pytest.mark.skipif(not HAS_EXTRA, reason="the extra 'demo' (bolt11) is missing")
 
 BLOCKED = "sys.modules['bolt11'] = None"
 # bolt11 2.2.0 with bitstring 5, which has no ConstBitStream any more
@@ -38,39 +28,54 @@ sys.modules['bitstring'] = types.ModuleType('bitstring')
 """
 
 
+@needs_cli
 def test_version() -> None:
     done = run_python("-m", "kvreplay", "--version")
     assert (done.returncode, done.stdout) == (0, f"kvreplay {version('kvreplay')}\n")
 
 
+@needs_cli
 @pytest.mark.parametrize(
-    ("arguments", "named"),
+    ("arguments", "said"),
     [
-        ([], "COMMAND"),
-        (["dmeo"], "dmeo"),
-        (["demo", "--engine", "lmbd"], "lmbd"),
+        ([], "Missing command"),
+        (["dmeo"], "No such command 'dmeo'"),
         (["demo", "--fast"], "--fast"),
+        (["demo", "--store"], "'--store' requires an argument"),
+        (["init"], "Missing argument 'STORE'"),
+        (["migrate", "memory:"], "Missing argument 'DESTINATION'"),
     ],
 )
-def test_wrong_usage_is_2_and_names_what_is_wrong(
-    arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
+def test_wrong_usage_is_2_and_one_line_that_names_what_is_wrong(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
-    assert caught.value.code == 2
-    assert named in capsys.readouterr().err
+    assert main(arguments) == 2
+    out, error = capsys.readouterr()
+    assert (out, error.count("\n")) == ("", 1)
+    assert error.startswith("kvreplay: ")
+    assert said in error
+    assert "Nothing was done: see kvreplay" in error
+    assert error.endswith(" --help\n")
 
 
-def test_help_names_the_extra_and_the_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["demo", "--help"])
-    assert caught.value.code == 0
-    text = " ".join(capsys.readouterr().out.split())
-    assert "pip install 'kvreplay[demo]'" in text
-    assert "exit code is 1" in text
+@needs_cli
+@pytest.mark.parametrize("command", [[], ["init"], ["migrate"], ["demo"]])
+def test_help_fits_80_columns(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, "--help"]) == 0
+    out, error = capsys.readouterr()
+    assert error == ""
+    assert max(map(len, out.splitlines())) <= 80
+    text = " ".join(out.split())
+    if command == []:
+        for name in ("init", "migrate", "demo"):
+            assert f" {name} " in text
+    if command == ["demo"]:
+        assert "pip install 'kvreplay[demo]'" in text
+        assert "exit code is 1" in text
 
 
-@pytest.mark.parametrize("absent", [BLOCKED, pytest.param(INCOMPATIBLE, marks=needs_extra)])
+@pytest.mark.parametrize("absent", [BLOCKED, pytest.param(INCOMPATIBLE, marks=needs_demo)])
+@needs_cli
 def test_a_missing_extra_is_2_and_says_what_to_install(absent: str) -> None:
     call = "from kvreplay.cli import main; sys.exit(main(['demo']))"
     done = run_python("-c", f"import sys, types\n{absent}\n{call}")
@@ -80,16 +85,26 @@ def test_a_missing_extra_is_2_and_says_what_to_install(absent: str) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("absent", ["click", "rich"])
+def test_the_command_without_its_extra_is_2_and_says_what_to_install(absent: str) -> None:
+    call = "from kvreplay.cli import main; sys.exit(main(['init', 'memory:']))"
+    done = run_python("-c", f"import sys\nsys.modules['{absent}'] = None\n{call}")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "nothing was done" in done.stderr
+    assert f'"{absent}"' in done.stderr
+    assert "pip install 'kvreplay[cli]'" in done.stderr
+
+
 def test_importing_kvreplay_or_its_command_line_imports_no_demo() -> None:
     done = run_python(
         "-c",
         "import sys, kvreplay, kvreplay.cli\n"
-        "print([name for name in sys.modules if name.startswith(('kvreplay.demo', 'bolt11'))])",
+        "print([name for name in sys.modules if name.startswith(('kvreplay.demo', 'bolt11', 'click', 'rich'))])",
     )
     assert (done.returncode, done.stdout) == (0, "[]\n")
 
 
-@needs_extra
+@needs_demo
 @pytest.mark.parametrize("place", ["a file", "a used directory"])
 def test_a_directory_that_cannot_be_used_is_2(
     place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -100,7 +115,7 @@ def test_a_directory_that_cannot_be_used_is_2(
     else:
         where.mkdir()
         (where / "precious").write_text("precious")
-    assert main(["demo", "--engine", "memory", "--dir", str(where)]) == 2
+    assert main(["demo", "--store", "memory:", "--dir", str(where)]) == 2
     error = capsys.readouterr().err
     assert "--dir" in error
     assert "nothing was started" in error
@@ -126,6 +141,7 @@ def run_init(store: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, 
     return code, said.out, said.err
 
 
+@needs_cli
 @pytest.mark.parametrize("engine", engines_that_create())
 def test_init_makes_a_store_once(
     engine: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -148,6 +164,7 @@ def test_init_makes_a_store_once(
         assert store.read("p", "s", "k") == b"v"
 
 
+@needs_cli
 @pytest.mark.parametrize(
     ("store", "says"),
     [
@@ -204,6 +221,7 @@ class Asked:
 """
 
 
+@needs_cli
 def test_init_of_a_strangers_engine(stranger: Stranger, capsys: pytest.CaptureFixture[str]) -> None:
     stranger.install("always", STRANGERS, attribute="Always")
     stranger.install("asked", STRANGERS, attribute="Asked")
@@ -218,11 +236,40 @@ def test_init_of_a_strangers_engine(stranger: Stranger, capsys: pytest.CaptureFi
     assert out == "the store asked:…@host/db is there already; nothing was changed\n"
 
 
-def test_init_without_a_store_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["init"])
-    assert caught.value.code == 2
-    assert "STORE" in capsys.readouterr().err
+# kvreplay demo.
+
+
+@needs_demo
+@pytest.mark.parametrize(
+    ("store", "says"),
+    [
+        ("lmbd:store", 'Did you mean "lmdb"?'),
+        ("lmdb:store?durable=full", 'has no option "durable"'),
+        ("lmdb://{used}", "there is something at"),
+        ("sqlite://{used}/precious", "there is something at"),
+        ("filesystem:../../precious", "there is something at"),
+    ],
+)
+def test_a_store_that_the_story_cannot_use_is_2(
+    store: str,
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    used = tmp_path / "used"
+    used.mkdir()
+    for folder in (used, tmp_path):
+        (folder / "precious").write_text("precious")
+    arguments = ["--store", store.format(used=used), "--dir", str(tmp_path / "kept")]
+    assert main(["demo", *arguments]) == 2
+    out, error = capsys.readouterr()
+    assert (out, error.count("\n")) == ("", 1)
+    assert says in error
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert sorted(files) == [tmp_path / "precious", used / "precious"]
+    assert {path.read_text() for path in files} == {"precious"}
 
 
 def story_on(directory: Path) -> subprocess.Popen[str]:
@@ -241,7 +288,7 @@ def read_until_a_node_runs(story: subprocess.Popen[str]) -> None:
         assert story.poll() is None
 
 
-@needs_extra
+@needs_demo
 def test_an_interrupt_is_130_and_leaves_no_node(tmp_path: Path) -> None:
     with hearing_ctrl_c():
         story = story_on(tmp_path)
@@ -258,7 +305,7 @@ def test_an_interrupt_is_130_and_leaves_no_node(tmp_path: Path) -> None:
     assert not nodes_on(tmp_path)
 
 
-@needs_extra
+@needs_demo
 def test_a_killed_story_leaves_no_node(tmp_path: Path) -> None:
     with story_on(tmp_path) as story:
         read_until_a_node_runs(story)
@@ -273,7 +320,7 @@ def test_a_killed_story_leaves_no_node(tmp_path: Path) -> None:
     assert not nodes_on(tmp_path)
 
 
-@needs_extra
+@needs_demo
 def test_a_reader_that_goes_away_ends_it_without_a_traceback(tmp_path: Path) -> None:
     with story_on(tmp_path) as story:
         assert story.stdout is not None

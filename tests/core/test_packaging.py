@@ -6,6 +6,7 @@ repository, which is what a code host offers and which keeps no symbolic link on
 
 from __future__ import annotations
 
+import configparser
 import os
 import shutil
 import stat
@@ -158,6 +159,18 @@ class Environment:
 @pytest.fixture
 def environment(tmp_path: Path) -> Environment:
     return Environment(tmp_path / "environment")
+
+
+def test_the_extra_demo_brings_the_command() -> None:
+    assert ROOT is not None
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    extras = {
+        name: set(lines.split("\n")) - {""}
+        for name, lines in settings["options.extras_require"].items()
+    }
+    assert extras["cli"]
+    assert extras["cli"] < extras["demo"]
 
 
 def test_the_wheel(checkout: Path, tmp_path: Path) -> None:

@@ -1,0 +1,21 @@
+"""Tests that need an extra: skipped where it is missing, and an error with ``CI=true``."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+
+import pytest
+
+__all__ = ["needs_cli", "needs_demo"]
+
+
+def _needs(extra: str, *modules: str) -> pytest.MarkDecorator:
+    missing = [module for module in modules if find_spec(module) is None]
+    if missing and os.environ.get("CI") == "true":
+        raise ImportError(f"the extra {extra!r} is missing: {missing}")
+    return pytest.mark.skipif(bool(missing), reason=f"the extra {extra!r} is missing: {missing}")
+
+
+needs_cli = _needs("cli", "click", "rich")
+needs_demo = _needs("demo", "bolt11", "click", "rich")
