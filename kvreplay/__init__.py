@@ -50,6 +50,7 @@ from kvreplay.store import (
     Page,
     PageWithValues,
     PaginatedKVStore,
+    PromptKVStore,
     SweepResult,
     TransactionalKVStore,
 )
@@ -112,6 +113,7 @@ __all__ = [
     "PageWithValues",
     "PaginatedKVStore",
     "ParamsMismatchError",
+    "PromptKVStore",
     "RecordError",
     "Replay",
     "ReplayError",
