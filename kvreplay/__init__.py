@@ -54,6 +54,7 @@ from kvreplay.store import (
     Page,
     PageWithValues,
     PaginatedKVStore,
+    PromptKVStore,
     SweepResult,
     TransactionalKVStore,
 )
@@ -126,6 +127,7 @@ __all__ = [
     "PaginatedKVStore",
     "ParamsMismatchError",
     "Progress",
+    "PromptKVStore",
     "RecordError",
     "Replay",
     "ReplayError",

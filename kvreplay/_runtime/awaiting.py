@@ -1,9 +1,10 @@
 """Drive a flow with awaits, on the running event loop.
 
 Nothing that may block runs on the loop: what may is called in threads of this object's own. Reads
-from local memory run inline. There are three sets of threads, so that none of these waits for the
-others: what only looks, changes, and transactions. A transaction's handler is foreign code, which
-may wait for another request of the same loop, so each transaction has a thread of its own.
+from local memory run inline, and so do the changes of a prompt store, unless one would wait. There
+are three sets of threads, so that none of these waits for the others: what only looks, changes, and
+transactions. A transaction's handler is foreign code, which may wait for another request of the
+same loop, so each transaction has a thread of its own.
 """
 
 from __future__ import annotations
@@ -40,8 +41,9 @@ from kvreplay._runtime.run import Run
 from kvreplay._runtime.settings import Settings
 from kvreplay._runtime.singleflight import flights
 from kvreplay._runtime.threads import AT_ONCE, Threads
+from kvreplay.errors import StoreUnavailableError
 from kvreplay.events import logger
-from kvreplay.store import BatchingKVStore, missing_methods
+from kvreplay.store import BatchingKVStore, PromptKVStore, missing_methods
 
 __all__ = ["AsyncDriver"]
 
@@ -55,6 +57,7 @@ class AsyncDriver:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self.reads_inline = bool(getattr(settings.store, "reads_are_local", False))
+        self._is_prompt = not missing_methods(settings.store, PromptKVStore)
         self._batching = not missing_methods(settings.store, BatchingKVStore)
         self._owners_block = settings.owners_file is not None
         self._looks = Threads("kvreplay-look", AT_ONCE)
@@ -147,6 +150,11 @@ class AsyncDriver:
             return run.answer(step)
         if isinstance(step, CheckAndPut):
             run.refuse_child()  # here, since a child has none of its parent's threads
+            if self._is_prompt:
+                try:
+                    return run.put_at_once(step)
+                except StoreUnavailableError:
+                    pass  # another thread is in a change: a thread waits for it
         if self._batching and isinstance(step, CheckAndPut):
             store = cast(BatchingKVStore, settings.store)
             ask_each = functools.partial(change_each, store)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 from kvreplay._protocol.keys import ReplayKey, name, scope_name
 from kvreplay._protocol.steps import (
@@ -24,7 +24,7 @@ from kvreplay._runtime.settings import Settings
 from kvreplay._runtime.singleflight import Flight, flights
 from kvreplay.errors import InFlightError, KeyNotFoundError, StoreError
 from kvreplay.events import EventKind, logger
-from kvreplay.store import Change
+from kvreplay.store import Change, PromptKVStore
 from kvreplay.store.locks import ProcessMark
 
 __all__ = ["PLAIN", "ReadsAndPuts", "Run"]
@@ -195,6 +195,21 @@ class Run:
         if isinstance(step, Log):
             return logger().warning(step.text, step.failure)
         raise TypeError(f"no answer to a {type(step).__name__} step")
+
+    def put_at_once(self, step: CheckAndPut) -> Any:
+        """Answer this step without waiting for anybody, on a store that is prompt.
+
+        Raises:
+            StoreUnavailableError: it would wait; nothing was changed.
+        """
+        store = cast(PromptKVStore, self.settings.store)
+        seen = store.check_and_put_at_once(
+            *self._address,
+            expected=step.expected,
+            value=step.value,
+            expires_at=step.expires_at,
+        )
+        return seen, self.settings.now()
 
     def change(self, step: CheckAndPut) -> Change:
         """Return a check-and-put of this key as what a batching store takes."""

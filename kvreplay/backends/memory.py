@@ -27,7 +27,12 @@ from kvreplay.backends._support import (
     nested_call_error,
     own_transaction_error,
 )
-from kvreplay.errors import KeyNotFoundError, StoreError, StoreNotFoundError
+from kvreplay.errors import (
+    KeyNotFoundError,
+    StoreError,
+    StoreNotFoundError,
+    StoreUnavailableError,
+)
 from kvreplay.store import (
     Closing,
     Entry,
@@ -183,14 +188,36 @@ class MemoryStore(Closing):
         address = (primary_namespace, secondary_namespace, key)
         self._refuse_nested()
         with self._writer:
-            self._begin_change()
-            entry = self._find(address)
-            found = None if entry is None else entry[0]
-            if found == expected:
-                self._apply(
-                    address, None if value is None else self._entry(entry, value, expires_at)
+            return self._compare_and_put(address, expected, value, expires_at)
+
+    def check_and_put_at_once(
+        self,
+        primary_namespace: str,
+        secondary_namespace: str,
+        key: str,
+        *,
+        expected: bytes | None,
+        value: bytes | None,
+        expires_at: int | None = None,
+    ) -> bytes | None:
+        """Compare and put, or refuse; see :meth:`kvreplay.PromptKVStore.check_and_put_at_once`."""
+        check_name(primary_namespace, secondary_namespace, key)
+        check_change(expected, value, expires_at)
+        address = (primary_namespace, secondary_namespace, key)
+        self._refuse_nested()
+        writer = self._writer.own()
+        try:
+            if not writer.acquire(blocking=False):
+                raise StoreUnavailableError(
+                    "another thread is in a change or a transaction of this store: nothing was"
+                    " changed; wait for it by check_and_put"
                 )
-            return found
+            return self._compare_and_put(address, expected, value, expires_at)
+        finally:
+            try:
+                writer.release()
+            except RuntimeError:
+                pass  # it was not taken
 
     def sweep(self, primary_namespace: str, now: int, limit: int) -> SweepResult:
         """Remove due entries; see :meth:`kvreplay.ExpiringKVStore.sweep`."""
@@ -308,6 +335,20 @@ class MemoryStore(Closing):
         return entries
 
     # The steps of a change; the caller holds the lock.
+
+    def _compare_and_put(
+        self,
+        address: Address,
+        expected: bytes | None,
+        value: bytes | None,
+        expires_at: int | None,
+    ) -> bytes | None:
+        self._begin_change()
+        entry = self._find(address)
+        found = None if entry is None else entry[0]
+        if found == expected:
+            self._apply(address, None if value is None else self._entry(entry, value, expires_at))
+        return found
 
     def _entry(self, old: Stored | None, value: bytes, expires_at: int | None) -> Stored:
         """Return what is to be stored: an update keeps the number of the entry's creation."""

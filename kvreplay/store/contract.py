@@ -53,6 +53,7 @@ __all__ = [
     "Page",
     "PageWithValues",
     "PaginatedKVStore",
+    "PromptKVStore",
     "SweepResult",
     "TransactionalKVStore",
     "check_change",
@@ -160,6 +161,30 @@ class BatchingKVStore(AtomicKVStore, Protocol):
 
         Returns:
             For each change what was found, or what its ``check_and_put`` would have raised.
+        """
+
+
+@runtime_checkable
+class PromptKVStore(AtomicKVStore, Protocol):
+    """A store whose changes take moments, as in memory, unless another thread is in one.
+
+    An event loop makes its changes itself, and gives one to a thread only if it would wait.
+    """
+
+    def check_and_put_at_once(
+        self,
+        primary_namespace: str,
+        secondary_namespace: str,
+        key: str,
+        *,
+        expected: bytes | None,
+        value: bytes | None,
+        expires_at: int | None = None,
+    ) -> bytes | None:
+        """Do :meth:`~AtomicKVStore.check_and_put` if that waits for nobody.
+
+        Raises:
+            StoreUnavailableError: it would wait for another thread; nothing was changed.
         """
 
 

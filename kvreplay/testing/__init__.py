@@ -27,7 +27,7 @@ pytest.register_assert_rewrite(
                 "model",
                 "names",
             ),
-            *("paging", "plain", "processes", "threads", "transactions", "walking"),
+            *("paging", "plain", "processes", "prompt", "threads", "transactions", "walking"),
         )
     )
 )

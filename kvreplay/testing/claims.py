@@ -14,6 +14,7 @@ from kvreplay.store import (
     InspectableKVStore,
     MigratableKVStore,
     PaginatedKVStore,
+    PromptKVStore,
     TransactionalKVStore,
 )
 
@@ -33,6 +34,7 @@ CAPABILITIES: Final[Mapping[str, tuple[type, tuple[str, ...]]]] = {
         PaginatedKVStore,
         ("list_all_keys", "list_paginated", "list_paginated_with_values"),
     ),
+    "prompt": (PromptKVStore, ("list_all_keys", "check_and_put", "check_and_put_at_once")),
     "transactional": (
         TransactionalKVStore,
         ("list_all_keys", "check_and_put", "sweep", "transaction"),

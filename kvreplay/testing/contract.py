@@ -21,6 +21,7 @@ from kvreplay.testing.names import NameTests
 from kvreplay.testing.paging import PagingTests
 from kvreplay.testing.plain import PlainTests
 from kvreplay.testing.processes import Process, ProcessTests
+from kvreplay.testing.prompt import PromptTests
 from kvreplay.testing.threads import elsewhere
 from kvreplay.testing.transactions import TransactionTests
 from kvreplay.testing.walking import WalkingTests
@@ -35,6 +36,7 @@ class StoreContract(
     WalkingTests,
     CheckAndPutTests,
     BatchTests,
+    PromptTests,
     ExpiryTests,
     InspectionTests,
     PagingTests,
@@ -125,6 +127,10 @@ class StoreContract(
     @pytest.fixture
     def paginated(self, store: Any) -> Any:
         return _claiming(store, "paginated")
+
+    @pytest.fixture
+    def prompt(self, store: Any) -> Any:
+        return _claiming(store, "prompt")
 
     @pytest.fixture
     def transactional(self, store: Any) -> Any:

@@ -69,11 +69,13 @@ def test_a_failure_after_its_caller_was_cancelled_is_not_lost_in_a_warning(store
         leader = asyncio.create_task(replay.execute(KEY, PARAMS, failing))
         await handler.started.wait()
         leader.cancel()
+        follower = asyncio.create_task(replay.execute(KEY, PARAMS, Handler("never")))
+        await asyncio.sleep(0)
         handler.go.set()
         with pytest.raises(asyncio.CancelledError):
             await leader
-        with pytest.raises(ValueError, match="declined"):  # as a follower of that run
-            await replay.execute(KEY, PARAMS, Handler("never"))
+        with pytest.raises(ValueError, match="declined"):
+            await follower
         assert (await replay.execute(KEY, PARAMS, Handler("after"))).response == "after"
 
     asyncio.run(main())

@@ -92,8 +92,8 @@ ORDER: dict[str, tuple[str, ...]] = {
     ),
     "testing": (
         *("threads", "entries", "batches", "check_and_put", "claims", "closing", "expiry"),
-        *("forking", "inspecting", "names", "paging", "plain", "processes", "transactions"),
-        "walking",
+        *("forking", "inspecting", "names", "paging", "plain", "processes", "prompt"),
+        *("transactions", "walking"),
         *("model", "contract", "__init__"),
     ),
     "demo": (

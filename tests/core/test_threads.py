@@ -16,7 +16,7 @@ from kvreplay._runtime import liveness, threads
 from kvreplay._runtime.threads import AT_ONCE, Threads
 from kvreplay.backends.memory import MemoryStore
 from support.replaying import Handler, OneByOne
-from support.waiting import PATIENCE, until
+from support.waiting import PATIENCE, HeldTransaction, until
 
 KEY = ("lsp", "session")
 
@@ -302,6 +302,34 @@ def test_the_loop_goes_on_while_a_change_waits_for_its_lock(batching: bool) -> N
         assert [(await each).response for each in changes] == list(range(2 * AT_ONCE))
 
     asyncio.run(asyncio.wait_for(main(), PATIENCE))
+
+
+def test_a_prompt_store_is_changed_on_the_loop_itself() -> None:
+    store = MemoryStore()
+    replay = AsyncReplay(store, "ns", ttl=60)
+    before = set(threading.enumerate())
+    outcome = asyncio.run(replay.execute(KEY, 1, Handler("r")))
+    assert (outcome.response, outcome.replayed) == ("r", False)
+    assert set(threading.enumerate()) <= before, "a thread was started"
+
+
+def test_the_loop_goes_on_while_a_prompt_store_is_in_a_transaction() -> None:
+    store = MemoryStore()
+    replay = AsyncReplay(store, "ns", ttl=60)
+    held = HeldTransaction(store, b"v")
+
+    async def main() -> None:
+        change = asyncio.create_task(replay.execute(KEY, 1, Handler("r")))
+        await beats(lambda: replay._driver._changes._crew.unfinished > 0)
+        assert await replay.lookup(("s", "other"), 1) is None
+        assert not change.done()
+        held.end()
+        assert (await change).response == "r"
+
+    try:
+        asyncio.run(asyncio.wait_for(main(), PATIENCE))
+    finally:
+        held.end()
 
 
 def test_a_loop_that_is_gone_leaves_no_threads(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:

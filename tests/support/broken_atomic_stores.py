@@ -246,6 +246,25 @@ class ChangesBackwards(TakesMany):
         return super().check_and_put_each(changes[::-1])[::-1]
 
 
+# A change at once.
+
+
+@caught_by("test_a_change_at_once_is_a_check_and_put")
+class PutsAtOnceWhateverIsThere(MemoryStore):
+    def check_and_put_at_once(self, *address: Any, expected: Any, **more: Any) -> bytes | None:
+        try:
+            expected = self.read(*address)
+        except KeyNotFoundError:
+            expected = None
+        return super().check_and_put_at_once(*address, expected=expected, **more)
+
+
+@caught_by("test_a_change_at_once_does_not_wait_for_a_transaction")
+class WaitsAtOnce(MemoryStore):
+    def check_and_put_at_once(self, *address: Any, **more: Any) -> bytes | None:
+        return self.check_and_put(*address, **more)
+
+
 # Transactions.
 
 

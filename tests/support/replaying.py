@@ -152,9 +152,10 @@ class Caller(threading.Thread):
 
 
 class OneByOne:
-    """For a store's proxy: its own ``check_and_put`` sees each change, even where many come at once."""
+    """For a store's proxy: its own ``check_and_put`` sees each change, however it comes."""
 
     check_and_put: Callable[..., Any]
+    check_and_put_at_once = None
 
     def check_and_put_each(self, changes: Sequence[Change]) -> list[Any]:
         outcomes: list[Any] = []
