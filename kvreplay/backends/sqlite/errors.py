@@ -68,8 +68,8 @@ def store_error(error: Exception, path: str) -> StoreError:
     if _is_unwritten(error):
         return StoreUnavailableError(
             f"the SQLite store {path} could not be written: nothing was changed, and what was"
-            " stored before is intact; check the disk, its quota and the limit of file sizes, and try"
-            " again"
+            " stored before is intact; check the disk, its quota and the limit of file sizes, and"
+            " try again"
         )
     match code_of(error):
         case sqlite3.SQLITE_FULL:
