@@ -126,6 +126,8 @@ class Database:
             finally:
                 self.undo()
             writer.execute("PRAGMA busy_timeout = 0")
+            # A log that a long reader has kept gives its room back when it begins anew.
+            writer.execute(f"PRAGMA journal_size_limit = {_LARGE_LOG}")
             if os.stat(f"{self.path}-wal").st_size > _LARGE_LOG:
                 self.tidy()
         finally:
