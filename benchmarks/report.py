@@ -32,6 +32,12 @@ _SECTIONS: Final = {
         " more thread that commits all writes that wait at once. Memory is not durable; it shows"
         " the cost of the code.",
     ),
+    "slow disk": (
+        "A slow disk",
+        "A first execution with a claim, one thread. The files are in memory, and each flush takes"
+        " some milliseconds: `benchmarks/slow_disk.c` waits in `fsync`, in `fdatasync`, and in each"
+        " write to a file opened with `O_DSYNC`, as LMDB's meta page has it.",
+    ),
     "sweep": (
         "A sweep",
         "Due records scattered among live ones, in batches of 1,000.",

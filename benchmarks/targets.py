@@ -83,6 +83,12 @@ TARGETS: Final = (
         at_least=0.6,
     ),
     Target(
+        "first execution on SQLite, one thread, slow disk, x LMDB's",
+        "slow disk/sqlite",
+        "x lmdb",
+        0.6,
+    ),
+    Target(
         "sweep of 10^5 due among 10^6 live, x the same with none live",
         "sweep/lmdb",
         "x none live",

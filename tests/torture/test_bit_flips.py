@@ -1,10 +1,11 @@
-"""Every single bit of a stored record flips: where it is stored, below the open store."""
+"""Every single bit of a stored record flips, where it is stored. For SQLite it is one in five."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,8 @@ def with_replay(engine: Any, clock: FakeClock, act: Callable[[Replay], object]) 
 
 def places(engine: Any, data: bytes) -> tuple[Path, list[int]]:
     """The file that holds the record, and where in it: LMDB keeps older copies of its pages."""
-    file = engine.path / ("data.mdb" if engine.name == "lmdb" else Path("ns", *KEY))
+    inside = {"lmdb": "data.mdb", "filesystem": "/".join(("ns", *KEY))}
+    file = engine.path / inside[engine.name] if engine.name in inside else engine.path
     content = file.read_bytes()
     found = [content.find(data)]
     while found[-1] >= 0:
@@ -50,32 +52,45 @@ def places(engine: Any, data: bytes) -> tuple[Path, list[int]]:
     return file, found[:-1]
 
 
+@contextlib.contextmanager
+def looking(engine: Any, store: Any) -> Iterator[Any]:
+    """The open store; of SQLite, which keeps pages in its memory, one that is opened anew."""
+    if engine.name != "sqlite":
+        yield store
+        return
+    with engine.open() as anew:
+        yield anew
+
+
 @pytest.mark.parametrize("prepare", [complete, claim, bury])
 def test_no_flipped_bit_changes_an_answer(
-    durable: Any, prepare: Callable[..., None], fork: Any, tally: Any
+    durable: Any, prepare: Callable[..., None], fork: Any, tally: Any, times: int
 ) -> None:
     clock = FakeClock()
     prepare(durable, clock, fork)
     with durable.open() as store:
         data = store.read("ns", *KEY)
-        file, offsets = places(durable, data)
-        assert offsets
-        fd = os.open(file, os.O_RDWR)
-        try:
-            for bit in range(8 * len(data)):
+    file, offsets = places(durable, data)
+    assert offsets
+    step = max(1, 5 // times) if durable.name == "sqlite" else 1  # opening it takes a while
+    fd = os.open(file, os.O_RDWR)
+    try:
+        with durable.open() as store:
+            for bit in range(0, 8 * len(data), step):
                 flip(fd, offsets, bit)
-                damaged = store.read("ns", *KEY)
-                assert damaged != data
-                no_answer(store, clock)
-                assert store.read("ns", *KEY) == damaged, "it is left as it is"
+                with looking(durable, store) as found:
+                    damaged = found.read("ns", *KEY)
+                    assert damaged != data
+                    no_answer(found, clock)
+                    assert found.read("ns", *KEY) == damaged, "it is left as it is"
                 tally("flipped bits", durable.name)
                 flip(fd, offsets, bit)
-        finally:
-            os.close(fd)
-        assert store.read("ns", *KEY) == data
-        if prepare is complete:
-            replay = Replay(store, "ns", clock=clock, **SETTINGS)
-            assert replay.execute(KEY, PARAMS, never).response == RESPONSE
+            assert store.read("ns", *KEY) == data
+            if prepare is complete:
+                replay = Replay(store, "ns", clock=clock, **SETTINGS)
+                assert replay.execute(KEY, PARAMS, never).response == RESPONSE
+    finally:
+        os.close(fd)  # when SQLite is closed: else it would lose its locks
 
 
 @pytest.mark.parametrize("prepare", [complete, bury])

@@ -220,6 +220,8 @@ class Committer:
 
     def shorten(self) -> None:
         """At an opening: take a log into the database that others have left large."""
+        # A log that a long reader has kept gives its room back when it begins anew.
+        self._connections.writer.execute(f"PRAGMA journal_size_limit = {_LARGE_LOG}")
         if os.stat(f"{self._path}-wal").st_size > _LARGE_LOG:
             self.tidy()
 

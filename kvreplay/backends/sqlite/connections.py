@@ -215,14 +215,31 @@ class Connections:
             self._close_free()
         # Last: if it is the last one of all processes, it takes the log into the database.
         close_all(self._writers)
-        if id(self) in _process.open:
-            del _process.open[id(self)]
+        self._forget_if_closed()
 
     def _close_free(self) -> None:
         while self._free:
-            with contextlib.suppress(IndexError):  # another thread was faster
-                self._free[-1].connection.close()
-                del self._free[-1]
+            self._close_one()
+        self._forget_if_closed()
+
+    def _close_one(self) -> None:
+        mine: list[sqlite3.Cursor] = []
+        try:
+            mine += map(self._free.pop, _LAST)
+            connection = mine[0].connection
+            connection.close()
+            if connection in self._readers:
+                self._readers.remove(connection)
+        except IndexError:
+            pass  # another thread was faster
+        except BaseException:
+            self._free += mine
+            raise
+
+    def _forget_if_closed(self) -> None:
+        """Leave the table of this process, if nothing is open that a child would inherit."""
+        if not (self._readers or self._writers):
+            _process.open.pop(id(self), None)
 
     # A fork.
 
@@ -238,7 +255,7 @@ class Connections:
                 self.writing.release()
 
     def _take_free(self, kept: list[sqlite3.Cursor], until: float) -> bool:
-        while len(kept) < len(self._readers) and not self.closed:
+        while len(kept) < len(self._readers):
             try:
                 kept += map(self._free.pop, _LAST)
             except IndexError:  # some are in use
@@ -263,14 +280,15 @@ class Connections:
         memory may be held for ever then. A fork that ran no hook counts as made by the parent's
         main thread, which Python goes on to call the main thread.
         """
+        if not (self._readers or self._writers):
+            return True  # what is done below would end locks that the child has by now
         if not self._held:
             others = [each for each in self.busy if each != threading.main_thread().ident]
-            if not self.closed and (others or len(self._free) < len(self._readers)):
+            if others or len(self._free) < len(self._readers):
                 return False
         files: list[int] = []
         try:
-            if self._readers or self._writers:
-                _seem_in_use(self.file, files)
+            _seem_in_use(self.file, files)
             close_all(self._readers)
             close_all(self._writers)
         finally:

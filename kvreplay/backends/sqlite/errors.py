@@ -30,9 +30,15 @@ def leaves_doubt(error: sqlite3.Error) -> bool:
     SQLite writes all pages of a commit to the log, the one that makes them count last, and flushes
     them. If the flush fails, every process goes on as if the commit had not been. But the pages are
     in the log: if all processes are killed before another commit has overwritten them, the next
-    opening takes the commit as made.
+    opening takes the commit as made. If a page cannot even be written, the last one is missing.
     """
+    if _is_unwritten(error):
+        return False
     return code_of(error) in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_INTERNAL)
+
+
+def _is_unwritten(error: Exception) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_IOERR_WRITE
 
 
 def commit_error(error: sqlite3.Error, path: str, *, settled: bool) -> StoreError:
@@ -59,6 +65,12 @@ def store_error(error: Exception, path: str) -> StoreError:
     """Say in kvreplay's terms why a call failed that changed nothing."""
     if isinstance(error, StoreError):
         return error
+    if _is_unwritten(error):
+        return StoreUnavailableError(
+            f"the SQLite store {path} could not be written: nothing was changed, and what was"
+            " stored before is intact; check the disk, its quota and the limit of file sizes, and"
+            " try again"
+        )
     match code_of(error):
         case sqlite3.SQLITE_FULL:
             return StoreFullError(

@@ -70,6 +70,38 @@ def test_a_disk_that_fails_for_good_leaves_the_outcome_unknown(
         assert store.read("p", "s", "k") in (b"older", b"new")
 
 
+@pytest.mark.parametrize("more", [0, 10, 24 + 4096 + 100, 3 * (24 + 4096) - 1])
+def test_a_log_that_cannot_be_written_leaves_no_doubt(root: Path, more: int) -> None:
+    """As under a quota: however many pages of the commit fit, the last one makes it count."""
+    code = """
+import resource
+store = SQLiteStore(path)
+store.write("p", "s", "k", b"older")
+size = os.stat(path + "-wal").st_size + int(wait())
+resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+for value in (bytes(20_000), bytes(30_000)):
+    try:
+        store.write("p", "s", "k", value)
+        say("written")
+    except StoreError as error:
+        say(type(error).__name__)
+say(store.read("p", "s", "k").decode())
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+if not wait():
+    store.write("p", "s", "other", b"fits")
+"""
+    for after in ("", "at once"):
+        with Process(code + DIE, root) as process:
+            process.tell(str(more))
+            assert [process.hear() for _ in range(3)] == ["StoreUnavailableError"] * 2 + ["older"]
+            process.tell(after)
+            process.rest()
+        with SQLiteStore(root) as store:
+            found = content(store)
+            assert found.pop(("p", "s", "other"), None) == b"fits" or after
+            assert found == {("p", "s", "k"): b"older"}
+
+
 def test_a_transaction_whose_flush_fails(root: Path, tmp_path: Path, third: int) -> None:
     code = WRITES.replace(
         'store.write("p", "s", "k", b"new")',

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from kvreplay.backends.sqlite import SQLiteStore
+from kvreplay.backends.sqlite import SQLiteStore, connections
 from kvreplay.errors import StoreError
 from kvreplay.testing.entries import content, count_up
 from kvreplay.testing.forking import Child
@@ -92,6 +93,70 @@ def test_a_child_that_only_deletes_the_store(root: Path) -> None:
         assert locks_of(os.getpid(), root) == before
         store.write("p", "s", "k", b"w")
         assert content(store) == {("p", "s", "k"): b"w"}
+
+
+def test_a_child_that_deletes_what_its_parent_had_closed(root: Path) -> None:
+    """As the collector may do late: the child's own locks on the same file stay."""
+    old = SQLiteStore(root)
+    old.write("p", "s", "n", b"0")
+    old.read("p", "s", "n")
+    kept = [old._database]
+    old.close()
+    with SQLiteStore(root) as store:
+
+        def child() -> None:
+            count_up(store, 1)
+            before = locks_of(os.getpid(), root)
+            assert before
+            kept.clear()
+            gc.collect()
+            assert locks_of(os.getpid(), root) == before
+
+        BareChild(child).join()
+
+
+def test_a_fork_waits_for_a_read_of_a_store_that_is_closed_meanwhile(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else SQLite in the child takes the parent's locks for its own."""
+    monkeypatch.setattr(connections, "FORK_PATIENCE", 0.5)
+    store = SQLiteStore(root)
+    store.write("p", "s", "n", b"0")
+    reading, over = threading.Event(), threading.Event()
+    database = store._database
+    assert database is not None
+
+    def read() -> None:
+        def pause(value: object) -> object:
+            reading.set()
+            assert over.wait(30)
+            return value
+
+        row = database.connections.row("SELECT value FROM ldk_node_data", ())
+        assert row == (b"0",)
+        (cursor,) = database.connections._free
+        cursor.connection.create_function("pause", 1, pause)
+        database.connections.row("SELECT pause(value) FROM ldk_node_data", ())
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    assert reading.wait(30)
+    store.close()
+
+    def child() -> None:
+        with pytest.raises(StoreError, match="forked while its parent was in a call"):
+            SQLiteStore(root)
+
+    Child(child).join()
+    over.set()
+    thread.join()
+
+    def opens() -> None:
+        with SQLiteStore(root) as own:
+            assert own.read("p", "s", "n") == b"0"
+            assert locks_of(os.getpid(), root)
+
+    Child(opens).join()
 
 
 def test_two_stores_of_a_child_on_one_file(root: Path) -> None:

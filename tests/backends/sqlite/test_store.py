@@ -95,21 +95,21 @@ def test_the_log_is_shortened_now_and_then(
 
 
 def test_a_reader_keeps_the_log_and_stops_nobody(
-    store: Any, root: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another program that reads for long: the log grows, and is used anew once it has ended."""
+    """Another program that reads for long: the log grows, and gives its room back at the end."""
     monkeypatch.setattr(committer, "_CHECKPOINT_PAGES", 60)
-    with raw(root) as reader:
+    monkeypatch.setattr(committer, "_LARGE_LOG", 80 * 4096)
+    with SQLiteStore(root) as store, raw(root) as reader:
         reader.execute("BEGIN")
         reader.execute("SELECT * FROM ldk_node_data").fetchall()
         for n in range(100):
             store.write("p", "s", "k", bytes([n]) * 3000)
-        large = os.stat(f"{root}-wal").st_size
-        assert large > 100 * 4096
+        assert os.stat(f"{root}-wal").st_size > 100 * 4096
         reader.execute("COMMIT")
-        for n in range(100):
+        for n in range(20):
             store.write("p", "s", "k", bytes([n]) * 3000)
-        assert os.stat(f"{root}-wal").st_size <= large + 60 * 4096
+        assert os.stat(f"{root}-wal").st_size <= 80 * 4096
 
 
 def test_a_large_log_is_shortened_at_the_next_opening(
@@ -123,7 +123,7 @@ def test_a_large_log_is_shortened_at_the_next_opening(
         assert size > 20 * 4096
         with SQLiteStore(root) as two:
             two.write("p", "s", "k", b"v")
-            assert os.stat(f"{root}-wal").st_size == size, "it did not begin anew"
+            assert os.stat(f"{root}-wal").st_size <= 20 * 4096, "it did not begin anew"
 
 
 def test_writes_that_wait_share_a_commit(store: Any) -> None:

@@ -1,0 +1,92 @@
+"""What does a first execution cost where a flush takes some milliseconds?
+
+The files are in memory, and ``slow_disk.c`` waits in each flush. It is loaded into a process of its
+own, so that nothing else is slow: ``python -m benchmarks.bench_slow_disk FOLDER EXECUTIONS``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from benchmarks.conftest import Sizes
+from benchmarks.workload import NAMESPACE, PARAMS, SCOPE, request_id, respond, url_of
+from kvreplay import Replay, open_store
+
+ENGINES: Final = ("lmdb", "sqlite")
+FLUSH_MS: Final = 4.0
+ROUNDS: Final = 3
+SHIM: Final = Path(__file__).with_name("slow_disk.c")
+
+Note = Callable[..., None]
+
+
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    """A folder where a flush takes no time of its own."""
+    shared = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as folder:
+        yield Path(folder)
+
+
+def test_slow_disk(benchmark: Any, note: Note, sizes: Sizes, memory: Path) -> None:
+    shim = memory / "slow_disk.so"
+    command = ["cc", "-shared", "-fPIC", "-O2", "-o", str(shim), str(SHIM), "-ldl"]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (FileNotFoundError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"the disk cannot be made slow without a C compiler: {error}")
+    executions = 10 if sizes.rounds == 1 else 100  # so many that SQLite checkpoints
+    slow = {
+        **os.environ,
+        "LD_PRELOAD": str(shim),
+        "SLOW_FLUSH_NS": str(int(FLUSH_MS * 1e6)),
+    }
+    seconds = benchmark.pedantic(lambda: measured(memory, executions, slow), rounds=1)
+    for engine in ENGINES:
+        note(
+            f"slow disk/{engine}",
+            {
+                "flush ms": FLUSH_MS,
+                "ms": seconds[engine] * 1000,
+                "x lmdb": seconds[engine] / seconds["lmdb"],
+            },
+        )
+
+
+def measured(folder: Path, executions: int, environment: dict[str, str]) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.bench_slow_disk", str(folder), str(executions)]
+    run = subprocess.run(command, check=True, capture_output=True, env=environment)
+    found: dict[str, float] = json.loads(run.stdout)
+    return found
+
+
+def main(folder: Path, executions: int) -> None:
+    """Print the seconds of a first execution on each engine, measured in turn."""
+    numbers = count()
+    figures: dict[str, list[float]] = {engine: [] for engine in ENGINES}
+    for _ in range(ROUNDS):
+        for engine, seen in figures.items():
+            with open_store(url_of(engine, folder / engine)) as store:
+                replay = Replay(store, NAMESPACE, ttl=3600)
+                replay.execute((SCOPE, request_id(next(numbers))), PARAMS, respond)
+                start = time.perf_counter()
+                for _ in range(executions):
+                    replay.execute((SCOPE, request_id(next(numbers))), PARAMS, respond)
+                seen.append((time.perf_counter() - start) / executions)
+    print(json.dumps({engine: statistics.median(seen) for engine, seen in figures.items()}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))
