@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-import uuid
 from collections.abc import Callable
 from typing import Final
 
-from kvreplay.backends.durable_files import Folders, read_regular_file, write_temporary
+from kvreplay.backends.durable_files import (
+    TURN,
+    Folders,
+    read_regular_file,
+    unique,
+    write_temporary,
+)
 from kvreplay.backends.filesystem.creation import Creations, creation_time
 from kvreplay.backends.filesystem.errors import nameless
 from kvreplay.backends.filesystem.expiry import ExpiryIndex, Mark, discard
@@ -90,8 +95,9 @@ class Entries:
     def put(self, entry: EntryFile, value: bytes, expires_at: int | None) -> None:
         """Create or replace the entry as a whole."""
         target = self.file(entry)
-        old_marker = self._expiry.current(entry)
-        created = creation_time(target)
+        with TURN:
+            old_marker = self._expiry.current(entry)
+            created = creation_time(target)
         if created is None:
             created = self._creations.next()
         temporary = self._temporary(entry)
@@ -103,7 +109,8 @@ class Entries:
                 mark = self._expiry.mark(entry, temporary, expires_at, stamp)
             self.folders.place(entry.parts, lambda _: os.rename(temporary, target))
             self._confirm(entry.parts)
-            self._expiry.finish(entry, old_marker, mark)
+            with TURN:
+                self._expiry.finish(entry, old_marker, mark)
         except BaseException:
             if discard(temporary):
                 if mark is not None:
@@ -130,11 +137,10 @@ class Entries:
 
     def file(self, entry: EntryFile) -> str:
         """Return the path of the entry's file."""
-        return os.path.join(self._root, entry.path)
+        return f"{self._root}/{entry.path}"
 
     def _temporary(self, entry: EntryFile) -> str:
-        name = f"{entry.stripe:02x}-{uuid.uuid4().hex}.tmp"
-        return os.path.join(self._sidecar, "tmp", name)
+        return f"{self._sidecar}/tmp/{entry.stripe:02x}-{unique()}.tmp"
 
     def _confirm(self, parts: tuple[str, ...]) -> None:
         """Make durable a change that has happened, and see that it is where the store is."""
