@@ -18,7 +18,6 @@ from kvreplay.store import ForkSafeLock
 __all__ = [
     "FILE_MODE",
     "FOLDER_MODE",
-    "TURN",
     "Folders",
     "fsync_directory",
     "is_noted",
@@ -32,14 +31,6 @@ __all__ = [
 
 FILE_MODE: Final = 0o600
 FOLDER_MODE: Final = 0o700
-
-TURN: Final = ForkSafeLock()
-"""Threads that change files hold it for short calls in a row, never for a flush or a wait.
-
-It only saves time. Each call to the file system lets go of the interpreter. If many threads do that
-at once, each has to wait for all others after each of its calls, and most of the time goes to
-waking threads. So one thread makes its calls, while the others flush, or wait for it.
-"""
 
 _MAX_ATTEMPTS: Final = 64
 _MAX_KNOWN: Final = 4096
@@ -132,12 +123,11 @@ def write_temporary(
     closing, closed = map(os.close, fds), list[None]()
     try:
         try:
-            with TURN:
-                fds += opening  # by operators, as in fsync_directory
-                os.fchmod(fds[0], mode)
-                _write_all(fds[0], data)
-                if mtime_ns is not None:
-                    os.utime(fds[0], ns=(mtime_ns, mtime_ns))
+            fds += opening  # by operators, as in fsync_directory
+            os.fchmod(fds[0], mode)
+            _write_all(fds[0], data)
+            if mtime_ns is not None:
+                os.utime(fds[0], ns=(mtime_ns, mtime_ns))
             os.fsync(fds[0])
         finally:
             closed += closing

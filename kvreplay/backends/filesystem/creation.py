@@ -16,7 +16,6 @@ from typing import Final
 
 import attrs
 
-from kvreplay.backends.durable_files import TURN
 from kvreplay.backends.filesystem.locks import NEWEST, flocked
 
 __all__ = ["Creations", "creation_time"]
@@ -40,11 +39,6 @@ class Creations:
     def next(self) -> int:
         """Return a time for a new entry, in nanoseconds since the epoch: later than all before."""
         path = f"{self._sidecar}/locks/{NEWEST}"
-        try:
-            with TURN, flocked(path, wait=False):
-                return _advance(path)
-        except BlockingIOError:
-            pass  # another process has it
         with flocked(path, limit=self._lock_timeout):
             return _advance(path)
 

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Final
 
 from kvreplay.backends.durable_files import (
-    TURN,
     Folders,
     read_regular_file,
     unique,
@@ -60,10 +59,18 @@ class Entries:
         self, entry: EntryFile, look: Callable[[os.stat_result], None] | None = None
     ) -> bytes | None:
         """Return the value; ``None`` if there is no entry, and the root is there."""
+        value = self.find(entry, look)
+        if value is None:
+            self._presence.check()
+        return value
+
+    def find(
+        self, entry: EntryFile, look: Callable[[os.stat_result], None] | None = None
+    ) -> bytes | None:
+        """Do the same for a caller who has just looked whether the root is there."""
         try:
             return read_regular_file(self.file(entry), look)
         except FileNotFoundError:
-            self._presence.check()
             return None
 
     def load_of(self, place: Place, entry: EntryFile) -> bytes | None:
@@ -95,9 +102,8 @@ class Entries:
     def put(self, entry: EntryFile, value: bytes, expires_at: int | None) -> None:
         """Create or replace the entry as a whole."""
         target = self.file(entry)
-        with TURN:
-            old_marker = self._expiry.current(entry)
-            created = creation_time(target)
+        old_marker = self._expiry.current(entry)
+        created = creation_time(target)
         if created is None:
             created = self._creations.next()
         temporary = self._temporary(entry)
@@ -109,8 +115,7 @@ class Entries:
                 mark = self._expiry.mark(entry, temporary, expires_at, stamp)
             self.folders.place(entry.parts, lambda _: os.rename(temporary, target))
             self._confirm(entry.parts)
-            with TURN:
-                self._expiry.finish(entry, old_marker, mark)
+            self._expiry.finish(entry, old_marker, mark)
         except BaseException:
             if discard(temporary):
                 if mark is not None:

@@ -10,7 +10,7 @@ from threading import get_ident
 from typing import Final, TypeVar
 
 from kvreplay.backends._support import LOCK_TIMEOUT, nested_call_error
-from kvreplay.backends.durable_files import FILE_MODE, TURN
+from kvreplay.backends.durable_files import FILE_MODE
 from kvreplay.backends.file_lock import FileLock, lock_within
 from kvreplay.store import ThreadBound
 
@@ -74,25 +74,19 @@ def _flocked(path: str, wait: bool, limit: float, folder: bool) -> Generator[Non
     try:
         _held[own] = False
         try:
-            if not wait:
-                file.lock()
-            elif not _try(file):
+            if wait:
                 lock_within(file, f"the lock {path}", limit, bound=limit)
+            else:
+                file.lock()
             yield
         finally:
             del _held[own]
     finally:
         try:
-            with TURN:
-                _give_back(file)
+            _give_back(file)
         except BaseException:  # an interrupt
             _give_back(file)
             raise
-
-
-def _try(file: FileLock) -> bool:
-    with TURN:
-        return file.try_lock()
 
 
 def read_locked(path: str, read: Callable[[A], T], of: A) -> T:

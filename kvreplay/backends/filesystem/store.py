@@ -35,7 +35,6 @@ from kvreplay.backends._support import (
     check_durability,
     check_lock_timeout,
 )
-from kvreplay.backends.durable_files import TURN
 from kvreplay.backends.filesystem.creation import Creations
 from kvreplay.backends.filesystem.entries import Entries
 from kvreplay.backends.filesystem.errors import nameless, opening_error, store_error
@@ -270,9 +269,8 @@ class FilesystemStore(Closing):
         check_change(expected, value, expires_at)
         entry = EntryFile(primary_namespace, secondary_namespace, key)
         with self._reporting("check and put"), self._lock_of(entry):
-            with TURN:
-                self._presence.check()
-                found = self._entries.load(entry)
+            self._presence.check()
+            found = self._entries.find(entry)
             if found == expected:
                 if value is not None:
                     self._entries.put(entry, value, expires_at)
