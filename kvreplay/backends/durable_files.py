@@ -9,11 +9,11 @@ import contextlib
 import errno
 import os
 import stat
-import uuid
 from collections.abc import Callable, Sequence
-from functools import partial
-from io import FileIO
+from itertools import count
 from typing import Final
+
+from kvreplay.store import ForkSafeLock
 
 __all__ = [
     "FILE_MODE",
@@ -25,6 +25,7 @@ __all__ = [
     "note",
     "read_regular_file",
     "replace_file",
+    "unique",
     "write_temporary",
 ]
 
@@ -33,9 +34,11 @@ FOLDER_MODE: Final = 0o700
 
 _MAX_ATTEMPTS: Final = 64
 _MAX_KNOWN: Final = 4096
+_FLUSHES: Final = 64  # how many folders are flushed at once, at most
 _OPEN_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 # A pipe or a device must not make its reader wait, or become its terminal.
 _OPEN_FILE: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+_NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _PART: Final = 1 << 20
 _DURABLE_PLACE: Final = "user.kvreplay.durable"
 
@@ -115,13 +118,19 @@ def write_temporary(
         mode: its permissions, whatever the umask is.
         mtime_ns: its modification time, nanoseconds since the epoch; ``None``: now.
     """
+    fds: list[int] = []
+    opening = map(os.open, (path,), (_NEW_FILE,), (mode,))
+    closing, closed = map(os.close, fds), list[None]()
     try:
-        with open(path, "xb", buffering=0, opener=partial(os.open, mode=mode)) as file:
-            os.fchmod(file.fileno(), mode)
-            _write_all(file, data)
+        try:
+            fds += opening  # by operators, as in fsync_directory
+            os.fchmod(fds[0], mode)
+            _write_all(fds[0], data)
             if mtime_ns is not None:
-                os.utime(file.fileno(), ns=(mtime_ns, mtime_ns))
-            os.fsync(file.fileno())
+                os.utime(fds[0], ns=(mtime_ns, mtime_ns))
+            os.fsync(fds[0])
+        finally:
+            closed += closing
     except FileExistsError:
         raise  # it is another's
     except BaseException:
@@ -131,10 +140,15 @@ def write_temporary(
         raise
 
 
-def _write_all(file: FileIO, data: bytes) -> None:
+def _write_all(fd: int, data: bytes) -> None:
     rest = memoryview(data)
     while rest:
-        rest = rest[file.write(rest) :]
+        rest = rest[os.write(fd, rest) :]
+
+
+def unique() -> str:
+    """Return a name that nobody else has: 32 hex digits."""
+    return os.urandom(16).hex()
 
 
 def replace_file(path: str, data: bytes, mode: int = FILE_MODE) -> None:
@@ -142,7 +156,7 @@ def replace_file(path: str, data: bytes, mode: int = FILE_MODE) -> None:
 
     A process killed inside leaves at most a sibling named ``<path>.<32 hex digits>.tmp``.
     """
-    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+    temporary = f"{path}.{unique()}.tmp"
     write_temporary(temporary, data, mode)
     try:
         os.rename(temporary, path)
@@ -170,6 +184,9 @@ class Folders:
         self._top = top
         self._durable = durable
         self._known: set[tuple[str, ...]] = set()
+        self._numbers = count(1)  # of flushes and of those who want one, in the order of time
+        self._flushing = [ForkSafeLock() for _ in range(_FLUSHES)]
+        self._flushed: dict[tuple[str, ...], tuple[int, int]] = {}
 
     def place(self, parts: tuple[str, ...], make_name: Callable[[str], None]) -> None:
         """Create the folder ``top/parts…``, and call ``make_name(folder)`` to make a name in it.
@@ -192,14 +209,36 @@ class Folders:
         """Make durable which names are in the folder, and where the folder is.
 
         If the folder is gone by now, then so is every name in it: that is made durable instead.
+        Threads share a flush: one that began after a change was made is enough for it.
         """
         if self._durable:
-            try:
-                self._fsync(parts, names=True)
-            except FileNotFoundError:
-                if not parts:
-                    raise
-                self._fsync_above(parts)
+            changed = next(self._numbers)
+            with self._flushing[hash(parts) % _FLUSHES]:
+                began, failed = self._flushed.get(parts, (0, 0))
+                if began < changed:
+                    self._flush(parts)
+                elif failed:
+                    # The kernel tells of a failure once: a second flush might seem to go well.
+                    raise OSError(failed, os.strerror(failed))
+
+    def _flush(self, parts: tuple[str, ...]) -> None:
+        if len(self._flushed) >= _MAX_KNOWN:
+            self._flushed.clear()  # it only saves work
+        began = next(self._numbers)
+        try:
+            self._fsync_names(parts)
+        except OSError as error:
+            self._flushed[parts] = began, error.errno or errno.EIO
+            raise
+        self._flushed[parts] = began, 0
+
+    def _fsync_names(self, parts: tuple[str, ...]) -> None:
+        try:
+            self._fsync(parts, names=True)
+        except FileNotFoundError:
+            if not parts:
+                raise
+            self._fsync_above(parts)
 
     def remove_empty(self, parts: tuple[str, ...]) -> tuple[str, ...]:
         """Remove the folder if it is empty; those above it stay.
@@ -220,7 +259,7 @@ class Folders:
         return parts[:-1]
 
     def _path(self, parts: tuple[str, ...]) -> str:
-        return os.path.join(self._top, *parts)
+        return "/".join((self._top, *parts))
 
     def _make(self, parts: tuple[str, ...]) -> None:
         _make_below(self._top, parts, FOLDER_MODE)

@@ -20,6 +20,7 @@ Operation = Generator[Callable[[], Any], Ended, None]
 ENGINES: Final = ("lmdb", "memory", "filesystem", "sqlite")
 KEY: Final = ("peer", "session")
 PARAMS: Final = {"amount": 1}
+SMALL: Final = 1 << 17  # a map in bytes: four databases and a few entries fit in
 
 
 def found(world: World, key: str) -> bytes | None:
@@ -156,22 +157,22 @@ def creating(elsewhere_first: bool) -> Callable[[World], Operation]:
 def fill_map(world: World, value: bytes) -> None:
     """Go to a new store with a small map, and store this."""
     world.leave()
-    world.map_size = 1 << 16
+    world.map_size = SMALL
     world.store = world.open()
     world.keep()
     world.store.write("p", "s", "old", value)
-    assert world.store._opened().handle.map_size == 1 << 16
+    assert world.store._opened().handle.map_size == SMALL
 
 
 def has_grown(world: World) -> bool:
-    grown: bool = world.store._opened().handle.map_size > 1 << 16
+    grown: bool = world.store._opened().handle.map_size > SMALL
     return grown
 
 
 def growing(world: World) -> Operation:
     """A write for which the map is too small, twice."""
     fill_map(world, b"v")
-    value = bytes(100_000)
+    value = bytes(200_000)
     ended = yield lambda: world.store.write("p", "s", "k", value)
     assert found(world, "k") in ((None, value) if ended.error else (value,))
     assert ended.error or has_grown(world)
@@ -179,7 +180,7 @@ def growing(world: World) -> Operation:
 
 def growing_transaction(world: World) -> Operation:
     """A transaction before which the map grows, since it is nearly full."""
-    fill_map(world, bytes(12_000))
+    fill_map(world, bytes(48_000))
 
     def transact() -> None:
         with world.store.transaction() as txn:
@@ -187,7 +188,7 @@ def growing_transaction(world: World) -> Operation:
 
     ended = yield transact
     assert found(world, "k") in ((None, b"v") if ended.error else (b"v",))
-    assert found(world, "old") == bytes(12_000)
+    assert found(world, "old") == bytes(48_000)
     assert ended.error or has_grown(world)
 
 

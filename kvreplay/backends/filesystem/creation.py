@@ -38,7 +38,7 @@ class Creations:
 
     def next(self) -> int:
         """Return a time for a new entry, in nanoseconds since the epoch: later than all before."""
-        path = os.path.join(self._sidecar, "locks", NEWEST)
+        path = f"{self._sidecar}/locks/{NEWEST}"
         with flocked(path, limit=self._lock_timeout):
             return _advance(path)
 

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import uuid
 from collections.abc import Callable
 from typing import Final
 
-from kvreplay.backends.durable_files import Folders, read_regular_file, write_temporary
+from kvreplay.backends.durable_files import (
+    Folders,
+    read_regular_file,
+    unique,
+    write_temporary,
+)
 from kvreplay.backends.filesystem.creation import Creations, creation_time
 from kvreplay.backends.filesystem.errors import nameless
 from kvreplay.backends.filesystem.expiry import ExpiryIndex, Mark, discard
@@ -55,10 +59,18 @@ class Entries:
         self, entry: EntryFile, look: Callable[[os.stat_result], None] | None = None
     ) -> bytes | None:
         """Return the value; ``None`` if there is no entry, and the root is there."""
+        value = self.find(entry, look)
+        if value is None:
+            self._presence.check()
+        return value
+
+    def find(
+        self, entry: EntryFile, look: Callable[[os.stat_result], None] | None = None
+    ) -> bytes | None:
+        """Do the same for a caller who has just looked whether the root is there."""
         try:
             return read_regular_file(self.file(entry), look)
         except FileNotFoundError:
-            self._presence.check()
             return None
 
     def load_of(self, place: Place, entry: EntryFile) -> bytes | None:
@@ -130,11 +142,10 @@ class Entries:
 
     def file(self, entry: EntryFile) -> str:
         """Return the path of the entry's file."""
-        return os.path.join(self._root, entry.path)
+        return f"{self._root}/{entry.path}"
 
     def _temporary(self, entry: EntryFile) -> str:
-        name = f"{entry.stripe:02x}-{uuid.uuid4().hex}.tmp"
-        return os.path.join(self._sidecar, "tmp", name)
+        return f"{self._sidecar}/tmp/{entry.stripe:02x}-{unique()}.tmp"
 
     def _confirm(self, parts: tuple[str, ...]) -> None:
         """Make durable a change that has happened, and see that it is where the store is."""

@@ -20,13 +20,12 @@ from __future__ import annotations
 import errno
 import os
 import re
-import uuid
 from collections.abc import Generator
 from typing import Final
 
 import attrs
 
-from kvreplay.backends.durable_files import Folders
+from kvreplay.backends.durable_files import Folders, unique
 from kvreplay.backends.filesystem.layout import EntryFile, folder_name, namespace_of
 from kvreplay.store import NAME
 
@@ -83,9 +82,9 @@ class ExpiryIndex:
         """
         primary, secondary = entry.parts
         parts = (primary, f"{expires_at // _BUCKET_MS:015d}", secondary)
-        name = f"{expires_at:019d}~{entry.key}~{uuid.uuid4().hex}"
-        target = os.path.join("expiry", *parts, name)
-        mark = Mark(os.path.join(self._sidecar, target), stamp)
+        name = f"{expires_at:019d}~{entry.key}~{unique()}"
+        target = "/".join(("expiry", *parts, name))
+        mark = Mark(f"{self._sidecar}/{target}", stamp)
         try:
             self._expiry_folders.place(parts, lambda _: os.link(value_file, mark.marker))
             self._expiry_folders.confirm(parts)
@@ -111,7 +110,7 @@ class ExpiryIndex:
         found = _is_marker(parts[3])
         if not found or (parts[0], parts[2], found[2]) != (*entry.parts, entry.key):
             return None
-        return os.path.join(self._expiry, *parts)
+        return "/".join((self._expiry, *parts))
 
     def expiry_of(self, entry: EntryFile, found: os.stat_result) -> int | None:
         """Return the expiry of the value with this status, whose file is open; ``None``: never.
@@ -200,7 +199,7 @@ class ExpiryIndex:
                     raise
 
     def _stamp(self, entry: EntryFile) -> str:
-        return os.path.join(self._stamps, entry.path)
+        return f"{self._stamps}/{entry.path}"
 
 
 def discard(path: str) -> bool:

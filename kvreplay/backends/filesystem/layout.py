@@ -23,25 +23,31 @@ EMPTY: Final = "[empty]"
 
 @attrs.frozen(repr=False)
 class EntryFile:
-    """The address of an entry, and where its file is below the root."""
+    """The address of an entry, and where its file is below the root.
+
+    Attributes:
+        parts: the two folders that LDK's layout puts it in.
+        path: its file, relative to the root.
+        stripe: the number of the lock that orders its changes; it must never change.
+    """
 
     primary: str
     secondary: str
     key: str
+    parts: tuple[str, str] = attrs.field(init=False)
+    path: str = attrs.field(init=False)
+    stripe: int = attrs.field(init=False)
 
-    @property
-    def parts(self) -> tuple[str, str]:
-        """The two folders that LDK's layout puts it in."""
+    @parts.default
+    def _parts(self) -> tuple[str, str]:
         return folder_name(self.primary), folder_name(self.secondary)
 
-    @property
-    def path(self) -> str:
-        """Its file, relative to the root."""
-        return os.path.join(*self.parts, self.key)
+    @path.default
+    def _path(self) -> str:
+        return f"{self.parts[0]}/{self.parts[1]}/{self.key}"
 
-    @property
-    def stripe(self) -> int:
-        """The number of the lock that orders its changes; it must never change."""
+    @stripe.default
+    def _stripe(self) -> int:
         return zlib.crc32(self.path.encode("ascii")) % STRIPES
 
 

@@ -124,7 +124,7 @@ def _give_back(file: FileLock) -> None:
 
 def lock_file(sidecar: str, stripe: int) -> str:
     """Return the path of a stripe's lock file."""
-    return os.path.join(sidecar, "locks", f"{stripe:02x}")
+    return f"{sidecar}/locks/{stripe:02x}"
 
 
 def make_lock_files(sidecar: str) -> None:

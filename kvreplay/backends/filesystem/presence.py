@@ -155,7 +155,7 @@ class Presence:
 
 
 def _format(sidecar: str) -> str:
-    return os.path.join(sidecar, "format")
+    return f"{sidecar}/format"
 
 
 def _mark(root: str, store_id: bytes) -> bool:

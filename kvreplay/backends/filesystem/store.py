@@ -270,7 +270,7 @@ class FilesystemStore(Closing):
         entry = EntryFile(primary_namespace, secondary_namespace, key)
         with self._reporting("check and put"), self._lock_of(entry):
             self._presence.check()
-            found = self._entries.load(entry)
+            found = self._entries.find(entry)
             if found == expected:
                 if value is not None:
                     self._entries.put(entry, value, expires_at)
