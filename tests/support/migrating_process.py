@@ -23,15 +23,22 @@ def main(told: dict[str, Any]) -> None:
         _migrate(**told)
 
 
-def _migrate(source: str, destination: str, batch: int, kill_at: int) -> None:
+def _migrate(
+    source: str, destination: str, batch: int, kill_at: int, until_written: bool = False
+) -> None:
     calls = count(1)
 
-    def kill(_: Progress) -> None:
+    def look(progress: Progress) -> None:
         if next(calls) == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
+        if until_written and progress.step == "verify" and not progress.done:
+            with open_store(source) as one, open_store(destination) as other:
+                copied = other.read(*HOT)
+                while one.read(*HOT) == copied:
+                    pass  # the writer is on its way
 
     try:
-        done = migrate(source, destination, batch=batch, on_progress=kill)
+        done = migrate(source, destination, batch=batch, on_progress=look)
     except NotEqualError as error:
         print(json.dumps({"differences": error.differences}))
     else:

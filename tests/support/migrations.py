@@ -20,6 +20,7 @@ __all__ = [
     "Copied",
     "content",
     "fill",
+    "is_marked",
     "killed_at_each_batch",
     "ldk_files",
     "node_file",
@@ -68,10 +69,10 @@ class Copied:
         self._wanted = wanted
         self._in_order = in_order
 
-    def run(self, destination: str, *, kill_at: int = 0, batch: int = 3) -> Any:
+    def run(self, destination: str, *, kill_at: int = 0, **more: Any) -> Any:
         """Migrate in a process; return what it said, or ``None`` if it was killed."""
-        told = {"source": self.source, "destination": destination}
-        with ForkedProgram(SCRIPT, {**told, "batch": batch, "kill_at": kill_at}) as process:
+        told = {"source": self.source, "destination": destination, "batch": 3, "kill_at": kill_at}
+        with ForkedProgram(SCRIPT, {**told, **more}) as process:
             said = process.rest()
             code = process.popen.returncode
             assert code == (0 if said else -9), f"it ended by {code}"
