@@ -35,7 +35,8 @@ def source_of(engine: str, folder: Path, entries: int = 9) -> Copied:
 @pytest.mark.parametrize(("one", "other"), [("sqlite", "sqlite"), ("lmdb", "filesystem")])
 def test_killed_at_each_batch_it_goes_on(one: str, other: str, tmp_path: Path) -> None:
     copied = source_of(one, tmp_path)
-    assert killed_at_each_batch(copied, other, tmp_path) >= 2 + 1 + 3 + 2  # look, copy three batches, compare
+    # At the begin and the end of looking and comparing, at the begin of copying and at each batch.
+    assert killed_at_each_batch(copied, other, tmp_path) >= 2 + 1 + 3 + 2
     copied.check(copied.source)
 
 
