@@ -93,6 +93,7 @@ def screen_of(*arguments: str) -> tuple[int, str]:
             return process.wait(60), shown.decode()
 
 
+@pytest.mark.any_python
 def test_its_screen_on_a_terminal(tmp_path: Path) -> None:
     one, other = made(tmp_path / "one"), f"filesystem:{tmp_path}/two"
     code, shown = screen_of("migrate", one, other)
