@@ -20,7 +20,7 @@ import lmdb
 import pytest
 
 from benchmarks.conftest import Sizes
-from benchmarks.measure import calling, commits_of, in_tasks, in_threads, in_turn
+from benchmarks.measure import Bound, calling, commits_of, in_tasks, in_threads, in_turn
 from benchmarks.workload import (
     FAR,
     NAMESPACE,
@@ -132,9 +132,9 @@ def put_together(folder: Path) -> Iterator[Callable[[], None]]:
 
 
 def figures_of(
-    rate: float, raw: float, commits: int | None, executions: int
-) -> dict[str, float | int]:
-    figures: dict[str, float | int] = {
+    rate: float, raw: float, commits: int | None, executions: int, bound: Bound
+) -> dict[str, float | int | str]:
+    figures: dict[str, float | int | str] = {
         "executions/s": rate,
         "raw executions/s": raw,
         "x raw": rate / raw,
@@ -143,7 +143,7 @@ def figures_of(
         # Two changes an execution: the claim and the record.
         figures |= {"changes": 2 * executions, "commits": commits}
         figures["mean batch"] = 2 * executions / commits
-    return figures
+    return {**figures, "bound by": str(bound)}
 
 
 def lmdb_commits(engine: str, folder: Path) -> int | None:
@@ -163,7 +163,7 @@ def test_threads(
 ) -> None:
     with open_store(url_of(engine, folder)) as store:
         replay = Replay(store, NAMESPACE, ttl=3600)
-        numbers = count()
+        numbers, bound = count(), Bound("flush")
 
         def execute() -> None:
             replay.execute((SCOPE, request_id(next(numbers))), PARAMS, respond)
@@ -171,14 +171,14 @@ def test_threads(
         before = lmdb_commits(engine, folder)
         rate, raw = in_turn(
             benchmark,
-            lambda: in_threads(threads, sizes.seconds, execute),
+            bound.of(lambda: in_threads(threads, sizes.seconds, execute)),
             lambda: in_threads(threads, sizes.seconds, partial(put, claim=True)),
             rounds=min(ROUNDS, sizes.rounds),
         )
         after = lmdb_commits(engine, folder)
     commits = after - before if after is not None and before is not None else None
     who = "1 thread" if threads == 1 else f"{threads} threads"
-    note(f"durable/{engine}, {who}", figures_of(rate, raw, commits, next(numbers)))
+    note(f"durable/{engine}, {who}", figures_of(rate, raw, commits, next(numbers), bound))
 
 
 def test_writer_thread(
@@ -187,15 +187,35 @@ def test_writer_thread(
     """64 threads on LMDB beside 64 whose raw writes a thread of their own commits together."""
     with open_store(url_of("lmdb", folder)) as store:
         replay = Replay(store, NAMESPACE, ttl=3600)
-        numbers = count()
+        numbers, bound = count(), Bound("flush")
         rate, raw = in_turn(
             benchmark,
-            lambda: in_threads(64, sizes.seconds, lambda: execute(replay, next(numbers))),
+            bound.of(lambda: in_threads(64, sizes.seconds, lambda: execute(replay, next(numbers)))),
             lambda: in_threads(64, sizes.seconds, put_together),
             rounds=min(ROUNDS, sizes.rounds),
         )
-    figures = figures_of(rate, raw, None, next(numbers))
+    figures = figures_of(rate, raw, None, next(numbers), bound)
     note("durable/lmdb beside a writer thread, 64 threads", figures)
+
+
+def test_memory_beside_one_thread(benchmark: Any, note: Note, sizes: Sizes) -> None:
+    """What it costs to be a crowd: 64 threads that wait for nothing but each other."""
+    bound = Bound()
+    with open_store("memory:") as store:
+        replay = Replay(store, NAMESPACE, ttl=3600)
+        numbers = count()
+
+        def execute() -> None:
+            replay.execute((SCOPE, request_id(next(numbers))), PARAMS, respond)
+
+        rate, one = in_turn(
+            benchmark,
+            bound.of(lambda: in_threads(64, sizes.seconds / 2, execute)),
+            lambda: in_threads(1, sizes.seconds / 2, execute),
+            rounds=min(9, sizes.rounds),
+        )
+    figures = {"executions/s": rate, "one thread's": one, "x one thread's": rate / one}
+    note("crowd/memory, 64 threads", {**figures, "bound by": str(bound)})
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -205,7 +225,7 @@ def test_tasks(
     tasks = 1000
     with open_store(url_of(engine, folder)) as store:
         replay = AsyncReplay(store, NAMESPACE, ttl=3600)
-        numbers = count()
+        numbers, bound = count(), Bound("flush")
 
         async def execute() -> None:
             await replay.execute((SCOPE, request_id(next(numbers))), PARAMS, respond)
@@ -216,13 +236,13 @@ def test_tasks(
         before = lmdb_commits(engine, folder)
         rate, raw = in_turn(
             benchmark,
-            lambda: in_tasks(tasks, sizes.seconds, execute),
+            bound.of(lambda: in_tasks(tasks, sizes.seconds, execute)),
             lambda: in_tasks(tasks, sizes.seconds, write_twice),
             rounds=min(ROUNDS, sizes.rounds),
         )
         after = lmdb_commits(engine, folder)
     commits = after - before if after is not None and before is not None else None
-    note(f"durable/{engine}, {tasks} tasks", figures_of(rate, raw, commits, next(numbers)))
+    note(f"durable/{engine}, {tasks} tasks", figures_of(rate, raw, commits, next(numbers), bound))
 
 
 def execute(replay: Replay, number: int) -> None:
@@ -258,11 +278,11 @@ def test_first_execution(
     calls = min(sizes.calls, max(10, int(20 / disk["flush ms"])))
     with open_store(url_of("lmdb", folder)) as store:
         replay = Replay(store, NAMESPACE, ttl=3600, lease=lease)
-        numbers = count()
+        numbers, bound = count(), Bound("flush")
         before = commits_of(folder / "store")
         seconds, raw, without_index = in_turn(
             benchmark,
-            calling(lambda: execute(replay, next(numbers)), calls),
+            bound.of(calling(lambda: execute(replay, next(numbers)), calls)),
             calling(partial(put, claim=claim), calls),
             calling(partial(put, claim=claim, indexed=False), calls),
             rounds=min(15, sizes.rounds),
@@ -276,5 +296,6 @@ def test_first_execution(
             "raw commits ms": raw * 1000,
             "x raw commits": seconds / raw,
             "without an index ms": without_index * 1000,
+            "bound by": str(bound),
         },
     )

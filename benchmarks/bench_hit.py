@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from benchmarks.conftest import Sizes
-from benchmarks.measure import calling, in_turn
+from benchmarks.measure import Bound, calling, in_threads, in_turn
 from benchmarks.workload import (
     NAMESPACE,
     PARAMS,
@@ -53,10 +53,56 @@ def test_replay_hit(
             return replay.execute(KEY, PARAMS, never)
 
         assert hit().response == RESPONSE
+        bound = Bound()
         own, raw = in_turn(
-            benchmark, calling(hit, sizes.calls), calling(least, sizes.calls), rounds=sizes.rounds
+            benchmark,
+            bound.of(calling(hit, sizes.calls)),
+            calling(least, sizes.calls),
+            rounds=sizes.rounds,
         )
-    note(f"hit/Replay, {engine}", {"µs": own * 1e6, "floor µs": raw * 1e6, "x floor": own / raw})
+    figures = {"µs": own * 1e6, "floor µs": raw * 1e6, "x floor": own / raw}
+    note(f"hit/Replay, {engine}", {**figures, "bound by": str(bound)})
+
+
+@pytest.mark.parametrize(
+    ("engine", "threads"), [("memory", 4), ("memory", 64), ("lmdb", 4), ("lmdb", 64)]
+)
+def test_hits_of_threads(
+    benchmark: Any,
+    note: Note,
+    floor: Any,
+    sizes: Sizes,
+    engine: str,
+    threads: int,
+    folder: Path,
+) -> None:
+    """Beside one thread's; and the same of the floor, which gives up the interpreter's lock too."""
+    bound = Bound()
+    with open_store(url_of(engine, folder)) as store:
+        replay = Replay(store, NAMESPACE, ttl=3600)
+        replay.execute(KEY, PARAMS, respond)
+
+        def hit() -> Any:
+            return replay.execute(KEY, PARAMS, never)
+
+        own, one, raw, raw_one = in_turn(
+            benchmark,
+            bound.of(lambda: in_threads(threads, sizes.seconds / 4, hit)),
+            lambda: in_threads(1, sizes.seconds / 4, hit),
+            lambda: in_threads(threads, sizes.seconds / 4, floor),
+            lambda: in_threads(1, sizes.seconds / 4, floor),
+            rounds=min(9, sizes.rounds),
+        )
+    note(
+        f"hit threads/{engine}, {threads} threads",
+        {
+            "hits/s": own,
+            "one thread's": one,
+            "x one thread's": own / one,
+            "floor, x one thread's": raw / raw_one,
+            "bound by": str(bound),
+        },
+    )
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -74,16 +120,23 @@ def test_async_replay_hit(
                 await replay.execute(KEY, PARAMS, never)
             return (time.perf_counter() - start) / sizes.calls
 
+        bound = Bound()
         own, sync, raw = in_turn(
             benchmark,
-            lambda: runner.run(hits()),
+            bound.of(lambda: runner.run(hits())),
             calling(lambda: blocking.execute(KEY, PARAMS, never), sizes.calls),
             calling(least, sizes.calls),
             rounds=sizes.rounds,
         )
     note(
         f"hit/AsyncReplay, {engine}",
-        {"µs": own * 1e6, "floor µs": raw * 1e6, "x floor": own / raw, "x Replay": own / sync},
+        {
+            "µs": own * 1e6,
+            "floor µs": raw * 1e6,
+            "x floor": own / raw,
+            "x Replay": own / sync,
+            "bound by": str(bound),
+        },
     )
 
 

@@ -53,12 +53,14 @@ _STYLE: Final = {
 def draw(rows: Rows, folder: Path) -> list[Path]:
     """Write the charts whose rows were measured; return their paths."""
     charts = {
-        "bench-hit.svg": _hit,
-        "bench-durable.svg": _durable,
-        "bench-scale.svg": _scale,
+        "bench-hit.svg": (_hit, "hit/Replay, "),
+        "bench-durable.svg": (_durable, "durable/lmdb, "),
+        "bench-scale.svg": (_scale, "scale/hit, "),
     }
     paths = []
-    for name, chart in charts.items():
+    for name, (chart, needs) in charts.items():
+        if not any(row.startswith(needs) for row in rows):
+            continue
         path = folder / name
         with mpl.rc_context(_STYLE), _figure(path):
             chart(rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
+    "Bound",
     "calling",
     "commits_of",
     "file_system_of",
@@ -49,6 +51,41 @@ def in_turn(
         warmup_rounds=1 if rounds > 1 else 0,
     )
     return [statistics.median(seen[-rounds:]) for seen in figures]
+
+
+class Bound:
+    """What rounds spend their time with, which is what bounds them; over all rounds of one row.
+
+    Args:
+        rest: what the process does while it does not run.
+    """
+
+    def __init__(self, rest: str = "waiting") -> None:
+        self._rest = rest
+        self._spent = {"interpreter": 0.0, "kernel": 0.0, rest: 0.0}
+
+    def of(self, run: Callable[[], float]) -> Callable[[], float]:
+        """Return the same round, and note how its time is spent."""
+
+        def noted() -> float:
+            start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
+            figure = run()
+            end, after = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
+            own, kernel = after.ru_utime - before.ru_utime, after.ru_stime - before.ru_stime
+            self._spent["interpreter"] += own
+            self._spent["kernel"] += kernel
+            # Where several cores are busy, nothing is left.
+            self._spent[self._rest] += max(end - start - own - kernel, 0.0)
+            return figure
+
+        return noted
+
+    def __str__(self) -> str:
+        whole = sum(self._spent.values()) or 1.0
+        shares = sorted(
+            ((spent / whole, what) for what, spent in self._spent.items()), reverse=True
+        )
+        return ", ".join(f"{what} {share:.0%}" for share, what in shares if share >= 0.2)
 
 
 def calling(function: Callable[[], object], calls: int) -> Callable[[], float]:

@@ -16,6 +16,11 @@ _SECTIONS: Final = {
         " decoding of the same content as one map, measured in turn with each row;"
         " for SQLite a bare `SELECT` and that decoding.",
     ),
+    "hit threads": (
+        "Replays of many threads",
+        "Beside one thread's, and how the raw floor fares with as many threads. LMDB's driver gives"
+        " up the interpreter's lock at each `get`; memory does so nowhere.",
+    ),
     "hit parts": (
         "Where a hit's time goes",
         "On LMDB, each part alone. The rest of a whole hit is the calls between the parts.",
@@ -37,6 +42,10 @@ _SECTIONS: Final = {
         "A first execution with a claim, one thread. The files are in memory, and each flush takes"
         " some milliseconds: `benchmarks/slow_disk.c` waits in `fsync`, in `fdatasync`, and in each"
         " write to a file opened with `O_DSYNC`, as LMDB's meta page has it.",
+    ),
+    "crowd": (
+        "A crowd",
+        "First executions in memory, of many threads beside one thread.",
     ),
     "sweep": (
         "A sweep",
@@ -78,7 +87,9 @@ def markdown(machine: Mapping[str, Any], rows: Rows) -> str:
     parts = [
         "# Benchmarks",
         "Made by `python -m benchmarks`. Medians, and ratios between figures of one run; what is"
-        " compared was measured in turn. **Bold**: a missed target, or a row that we lose.",
+        " compared was measured in turn. **Bold**: a missed target, or a row that we lose. *Bound"
+        " by*: how the process spends the time of a row. *Interpreter*: its own code. *Kernel*:"
+        " system calls. *Flush*, or *waiting* where nothing is flushed: neither of them.",
         _machine(machine),
         "## Targets",
         _targets(rows),

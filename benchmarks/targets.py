@@ -35,9 +35,15 @@ class Target:
         )
 
 
+def _threads(engine: str, threads: int) -> tuple[str, str]:
+    return f"hit threads/{engine}, {threads} threads", "x one thread's"
+
+
 TARGETS: Final = (
     Target("replay hit on LMDB, x the raw floor", "hit/Replay, lmdb", "x floor", 2.0),
     Target("replay hit on SQLite, x its own floor", "hit/Replay, sqlite", "x floor", 2.0),
+    Target("memory hits of 4 threads, x one thread's", *_threads("memory", 4), at_least=0.8),
+    Target("LMDB hits of 64 threads, x one thread's", *_threads("lmdb", 64), at_least=0.7),
     Target("`AsyncReplay` hit, x the blocking hit", "hit/AsyncReplay, lmdb", "x Replay", 3.0),
     Target(
         "hit at 10^6 records, x the hit at 10^4",
@@ -87,6 +93,12 @@ TARGETS: Final = (
         "slow disk/sqlite",
         "x lmdb",
         0.6,
+    ),
+    Target(
+        "memory executions of 64 threads, x one thread's",
+        "crowd/memory, 64 threads",
+        "x one thread's",
+        at_least=1.0,
     ),
     Target(
         "sweep of 10^5 due among 10^6 live, x the same with none live",

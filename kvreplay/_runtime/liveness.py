@@ -59,6 +59,7 @@ _Place = tuple[int, int]
 
 _NOWHERE: Final = (0, 0)
 _MODE: Final = 0o600
+_TOKENS: Final = 64  # that are made at once
 _FRESH: Final = 0.01  # seconds; how long a look at a file is good for others who begin
 
 
@@ -77,6 +78,7 @@ class _Process:
 
     def __init__(self) -> None:
         self.mark = process_mark()
+        self.tokens: list[bytes] = []  # nobody has had them yet
         self.byte = int.from_bytes(os.urandom(8)) >> 2  # an offset in a file is less than 2**63
         self.for_people = _for_people()
         self.running: dict[bytes, _OwnersFile | None] = {}
@@ -169,8 +171,18 @@ def _known_process() -> _Process:
 
 
 def new_token() -> bytes:
-    """Return a token for a run; nothing is noted before :func:`begin`."""
-    return os.urandom(TOKEN_SIZE)
+    """Return a token for a run; nothing is noted before :func:`begin`.
+
+    The kernel is asked for many at once: each such call lets other threads come in between.
+    """
+    tokens = _known_process().tokens
+    try:
+        return tokens.pop()
+    except IndexError:
+        fresh = os.urandom(_TOKENS * TOKEN_SIZE)
+        own, *others = [fresh[n : n + TOKEN_SIZE] for n in range(0, len(fresh), TOKEN_SIZE)]
+        tokens.extend(others)
+        return own
 
 
 def begin(token: bytes, owners_file: str | None) -> str:

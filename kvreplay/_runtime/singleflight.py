@@ -12,7 +12,8 @@ What is always true:
 * A flight is *bound* once it is known that the key belongs to the leader's params. From then on a
   request with other params is refused at once; before, it waits until the flight is bound or lands.
 * The lock guards the table and the flights, and is held for moments only. Nobody is woken and no
-  handler runs while it is held.
+  handler runs while it is held. Only operators are used under it: after them CPython gives the
+  interpreter to no other thread, so a crowd never queues for this lock.
 * An interrupt of the thread that wakes may lose a wake-up. So who waits also looks by itself.
 * Who stops waiting, however that comes, takes its waker out of the flight: ``wakers.pop(wake)`` is
   one call in C, for which no lock is needed.
@@ -102,10 +103,13 @@ class SingleFlight(Generic[T]):
         The caller must :meth:`land` ``own`` whatever happens, even after an interrupt in this call.
         """
         with self._lock.own():
-            if not self._is_ours():
+            owner = self._owner
+            if owner is None or not owner[0]:
                 self.table = {}
                 self._owner = this_process()
-            flight = self.table.setdefault(own.key, own)
+            table = self.table
+            flight = table[own.key] if own.key in table else own  # noqa: SIM401 - a call
+            table[own.key] = flight
         if flight is not own and self.give_up(flight):
             return self.board(own)
         return flight
@@ -129,14 +133,14 @@ class SingleFlight(Generic[T]):
         A second call changes no result and wakes nobody twice. It ends what an interrupt cut short.
         """
         with self._lock.own():
-            if self.table.get(flight.key) is flight:  # in a forked child it may not be
-                del self.table[flight.key]
+            table = self.table
+            if flight.key in table and table[flight.key] is flight:  # not so in a forked child
+                del table[flight.key]
             if not flight.landed:
                 flight.result = result
                 flight.landed = True
-            wakers = list(flight.wakers)
-            flight.wakers.clear()
-        for wake in wakers:
+            wakers, flight.wakers = flight.wakers, {}
+        for wake in list(wakers):
             wake()
 
     def bind(self, flight: Flight[T]) -> None:
@@ -145,9 +149,8 @@ class SingleFlight(Generic[T]):
             if flight.bound:
                 return
             flight.bound = True
-            wakers = list(flight.wakers)
-            flight.wakers.clear()
-        for wake in wakers:
+            wakers, flight.wakers = flight.wakers, {}
+        for wake in list(wakers):
             wake()
 
     def wake_on_change(self, flight: Flight[T], wake: Waker, *, until_bound: bool) -> bool:

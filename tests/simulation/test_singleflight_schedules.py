@@ -247,21 +247,22 @@ def test_one_leads_and_nobody_waits_for_ever(
     ("old", "new", "seen"),
     [
         pytest.param(
-            "            flight = self.table.setdefault(own.key, own)\n",
+            "            flight = table[own.key] if own.key in table else own  # noqa: SIM401 - a call\n"
+            "            table[own.key] = flight\n",
             "        flight = self.table.get(own.key)\n"
             "        if flight is None:\n            self.table[own.key] = flight = own\n",
             "two run at once",
             id="boarding is read, then write",
         ),
         pytest.param(
-            "                flight.landed = True\n            wakers = list(flight.wakers)\n",
-            "                flight.landed = True\n            wakers = []\n",
+            "                flight.landed = True\n            wakers, flight.wakers = flight.wakers, {}\n",
+            "                flight.landed = True\n            wakers = {}\n",
             "one waits for ever",
             id="landing wakes nobody",
         ),
         pytest.param(
-            "            flight.bound = True\n            wakers = list(flight.wakers)\n",
-            "            flight.bound = True\n            wakers = []\n",
+            "            flight.bound = True\n            wakers, flight.wakers = flight.wakers, {}\n",
+            "            flight.bound = True\n            wakers, flight.wakers = {}, {}\n",
             "one waits for ever",
             id="binding forgets who waits",
         ),
@@ -278,7 +279,7 @@ def test_one_leads_and_nobody_waits_for_ever(
             id="a landing between the look and the wait",
         ),
         pytest.param(
-            "                del self.table[flight.key]\n",
+            "                del table[flight.key]\n",
             "                pass\n",
             "the table does not empty",
             id="a landed flight stays",
