@@ -30,6 +30,7 @@ from kvreplay.backends.sqlite.errors import (
     commit_error,
     leaves_doubt,
     no_access,
+    set_back,
     store_error,
 )
 from kvreplay.backends.sqlite.files import LOCK, allocate_shared_memory, make_if_missing
@@ -75,6 +76,8 @@ class Database:
         self.id = ""
         self._queue = GroupCommit(self)
         self._turns: list[FileLock] = []  # one
+        self._txn: Transaction | None = None  # the last one
+        self._last_order = 0  # the greatest creation number that this process has seen
         self._pages = 0  # in the log since this process has checkpointed, about
 
     @property
@@ -268,7 +271,11 @@ class Database:
             del self._turns[:1]  # the next taker opens it anew
 
     def begin(self, deadline: float) -> Transaction:
-        """Begin a transaction. Only another program can make it wait, since it has the turn."""
+        """Begin a transaction. Only another program can make it wait, since it has the turn.
+
+        Raises:
+            CorruptStoreError: an older copy of the store was written over it.
+        """
         writer = self.connections.writer
         try:
             writer.execute("BEGIN IMMEDIATE")
@@ -280,7 +287,11 @@ class Database:
                 writer.execute("BEGIN IMMEDIATE")
             finally:
                 writer.execute("PRAGMA busy_timeout = 0")
-        return Transaction(writer)
+        self._txn = txn = Transaction(writer)
+        if txn.last < self._last_order:
+            raise set_back(self.path)
+        self._last_order = txn.last
+        return txn
 
     def commit(self) -> None:
         """Commit, if the files are in place even now: who opens new ones knows no lock of ours.
@@ -290,6 +301,8 @@ class Database:
         """
         self._check_presence()
         self.connections.writer.execute("COMMIT")
+        if self._txn is not None:
+            self._last_order = self._txn.last
 
     def failed_commit(self, error: sqlite3.Error) -> StoreError:
         """Say what became of a commit that raised; write over what it has left in the log."""
