@@ -18,7 +18,13 @@ from kvreplay.backends.file_lock import FileLock, lock_within
 from kvreplay.backends.pending import UNKNOWN, Batch
 from kvreplay.backends.sqlite.connections import Connections
 from kvreplay.backends.sqlite.entries import Transaction
-from kvreplay.backends.sqlite.errors import code_of, commit_error, leaves_doubt, store_error
+from kvreplay.backends.sqlite.errors import (
+    code_of,
+    commit_error,
+    leaves_doubt,
+    set_back,
+    store_error,
+)
 from kvreplay.backends.sqlite.files import LOCK
 from kvreplay.errors import OutcomeUnknownError, StoreError, StoreUnavailableError
 
@@ -45,6 +51,8 @@ class Committer:
         self._path = path
         self._connections = connections
         self._turns: list[FileLock] = []  # one
+        self._txn: Transaction | None = None  # the latest
+        self._last_order = 0  # the greatest creation number that this process has seen
         self._pages = 0  # in the log since this process has checkpointed, about
 
     # The turn among processes.
@@ -145,7 +153,11 @@ class Committer:
         return failure, False
 
     def begin(self, until: float) -> Transaction:
-        """Begin a transaction. Only another program can make it wait, since it has the turn."""
+        """Begin a transaction. Only another program can make it wait, since it has the turn.
+
+        Raises:
+            CorruptStoreError: an older copy of the store was written over it.
+        """
         writer = self._connections.writer
         try:
             writer.execute("BEGIN IMMEDIATE")
@@ -157,7 +169,11 @@ class Committer:
                 writer.execute("BEGIN IMMEDIATE")
             finally:
                 writer.execute("PRAGMA busy_timeout = 0")
-        return Transaction(writer)
+        self._txn = txn = Transaction(writer)
+        if txn.last < self._last_order:
+            raise set_back(self._path)
+        self._last_order = txn.last
+        return txn
 
     def commit_begun(self) -> None:
         """Commit, if the files are in place even now: who opens new ones knows no lock of ours.
@@ -167,6 +183,8 @@ class Committer:
         """
         self._check_presence()
         self._connections.writer.execute("COMMIT")
+        if self._txn is not None:
+            self._last_order = self._txn.last
 
     def failed_commit(self, error: Exception) -> Exception:
         """Say what became of a commit that raised; write over what it has left in the log."""

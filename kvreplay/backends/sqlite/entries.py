@@ -83,23 +83,22 @@ class Transaction:
     They never go back, even if the newest entry is removed: the last one is stored.
     """
 
-    __slots__ = ("_last", "run")
+    __slots__ = ("_first", "last", "run")
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.run = connection.execute
-        self._last: int | None = None  # not read yet
+        self._first: int = self.run(_LAST_ORDER).fetchone()[0]
+        self.last: int = self._first  # that was given
 
     def next_order(self) -> int:
         """Return the number of a new entry."""
-        if self._last is None:
-            self._last = int(self.run(_LAST_ORDER).fetchone()[0])
-        self._last += 1
-        return self._last
+        self.last += 1
+        return self.last
 
     def finish(self) -> None:
         """Store the last number, before the commit."""
-        if self._last is not None:
-            self.run(_SET_LAST_ORDER, (self._last,))
+        if self.last != self._first:
+            self.run(_SET_LAST_ORDER, (self.last,))
 
 
 def put(address: Address, value: bytes, txn: Transaction) -> None:

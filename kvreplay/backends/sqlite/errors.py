@@ -15,7 +15,14 @@ from kvreplay.errors import (
 )
 from kvreplay.store import closed_error
 
-__all__ = ["code_of", "commit_error", "leaves_doubt", "no_access", "store_error"]
+__all__ = [
+    "code_of",
+    "commit_error",
+    "leaves_doubt",
+    "no_access",
+    "set_back",
+    "store_error",
+]
 
 
 def code_of(error: BaseException) -> int:
@@ -100,6 +107,15 @@ def store_error(error: Exception, path: str) -> StoreError:
     if isinstance(error, sqlite3.ProgrammingError) and "closed" in str(error):
         return closed_error()
     return StoreError(f"the SQLite store {path} failed: nothing was changed ({error})")
+
+
+def set_back(path: str) -> StoreError:
+    """Return the error for files that were overwritten by an older copy of themselves."""
+    return CorruptStoreError(
+        f"the files of the SQLite store {path} were overwritten by an older copy while it was open"
+        " here: nothing was changed. To go on with the older copy, close it in every process and"
+        " open it again: answers that were given since the copy was made are forgotten"
+    )
 
 
 def no_access(error: OSError, path: str) -> StoreError:

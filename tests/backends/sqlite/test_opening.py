@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -25,6 +26,8 @@ from kvreplay.errors import (
 )
 from kvreplay.testing.entries import content
 from support.sqlite_stores import in_process, locks_of, raw
+
+ENDS = ("", "-wal", "-shm")
 
 
 def test_a_new_store_is_made_whole(root: Path) -> None:
@@ -203,6 +206,43 @@ def test_files_that_are_moved_back_are_the_same(root: Path) -> None:
             store.write("p", "s", "k", b"w")
         root.with_name("aside").rename(root)
         store.write("p", "s", "k", b"w")
+
+
+def contents(path: Path) -> dict[int, bytes]:
+    """What is in the three files, by SQLite's own descriptors of them."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            if os.readlink(f"/proc/self/fd/{name}") in [f"{path}{end}" for end in ENDS]:
+                found[int(name)] = os.pread(int(name), 1 << 24, 0)
+    return found
+
+
+def test_an_older_copy_of_all_files_in_their_place_is_refused(root: Path) -> None:
+    """As ``rsync --inplace`` restores a backup. Without this, what is newer would be gone silently."""
+    with SQLiteStore(root) as store:
+        store.write("p", "s", "k", b"v")
+        older = contents(root)
+        assert len(older) == len(ENDS)
+        store.write("p", "s", "k", b"newer")
+        store.write("p", "s", "later", b"v")
+        newer = contents(root)
+        for file, content_of in older.items():
+            os.pwrite(file, content_of, 0)
+        assert store.list("p", "s") == ["k"], "it is the older copy"
+        for call in (
+            lambda: store.write("p", "s", "new", b"v"),
+            lambda: store.check_and_put("p", "s", "k", expected=b"v", value=b"w"),
+            lambda: store.remove("p", "s", "k"),
+            lambda: store.transaction().__enter__(),
+            lambda: store.sweep("p", 5, 5),
+        ):
+            with pytest.raises(CorruptStoreError, match="older copy"):
+                call()
+        for file, content_of in newer.items():
+            os.pwrite(file, content_of, 0)
+        store.write("p", "s", "new", b"v")
+        assert sorted(store.list("p", "s")) == ["k", "later", "new"]
 
 
 def test_a_write_never_opens_the_database_file(root: Path) -> None:
