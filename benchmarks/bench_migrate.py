@@ -7,6 +7,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +22,8 @@ from kvreplay import Progress, migrate
 BATCH: Final = 10_000
 """Rows in a transaction, as in a migration of ours."""
 STAMP: Final = 8
-"""Bytes of expiry before each value in LMDB: see docs/format.md."""
+"""Bytes of expiry before each value in LMDB, and as many of the creation number, if the store knows
+that: see docs/format.md."""
 
 Row = tuple[str, str, str, bytes, int | None]
 
@@ -48,13 +50,42 @@ IN_ORDER: Final = f"""
     ORDER BY primary_namespace, secondary_namespace, key"""
 
 
-def rows_of(env: lmdb.Environment) -> Iterator[Row]:
-    entries = env.open_db(b"entries", create=False)
-    with env.begin() as txn:
-        for name, stored in txn.cursor(entries):
-            primary, secondary, key = name.decode().split("\0")
-            stamp = int.from_bytes(stored[:STAMP], "big")
-            yield primary, secondary, key, stored[STAMP:], stamp - 1 if stamp else None
+class Source:
+    """The LMDB store, read without kvreplay."""
+
+    def __init__(self, env: lmdb.Environment) -> None:
+        self._env = env
+        with env.begin() as txn:
+            self._ordered = txn.get(b"created") is not None
+        self._head = 2 * STAMP if self._ordered else STAMP
+        self._entries = env.open_db(b"entries", create=False)
+
+    def by_name(self) -> Iterator[Row]:
+        with self._env.begin() as txn:
+            for name, stored in txn.cursor(self._entries):
+                yield self._row(name, stored)
+
+    def oldest_first(self) -> Iterator[Row]:
+        """Yield the rows of each namespace in the order of creation, if the store knows one."""
+        if not self._ordered:
+            yield from self.by_name()
+            return
+        created = self._env.open_db(b"created", create=False)
+        with self._env.begin() as txn:
+            names = txn.cursor(self._entries).iternext(values=False)
+            spaces = {sha256(each).digest()[:16]: each for each in map(namespace_of, names)}
+            for place, key in txn.cursor(created):
+                name = spaces[place[:16]] + b"\0" + key
+                yield self._row(name, txn.get(name, db=self._entries))
+
+    def _row(self, name: bytes, stored: bytes) -> Row:
+        primary, secondary, key = name.decode().split("\0")
+        stamp = int.from_bytes(stored[:STAMP], "big")
+        return primary, secondary, key, stored[self._head :], stamp - 1 if stamp else None
+
+
+def namespace_of(name: bytes) -> bytes:
+    return name.rpartition(b"\0")[0]
 
 
 def raw_loop(source: Path, path: Path) -> tuple[float, float]:
@@ -63,13 +94,14 @@ def raw_loop(source: Path, path: Path) -> tuple[float, float]:
     path.parent.mkdir()
     start = time.perf_counter()
     with (
-        closing(lmdb.open(str(source), max_dbs=3, readonly=True, lib_version=0)) as env,
+        closing(lmdb.open(str(source), max_dbs=4, readonly=True, lib_version=0)) as env,
         closing(sqlite3.connect(path, isolation_level=None)) as db,
     ):
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
         db.executescript(TABLES)
-        rows, count = rows_of(env), 0
+        from_lmdb, count = Source(env), 0
+        rows = from_lmdb.oldest_first()
         while batch := list(islice(rows, BATCH)):
             db.execute("BEGIN IMMEDIATE")
             db.executemany(
@@ -83,11 +115,11 @@ def raw_loop(source: Path, path: Path) -> tuple[float, float]:
             db.execute("COMMIT")
             count += len(batch)
         copied = time.perf_counter()
-        for *name, value, expires_at in rows_of(env):
+        for *name, value, expires_at in from_lmdb.by_name():
             assert db.execute(BY_NAME, name).fetchone() == (value, expires_at)
         assert db.execute("SELECT count(*) FROM ldk_node_data").fetchone() == (count,)
         by_name = time.perf_counter()
-        for here, there in zip(rows_of(env), db.execute(IN_ORDER), strict=True):
+        for here, there in zip(from_lmdb.by_name(), db.execute(IN_ORDER), strict=True):
             assert here == there
         in_order = time.perf_counter()
     shutil.rmtree(path.parent)

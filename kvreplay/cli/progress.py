@@ -48,26 +48,24 @@ def _bars(console: Console) -> Iterator[Callable[[Progress], None]]:
         TimeRemainingColumn(elapsed_when_finished=True),
         console=console,
     )
-    known = {}
+    step = ""
 
     def show(progress: Progress) -> None:
-        if progress.step not in known:
-            _end_all()
-            known[progress.step] = bars.add_task(_STEPS[progress.step], entries="")
+        nonlocal step
+        if progress.step != step:
+            for task in bars.tasks:
+                bars.update(task.id, total=task.completed)  # it has ended
+            step = progress.step
+            bars.add_task(_STEPS[step], entries="")
         bars.update(
-            known[progress.step],
+            bars.task_ids[-1],
             completed=progress.done,
             total=progress.total,
             entries=_entries(progress),
         )
 
-    def _end_all() -> None:
-        for task in bars.tasks:
-            bars.update(task.id, total=task.completed)
-
     with bars:
         yield show
-        _end_all()
 
 
 def _lines(clock: Callable[[], float]) -> Callable[[Progress], None]:

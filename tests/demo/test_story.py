@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from kvreplay.demo import story
+from kvreplay.demo.printing import Printer
 from kvreplay.demo.stage import UntrueError
 from support.programs import run_python
 
@@ -152,3 +153,13 @@ def test_a_comparison_that_fails_cuts_long_values_short() -> None:
     with pytest.raises(UntrueError) as caught:
         same({"bolt11": "a" * 500}, {"bolt11": "b" * 500}, "the answer")
     assert len(str(caught.value)) < 140
+
+
+def test_no_credentials_of_a_store_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    printer = Printer()
+    printer.heading("theirs", "theirs://user:se@cret@host/db")
+    printer.heading("lmdb", "lmdb:///var/lib/node")
+    shown = capsys.readouterr().out
+    assert "cret@" not in shown
+    assert "theirs:…@host/db" in shown
+    assert "lmdb:///var/lib/node" in shown
