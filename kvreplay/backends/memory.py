@@ -5,21 +5,26 @@ A forked child goes on with a copy of its own.
 
 What is always true:
 
-* One change runs at a time, under ``_writer``, which a transaction holds for its whole block.
+* A change of one entry is made under ``_writer``, which is held for moments. Hardly anything but
+  operators is used under it: after them CPython gives the interpreter to no other thread, so a
+  crowd does not queue for this lock.
+* What takes longer, a sweep or a transaction, has the ``_turn``. While it goes on, ``_alone`` is
+  set, and no other change is made. That is set under ``_writer``, so no change is half made then.
 * A transaction commits when its changes become ``_pending``. After that its own thread puts them
   in place. If that thread is interrupted, or a fork leaves it behind, the next change does so.
 * Readers take no lock. They look at ``_pending`` first, so they see all of a transaction or none.
 * The entries are sound after each step of a change. At most, the expiry index has an item too
   many, which a sweep skips.
+* An entry that expires is in the index: in its sorted part, or among what the next sweep sorts in.
 """
 
 from __future__ import annotations
 
 import bisect
-import itertools
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import ClassVar
+from functools import partial
+from typing import ClassVar, Final, TypeVar
 
 from kvreplay.backends._support import (
     OwnTransaction,
@@ -48,15 +53,23 @@ from kvreplay.store import (
     check_page,
     check_sweep,
     check_value,
+    closed_error,
     page_token,
     place_of,
 )
+from kvreplay.store.locks import ProcessMark, this_process
 
 __all__ = ["MemoryStore"]
 
+T = TypeVar("T")
 Address = tuple[str, str, str]
 Keyed = list[tuple[str, "Stored"]]
 Stored = tuple[bytes, int | None, int]  # value, expires_at, the number of its creation
+Item = tuple[int, str, str]  # of the expiry index: expires_at, secondary namespace, key
+
+_ANY: Final = object()  # whatever is there
+_BUSY: Final = object()  # a sweep or a transaction goes on
+_MANY: Final = 16  # times as many items are sorted anew sooner than that each is put in its place
 
 
 class MemoryStore(Closing):
@@ -83,11 +96,14 @@ class MemoryStore(Closing):
                 " is none: leave create out, or choose a backend that keeps its entries"
             )
         self._namespaces: dict[tuple[str, str], dict[str, Stored]] = {}
-        # Per primary namespace, sorted: (expires_at, secondary namespace, key) of an entry.
-        self._expiry: dict[str, list[tuple[int, str, str]]] = {}
+        # The expiry index, per primary namespace.
+        self._expiry: dict[str, list[Item]] = {}  # sorted
+        self._unsorted: dict[str, dict[Item, None]] = {}
         self._pending: dict[Address, Stored | None] = {}
-        self._created = itertools.count(1)  # a number may be lost, and none is given twice
+        self._created = 0  # the latest number; one may be lost, and none is given twice
         self._writer = ForkSafeLock()
+        self._turn = ForkSafeLock()
+        self._alone: ProcessMark | None = None  # of the process in which a longer change goes on
         self._transaction: _Transaction | None = None  # the one that is open
 
     def __repr__(self) -> str:
@@ -112,21 +128,14 @@ class MemoryStore(Closing):
         """Create or replace; see :meth:`kvreplay.KVStoreSync.write`."""
         check_name(primary_namespace, secondary_namespace, key)
         check_value(value)
-        self._refuse_nested()
-        with self._writer:
-            self._begin_change()
-            address = (primary_namespace, secondary_namespace, key)
-            self._put(address, self._entry(self._find(address), value, None))
+        self._change((primary_namespace, secondary_namespace, key), _ANY, value, None)
 
     def remove(
         self, primary_namespace: str, secondary_namespace: str, key: str, lazy: bool = False
     ) -> None:
         """Remove if present; see :meth:`kvreplay.KVStoreSync.remove`."""
         check_name(primary_namespace, secondary_namespace, key)
-        self._refuse_nested()
-        with self._writer:
-            self._begin_change()
-            self._delete((primary_namespace, secondary_namespace, key))
+        self._change((primary_namespace, secondary_namespace, key), _ANY, None, None)
 
     def list(self, primary_namespace: str, secondary_namespace: str) -> list[str]:
         """Return the namespace's keys; see :meth:`kvreplay.KVStoreSync.list`."""
@@ -185,10 +194,9 @@ class MemoryStore(Closing):
         """Compare and put; see :meth:`kvreplay.AtomicKVStore.check_and_put`."""
         check_name(primary_namespace, secondary_namespace, key)
         check_change(expected, value, expires_at)
-        address = (primary_namespace, secondary_namespace, key)
-        self._refuse_nested()
-        with self._writer:
-            return self._compare_and_put(address, expected, value, expires_at)
+        return self._change(
+            (primary_namespace, secondary_namespace, key), expected, value, expires_at
+        )
 
     def check_and_put_at_once(
         self,
@@ -204,37 +212,33 @@ class MemoryStore(Closing):
         check_name(primary_namespace, secondary_namespace, key)
         check_change(expected, value, expires_at)
         address = (primary_namespace, secondary_namespace, key)
-        self._refuse_nested()
-        writer = self._writer.own()
-        try:
-            if not writer.acquire(blocking=False):
-                raise StoreUnavailableError(
-                    "another thread is in a change or a transaction of this store: nothing was"
-                    " changed; wait for it by check_and_put"
-                )
-            return self._compare_and_put(address, expected, value, expires_at)
-        finally:
-            try:
-                writer.release()
-            except RuntimeError:
-                pass  # it was not taken
+        found = self._put_now(address, expected, value, expires_at)
+        if found is _BUSY:
+            self._refuse_nested()
+            raise StoreUnavailableError(
+                "another thread is in a sweep or a transaction of this store: nothing was changed;"
+                " wait for it by check_and_put"
+            )
+        return _found_value(found)
 
     def sweep(self, primary_namespace: str, now: int, limit: int) -> SweepResult:
         """Remove due entries; see :meth:`kvreplay.ExpiringKVStore.sweep`."""
         check_sweep(primary_namespace, now, limit)
-        self._refuse_nested()
-        with self._writer:
-            self._begin_change()
-            index = self._expiry.get(primary_namespace, [])
-            due = bisect.bisect_right(index, now, key=lambda entry: entry[0])
-            visited = index[: min(due, limit)]
-            removed = self._drop_due(primary_namespace, visited)
-            del index[: len(visited)]
-            if not index:
-                self._expiry.pop(primary_namespace, None)
-            return SweepResult(len(visited), removed, more=due > limit)
+        return self._by_itself(partial(self._sweep, primary_namespace, now, limit))
 
-    def _drop_due(self, primary_namespace: str, visited: Iterable[tuple[int, str, str]]) -> int:
+    def _sweep(self, primary_namespace: str, now: int, limit: int) -> SweepResult:
+        self._begin_change()
+        self._sort(primary_namespace)
+        index = self._expiry.get(primary_namespace, [])
+        due = bisect.bisect_right(index, now, key=lambda entry: entry[0])
+        visited = index[: min(due, limit)]
+        removed = self._drop_due(primary_namespace, visited)
+        del index[: len(visited)]
+        if not index:
+            self._expiry.pop(primary_namespace, None)
+        return SweepResult(len(visited), removed, more=due > limit)
+
+    def _drop_due(self, primary_namespace: str, visited: Iterable[Item]) -> int:
         """Drop those that are still due; say how many. (A loop under a lock is a function.)"""
         removed = 0
         for expires_at, secondary, key in visited:
@@ -251,34 +255,55 @@ class MemoryStore(Closing):
 
     def close(self) -> None:
         """Forget everything; a second call does nothing."""
-        self._refuse_nested()
-        with self._writer:
-            self._closed = True
-            self._pending = {}
-            self._namespaces = {}
-            self._expiry = {}
+        self._by_itself(self._forget)
+
+    def _forget(self) -> None:
+        self._closed = True
+        self._pending = {}
+        self._namespaces = {}
+        self._expiry = {}
+        self._unsorted = {}
 
     def _block(self) -> Generator[KVTransaction, None, None]:
         self._refuse_nested()
-        with self._writer:
-            self._begin_change()
-            transaction = self._transaction = _Transaction(self)
+        this = this_process()
+        with self._turn.own():
             try:
-                yield transaction
-                if transaction.is_inherited:
-                    raise StoreError(
-                        "a forked child cannot commit its parent's transaction: the child changed"
-                        " nothing"
-                    )
-                self._pending = transaction.changes
-                self._put_in_place()
+                with self._writer.own():
+                    self._alone = this
+                self._begin_change()
+                transaction = self._transaction = _Transaction(self)
+                try:
+                    yield transaction
+                    if transaction.is_inherited:
+                        raise StoreError(
+                            "a forked child cannot commit its parent's transaction: the child"
+                            " changed nothing"
+                        )
+                    self._pending = transaction.changes
+                    self._put_in_place()
+                finally:
+                    transaction.ended = True
+                    self._transaction = None
             finally:
-                transaction.ended = True
-                self._transaction = None
+                if self._alone is this:  # not so if a forked child ends its parent's block
+                    self._alone = None
+
+    def _by_itself(self, change: Callable[[], T]) -> T:
+        """Make a change that takes longer, while no other one is made."""
+        self._refuse_nested()
+        this = this_process()
+        with self._turn.own():
+            try:
+                with self._writer.own():
+                    self._alone = this
+                return change()
+            finally:
+                self._alone = None
 
     def _refuse_nested(self) -> None:
         """Raise for a thread that is in another change: it would come between its steps."""
-        if self._writer.is_mine:
+        if self._turn.is_mine:
             raise nested_call_error() if self._transaction is None else own_transaction_error()
 
     def _begin_change(self) -> None:
@@ -334,25 +359,70 @@ class MemoryStore(Closing):
             entries = sorted(kept + new, key=lambda entry: entry[1][2])
         return entries
 
-    # The steps of a change; the caller holds the lock.
+    # Changes of one entry.
 
-    def _compare_and_put(
-        self,
-        address: Address,
-        expected: bytes | None,
-        value: bytes | None,
-        expires_at: int | None,
+    def _change(
+        self, address: Address, expected: object, value: bytes | None, expires_at: int | None
     ) -> bytes | None:
-        self._begin_change()
-        entry = self._find(address)
-        found = None if entry is None else entry[0]
-        if found == expected:
-            self._apply(address, None if value is None else self._entry(entry, value, expires_at))
-        return found
+        """Put ``value`` if ``expected`` is there; return what was found."""
+        found = self._put_now(address, expected, value, expires_at)
+        if found is _BUSY:
+            self._refuse_nested()
+            with self._turn.own():
+                found = self._put_now(address, expected, value, expires_at)
+        return _found_value(found)
+
+    def _put_now(
+        self, address: Address, expected: object, value: bytes | None, expires_at: int | None
+    ) -> object:
+        """Do as :meth:`_change`, or return ``_BUSY``, and change nothing."""
+        primary, secondary, key = address
+        namespace = primary, secondary
+        writer = self._writer.own()
+        if writer._is_owned():
+            raise nested_call_error()
+        with writer:  # quick way, by operators, for _find(), _put() and _delete(): bench_durable
+            if (alone := self._alone) is not None and alone[0]:
+                return _BUSY
+            if self._closed:
+                raise closed_error()
+            if self._pending:
+                self._put_in_place()
+            namespaces = self._namespaces
+            keys = namespaces[namespace] if namespace in namespaces else None  # noqa: SIM401
+            old = None if keys is None or key not in keys else keys[key]
+            found = None if old is None else old[0]
+            if expected is not _ANY and found != expected:
+                return found
+            if value is None:
+                if keys is not None and old is not None:
+                    del keys[key]
+                    if not keys:
+                        del namespaces[namespace]
+            else:
+                if expires_at is not None and (old is None or old[1] != expires_at):
+                    if primary not in self._unsorted:
+                        self._unsorted[primary] = {}
+                    self._unsorted[primary][expires_at, secondary, key] = None
+                if keys is None:
+                    keys = namespaces[namespace] = {}
+                if old is None:
+                    self._created += 1
+                    keys[key] = value, expires_at, self._created
+                else:
+                    keys[key] = value, expires_at, old[2]
+            if old is not None and old[1] is not None and (value is None or old[1] != expires_at):
+                self._unindex(address, old[1])
+            return found
+
+    # The steps of a longer change, during which no other one is made.
 
     def _entry(self, old: Stored | None, value: bytes, expires_at: int | None) -> Stored:
         """Return what is to be stored: an update keeps the number of the entry's creation."""
-        return (value, expires_at, next(self._created) if old is None else old[2])
+        if old is not None:
+            return value, expires_at, old[2]
+        self._created += 1
+        return value, expires_at, self._created
 
     def _find(self, address: Address) -> Stored | None:
         namespace = self._namespaces.get(address[:2])
@@ -367,19 +437,20 @@ class MemoryStore(Closing):
     def _put(self, address: Address, entry: Stored) -> None:
         old = self._find(address)
         if entry[1] is not None:
-            bisect.insort(self._expiry.setdefault(address[0], []), (entry[1], *address[1:]))
+            self._unsorted.setdefault(address[0], {})[entry[1], address[1], address[2]] = None
         if old is not None and old[2] != entry[2]:
-            self._drop(
-                address
-            )  # a transaction has removed it, and made it anew: it goes to the end
+            # A transaction has removed it, and made it anew: it goes to the end.
+            self._drop(address)
         self._namespaces.setdefault(address[:2], {})[address[2]] = entry
-        self._unindex(address, old)
+        if old is not None and old[1] is not None and old[1] != entry[1]:
+            self._unindex(address, old[1])
 
     def _delete(self, address: Address) -> None:
         old = self._find(address)
         if old is not None:
             self._drop(address)
-            self._unindex(address, old)
+            if old[1] is not None:
+                self._unindex(address, old[1])
 
     def _drop(self, address: Address) -> None:
         keys = self._namespaces[address[:2]]
@@ -387,16 +458,34 @@ class MemoryStore(Closing):
         if not keys:
             del self._namespaces[address[:2]]
 
-    def _unindex(self, address: Address, old: Stored | None) -> None:
-        if old is not None and old[1] is not None:
-            index = self._expiry[address[0]]
-            del index[bisect.bisect_left(index, (old[1], *address[1:]))]
+    def _unindex(self, address: Address, expires_at: int) -> None:
+        primary, item = address[0], (expires_at, address[1], address[2])
+        unsorted, index = self._unsorted.get(primary, {}), self._expiry.get(primary, [])
+        if item in unsorted:
+            del unsorted[item]
+            if not unsorted:
+                del self._unsorted[primary]
+        elif (at := bisect.bisect_left(index, item)) < len(index) and index[at] == item:
+            del index[at]
             if not index:
-                del self._expiry[address[0]]
+                del self._expiry[primary]
+
+    def _sort(self, primary: str) -> None:
+        """Bring what is new into the sorted part of the index."""
+        unsorted = self._unsorted.get(primary, {})
+        index = self._expiry.get(primary, [])
+        if not unsorted:
+            return
+        if len(unsorted) * _MANY < len(index):
+            for item in list(unsorted):
+                bisect.insort(index, item)
+        else:
+            self._expiry[primary] = sorted([*index, *unsorted])
+        del self._unsorted[primary]
 
 
 class _Transaction(OwnTransaction):
-    """Changes kept aside until the block ends; the store's lock is held meanwhile."""
+    """Changes kept aside until the block ends; the store makes no other change meanwhile."""
 
     def __init__(self, store: MemoryStore) -> None:
         super().__init__()
@@ -465,6 +554,11 @@ class _Transaction(OwnTransaction):
         if address in self.changes:
             return self.changes[address]
         return self._store._find(address)
+
+
+def _found_value(found: object) -> bytes | None:
+    assert found is None or isinstance(found, bytes)  # not _BUSY
+    return found
 
 
 def _found(entry: Stored | None) -> Stored:

@@ -97,7 +97,7 @@ TARGETS = [
     Target(
         "kvreplay.backends.memory",
         (CONTRACT, "tests/backends/memory", *IN_MEMORY),
-        frozenset({"sweep", "_put", "_delete", "_drop", "_unindex"}),
+        frozenset({"_sweep", "_sort", "_put_now", "_put", "_delete", "_drop", "_unindex"}),
     ),
     Target("kvreplay.backends.lmdb.entries", IN_LMDB),
     Target("kvreplay.backends.lmdb.store", IN_LMDB, frozenset({"sweep"})),

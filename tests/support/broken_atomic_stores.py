@@ -135,6 +135,7 @@ class SweepsInTwoSteps(MemoryStore):
         return found
 
     def sweep(self, primary_namespace: str, now: int, limit: int) -> SweepResult:
+        self._sort(primary_namespace)
         due = [
             (primary_namespace, secondary, key)
             for at, secondary, key in self._expiry.get(primary_namespace, [])[:limit]
@@ -319,7 +320,7 @@ class ShowsWhatIsNotCommitted(MemoryStore):
 @caught_by("test_readers_are_not_held_up")
 class HoldsUpItsReaders(MemoryStore):
     def read(self, *address: Any, **by_name: Any) -> bytes:
-        with self._writer:
+        with self._turn:
             return super().read(*address, **by_name)
 
 

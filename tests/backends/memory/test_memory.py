@@ -74,7 +74,46 @@ def test_its_tables_empty_themselves() -> None:
     store.write("p", "s", "overwritten", b"v")
     store.remove("p", "s", "overwritten")
     assert store._namespaces == {}
-    assert store._expiry == {}
+    assert store._expiry == store._unsorted == {}
+
+
+def test_a_few_new_items_and_many_find_their_places_in_the_index() -> None:
+    store = MemoryStore()
+    for n in range(0, 200, 2):
+        put(store, f"k{n}", b"v", n)
+    assert store.sweep("p", 0, 1000).removed == 1
+    assert len(store._expiry["p"]) == 99, "many are sorted anew"
+    for n in (7, 3):
+        put(store, f"k{n}", b"v", n)
+    put(store, "k100", b"v", 5)  # an earlier one
+    put(store, "k102", b"v", 150)  # a later one
+    assert store.sweep("p", 6, 1000).removed == 5  # 2, 3, 4, 5, 6
+    assert store._unsorted == {}
+    assert store._expiry["p"] == sorted(store._expiry["p"])
+    assert len(store._expiry["p"]) == len(store.list("p", "s"))
+    assert store.sweep("p", 149, 1000).more is False
+    assert "k102" in store.list("p", "s")
+    assert store.sweep("p", 150, 1000).removed == 2
+    assert store._expiry["p"] == [(n, "s", f"k{n}") for n in range(152, 200, 2)]
+
+
+def test_a_change_beside_a_transaction_comes_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, waits = MemoryStore(), threading.Event()
+    held = HeldTransaction(store, b"transaction")
+    found: list[bytes | None] = []
+
+    def change() -> None:
+        found.append(store.check_and_put("p", "s", "k", expected=b"transaction", value=b"after"))
+
+    monkeypatch.setattr(store, "_refuse_nested", waits.set)  # it looks there before it waits
+    thread = threading.Thread(target=change)
+    thread.start()
+    assert waits.wait(30)
+    assert found == []
+    held.end()
+    thread.join(30)
+    assert found == [b"transaction"]
+    assert store.read("p", "s", "k") == b"after"
 
 
 def test_a_close_inside_the_own_transaction_is_refused() -> None:

@@ -272,8 +272,19 @@ def test_no_thread_for_the_renewer(store: Any, no_threads: Callable[[], None]) -
 
 
 def test_no_thread_for_the_executor(store: Any, no_threads: Callable[[], None]) -> None:
+    class NeedsAThread(OneByOne):
+        """It makes no change at once."""
+
+        reads_are_local = True
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(store, name)
+
+        def check_and_put(self, *address: str, **change: Any) -> Any:
+            return store.check_and_put(*address, **change)
+
     async def main() -> None:
-        replay = AsyncReplay(store, NAMESPACE, ttl=60, wait_timeout=0)
+        replay = AsyncReplay(NeedsAThread(), NAMESPACE, ttl=60, wait_timeout=0)
         no_threads()
         if isinstance(store, PromptKVStore):  # it needs none
             assert (await replay.execute(KEY, PARAMS, Handler("done"))).response == "done"
