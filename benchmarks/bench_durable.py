@@ -198,6 +198,22 @@ def test_writer_thread(
     note("durable/lmdb beside a writer thread, 64 threads", figures)
 
 
+def test_files(benchmark: Any, note: Note, sizes: Sizes, folder: Path) -> None:
+    """16 threads on the file system beside one: they share the flushes of a folder."""
+    with open_store(url_of("filesystem", folder)) as store:
+        replay = Replay(store, NAMESPACE, ttl=3600)
+        numbers = count()
+        work = lambda: execute(replay, next(numbers))  # noqa: E731
+        rate, alone = in_turn(
+            benchmark,
+            lambda: in_threads(16, sizes.seconds, work),
+            lambda: in_threads(1, sizes.seconds, work),
+            rounds=min(2 * ROUNDS, sizes.rounds),
+        )
+    figures = {"executions/s": rate, "1 thread, executions/s": alone, "x 1 thread": rate / alone}
+    note("durable/filesystem beside one thread, 16 threads", figures)
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_tasks(
     benchmark: Any, note: Note, sizes: Sizes, put: Put, engine: str, folder: Path

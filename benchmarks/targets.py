@@ -83,6 +83,12 @@ TARGETS: Final = (
         at_least=0.6,
     ),
     Target(
+        "durable executions a second of 16 threads on the file system, x those of one",
+        "durable/filesystem beside one thread, 16 threads",
+        "x 1 thread",
+        at_least=2.0,
+    ),
+    Target(
         "sweep of 10^5 due among 10^6 live, x the same with none live",
         "sweep/lmdb",
         "x none live",
