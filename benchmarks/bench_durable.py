@@ -198,24 +198,27 @@ def test_writer_thread(
     note("durable/lmdb beside a writer thread, 64 threads", figures)
 
 
-def test_memory_beside_one_thread(benchmark: Any, note: Note, sizes: Sizes) -> None:
-    """What it costs to be a crowd: 64 threads that wait for nothing but each other."""
+@pytest.mark.parametrize(("engine", "threads"), [("memory", 64), ("filesystem", 16)])
+def test_beside_one_thread(
+    benchmark: Any, note: Note, sizes: Sizes, folder: Path, engine: str, threads: int
+) -> None:
+    """What it costs, or gains, to be a crowd: on the file system they share a folder's flushes."""
     bound = Bound()
-    with open_store("memory:") as store:
+    with open_store(url_of(engine, folder)) as store:
         replay = Replay(store, NAMESPACE, ttl=3600)
         numbers = count()
 
-        def execute() -> None:
-            replay.execute((SCOPE, request_id(next(numbers))), PARAMS, respond)
+        def work() -> None:
+            execute(replay, next(numbers))
 
         rate, one = in_turn(
             benchmark,
-            bound.of(lambda: in_threads(64, sizes.seconds / 2, execute)),
-            lambda: in_threads(1, sizes.seconds / 2, execute),
+            bound.of(lambda: in_threads(threads, sizes.seconds / 2, work)),
+            lambda: in_threads(1, sizes.seconds / 2, work),
             rounds=min(9, sizes.rounds),
         )
     figures = {"executions/s": rate, "one thread's": one, "x one thread's": rate / one}
-    note("crowd/memory, 64 threads", {**figures, "bound by": str(bound)})
+    note(f"crowd/{engine}, {threads} threads", {**figures, "bound by": str(bound)})
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -45,7 +45,7 @@ _SECTIONS: Final = {
     ),
     "crowd": (
         "A crowd",
-        "First executions in memory, of many threads beside one thread.",
+        "First executions of many threads beside one thread's. On the file system they share flushes.",
     ),
     "sweep": (
         "A sweep",

@@ -101,6 +101,12 @@ TARGETS: Final = (
         at_least=1.0,
     ),
     Target(
+        "durable executions of 16 threads on the file system, x one thread's",
+        "crowd/filesystem, 16 threads",
+        "x one thread's",
+        at_least=2.0,
+    ),
+    Target(
         "sweep of 10^5 due among 10^6 live, x the same with none live",
         "sweep/lmdb",
         "x none live",

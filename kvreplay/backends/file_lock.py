@@ -220,10 +220,14 @@ class FileLock:
                 self.close()
         return bool(self._fds)
 
-    def close(self) -> None:
-        """Close the file; a second time, and in a forked child, this does nothing."""
+    def close(self, *, brief: bool = False) -> None:
+        """Close the file; a second time, and in a forked child, this does nothing.
+
+        Args:
+            brief: it was seen to be open so short a time ago that nobody can have closed it since.
+        """
         if self._fds and self._owner[0]:
-            if not self.is_open:  # somebody else has closed it
+            if not brief and not self.is_open:  # somebody else has closed it
                 if _opened.files.get(self._fds[0]) == self._identity:
                     del _opened.files[self._fds[0]]
                 self._fds.clear()

@@ -16,7 +16,7 @@ from kvreplay.backends.durable_files import (
     unique,
     write_temporary,
 )
-from kvreplay.backends.filesystem.creation import Creations, creation_time
+from kvreplay.backends.filesystem.creation import Creations
 from kvreplay.backends.filesystem.errors import nameless
 from kvreplay.backends.filesystem.expiry import ExpiryIndex, Mark, discard
 from kvreplay.backends.filesystem.layout import EntryFile
@@ -99,11 +99,16 @@ class Entries:
             "the entry was changed again and again while it was read; nothing was done: try again"
         )
 
-    def put(self, entry: EntryFile, value: bytes, expires_at: int | None) -> None:
-        """Create or replace the entry as a whole."""
+    def put(
+        self, entry: EntryFile, value: bytes, expires_at: int | None, created: int | None
+    ) -> None:
+        """Create or replace the entry as a whole.
+
+        Args:
+            created: when the entry was created that it replaces; ``None``: there is none.
+        """
         target = self.file(entry)
         old_marker = self._expiry.current(entry)
-        created = creation_time(target)
         if created is None:
             created = self._creations.next()
         temporary = self._temporary(entry)

@@ -118,8 +118,8 @@ def read_locked(path: str, read: Callable[[A], T], of: A) -> T:
 
 
 def _give_back(file: FileLock) -> None:
-    file.unlock()
-    file.close()
+    if file.unlock():
+        file.close(brief=True)
 
 
 def lock_file(sidecar: str, stripe: int) -> str:

@@ -35,7 +35,7 @@ from kvreplay.backends._support import (
     check_durability,
     check_lock_timeout,
 )
-from kvreplay.backends.filesystem.creation import Creations
+from kvreplay.backends.filesystem.creation import Creations, creation_time
 from kvreplay.backends.filesystem.entries import Entries
 from kvreplay.backends.filesystem.errors import nameless, opening_error, store_error
 from kvreplay.backends.filesystem.expiry import ExpiryIndex
@@ -184,7 +184,7 @@ class FilesystemStore(Closing):
         entry = EntryFile(primary_namespace, secondary_namespace, key)
         with self._reporting("write"), self._lock_of(entry):
             self._presence.check()
-            self._entries.put(entry, value, None)
+            self._entries.put(entry, value, None, creation_time(self._entries.file(entry)))
 
     def remove(
         self, primary_namespace: str, secondary_namespace: str, key: str, lazy: bool = False
@@ -270,10 +270,11 @@ class FilesystemStore(Closing):
         entry = EntryFile(primary_namespace, secondary_namespace, key)
         with self._reporting("check and put"), self._lock_of(entry):
             self._presence.check()
-            found = self._entries.find(entry)
+            created = list[int]()
+            found = self._entries.find(entry, lambda file: created.append(file.st_mtime_ns))
             if found == expected:
                 if value is not None:
-                    self._entries.put(entry, value, expires_at)
+                    self._entries.put(entry, value, expires_at, created[0] if created else None)
                 elif found is not None:
                     self._entries.delete(entry, lazy=False)
         return found
