@@ -45,7 +45,8 @@ _SECTIONS: Final = {
     ),
     "crowd": (
         "A crowd",
-        "First executions of many threads beside one thread's. On the file system they share flushes.",
+        "First executions of many threads beside one thread's. On the file system they share the"
+        " flushes of a folder.",
     ),
     "sweep": (
         "A sweep",
