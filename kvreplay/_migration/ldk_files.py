@@ -152,24 +152,32 @@ class LdkFiles:
 
     def _scan(self, folder: str, *, folders: bool, files: bool, wanted: str = "files") -> _Listing:
         """Return what a folder has of one kind; refuse what LDK's layout does not have there."""
-        found = _Listing()
         try:
             with os.scandir(folder) as entries:
-                for each in entries:
-                    if each.name.endswith(_PASSING):
-                        continue
-                    is_folder = each.is_dir()
-                    legal = is_name(each.name) or (
-                        is_folder and each.name == _EMPTY and not self._v1
-                    )
-                    if not legal or not (folders if is_folder else files):
-                        raise self._foreign(folder, each.name)
-                    if is_folder == (wanted == "folders"):
-                        found.append((each.stat().st_mtime_ns // 1_000_000, each.name))
+                return self._kept(entries, folder, folders, files, wanted)
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
             raise _unreadable(self._root, error) from error
+
+    def _kept(
+        self,
+        entries: Iterator[os.DirEntry[str]],
+        folder: str,
+        folders: bool,
+        files: bool,
+        wanted: str,
+    ) -> _Listing:
+        found = _Listing()
+        for each in entries:
+            if each.name.endswith(_PASSING):
+                continue
+            is_folder = each.is_dir()
+            legal = is_name(each.name) or (is_folder and each.name == _EMPTY and not self._v1)
+            if not legal or not (folders if is_folder else files):
+                raise self._foreign(folder, each.name)
+            if is_folder == (wanted == "folders"):
+                found.append((each.stat().st_mtime_ns // 1_000_000, each.name))
         return found
 
     def _foreign(self, folder: str, name: str) -> StoreError:

@@ -54,7 +54,7 @@ def deep(levels):
 def leaky(self, primary, secondary, key, value):
     self._writer.acquire()
     deep(4)
-    self._put((primary, secondary, key), (value, None))
+    self._put((primary, secondary, key), (value, None, 1))
     self._writer.release()
 world.PATIENCE = 1.0
 if PLANT:

@@ -17,7 +17,7 @@ from types import CodeType
 import kvreplay
 
 # What an interrupt leaves there ends by itself: an LMDB cursor with its transaction.
-HARMLESS = {"kvreplay.backends.lmdb.entries sweep", "kvreplay.backends.lmdb.entries keys_from"}
+HARMLESS = {f"kvreplay.backends.lmdb.entries {each}" for each in ("sweep", "keys_from", "page")}
 
 PLANTED = """
 def held(lock, items):

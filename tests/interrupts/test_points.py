@@ -90,7 +90,7 @@ def leaky(self, primary, secondary, key, value):
     self._writer.acquire()
     try:
         self._begin_change()
-        self._put((primary, secondary, key), (value, None))
+        self._put((primary, secondary, key), (value, None, 1))
     finally:
         self._writer.release()
 world.PATIENCE = 1.0

@@ -118,7 +118,7 @@ class ListsTemporaryFiles(MemoryStore):
 
     def write(self, primary: str, secondary: str, key: str, value: bytes) -> None:
         temporary = (primary, secondary, f"{key}.tmp")
-        self._put(temporary, (value, None))
+        self._put(temporary, (value, None, 1))
         self.was_listed.clear()
         if others_are_at_it():
             self.was_listed.wait(threads.PATIENCE)
@@ -209,7 +209,7 @@ class RemovesLazilyAfterTheNextWrite(MemoryStore):
 @caught_by("test_illegal_names_touch_nothing")
 class WritesAnyName(MemoryStore):
     def write(self, primary: str, secondary: str, key: str, value: bytes) -> None:
-        self._put((primary, secondary, key), (value, None))
+        self._put((primary, secondary, key), (value, None, 1))
 
 
 @caught_by("test_illegal_names_touch_nothing")

@@ -16,7 +16,6 @@ from kvreplay import (
     ConfigError,
     InDoubtError,
     OutcomeUnknownError,
-    PromptKVStore,
     Replay,
     ResponseNotStorableError,
 )
@@ -286,9 +285,6 @@ def test_no_thread_for_the_executor(store: Any, no_threads: Callable[[], None]) 
     async def main() -> None:
         replay = AsyncReplay(NeedsAThread(), NAMESPACE, ttl=60, wait_timeout=0)
         no_threads()
-        if isinstance(store, PromptKVStore):  # it needs none
-            assert (await replay.execute(KEY, PARAMS, Handler("done"))).response == "done"
-            return
         handler = Handler("never")
         with pytest.raises(RuntimeError, match="can't start new thread"):
             await replay.execute(KEY, PARAMS, handler)
