@@ -35,7 +35,6 @@ NEWEST: Final = "newest"
 # A pipe in the place of a lock file must not make anybody wait.
 _READ: Final = os.O_RDONLY | os.O_NONBLOCK
 _WRITE: Final = os.O_RDWR | os.O_NONBLOCK
-_NAMES: Final = {NEWEST, *(f"{stripe:02x}" for stripe in range(STRIPES))}
 
 _held: Final[dict[tuple[int, int, str], bool]] = {}
 """The locks that each thread holds, by pid, thread and path; whether only to read."""
@@ -129,13 +128,17 @@ def lock_file(sidecar: str, stripe: int) -> str:
 
 def make_lock_files(sidecar: str) -> None:
     """Make those that are missing, so that no later call needs room on the disk to take a lock."""
-    for name in _NAMES:
+    for name in _names():
         _make(os.path.join(sidecar, "locks", name))
 
 
 def missing_lock_files(sidecar: str) -> bool:
     """Whether a store's lock files are not all there."""
-    return not _NAMES.issubset(os.listdir(os.path.join(sidecar, "locks")))
+    return not _names().issubset(os.listdir(os.path.join(sidecar, "locks")))
+
+
+def _names() -> set[str]:
+    return {NEWEST, *(f"{stripe:02x}" for stripe in range(STRIPES))}
 
 
 def _make(path: str) -> None:
