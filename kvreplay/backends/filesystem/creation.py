@@ -14,9 +14,9 @@ import os
 import time
 from typing import Final
 
-import attrs
-
+from kvreplay.backends.file_lock import too_long
 from kvreplay.backends.filesystem.locks import NEWEST, flocked
+from kvreplay.store import ForkSafeLock
 
 __all__ = ["Creations", "creation_time"]
 
@@ -24,23 +24,33 @@ __all__ = ["Creations", "creation_time"]
 _STEPS: Final = (1, 100, 1000, 1_000_000, 1_000_000_000, 2_000_000_000)
 
 
-@attrs.frozen
 class Creations:
-    """Gives creation times.
+    """Gives creation times. Threads queue for one: only processes ask the kernel again and again.
 
     Args:
         sidecar: the folder beside the root.
         lock_timeout: how long to wait for others that create, in seconds.
     """
 
-    _sidecar: str
-    _lock_timeout: float
+    def __init__(self, sidecar: str, lock_timeout: float) -> None:
+        self._path = f"{sidecar}/locks/{NEWEST}"
+        self._lock_timeout = lock_timeout
+        self._queue = ForkSafeLock()
 
     def next(self) -> int:
         """Return a time for a new entry, in nanoseconds since the epoch: later than all before."""
-        path = f"{self._sidecar}/locks/{NEWEST}"
-        with flocked(path, limit=self._lock_timeout):
-            return _advance(path)
+        until = time.monotonic() + self._lock_timeout
+        queue = self._queue.own()
+        try:
+            if not queue.acquire(timeout=self._lock_timeout):
+                raise too_long(f"the turn of {self._path}", self._lock_timeout)
+            with flocked(self._path, limit=max(until - time.monotonic(), 0.0)):
+                return _advance(self._path)
+        finally:
+            try:
+                queue.release()
+            except RuntimeError:
+                pass  # it was not taken
 
 
 def _advance(path: str) -> int:
