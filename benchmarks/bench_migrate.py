@@ -19,7 +19,7 @@ from benchmarks.footprint import anonymous_bytes
 from benchmarks.measure import in_turn
 from kvreplay import Progress, migrate
 
-BATCH: Final = 10_000
+BATCH: Final = 5_000
 """Rows in a transaction, as in a migration of ours."""
 STAMP: Final = 8
 """Bytes of expiry before each value in LMDB, and as many of the creation number, if the store knows

@@ -61,7 +61,7 @@ def migrate(
     *,
     into_used: bool = False,
     with_claims: bool = False,
-    batch: int = 10_000,
+    batch: int = 5_000,
     on_progress: Callable[[Progress], object] | None = None,
 ) -> Migrated:
     """Copy every entry with its expiry, read all of it again, and compare.
