@@ -54,7 +54,7 @@ class LdkDatabase:
                     f" (it says version {version}); nothing was changed: let a present ldk-node"
                     " open it once, which migrates it, or check the path"
                 )
-        except BaseException:
+        except BaseException:  # an interrupt too: nothing stays open
             self._db.close()
             raise
 

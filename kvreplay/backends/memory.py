@@ -389,6 +389,7 @@ class MemoryStore(Closing):
             if self._pending:
                 self._put_in_place()
             namespaces = self._namespaces
+            # Not by get(), which is a call, after which another thread may run.
             keys = namespaces[namespace] if namespace in namespaces else None  # noqa: SIM401
             old = None if keys is None or key not in keys else keys[key]
             found = None if old is None else old[0]
