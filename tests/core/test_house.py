@@ -42,6 +42,7 @@ WINGS: dict[str, set[str]] = {
         ),
         "store",
     },
+    "ldk": {"errors", "store"},
     "backends": {"errors", "store"},
     "testing": {"errors", "store"},
     "demo": {"__init__", "errors", "store"},
