@@ -22,7 +22,7 @@ from support.forking import Child  # noqa: E402
 collect_ignore = ["kit/third_party"]
 
 TESTS = Path(__file__).parent
-TORTURE = TESTS / "torture"
+ON_REQUEST = (TESTS / "torture", TESTS / "ldk")  # what they need is not on every machine
 QUICKEST_FIRST = {"core": 0, "kit": 1, "backends": 2}  # whatever else there is follows
 _EXHAUSTIVE = pytest.StashKey[int]()  # how many tests were left out as exhaustive
 
@@ -105,10 +105,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave the torture suite to those who ask for it by its path."""
+    """Leave some suites to those who ask for them by their path."""
     asked = [Path(argument.partition("::")[0]).absolute() for argument in config.args]
-    unasked = not any(path.is_relative_to(TORTURE) for path in asked)
-    return True if collection_path == TORTURE and unasked else None
+    unasked = not any(path.is_relative_to(collection_path) for path in asked)
+    return True if collection_path in ON_REQUEST and unasked else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -191,6 +191,7 @@ def left_out(terminalreporter: Any, config: pytest.Config) -> Iterator[str]:
         yield f"stores on a disk, since these were in memory: tox -e py3{sys.version_info.minor}"
     yield "interrupts at every point, instead of one in 97: tox -e interrupts"
     yield "kills, power cuts, full and failing disks, as root: tox -e torture"
+    yield "real LDK nodes, which need npm's registry: tox -e ldk"
     others = [minor for minor in (11, 12, 13) if minor != sys.version_info.minor]
     names = ",".join(f"py3{minor}" for minor in others)
     yield f"this was Python 3.{sys.version_info.minor}; where the others are installed: tox -e {names}"

@@ -27,7 +27,13 @@ __all__ = ["demo"]
     help="A new or empty directory for the stores, configs and logs, which are kept. [default: a"
     " temporary one, removed at the end]",
 )
-def demo(store: str | None, directory: str | None) -> int:
+@click.option(
+    "--ldk",
+    is_flag=True,
+    help="Tell it on two real LDK nodes too. This needs Node.js 20 or later; npm downloads LDK, 24"
+    " MB.",
+)
+def demo(store: str | None, directory: str | None, ldk: bool) -> int:
     """Start a real node process, race, kill and restart it, and check each step.
 
     Its async_order.request_invoice makes each invoice once. This needs the extra: pip install
@@ -37,7 +43,7 @@ def demo(store: str | None, directory: str | None) -> int:
         _check_that_it_is_new(store, directory)
     from kvreplay.demo import story  # imported late: it needs an extra, and is slow
 
-    return story.tell(story.STORES if store is None else (store,), directory)
+    return story.tell(story.STORES if store is None else (store,), directory, ldk=ldk)
 
 
 def _check_that_it_is_new(store: str, directory: str | None) -> None:

@@ -29,6 +29,7 @@ class Printer:
         self._engine = ""
         self._true = 0
         self._not_run = 0
+        self._untold = ""
         self._output = _Output(soft_wrap=True)
         try:
             "✓✗·".encode(self._output.encoding)
@@ -48,6 +49,17 @@ class Printer:
         shown = f"{head.partition(':')[0]}:…@{tail}" if at else url
         self._print("")
         self._print((f"{engine:<12}", "bold"), f'node.toml: [store] url = "{shown}"')
+
+    def heading_of_ldk(self) -> None:
+        """Begin with LDK's nodes."""
+        self._engine = "ldk"
+        self._print("")
+        self._print((f"{'ldk':<12}", "bold"), "two real LDK nodes; each turn is one transaction")
+
+    def untold(self, reason: str) -> None:
+        """Say that what comes after the heading is not told at all."""
+        self._untold = f"the part on {self._engine} was not told: {reason}"
+        self._print(f"  {self._marks[2]} not told: {reason}")
 
     def true(self, step: Step, seconds: float) -> None:
         """Print a step that is true."""
@@ -71,6 +83,8 @@ class Printer:
         self._print("")
         if kept is not None:
             self._print(f"Stores, configs and logs are kept in {kept}")
+        if self._untold:
+            self._print((self._untold, "yellow"))
         if not self.untrue:
             self._print((f"{steps} steps, all true", "bold green"))
             return

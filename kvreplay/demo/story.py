@@ -5,15 +5,18 @@ from __future__ import annotations
 import http.client
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import BrokenBarrierError
 from typing import Final
 
 from kvreplay import ConfigError
-from kvreplay.demo.chapter import Chapter
+from kvreplay.demo.chapter import Chapter, Step
 from kvreplay.demo.client import NODE, NodeFailedError
+from kvreplay.demo.ldk.process import LDKNodesError
+from kvreplay.demo.ldk.program import why_not
+from kvreplay.demo.ldk_chapter import LDKChapter
 from kvreplay.demo.printing import Printer
 from kvreplay.demo.rpc import RpcError
 from kvreplay.demo.stage import Stage, UntrueError
@@ -27,6 +30,7 @@ STORES: Final = ("lmdb:store", "sqlite:store", "filesystem:store", "memory:")
 _UNTRUE: Final = (
     UntrueError,
     NodeFailedError,
+    LDKNodesError,
     RpcError,
     OSError,
     http.client.HTTPException,
@@ -35,7 +39,11 @@ _UNTRUE: Final = (
 
 
 def tell(
-    stores: Iterable[str], directory: str | None = None, *, command: Sequence[str] = NODE
+    stores: Iterable[str],
+    directory: str | None = None,
+    *,
+    command: Sequence[str] = NODE,
+    ldk: bool = False,
 ) -> int:
     """Tell the story on these stores, and return the exit code: 1 if a step is untrue.
 
@@ -43,6 +51,7 @@ def tell(
         stores: URLs, one an engine; a relative path begins in a directory of that engine's.
         directory: where stores, configs and logs are kept; a temporary one by default.
         command: the command that runs a node.
+        ldk: tell it on real LDK nodes too.
 
     Raises:
         ConfigError: the directory cannot be used.
@@ -53,6 +62,8 @@ def tell(
         for url in stores:
             engine = url.partition(":")[0].lower()
             _tell_on(engine, url, place / engine, printer, command)
+        if ldk:
+            _tell_on_ldk(place / "ldk", printer)
     printer.end(None if directory is None else place)
     return 1 if printer.untrue else 0
 
@@ -61,24 +72,42 @@ def _tell_on(engine: str, url: str, place: Path, printer: Printer, command: Sequ
     place.mkdir()
     printer.heading(engine, url)
     stage = Stage(url, place, command)
-    untold: set[str] = set()
     try:
-        for step in Chapter(stage, forgets=engine == "memory").steps():
-            if step.needs in untold:
-                untold.add(step.sentence)
-                printer.not_run(step)
-                continue
-            began = time.perf_counter()
-            try:
-                step.check()
-            except _UNTRUE as error:
-                untold.add(step.sentence)
-                problem = str(error) or type(error).__name__
-                printer.false(step, time.perf_counter() - began, problem + stage.last_words())
-            else:
-                printer.true(step, time.perf_counter() - began)
+        steps = Chapter(stage, forgets=engine == "memory").steps()
+        _tell_steps(steps, printer, stage.last_words)
     finally:
         stage.close()
+
+
+def _tell_on_ldk(place: Path, printer: Printer) -> None:
+    place.mkdir()
+    printer.heading_of_ldk()
+    if (reason := why_not()) is not None:
+        printer.untold(reason)
+        return
+    chapter = LDKChapter(place)
+    try:
+        _tell_steps(chapter.steps(), printer, str)
+    finally:
+        chapter.close()
+
+
+def _tell_steps(steps: Iterable[Step], printer: Printer, last_words: Callable[[], str]) -> None:
+    untold: set[str] = set()
+    for step in steps:
+        if step.needs in untold:
+            untold.add(step.sentence)
+            printer.not_run(step)
+            continue
+        began = time.perf_counter()
+        try:
+            step.check()
+        except _UNTRUE as error:
+            untold.add(step.sentence)
+            problem = str(error) or type(error).__name__
+            printer.false(step, time.perf_counter() - began, problem + last_words())
+        else:
+            printer.true(step, time.perf_counter() - began)
 
 
 @contextmanager

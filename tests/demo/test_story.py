@@ -61,6 +61,16 @@ def test_by_default_it_is_told_on_all_engines_and_leaves_nothing(tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_part_on_ldk_is_not_told_without_node(tmp_path: Path) -> None:
+    """Where Node.js is there, tests/ldk/test_story.py tells it."""
+    done = tell("--ldk", "--store", "memory:", PATH=str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    reason = "it needs Node.js 20 or later, and there is no node on the PATH"
+    assert f"  · not told: {reason}" in lines
+    assert lines[-2:] == [f"the part on ldk was not told: {reason}", f"{STEPS} steps, all true"]
+
+
 HOT_CACHE = """
     # The node of before: its answers live in its memory, and only its ledger is durable.
     from kvreplay.backends.memory import MemoryStore

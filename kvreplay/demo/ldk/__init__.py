@@ -1,0 +1,1 @@
+"""Real LDK nodes on kvreplay's stores: LDK's own build for Node.js, over two pipes."""
