@@ -26,6 +26,7 @@ from typing import Any
 from kvreplay.demo.ldk.pair import Pair
 from kvreplay.demo.ldk.process import LDKNodes
 
+TESTS = Path(__file__).parent.parent
 LSP = "02" + "ab" * 32
 CALLS = 150  # in some eight payments
 LONGEST = 2e-3  # seconds after the call has begun; a change may take so long
@@ -86,7 +87,7 @@ def killed(
     shutil.copytree(begun, folder)
     done = subprocess.run(
         [sys.executable, "-m", "ldk.killed", program, folder, engine, way, str(seed)],
-        cwd=Path(__file__).parent.parent,
+        env={**os.environ, "PYTHONPATH": str(TESTS)},
         start_new_session=True,
         stdout=subprocess.PIPE,
         text=True,
