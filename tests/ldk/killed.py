@@ -1,18 +1,18 @@
-"""A pair that is killed at a call of its nodes to their stores, and what becomes of such pairs.
+"""A pair that is killed at a call of its nodes to their stores.
 
     python -m ldk.killed PROGRAM FOLDER ENGINE WAY SEED
 
-WAY is "turns" or "plain": then the pair pays back and forth. With "requests" it takes turns, and one
-node answers ``async_order.request_invoice``, session after session; each answer is a line.
-
-It has a process group of its own, to which it sends SIGKILL: nodes and stores end at one moment.
+It goes on from what is in the folder. With WAY "turns" or "plain" it looks whether the channel is
+still there, and with "turns" whether all is well; it says so in a line, and the two pay each other.
+With "requests" one of them answers ``async_order.request_invoice``, session after session; each
+answer is a line. The process has a group of its own, to which it sends SIGKILL: nodes and stores end
+at one moment. Only if the channel was closed it ends by itself.
 """
 
 from __future__ import annotations
 
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -23,13 +23,43 @@ from itertools import count, cycle
 from pathlib import Path
 from typing import Any
 
-from kvreplay.demo.ldk.pair import Pair
+from kvreplay.demo.ldk.pair import PUSH_MSAT, SATOSHIS, Pair
 from kvreplay.demo.ldk.process import LDKNodes
 
 TESTS = Path(__file__).parent.parent
 LSP = "02" + "ab" * 32
-CALLS = 150  # in some eight payments
+RESERVE_MSAT = SATOSHIS * 10  # one in a hundred, which neither may spend
+OPEN, FORCE_CLOSED = "open", "force-closed"
+
+CALLS = 150  # some 20 to load, and the others in some six payments
 LONGEST = 2e-3  # seconds after the call has begun; a change may take so long
+
+
+def killed(program: Path, folder: Path, engine: str, way: str, seed: int) -> Sequence[str]:
+    """Let a pair go on in a process that is killed; return the lines that it wrote."""
+    done = subprocess.run(
+        [sys.executable, "-m", "ldk.killed", program, folder, engine, way, str(seed)],
+        env={**os.environ, "PYTHONPATH": str(TESTS)},
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    lines = done.stdout.splitlines()
+    assert done.returncode == (0 if FORCE_CLOSED in lines else -signal.SIGKILL)
+    return lines
+
+
+def check_that_all_is_well(pair: Pair) -> None:
+    """Both nodes agree, nothing hangs, and what was counted is what came."""
+    pair.ask("tick")
+    alice, bob = pair.channels().values()
+    assert alice["pending_htlcs"] == bob["pending_htlcs"] == 0
+    assert alice["outbound_msat"] == bob["inbound_msat"]
+    assert bob["outbound_msat"] == alice["inbound_msat"]
+    moved = pair.received("alice") - pair.received("bob")
+    assert alice["outbound_msat"] == SATOSHIS * 1000 - PUSH_MSAT - RESERVE_MSAT + moved
+    assert bob["outbound_msat"] == PUSH_MSAT - RESERVE_MSAT - moved
 
 
 def kill() -> None:
@@ -67,7 +97,7 @@ def _kill_after(delay: float) -> None:
 def main(program: str, folder: str, engine: str, way: str, seed: str) -> None:
     choose = random.Random(seed)
     KilledNodes.strike = (
-        choose.randint(1, CALLS),  # the first of them load the nodes
+        choose.randint(1, CALLS),
         choose.choice(["before", "in", "after"]),
         choose.uniform(0, LONGEST),
     )
@@ -76,25 +106,15 @@ def main(program: str, folder: str, engine: str, way: str, seed: str) -> None:
         for n in count(1):
             outcome = pair.request_invoice("bob", (LSP, f"session-{n}"), 1000 * n)
             print(outcome.response, flush=True)
+    if pair.is_force_closed():
+        print(FORCE_CLOSED)
+        pair.close()
+        return
+    if way == "turns":
+        check_that_all_is_well(pair)
+    print(OPEN, flush=True)
     for sender in cycle(choose.sample(["alice", "bob"], 2)):
-        pair.pay(sender, choose.randint(1_000, 100_000))
-
-
-def killed(
-    program: Path, begun: Path, folder: Path, engine: str, way: str, seed: int
-) -> Sequence[str]:
-    """Kill a pair that goes on from a copy of ``begun`` in ``folder``; return the lines it wrote."""
-    shutil.copytree(begun, folder)
-    done = subprocess.run(
-        [sys.executable, "-m", "ldk.killed", program, folder, engine, way, str(seed)],
-        env={**os.environ, "PYTHONPATH": str(TESTS)},
-        start_new_session=True,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == -signal.SIGKILL
-    return done.stdout.splitlines()
+        assert pair.pay(sender, choose.randint(1_000, 100_000)) == "sent"
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ import pytest
 from kvreplay import KVStoreSync, StoreUnavailableError, open_store
 from kvreplay.demo.ldk.pair import PUSH_MSAT, SATOSHIS, Pair
 from kvreplay.demo.ldk.process import LDKNodes, LDKNodesError
+from ldk.killed import RESERVE_MSAT
 from support.engines import ENGINES
 
-RESERVE_MSAT = SATOSHIS * 10  # one in a hundred, which neither may spend
 WAYS = [
     (engine, turns)
     for engine in ENGINES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -86,7 +87,8 @@ def test_however_it_is_killed_an_answer_stays_and_none_is_made_twice(
     answered = 0
     for seed in range(max(kills // 4, 1)):
         folder = tmp_path / str(seed)
-        answers = killed(program, begun, folder, engine, "requests", seed)
+        shutil.copytree(begun, folder)
+        answers = killed(program, folder, engine, "requests", seed)
         answered += len(answers)
         with Pair(program, folder, engine, turns=True) as pair:
             made = pair.invoices("bob")
