@@ -82,6 +82,11 @@ class TurnStore(Closing):
         """Equal to that of the wrapped store; of one that has none, different from all others."""
         return getattr(self._inner, "identity", None) or id(self._inner)
 
+    @property
+    def in_transaction(self) -> bool:
+        """Whether this thread is in a turn; see :mod:`kvreplay.store.contract`."""
+        return self._own_turn() is not None
+
     # Turns.
 
     def turn(self) -> AbstractContextManager[KVTransaction]:
