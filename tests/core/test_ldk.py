@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -510,6 +511,24 @@ def test_a_block_that_is_dropped_is_undone(store: TurnStore) -> None:
         del part
         write(store, "kept")
     assert keys(store) == ["kept"]
+
+
+@pytest.mark.parametrize("method", ["turn", "transaction"])
+def test_a_turn_that_the_collector_ends_is_undone(store: TurnStore, method: str) -> None:
+    """It is part of a cycle, and so is the transaction that it holds."""
+
+    def left_open(cycle: list[Any]) -> Iterator[None]:
+        with getattr(store, method)():
+            write(store, "k")
+            yield
+
+    cycle: list[Any] = []
+    cycle.append(left_open(cycle))
+    next(cycle[0])
+    del cycle
+    gc.collect()
+    _turn_that_writes(store, "next")
+    assert keys(store) == ["next"]
 
 
 def test_a_turn_waits_for_another_one(store: TurnStore) -> None:
