@@ -14,11 +14,19 @@ from kvreplay import (
     OutcomeUnknownError,
     Replay,
 )
-from kvreplay.errors import InvalidNameError, InvalidValueError, KeyNotFoundError, StoreError
+from kvreplay.backends.memory import MemoryStore
+from kvreplay.errors import (
+    ConfigError,
+    InvalidNameError,
+    InvalidValueError,
+    KeyNotFoundError,
+    StoreError,
+)
 from kvreplay.ldk import TurnStore
 from kvreplay.store import KVStoreSync, TransactionalKVStore
 from kvreplay.testing.entries import content
 from kvreplay.testing.threads import elsewhere
+from support.engines import Engine
 from support.waiting import PATIENCE, HeldTransaction
 
 KEY = ("payment_claimed", "hash")
@@ -74,16 +82,29 @@ def test_it_is_what_it_says(store: TurnStore, transactional: Any) -> None:
     assert repr(store) == f"<TurnStore over {type(transactional).__name__}>"
 
 
+def test_a_store_without_transactions_is_refused(new_engine: Callable[[str], Engine]) -> None:
+    with pytest.raises(ConfigError, match="FilesystemStore has no transaction$"):
+        TurnStore(new_engine("filesystem").open())
+
+
 def test_what_the_wrapped_store_says_of_itself(store: TurnStore, transactional: Any) -> None:
     for name in ("owners_file", "reads_are_local", "identity"):
         if hasattr(transactional, name):
             assert getattr(store, name) == getattr(transactional, name)
-        else:
-            assert name == "identity" or not hasattr(store, name)
     assert store.identity == TurnStore(transactional).identity
     assert not hasattr(store, "read_entry")
     assert not hasattr(store, "list_paginated")
     assert not hasattr(store, "check_and_put_each")
+
+
+def test_a_wrapped_store_that_says_nothing_of_itself() -> None:
+    class Bare(MemoryStore):
+        reads_are_local = False
+
+    stores = [TurnStore(Bare()), TurnStore(Bare())]
+    assert not stores[0].reads_are_local
+    assert stores[0].owners_file is None
+    assert stores[0].identity != stores[1].identity
 
 
 # A turn.
