@@ -51,14 +51,18 @@ Logged = list[Callable[[KVTransaction], object]]
 class TurnStore(Closing):
     """A store whose changes are made in turns: give it to the node, and to its ``Replay``.
 
-    A turn belongs to the thread that began it. Another thread is outside of it: it waits to begin
-    a turn of its own, and reads what is committed.
+    A turn belongs to the thread that began it, so do not await in one. Another thread is outside of
+    it: it waits to begin a turn of its own, and reads what is committed.
 
     Outside of a turn ``write`` and ``remove`` are refused, since a change that is apart from the
     others is what a turn is there to prevent. ``check_and_put`` is not: it is one durable step by
     itself, and ``Replay.execute`` makes its claim and its answer by it.
 
     A forked child is outside of its parent's turn, and cannot commit it.
+
+    What ``Replay`` answers inside a turn lasts if the turn commits. Until then no other thread is
+    given it; ``on_event`` is told at once. A request inside a turn waits for no other run of its
+    key, since none could end meanwhile: it is refused with ``InFlightError``.
 
     Args:
         inner: a :class:`~kvreplay.TransactionalKVStore`. It stays open when this one is closed.

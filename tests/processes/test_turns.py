@@ -21,7 +21,7 @@ from support.engines import Engine
 from support.forking import Child
 from support.waiting import PATIENCE
 
-STRIDE = 23  # of the points at which a turn is killed
+STRIDE = 41  # of the points at which a turn is killed
 
 
 class _Killed(BaseException):
