@@ -37,7 +37,7 @@ def every_engine_is_what_it_says(path: Path) -> None:
     plain: KVStoreSync = files
     wrapped: AtomicKVStore = InProcessAtomicStore(plain)
     turns: TransactionalKVStore = TurnStore(lmdb)
-    persisters: KVStoreSync = TurnStore(open_store("memory:"))
+    plain = TurnStore(open_store("memory:"))
     for store in (lmdb, memory, files, wrapped, turns):
         Replay(store, "ns", ttl=1.0, on_in_doubt=reconcile)
 
