@@ -24,7 +24,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from os import getpid
 from threading import get_ident
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from kvreplay.errors import ConfigError, KeyNotFoundError, StoreError
 from kvreplay.store import (
@@ -39,6 +39,7 @@ from kvreplay.store import (
     check_value,
     missing_methods,
 )
+from kvreplay.store.locks import require_room
 
 __all__ = ["TurnStore"]
 
@@ -46,6 +47,8 @@ Action = Callable[[], object]
 Actions = list[Action]
 Address = tuple[str, str, str]
 Logged = list[Callable[[KVTransaction], object]]
+
+_ROOM: Final = 24  # frames of the stack
 
 
 class TurnStore(Closing):
@@ -278,6 +281,7 @@ class TurnStore(Closing):
         yield from self._whole() if level is None else _part_of(level)
 
     def _whole(self) -> Generator[KVTransaction, None, None]:
+        require_room(_ROOM)  # to undo it, through the blocks of both stores
         turn = _Turn()
         with self._inner.transaction() as transaction:
             whole = _Level(turn, transaction)
