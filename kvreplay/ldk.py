@@ -24,11 +24,12 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from os import getpid
 from threading import get_ident
-from typing import Any, Final
+from typing import Any, Final, cast
 
-from kvreplay.errors import KeyNotFoundError, StoreError
+from kvreplay.errors import ConfigError, KeyNotFoundError, StoreError
 from kvreplay.store import (
     Closing,
+    ExpiringKVStore,
     KVTransaction,
     SweepResult,
     ThreadBound,
@@ -36,7 +37,9 @@ from kvreplay.store import (
     check_change,
     check_name,
     check_value,
+    missing_methods,
 )
+from kvreplay.store.locks import require_room
 
 __all__ = ["TurnStore"]
 
@@ -45,14 +48,14 @@ Actions = list[Action]
 Address = tuple[str, str, str]
 Logged = list[Callable[[KVTransaction], object]]
 
-_PASSED_ON: Final = frozenset({"owners_file", "reads_are_local"})
+_ROOM: Final = 24  # frames of the stack
 
 
 class TurnStore(Closing):
     """A store whose changes are made in turns: give it to the node, and to its ``Replay``.
 
-    A turn belongs to the thread that began it. Another thread is outside of it: it waits to begin
-    a turn of its own, and reads what is committed.
+    A turn belongs to the thread that began it, so do not await in one. Another thread is outside of
+    it: it waits to begin a turn of its own, and reads what is committed.
 
     Outside of a turn ``write`` and ``remove`` are refused, since a change that is apart from the
     others is what a turn is there to prevent. ``check_and_put`` is not: it is one durable step by
@@ -60,27 +63,48 @@ class TurnStore(Closing):
 
     A forked child is outside of its parent's turn, and cannot commit it.
 
+    What ``Replay`` answers inside a turn lasts if the turn commits. Until then no other thread is
+    given it; ``on_event`` is told at once. A request inside a turn waits for no other run of its
+    key, since none could end meanwhile: it is refused with ``InFlightError``.
+
     Args:
-        inner: the store. It stays open when this one is closed.
+        inner: a :class:`~kvreplay.TransactionalKVStore`. It stays open when this one is closed.
+
+    Raises:
+        ConfigError: the store has no transactions.
     """
 
-    def __init__(self, inner: TransactionalKVStore) -> None:
-        self._inner = inner
+    def __init__(self, inner: ExpiringKVStore) -> None:
+        if missing := missing_methods(inner, TransactionalKVStore):
+            raise ConfigError(
+                "TurnStore needs a store that is TransactionalKVStore, and"
+                f" {type(inner).__name__} has no {', no '.join(missing)}"
+            )
+        self._inner = cast(TransactionalKVStore, inner)
         self._turns: dict[int, _Turn] = {}  # by thread; a store with one write lock has one
 
     def __repr__(self) -> str:
         return f"<TurnStore over {type(self._inner).__name__}>"
 
-    def __getattr__(self, name: str) -> Any:
-        """Return what the wrapped store says of itself, if it does."""
-        if name in _PASSED_ON:
-            return getattr(self._inner, name)
-        raise AttributeError(f"{type(self).__name__} has no {name}", name=name, obj=self)
-
     @property
     def identity(self) -> Any:
         """Equal to that of the wrapped store; of one that has none, different from all others."""
         return getattr(self._inner, "identity", None) or id(self._inner)
+
+    @property
+    def owners_file(self) -> str | None:
+        """That of the wrapped store, if it has one; see :mod:`kvreplay.store.contract`."""
+        return getattr(self._inner, "owners_file", None)
+
+    @property
+    def reads_are_local(self) -> bool:
+        """Whether the wrapped store says so; see :mod:`kvreplay.store.contract`."""
+        return bool(getattr(self._inner, "reads_are_local", False))
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether this thread is in a turn; see :mod:`kvreplay.store.contract`."""
+        return self._own_turn() is not None
 
     # Turns.
 
@@ -257,6 +281,7 @@ class TurnStore(Closing):
         yield from self._whole() if level is None else _part_of(level)
 
     def _whole(self) -> Generator[KVTransaction, None, None]:
+        require_room(_ROOM)  # to undo it, through the blocks of both stores
         turn = _Turn()
         with self._inner.transaction() as transaction:
             whole = _Level(turn, transaction)

@@ -261,13 +261,19 @@ class Replay(AnyReplay[Verdict]):
         handler: Callable[..., Any],
     ) -> Outcome:
         check_handler(handler, awaited=False)
-        patience = Patience(limit, self._settings.monotonic)
+        # What a caller's transaction sees may be undone, so it is shared with nobody. And it waits
+        # for nobody, since it holds the write lock. So others start over when it has ended.
+        unshared = Abandoned() if self._settings.is_in_transaction() else None
+        patience = Patience(limit if unshared is None else 0, self._settings.monotonic)
         while True:
             own = self._flight_of(request)
             leader = None
             result: Settled | BaseException = Abandoned()
             try:
                 leader = flights.board(own)
+                if leader is not own and unshared is not None:
+                    self._refuse_running(request)
+                    leader = own  # the other one has not begun, and waits for the write lock
                 if leader is own:
                     leader = None
                     steps = protocol(request, self._settings.policy)
@@ -278,9 +284,9 @@ class Replay(AnyReplay[Verdict]):
                 raise
             finally:  # even after an interrupt: nobody may wait for ever
                 try:
-                    flights.land(own, result)
+                    flights.land(own, unshared or result)
                 except BaseException:  # an interrupt
-                    flights.land(own, result)
+                    flights.land(own, unshared or result)
                     raise
                 if isinstance(result, Exception):
                     del own, result  # its traceback holds this frame

@@ -100,6 +100,10 @@ class Settings:
             )
         return now
 
+    def is_in_transaction(self) -> bool:
+        """Say whether this thread holds the store's write lock, and sees what may be undone."""
+        return bool(getattr(self.store, "in_transaction", False))
+
     def flight_key(self, key: ReplayKey) -> Hashable:
         """Return what names the key in this process, for every store object on the same entries."""
         return self._identity, self.name, key.scope, key.id, key.operation

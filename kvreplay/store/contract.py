@@ -16,7 +16,7 @@ What every store promises:
 * It is a context manager; ``close()`` may be called twice, and a closed store answers
   every other call with :class:`~kvreplay.StoreError`.
 
-Three attributes are optional:
+Four attributes are optional:
 
 * ``reads_are_local = True`` says that ``read`` comes from this machine's memory or page cache, so
   that an event loop may call it inline.
@@ -26,6 +26,9 @@ Three attributes are optional:
   By this lock every process of the machine knows whether the owner of a claim lives. The store
   itself must never open the file: to close it would end the lock. Without the attribute, or with
   ``None``, a claim of another process holds until its lease is over.
+* ``in_transaction`` is true while this thread's calls on the store are a part of a transaction that
+  holds the write lock and is not committed yet. What ``Replay`` answers then is shared with no
+  other thread, and it waits for nobody: no other run could end meanwhile.
 """
 
 from __future__ import annotations

@@ -172,6 +172,8 @@ class ThreadBound(Generic[T]):
     * The block is entered by one C call, so nothing comes between the ``yield`` and the caller.
     * If an interrupt comes before the generator could go on at the block's end, the generator is
       closed at once: only the ``with`` statement holds it, and no traceback does.
+
+    If the collector of garbage ends the ``with`` statement, it closes the generator too.
     """
 
     __slots__ = ("_block", "_thread")
@@ -213,6 +215,8 @@ def _leave(
             "only the thread that began a transaction can end it; it is still open there, and"
             " nothing was changed"
         )
+    if block() is None:
+        return False  # the collector has found both, and closes the generator by itself
     try:
         if error is None:
             next(block())

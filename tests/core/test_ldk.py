@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import gc
 import threading
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from kvreplay import (
-    AsyncReplay,
-    ExpiredError,
-    InvalidResponseError,
     OutcomeUnknownError,
-    ParamsMismatchError,
     Replay,
 )
-from kvreplay.errors import InvalidNameError, InvalidValueError, KeyNotFoundError, StoreError
+from kvreplay.backends.memory import MemoryStore
+from kvreplay.errors import (
+    ConfigError,
+    InvalidNameError,
+    InvalidValueError,
+    KeyNotFoundError,
+    StoreError,
+)
 from kvreplay.ldk import TurnStore
 from kvreplay.store import KVStoreSync, TransactionalKVStore
 from kvreplay.testing.entries import content
 from kvreplay.testing.threads import elsewhere
+from support.engines import Engine
 from support.waiting import PATIENCE, HeldTransaction
 
 KEY = ("payment_claimed", "hash")
@@ -79,16 +82,29 @@ def test_it_is_what_it_says(store: TurnStore, transactional: Any) -> None:
     assert repr(store) == f"<TurnStore over {type(transactional).__name__}>"
 
 
+def test_a_store_without_transactions_is_refused(new_engine: Callable[[str], Engine]) -> None:
+    with pytest.raises(ConfigError, match="FilesystemStore has no transaction$"):
+        TurnStore(new_engine("filesystem").open())
+
+
 def test_what_the_wrapped_store_says_of_itself(store: TurnStore, transactional: Any) -> None:
     for name in ("owners_file", "reads_are_local", "identity"):
         if hasattr(transactional, name):
             assert getattr(store, name) == getattr(transactional, name)
-        else:
-            assert name == "identity" or not hasattr(store, name)
     assert store.identity == TurnStore(transactional).identity
     assert not hasattr(store, "read_entry")
     assert not hasattr(store, "list_paginated")
     assert not hasattr(store, "check_and_put_each")
+
+
+def test_a_wrapped_store_that_says_nothing_of_itself() -> None:
+    class Bare(MemoryStore):
+        reads_are_local = False
+
+    stores = [TurnStore(Bare()), TurnStore(Bare())]
+    assert not stores[0].reads_are_local
+    assert stores[0].owners_file is None
+    assert stores[0].identity != stores[1].identity
 
 
 # A turn.
@@ -518,130 +534,22 @@ def test_a_block_that_is_dropped_is_undone(store: TurnStore) -> None:
     assert keys(store) == ["kept"]
 
 
-# A turn and Replay.
+@pytest.mark.parametrize("method", ["turn", "transaction"])
+def test_a_turn_that_the_collector_ends_is_undone(store: TurnStore, method: str) -> None:
+    """It is part of a cycle, and so is the transaction that it holds."""
 
+    def left_open(cycle: list[Any]) -> Iterator[None]:
+        with getattr(store, method)():
+            write(store, "k")
+            yield
 
-def test_an_event_is_handled_once_with_the_turn(store: TurnStore, replay: Replay) -> None:
-    handled: list[str] = []
-
-    def handler(txn: Any) -> str:
-        handled.append("x")
-        txn.write("ledger", "", "balance", b"1000")
-        write(store, "by-ldk")
-        return "claimed"
-
-    with pytest.raises(ZeroDivisionError), store.turn():
-        assert not replay.execute_in_transaction(KEY, PARAMS, handler).replayed
-        raise ZeroDivisionError
-    assert content(store) == {}, "undone with its turn"
-    for replayed in (False, True, True):
-        with store.turn():
-            for again in (replayed, True):
-                outcome = replay.execute_in_transaction(KEY, PARAMS, handler)
-                assert (outcome.response, outcome.replayed) == ("claimed", again)
-                assert replay.lookup(KEY, PARAMS) is not None
-    assert len(handled) == 2
-    assert store.read("ledger", "", "balance") == b"1000"
-    assert keys(store) == ["by-ldk"]
-
-
-def test_a_stale_event_leaves_the_turn_as_it_is(store: TurnStore, said: Said) -> None:
-    now = [1000]
-
-    class Clock:
-        def now_ms(self) -> int:
-            return now[0]
-
-    replay = Replay(store, "events", ttl=1, clock=Clock())
-
-    def never(txn: Any) -> None:
-        raise AssertionError
-
-    with store.turn():
-        replay.execute_in_transaction(KEY, PARAMS, lambda txn: "claimed")
-    with store.turn():
-        write(store, "a")
-        with pytest.raises(ParamsMismatchError):
-            replay.execute_in_transaction(KEY, {"amount_msat": 1}, never)
-        now[0] += 1000
-        with pytest.raises(ExpiredError):
-            replay.execute_in_transaction(KEY, PARAMS, never)
-        write(store, "b")
-        store.after_commit(said.action("said"))
-    assert keys(store) == ["a", "b"]
-    assert said.words == ["said"]
-    assert store.list("events", KEY[0]) == [], "pruned with the turn"
-
-
-def test_a_handler_that_raises_undoes_its_part(store: TurnStore, replay: Replay) -> None:
-    def handler(end: Callable[[], object], txn: Any) -> object:
-        txn.write("p", "s", "undone", b"v")
-        write(store, "undone-too")
-        store.after_commit(_never)
-        return end()
-
-    with store.turn():
-        write(store, "kept")
-        for end, error in ((lambda: 1 / 0, ZeroDivisionError), (object, InvalidResponseError)):
-            with pytest.raises(error):
-                replay.execute_in_transaction(KEY, PARAMS, partial(handler, end))
-        assert keys(store) == ["kept"]
-        assert replay.lookup(KEY, PARAMS) is None
-    assert content(store) == {("p", "s", "kept"): b"v"}
-
-
-def _never() -> None:
-    raise AssertionError("it was undone")
-
-
-def test_outside_of_a_turn_a_request_is_a_turn(
-    store: TurnStore, replay: Replay, said: Said
-) -> None:
-    def handler(txn: Any) -> str:
-        write(store, "manager")
-        txn.write("p", "s", "own", b"v")
-        store.after_commit(said.action("said"))
-        assert elsewhere(lambda: content(store)) == {}
-        return "lnbc1"
-
-    assert replay.execute_in_transaction(KEY, PARAMS, handler).response == "lnbc1"
-    assert keys(store) == ["manager", "own"]
-    assert said.words == ["said"]
-    assert len(said.stored[0]) == 3, "the record too"
-    assert replay.execute_in_transaction(KEY, PARAMS, handler).replayed
-    assert said.words == ["said"]
-
-
-def test_a_claim_is_refused_inside_a_turn(store: TurnStore, replay: Replay) -> None:
-    with store.turn():
-        with pytest.raises(StoreError, match="execute_in_transaction"):
-            replay.execute(KEY, PARAMS, _never)
-        write(store, "kept")
-    assert content(store) == {("p", "s", "kept"): b"v"}
-    assert replay.execute(KEY, PARAMS, lambda: "answer").response == "answer"
-    with store.turn():
-        assert replay.execute(KEY, PARAMS, _never).replayed
-
-
-async def _ask(areplay: AsyncReplay, store: TurnStore) -> None:
-    def handler(txn: Any) -> str:
-        write(store, "manager")
-        return "lnbc1"
-
-    outcome = await areplay.execute_in_transaction(KEY, PARAMS, handler)
-    assert not outcome.replayed
-    outcome = await areplay.execute(KEY, PARAMS, _never)
-    assert outcome.replayed
-    outcome = await areplay.execute(("other", "key"), PARAMS, lambda: "answer")
-    assert not outcome.replayed
-
-
-def test_an_event_loop_is_outside(store: TurnStore) -> None:
-    asyncio.run(_ask(AsyncReplay(store, "events", ttl=60), store))
-    assert keys(store) == ["manager"]
-
-
-# Threads.
+    cycle: list[Any] = []
+    cycle.append(left_open(cycle))
+    next(cycle[0])
+    del cycle
+    gc.collect()
+    _turn_that_writes(store, "next")
+    assert keys(store) == ["next"]
 
 
 def test_a_turn_waits_for_another_one(store: TurnStore) -> None:

@@ -6,12 +6,14 @@ What a call that was interrupted may leave is asserted after the ``yield``; :met
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from functools import partial
 from typing import Any, Final
 
 from interrupts.points import Ended
 from interrupts.world import World
-from kvreplay import AsyncReplay, Change, Entry, InDoubtError, Outcome
+from kvreplay import AsyncReplay, Change, Entry, InDoubtError, Outcome, Replay
 from kvreplay.errors import KeyNotFoundError
+from kvreplay.ldk import TurnStore
 
 __all__ = ["ASYNC", "ENGINES", "OPERATIONS", "operations_of"]
 
@@ -320,6 +322,77 @@ def sweeping_answers(asynchronous: bool) -> Callable[[World], Operation]:
     return sweeping
 
 
+# Turns of a node. None may stay open for the thread.
+
+
+def turn(world: World) -> Operation:
+    turns, said = TurnStore(world.store), list[str]()
+
+    def take_turn() -> None:
+        with turns.turn():
+            turns.write("p", "s", "a", b"1")
+            turns.after_commit(partial(said.append, "said"))
+            with turns.transaction() as part:
+                part.write("p", "s", "b", b"1")
+                part.check_and_put("p", "s", "c", expected=None, value=b"1", expires_at=5)
+
+    ended = yield take_turn
+    stored = {found(world, key) for key in "abc"}
+    assert stored in (({None}, {b"1"}) if ended.error else ({b"1"},)), "half of a turn"
+    assert said == ["said"] if not ended.error else said in ([], ["said"])
+    assert not said or stored == {b"1"}, "it told of what is not stored"
+    assert not turns._turns
+
+
+def interrupted_part(world: World) -> Operation:
+    """A turn that goes on whatever broke off its part."""
+    turns = TurnStore(world.store)
+
+    def take_turn() -> None:
+        caught = None
+        with turns.turn():
+            turns.write("p", "s", "a", b"1")
+            try:
+                with turns.transaction() as part:
+                    part.write("p", "s", "b", b"1")
+                    part.check_and_put("p", "s", "c", expected=None, value=b"1", expires_at=5)
+            except BaseException as error:
+                caught = error
+            turns.write("p", "s", "d", b"1")
+        if caught is not None:
+            raise caught
+
+    ended = yield take_turn
+    part, rest = ({found(world, key) for key in keys} for keys in ("bc", "ad"))
+    assert part in ({None}, {b"1"}), "half of a part"
+    assert rest in ({None}, {b"1"}), "half of a turn"
+    assert rest == {b"1"} or part == {None}
+    assert ended.error or part == {b"1"}
+    assert not turns._turns
+
+
+def request_in_a_turn(world: World) -> Operation:
+    turns = TurnStore(world.store)
+    replay = Replay(turns, "pay", ttl=600)
+
+    def handler(txn: Any) -> str:
+        txn.write("p", "s", "effect", b"1")
+        return world.handler()
+
+    def take_turn() -> Outcome:
+        with turns.turn():
+            turns.write("p", "s", "a", b"1")
+            return replay.execute_in_transaction(KEY, PARAMS, handler)
+
+    ended = yield take_turn
+    assert ended.error or ended.result == Outcome("answer", False)
+    again = _ask_again(world)
+    assert again in ((None, Outcome("answer", True)) if ended.error else (Outcome("answer", True),))
+    stored = {found(world, key) is not None for key in ("a", "effect")}
+    assert stored == {again is not None}, "half of a turn"
+    assert not turns._turns
+
+
 STORES: Final[dict[str, Callable[[World], Operation]]] = {
     "create": creating(elsewhere_first=False),
     "create, elsewhere first": creating(elsewhere_first=True),
@@ -358,8 +431,14 @@ def _requests(asynchronous: bool) -> dict[str, Callable[[World], Operation]]:
 
 
 ASYNC: Final = "async "
+TURNS: Final[dict[str, Callable[[World], Operation]]] = {
+    "turn": turn,
+    "turn, interrupted part": interrupted_part,
+    "turn, execute_in_transaction": request_in_a_turn,
+}
 OPERATIONS: Final = {
     **STORES,
+    **TURNS,
     **_requests(asynchronous=False),
     **{f"{ASYNC}{name}": each for name, each in _requests(asynchronous=True).items()},
 }
@@ -369,7 +448,7 @@ def operations_of(engine: str) -> list[str]:
     """The names of what this engine can do."""
     lacks: set[str] = set()
     if engine == "filesystem":
-        lacks |= {name for name in OPERATIONS if "transaction" in name}
+        lacks |= {name for name in OPERATIONS if "transaction" in name or name in TURNS}
     if engine != "lmdb":
         lacks |= {"write, map grows", "transaction, map grows"}
     if engine not in ("lmdb", "sqlite"):

@@ -1,5 +1,6 @@
 """A small consumer of the installed package, for ``mypy --strict``: it is checked, not run."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from kvreplay import (
@@ -21,6 +22,7 @@ from kvreplay import (
 from kvreplay.backends.filesystem import FilesystemStore
 from kvreplay.backends.lmdb import LMDBStore
 from kvreplay.backends.memory import MemoryStore
+from kvreplay.ldk import TurnStore
 from kvreplay.testing import StoreContract
 
 
@@ -34,8 +36,17 @@ def every_engine_is_what_it_says(path: Path) -> None:
     files: ExpiringKVStore = FilesystemStore(path)
     plain: KVStoreSync = files
     wrapped: AtomicKVStore = InProcessAtomicStore(plain)
-    for store in (lmdb, memory, files, wrapped):
+    turns: TransactionalKVStore = TurnStore(lmdb)
+    plain = TurnStore(open_store("memory:"))
+    for store in (lmdb, memory, files, wrapped, turns):
         Replay(store, "ns", ttl=1.0, on_in_doubt=reconcile)
+
+
+def takes_turns(store: TurnStore, send: Callable[[], None]) -> None:
+    with store.turn() as turn, store.transaction() as part:
+        turn.list("", "")
+        part.write("", "", "manager", b"")
+        store.after_commit(send)
 
 
 def blocking() -> str:
