@@ -92,7 +92,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "testing": (
         *("threads", "entries", "batches", "check_and_put", "claims", "closing", "expiry"),
         *("forking", "inspecting", "names", "paging", "plain", "processes", "prompt"),
-        *("transactions", "walking"),
+        *("lazy", "transactions", "walking"),
         *("model", "contract", "__init__"),
     ),
     "demo": (
