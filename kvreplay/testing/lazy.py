@@ -127,9 +127,9 @@ class LazyTests:
         put(expiring, "removed", b"v", 5)
         put(expiring, "again", b"v", 5)
         put(expiring, "due", b"v", 5)
-        expiring.remove("p", "s", "removed", lazy=True)
         expiring.remove("p", "s", "again", lazy=True)
         expiring.write("p", "s", "again", b"v")
+        expiring.remove("p", "s", "removed", lazy=True)
         assert expiring.sweep("p", 5, 10).removed == 1
         assert content(expiring) == {("p", "s", "again"): b"v"}
 
@@ -220,8 +220,10 @@ class LazyTests:
         """Whatever its bytes are; and it sees what is gone, once this process has committed."""
         expected = {("p", "s", "same"): b"v", ("p", "s", "back"): b"v", ("p", "s", "new"): b"w"}
         process = beside(_put_over)
-        for key in ("same", "back", "new", "goes"):
+        keys = ("same", "back", "new", "goes")
+        for key in keys:
             store.write("p", "s", key, b"v")
+        for key in keys:
             store.remove("p", "s", key, lazy=True)
         process.go()
         process.result()
