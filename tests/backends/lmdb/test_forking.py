@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from kvreplay.backends.lmdb import LMDBStore
-from kvreplay.backends.lmdb.entries import HEAD, gate
+from kvreplay.backends.lmdb import LMDBStore, gate
 from kvreplay.backends.lmdb import files as lmdb_files
+from kvreplay.backends.lmdb.entries import HEAD
 from kvreplay.errors import StoreError
 from kvreplay.testing.entries import content
 from support.lmdb_stores import Process, environment_of, in_process
