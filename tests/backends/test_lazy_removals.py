@@ -450,3 +450,26 @@ def test_the_others_are_told_by_a_file(root: Path) -> None:
         store.remove("p", "s", "k", lazy=True)
         assert told.exists()
         assert os.stat(told).st_mode & 0o777 == 0o600
+
+
+def test_nothing_is_told_where_the_store_is_gone(root: Path) -> None:
+    store = SQLiteStore(root)
+    store.write("p", "s", "k", V)
+    away = root.parent / "away"
+    away.mkdir()
+    for path in [path for path in root.parent.iterdir() if path != away]:
+        path.rename(away / path.name)
+    with pytest.raises(StoreUnavailableError):
+        store.remove("p", "s", "k", lazy=True)
+    store.close()
+    assert list(root.parent.iterdir()) == [away]
+
+
+def test_a_file_that_cannot_be_seen_counts_as_there(root: Path) -> None:
+    told = Path(f"{root}-kvreplay-lazy")
+    told.symlink_to(told)
+    with SQLiteStore(root) as store:
+        store.write("p", "s", "k", V)
+        store.write("p", "s", "k", b"w")
+        store.remove("p", "s", "k", lazy=True)
+        assert store.list("p", "s") == []

@@ -259,11 +259,16 @@ def shown_from(
     """Return the keys of a page of entries that are not hidden, and where the next one starts."""
     keys = keys_from(handle, prefix, start, PAGE, txn)
     after = keys[-1] + b"\0" if len(keys) == PAGE else b""  # the least key that is greater
-    for key in hidden.keys() & set(keys) if hidden else ():
-        stored = txn.get(key, None, handle.entries)
-        if stored is not None and identity_of(stored) == hidden[key]:
-            keys.remove(key)
+    if hidden:
+        keys = [key for key in keys if not _is_hidden(handle, key, hidden, txn)]
     return keys, after
+
+
+def _is_hidden(handle: Handle, key: bytes, hidden: Hidden, txn: Transaction) -> bool:
+    if key not in hidden:
+        return False
+    stored = txn.get(key, None, handle.entries)
+    return stored is not None and identity_of(stored) == hidden[key]
 
 
 def page(

@@ -149,10 +149,13 @@ class Database:
 
     def remove_lazily(self, address: entries.Address, closing: Sequence[bool]) -> bool:
         """Remember to remove an entry; say whether that was possible."""
-        try:
-            removals.announce(self.path)
-        except OSError:
-            return False
+        if not removals.are_announced(self.path):
+            try:
+                if self.connections.presence is not None:
+                    self.connections.presence.check()  # nothing is made where the store is gone
+                removals.announce(self.path)
+            except (OSError, StoreError):
+                return False  # whoever removes it at once finds out what is wrong
         return self.removals.remember(address, self._identity_at, closing)
 
     def _identity_at(self, address: entries.Address) -> entries.Identity | None:

@@ -31,18 +31,19 @@ def are_announced(path: str) -> bool:
     """Whether a process may have lazy removals pending, or has had some."""
     try:
         os.stat(path + _LAZY)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
+    except OSError:
+        pass  # it cannot be seen: that some have is the safe answer
     return True
 
 
 def announce(path: str) -> None:
     """Tell the other processes that this one removes lazily."""
-    if not are_announced(path):
-        try:
-            os.mknod(path + _LAZY, _ANNOUNCED)
-        except FileExistsError:
-            pass  # another process was faster
+    try:
+        os.mknod(path + _LAZY, _ANNOUNCED)
+    except FileExistsError:
+        pass  # another process was faster
 
 
 class _Process:
