@@ -61,6 +61,7 @@ def put(folder: Path) -> Iterator[Put]:
         number = next(numbers)
         rest = _SECONDARY + request_id(number).encode()
         key, creation = _PRIMARY + rest, number.to_bytes(8, "big")
+        identity = creation + bytes(8)
 
         def create(txn: lmdb.Transaction, value: bytes) -> None:
             txn.put(key, value, db=entries)
@@ -70,13 +71,13 @@ def put(folder: Path) -> Iterator[Put]:
 
         if claim:
             with env.begin(write=True) as txn:
-                create(txn, bytes(8) + creation + CLAIM)
+                create(txn, bytes(8) + identity + CLAIM)
         with env.begin(write=True) as txn:
             stamp = (FAR + number).to_bytes(8, "big")
             if claim:
-                txn.put(key, stamp + creation + RECORD, db=entries)
+                txn.put(key, stamp + identity + RECORD, db=entries)
             else:
-                create(txn, stamp + creation + RECORD)
+                create(txn, stamp + identity + RECORD)
             if indexed:
                 txn.put(_PRIMARY + stamp + rest, b"", db=expiry)
 
@@ -119,9 +120,9 @@ def put_together(folder: Path) -> Iterator[Callable[[], None]]:
         number = next(numbers)
         rest = _SECONDARY + request_id(number).encode()
         key, stamp = _PRIMARY + rest, (FAR + number).to_bytes(8, "big")
-        creation = number.to_bytes(8, "big")
-        submit((entries, key, bytes(8) + creation + CLAIM))
-        submit((entries, key, stamp + creation + RECORD), (expiry, _PRIMARY + stamp + rest, b""))
+        identity = number.to_bytes(8, "big") + bytes(8)
+        submit((entries, key, bytes(8) + identity + CLAIM))
+        submit((entries, key, stamp + identity + RECORD), (expiry, _PRIMARY + stamp + rest, b""))
 
     writer = Thread(target=write)
     writer.start()

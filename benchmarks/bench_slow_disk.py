@@ -1,4 +1,4 @@
-"""What does a first execution cost where a flush takes some milliseconds?
+"""What do a first execution, and a wave of lazy removals, cost where a flush takes milliseconds?
 
 The files are in memory, and ``slow_disk.c`` waits in each flush. It is loaded into a process of its
 own, so that nothing else is slow: ``python -m benchmarks.bench_slow_disk FOLDER EXECUTIONS``.
@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import pytest
 
+from benchmarks.bench_lazy import figures_of, waves
 from benchmarks.conftest import Sizes
 from benchmarks.workload import NAMESPACE, PARAMS, SCOPE, request_id, respond, url_of
 from kvreplay import Replay, open_store
@@ -59,21 +60,24 @@ def test_slow_disk(benchmark: Any, note: Note, sizes: Sizes, memory: Path) -> No
             f"slow disk/{engine}",
             {
                 "flush ms": FLUSH_MS,
-                "ms": seconds[engine] * 1000,
-                "x lmdb": seconds[engine] / seconds["lmdb"],
+                "ms": seconds[engine]["execution"] * 1000,
+                "x lmdb": seconds[engine]["execution"] / seconds["lmdb"]["execution"],
             },
         )
+        note(f"lazy removes/{engine}, slow disk", figures_of(seconds[engine]))
 
 
-def measured(folder: Path, executions: int, environment: dict[str, str]) -> dict[str, float]:
+def measured(
+    folder: Path, executions: int, environment: dict[str, str]
+) -> dict[str, dict[str, float]]:
     command = [sys.executable, "-m", "benchmarks.bench_slow_disk", str(folder), str(executions)]
     run = subprocess.run(command, check=True, capture_output=True, env=environment)
-    found: dict[str, float] = json.loads(run.stdout)
+    found: dict[str, dict[str, float]] = json.loads(run.stdout)
     return found
 
 
 def main(folder: Path, executions: int) -> None:
-    """Print the seconds of a first execution on each engine, measured in turn."""
+    """Print the seconds of a first execution on each engine, measured in turn, and of waves."""
     numbers = count()
     figures: dict[str, list[float]] = {engine: [] for engine in ENGINES}
     for _ in range(ROUNDS):
@@ -85,7 +89,11 @@ def main(folder: Path, executions: int) -> None:
                 for _ in range(executions):
                     replay.execute((SCOPE, request_id(next(numbers))), PARAMS, respond)
                 seen.append((time.perf_counter() - start) / executions)
-    print(json.dumps({engine: statistics.median(seen) for engine, seen in figures.items()}))
+    found = {}
+    for engine, seen in figures.items():
+        with open_store(url_of(engine, folder / engine)) as store:
+            found[engine] = {"execution": statistics.median(seen), **waves(store, ROUNDS)}
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -43,6 +43,12 @@ _SECTIONS: Final = {
         " some milliseconds: `benchmarks/slow_disk.c` waits in `fsync`, in `fdatasync`, and in each"
         " write to a file opened with `O_DSYNC`, as LMDB's meta page has it.",
     ),
+    "lazy removes": (
+        "A wave of lazy removals",
+        "101 of them, as LDK's persister sends them, beside the durable write before and after the"
+        " wave, in one run. On LMDB and SQLite the next write's commit makes them. On the file"
+        " system each removes its file, without a flush.",
+    ),
     "crowd": (
         "A crowd",
         "First executions of many threads beside one thread's. On the file system they share the"

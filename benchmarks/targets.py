@@ -94,6 +94,16 @@ TARGETS: Final = (
         "x lmdb",
         0.6,
     ),
+    *(
+        Target(
+            f"longest call of 101 lazy removes on {name}{where}, x one durable write",
+            f"lazy removes/{engine}{where}",
+            "longest call, x a write",
+            1.5,
+        )
+        for engine, name in (("lmdb", "LMDB"), ("sqlite", "SQLite"))
+        for where in ("", ", slow disk")
+    ),
     Target(
         "memory executions of 64 threads, x one thread's",
         "crowd/memory, 64 threads",

@@ -44,6 +44,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from kvreplay.backends._support import OwnTransaction, nested_call_error, own_transaction_error
 from kvreplay.backends.file_lock import too_long
+from kvreplay.backends.lazy_removals import LazyRemovals
 from kvreplay.backends.pending import MAX_BYTES, Batch, PendingWrite
 from kvreplay.errors import StoreError
 from kvreplay.store import Bell
@@ -64,6 +65,8 @@ class Committer(Protocol):
     """A re-entrant lock, which the leader holds."""
     busy: dict[int, bool]
     """The threads that are in a call of the queue, which notes them here."""
+    removals: LazyRemovals
+    """What the next transaction makes before its own writes."""
 
     @property
     def what(self) -> str:
@@ -385,15 +388,35 @@ class GroupCommit:
         self, fill: Callable[[Batch], None], own: PendingWrite
     ) -> tuple[Batch, Exception | None]:
         """Commit a batch, filled once a transaction has begun; return it, and why it failed."""
-        again = True
+        removals = self._committer.removals
+        again, own_only = True, False
         while again:
             batch = Batch()
-            run = partial(self._run, fill, batch)
-            failure, again = self._committer.commit(batch, run, own.until)
+            run = partial(self._run, removals, fill, batch, own_only)
+            try:
+                failure, again = self._committer.commit(batch, run, own.until)
+            finally:
+                removals.flying.pop(batch, None)
+            if batch.boarded:
+                if failure is None:
+                    removals.forget(batch.boarded)
+                elif not (again or own_only or batch.fate.unknown):
+                    again = own_only = True  # no write fails because of a lazy removal
         return batch, failure
 
-    def _run(self, fill: Callable[[Batch], None], batch: Batch, txn: Any) -> None:
+    def _run(
+        self,
+        removals: LazyRemovals,
+        fill: Callable[[Batch], None],
+        batch: Batch,
+        own_only: bool,
+        txn: Any,
+    ) -> None:
         fill(batch)
+        # Once it is filled: what is submitted after a lazy removal is in a later batch, or sees it.
+        batch.boarded = removals.board(batch, batch.writes, own_only=own_only)
+        if batch.boarded:
+            removals.make(batch.boarded, txn)
         for write in batch.writes:
             assert write.operation is not None  # a place for a transaction is not taken
             write.result = write.operation(txn)

@@ -17,6 +17,7 @@ from kvreplay.store import Bell
 __all__ = [
     "ALONE",
     "MAX_BYTES",
+    "NOWHERE",
     "UNKNOWN",
     "Batch",
     "Fate",
@@ -27,6 +28,8 @@ MAX_BYTES: Final = 16 * 1024 * 1024
 """How many bytes of values are in a batch, unless a single one is larger."""
 ALONE: Final = MAX_BYTES + 1
 """The size of a write that takes long. It shares no commit, so that no other write waits for it."""
+NOWHERE: Final = object()
+"""The address of a write that reads and changes no entry."""
 UNKNOWN: Final = OutcomeUnknownError(
     "a commit failed, and its thread was interrupted before it knew whether it had happened: read"
     " again before deciding; what was stored before is intact"
@@ -42,17 +45,25 @@ class PendingWrite:
             one. ``None`` keeps a place for a caller's transaction.
         size: about how many bytes it writes.
         bound: how many seconds it may wait, from now on.
+        address: of the only entry that it reads and changes; ``None``: it may be any.
     """
 
     __slots__ = (
-        *("bell", "bound", "error", "fate", "leads", "operation", "result", "size", "until"),
+        *("address", "bell", "bound", "error", "fate", "leads", "operation", "result"),
+        *("size", "until"),
     )
 
     def __init__(
-        self, operation: Callable[[Any], Any] | None, size: int = 0, *, bound: float
+        self,
+        operation: Callable[[Any], Any] | None,
+        size: int = 0,
+        *,
+        bound: float,
+        address: Any = None,
     ) -> None:
         self.operation = operation
         self.size = size
+        self.address = address
         self.bound = bound
         self.until = monotonic() + bound
         self.bell: Bell | None = None  # while a thread waits for it
@@ -115,12 +126,13 @@ class Fate:
 
 
 class Batch:
-    """Writes that share a transaction."""
+    """Writes that share a transaction, and the lazy removals that this makes before them."""
 
-    __slots__ = ("fate", "writes")
+    __slots__ = ("boarded", "fate", "writes")
 
     def __init__(self) -> None:
         self.fate = Fate()
+        self.boarded: dict[Any, Any] = {}  # the lazy removals
         self.writes: list[PendingWrite] = []
 
     def add(self, write: PendingWrite) -> None:

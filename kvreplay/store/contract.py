@@ -93,7 +93,10 @@ class KVStoreSync(Protocol):
     ) -> None:
         """Remove the entry; succeed if there is none.
 
-        ``lazy`` allows the removal to be lost in a crash; a later write always wins over it.
+        ``lazy`` spares the wait for a commit. For this process the entry is gone at once, for
+        others once this process commits its next change, or closes the store. A later write, by
+        whichever process and of whatever bytes, wins over it, and makes a new entry. A crash
+        before that commit may bring the entry back, and nothing else.
         """
 
     def list(self, primary_namespace: str, secondary_namespace: str) -> list[str]:
@@ -300,7 +303,7 @@ class KVTransaction(Protocol):
     def remove(
         self, primary_namespace: str, secondary_namespace: str, key: str, lazy: bool = False
     ) -> None:
-        """As :meth:`KVStoreSync.remove`, kept if the transaction commits."""
+        """As :meth:`KVStoreSync.remove`, kept if the transaction commits, even if ``lazy``."""
 
     def list(self, primary_namespace: str, secondary_namespace: str) -> list[str]:
         """As :meth:`KVStoreSync.list`, and sees this transaction's changes."""

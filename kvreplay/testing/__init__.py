@@ -24,6 +24,7 @@ pytest.register_assert_rewrite(
                 "expiry",
                 "forking",
                 "inspecting",
+                "lazy",
                 "model",
                 "names",
             ),

@@ -17,6 +17,7 @@ from kvreplay.testing.closing import ClosingTests
 from kvreplay.testing.expiry import ExpiryTests
 from kvreplay.testing.forking import Child, ForkingTests
 from kvreplay.testing.inspecting import InspectionTests
+from kvreplay.testing.lazy import LazyTests
 from kvreplay.testing.names import NameTests
 from kvreplay.testing.paging import PagingTests
 from kvreplay.testing.plain import PlainTests
@@ -40,6 +41,7 @@ class StoreContract(
     ExpiryTests,
     InspectionTests,
     PagingTests,
+    LazyTests,
     TransactionTests,
     ProcessTests,
     ForkingTests,

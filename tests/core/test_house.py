@@ -75,26 +75,25 @@ ORDER: dict[str, tuple[str, ...]] = {
         *("verifying", "__init__"),
     ),
     "backends": (
-        *("_support", "durable_files", "file_lock", "pending", "group_commit", "memory"),
-        "__init__",
+        *("_support", "durable_files", "file_lock", "lazy_removals", "pending", "group_commit"),
+        *("memory", "__init__"),
     ),
     "backends.filesystem": (
         *("errors", "locks", "layout", "presence", "opening", "expiry", "creation", "listing"),
         *("entries", "store", "__init__"),
     ),
     "backends.lmdb": (
-        *("errors", "presence", "files", "gate", "process_lock", "readers", "handle"),
-        "committer",
-        *("environment", "shared", "entries", "transaction", "store", "__init__"),
+        *("errors", "presence", "files", "gate", "process_lock", "readers", "handle", "entries"),
+        *("committer", "environment", "shared", "transaction", "store", "__init__"),
     ),
     "backends.sqlite": (
-        *("errors", "schema", "entries", "presence", "connections", "files", "committer"),
-        *("database", "store", "__init__"),
+        *("errors", "schema", "entries", "removals", "presence", "connections", "files"),
+        *("committer", "database", "store", "__init__"),
     ),
     "testing": (
         *("threads", "entries", "batches", "check_and_put", "claims", "closing", "expiry"),
         *("forking", "inspecting", "names", "paging", "plain", "processes", "prompt"),
-        *("transactions", "walking"),
+        *("lazy", "transactions", "walking"),
         *("model", "contract", "__init__"),
     ),
     "demo": (
@@ -149,7 +148,9 @@ def wing_of(module: str) -> tuple[str, str]:
     return ".".join(parts[:depth]), ".".join(parts[depth:]) or "__init__"
 
 
-ENGINES_SHARE = ("_support", "durable_files", "file_lock", "pending", "group_commit")
+ENGINES_SHARE = (
+    *("_support", "durable_files", "file_lock", "lazy_removals", "pending", "group_commit"),
+)
 
 
 def complaints(package: Path) -> list[str]:

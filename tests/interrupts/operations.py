@@ -86,6 +86,64 @@ def removing(world: World) -> Operation:
     assert world.store.sweep("p", 5, 10).removed == (now is not None)
 
 
+def removing_lazily(world: World) -> Operation:
+    world.store.check_and_put("p", "s", "k", expected=None, value=b"old", expires_at=5)
+    ended = yield lambda: world.store.remove("p", "s", "k", lazy=True)
+    now = found(world, "k")
+    assert now in ((b"old", None) if ended.error else (None,))
+    assert world.store.list("p", "s") == ["k"] * (now is not None), "half of a removal"
+    assert world.store.sweep("p", 5, 5).removed == (now is not None)
+
+
+def removed_lazily(world: World) -> None:
+    world.store.write("p", "s", "k", b"old")
+    world.store.write("p", "s", "gone", b"old")
+    for key in ("k", "gone"):
+        world.store.remove("p", "s", key, lazy=True)
+
+
+def writing_after_lazy_removals(world: World) -> Operation:
+    removed_lazily(world)
+    ended = yield lambda: world.store.write("p", "s", "k", b"new")
+    assert found(world, "k") in ((None, b"new") if ended.error else (b"new",))
+    assert found(world, "gone") is None
+
+
+def transaction_after_lazy_removals(world: World) -> Operation:
+    removed_lazily(world)
+
+    def transact() -> None:
+        with world.store.transaction() as txn:
+            assert txn.check_and_put("p", "s", "k", expected=None, value=b"new") is None
+
+    ended = yield transact
+    assert found(world, "k") in ((None, b"new") if ended.error else (b"new",))
+    assert found(world, "gone") is None
+
+
+def reading_after_lazy_removals(world: World) -> Operation:
+    removed_lazily(world)
+
+    def read() -> list[Any]:
+        pages = world.store.list_paginated("p", "s").keys
+        return [found(world, "k"), world.store.list("p", "s"), list(pages)]
+
+    ended = yield read
+    assert ended.error or ended.result == [None, [], []]
+
+
+def closing_after_lazy_removals(world: World) -> Operation:
+    removed_lazily(world)
+    ended = yield world.store.close
+    if ended.error:
+        world.store.close()
+    if world.engine == "memory":
+        world.kept = {}
+    world.close()
+    world.store = world.open()
+    assert world.store.list("p", "s") == [], "the second close has not ended what the first began"
+
+
 def batching(world: World) -> Operation:
     changes = [Change("p", "s", f"k{n}", None, b"mine", 5) for n in range(3)]
     ended = yield lambda: world.store.check_and_put_each(changes)
@@ -404,6 +462,11 @@ STORES: Final[dict[str, Callable[[World], Operation]]] = {
     "check_and_put": putting("check_and_put"),
     "check_and_put_at_once": putting("check_and_put_at_once"),
     "remove": removing,
+    "lazy remove": removing_lazily,
+    "write after lazy removes": writing_after_lazy_removals,
+    "transaction after lazy removes": transaction_after_lazy_removals,
+    "reads after lazy removes": reading_after_lazy_removals,
+    "close after lazy removes": closing_after_lazy_removals,
     "check_and_put_each": batching,
     "sweep": sweeping,
     "list": listing,

@@ -136,6 +136,10 @@ class World:
         for replay in self._replays:
             if replay._renewing is not None:
                 assert getattr(replay._renewing, "is_idle", True), "a claim is still renewed"
+        if self.engine in ("lmdb", "sqlite"):
+            removals = self.store._opened().removals
+            assert not removals.flying, "a transaction counts as under way"
+            assert not removals._coming, "a lazy removal counts as under way"
         if self.engine == "lmdb":
             environment = self.store._opened()
             assert environment.is_idle, "somebody counts as inside or waiting"

@@ -11,7 +11,7 @@ import pytest
 
 from kvreplay.backends.memory import MemoryStore
 from kvreplay.testing import threads
-from support import broken_atomic_stores
+from support import broken_atomic_stores, broken_lazy_stores
 from support.broken_stores import BROKEN, begin
 from support.programs import run_python
 
@@ -80,9 +80,10 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Any:
     return run
 
 
-def test_both_modules_of_broken_stores_are_there() -> None:
+def test_all_modules_of_broken_stores_are_there() -> None:
     modules = {store.__module__ for store in BROKEN}
-    assert modules == {"support.broken_stores", broken_atomic_stores.__name__}
+    others = {each.__name__ for each in (broken_atomic_stores, broken_lazy_stores)}
+    assert modules == {"support.broken_stores", *others}
 
 
 @pytest.mark.any_python

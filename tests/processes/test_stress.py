@@ -306,7 +306,7 @@ def test_the_indexes_agree_with_the_entries(after: Aftermath) -> None:
         if stamp != bytes(8):
             expected.add(primary + b"\0" + stamp + rest)
         if settings := SETTINGS.get(primary.decode()):
-            moment = last_moment(decode(stored[16:]), settings)
+            moment = last_moment(decode(stored[24:]), settings)
             assert int.from_bytes(stamp, "big") == (0 if moment is None else moment + 1)
     assert index == dict.fromkeys(expected, b"")
     assert created == creations

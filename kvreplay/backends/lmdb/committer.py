@@ -6,11 +6,14 @@ It is given a handle, which opens, checks and repairs the environment.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import lmdb
 
 from kvreplay.backends._support import OwnTransaction, caused
+from kvreplay.backends.lazy_removals import LazyRemovals
+from kvreplay.backends.lmdb import entries
 from kvreplay.backends.lmdb.errors import store_error
 from kvreplay.backends.lmdb.handle import Handle, Transaction
 from kvreplay.backends.pending import UNKNOWN, Batch
@@ -33,6 +36,7 @@ class Committer:
         self.lead = handle.turn.lead
         self.busy: dict[int, bool] = {}
         self.what = handle.turn.what
+        self.removals = LazyRemovals(partial(entries.delete_if, handle))
 
     @property
     def block(self) -> OwnTransaction | None:

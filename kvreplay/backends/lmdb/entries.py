@@ -1,12 +1,14 @@
 """How entries lie in LMDB, and the steps that change them inside a transaction.
 
-``entries``: ``primary NUL secondary NUL key`` -> expiry (8 bytes), creation (8), then the value.
+``entries``: ``primary NUL secondary NUL key`` -> expiry (8 bytes), creation (8), the id of the
+transaction that put it (8), then the value.
 ``expiry``: ``primary NUL expiry secondary NUL key`` -> nothing, for entries that expire.
 ``created``: a digest of ``primary NUL secondary``, creation -> key.
 An expiry is ``expires_at + 1``, big-endian, so that zeros can mean *none*. A creation is a number,
 big-endian, which an entry gets when it is made; an update keeps it, so ``created`` stays as it is.
 ``meta`` has the last one that was given. The digest keeps ``created`` small. A database with many
 items for one key would do so too, but LMDB counts its pages wrongly, and ``verify`` complains.
+Creation and transaction are the identity of an entry: no two states of it share one.
 
 The transaction is each step's last argument: a step is passed on as a ``partial`` without it.
 """
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import string
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Final
 
@@ -25,26 +28,35 @@ from kvreplay.store.paging import Place
 __all__ = [
     "HEAD",
     "PAGE",
+    "Hidden",
     "check_and_put",
     "delete",
+    "delete_if",
     "digest_of",
     "entry_key",
     "expiry_of",
+    "identity_at",
+    "identity_of",
     "index_key",
     "keys_from",
     "page",
     "prefix_of",
     "put",
+    "shown_from",
     "sweep",
 ]
 
 PAGE: Final = 1000
 """How many keys a walk takes from one read transaction."""
 
-HEAD: Final = 16
-"""Bytes before each value: eight of expiry, the stamp, and eight of creation."""
+HEAD: Final = 24
+"""Bytes before each value: eight of expiry, the stamp, and sixteen of its identity."""
+
+Hidden = Mapping[bytes, bytes]
+"""For the keys of entries that are removed lazily, their identities."""
 
 _STAMP: Final = 8
+_CREATED: Final = 16  # where the creation ends
 _DIGEST: Final = 16
 _NEVER: Final = bytes(_STAMP)
 _LAST: Final = b"created"  # the key of the last creation, in the database ``meta``
@@ -90,6 +102,17 @@ def expiry_of(stored: bytes) -> int | None:
     return stamp - 1 if stamp else None
 
 
+def identity_of(stored: bytes) -> bytes:
+    """Return what tells a stored entry from what was put there before, or will be."""
+    return stored[_STAMP:HEAD]
+
+
+def identity_at(handle: Handle, entry: bytes) -> bytes | None:
+    """Return the identity of the entry that is stored, if one is."""
+    stored = handle.get(entry)
+    return None if stored is None else identity_of(stored)
+
+
 def put(handle: Handle, entry: bytes, value: bytes, txn: Transaction) -> None:
     """Create or replace an entry, which then does not expire."""
     old = txn.get(entry, None, handle.entries)
@@ -100,6 +123,13 @@ def delete(handle: Handle, entry: bytes, txn: Transaction) -> None:
     """Remove an entry if it is there."""
     old = txn.get(entry, None, handle.entries)
     _replace(handle, txn, entry, old, None)
+
+
+def delete_if(handle: Handle, entry: bytes, identity: bytes, txn: Transaction) -> None:
+    """Remove an entry if it is there with this identity."""
+    old = txn.get(entry, None, handle.entries)
+    if old is not None and identity_of(old) == identity:
+        _replace(handle, txn, entry, old, None)
 
 
 def check_and_put(
@@ -116,7 +146,8 @@ def check_and_put(
         stamp = (expires_at + 1).to_bytes(_STAMP, "big")
     if expected is None and value is not None:  # quick way, for _replace(): bench_durable
         creation = _next_creation(handle, txn)
-        if txn.put(entry, stamp + creation + value, overwrite=False, db=handle.entries):
+        head = stamp + creation + _id_of(txn)
+        if txn.put(entry, head + value, overwrite=False, db=handle.entries):
             _note_creation(handle, txn, entry, creation)
             _index(handle, txn, entry, stamp)
             return None
@@ -139,8 +170,8 @@ def _replace(
     if old is not None and old[:_STAMP] not in (_NEVER, stamp):
         txn.delete(index_key(entry, old[:_STAMP]), db=handle.expiry)
     if value is not None:
-        creation = _next_creation(handle, txn) if old is None else old[_STAMP:HEAD]
-        txn.put(entry, stamp + creation + value, db=handle.entries)
+        creation = _next_creation(handle, txn) if old is None else old[_STAMP:_CREATED]
+        txn.put(entry, stamp + creation + _id_of(txn) + value, db=handle.entries)
         if old is None:
             _note_creation(handle, txn, entry, creation)
         _index(handle, txn, entry, stamp)
@@ -152,6 +183,10 @@ def _index(handle: Handle, txn: Transaction, entry: bytes, stamp: bytes) -> None
     """Put an entry in its place in the expiry index, if it expires."""
     if stamp != _NEVER:
         txn.put(index_key(entry, stamp), b"", db=handle.expiry)
+
+
+def _id_of(txn: Transaction) -> bytes:
+    return txn.id().to_bytes(8, "big")
 
 
 def _next_creation(handle: Handle, txn: Transaction) -> bytes:
@@ -169,7 +204,7 @@ def _note_creation(handle: Handle, txn: Transaction, entry: bytes, creation: byt
 def _drop(handle: Handle, txn: Transaction, entry: bytes, old: bytes) -> bool:
     """Remove an entry that is there, and its place among those of its namespace."""
     namespace, _, _ = entry.rpartition(b"\0")
-    txn.delete(digest_of(namespace) + old[_STAMP:HEAD], db=handle.files.created)
+    txn.delete(digest_of(namespace) + old[_STAMP:_CREATED], db=handle.files.created)
     return txn.delete(entry, db=handle.entries)
 
 
@@ -218,12 +253,31 @@ def keys_from(
     return keys
 
 
+def shown_from(
+    handle: Handle, prefix: bytes, start: bytes, hidden: Hidden, txn: Transaction
+) -> tuple[list[bytes], bytes]:
+    """Return the keys of a page of entries that are not hidden, and where the next one starts."""
+    keys = keys_from(handle, prefix, start, PAGE, txn)
+    after = keys[-1] + b"\0" if len(keys) == PAGE else b""  # the least key that is greater
+    if hidden:
+        keys = [key for key in keys if not _is_hidden(handle, key, hidden, txn)]
+    return keys, after
+
+
+def _is_hidden(handle: Handle, key: bytes, hidden: Hidden, txn: Transaction) -> bool:
+    if key not in hidden:
+        return False
+    stored = txn.get(key, None, handle.entries)
+    return stored is not None and identity_of(stored) == hidden[key]
+
+
 def page(
     handle: Handle,
     prefix: bytes,
     place: Place | None,
     limit: int,
     with_values: bool,
+    hidden: Hidden,
     txn: Transaction,
 ) -> list[tuple[int, str, bytes]]:
     """Return entries of one namespace; the one that was made last comes first.
@@ -231,6 +285,7 @@ def page(
     Args:
         prefix: what the keys of the namespace's entries start with.
         place: return those that were made before this one.
+        hidden: leave out those that are hidden.
 
     Returns:
         At most ``limit`` times the creation, the key, and the value if it is asked for.
@@ -244,8 +299,11 @@ def page(
             item, key = cursor.item()
             if not item.startswith(digest):
                 break
-            stored = txn.get(prefix + key, None, handle.entries) if with_values else b""
-            if stored is not None:  # else another program has removed it
+            own = prefix + key
+            look = with_values or own in hidden
+            stored = txn.get(own, None, handle.entries) if look else b""
+            # None if another program has removed it
+            if stored is not None and not (hidden and identity_of(stored) == hidden.get(own)):
                 creation = int.from_bytes(item[_DIGEST:], "big")
                 entries.append((creation, key.decode(), stored[HEAD:]))
             found = cursor.prev()

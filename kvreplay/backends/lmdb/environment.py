@@ -7,8 +7,9 @@ straight to the :class:`~kvreplay.backends.lmdb.handle.Handle`.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from os import getpid
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import lmdb
 
@@ -17,10 +18,12 @@ from kvreplay.backends._support import (
     OwnTransaction,
 )
 from kvreplay.backends.group_commit import GroupCommit
+from kvreplay.backends.lazy_removals import EVERYWHERE, LazyRemovals, not_removed
+from kvreplay.backends.lmdb import entries
 from kvreplay.backends.lmdb.committer import Committer
 from kvreplay.backends.lmdb.errors import store_error
 from kvreplay.backends.lmdb.handle import Handle, Transaction
-from kvreplay.backends.pending import PendingWrite
+from kvreplay.backends.pending import NOWHERE, PendingWrite
 from kvreplay.errors import StoreError
 from kvreplay.store.locks import process_mark
 
@@ -41,6 +44,7 @@ class Environment:
         self.mark = process_mark()
         self.identity = handle.files.identity, handle.files.id
         self._committer = Committer(handle)
+        self.removals = self._committer.removals
         self._queue = GroupCommit(self._committer)
 
     @property
@@ -49,19 +53,25 @@ class Environment:
         return self._queue.is_idle and self.handle.gate.is_idle
 
     def write(
-        self, operation: Callable[[Transaction], T], size: int = 0, *, bound: float = LOCK_TIMEOUT
+        self,
+        operation: Callable[[Transaction], T],
+        size: int = 0,
+        *,
+        address: object = None,
+        bound: float = LOCK_TIMEOUT,
     ) -> T:
         """Run ``operation``, which writes ``size`` bytes, in a write transaction and commit it.
 
         It shares the commit with other writes that wait, and may be run again.
 
         Args:
+            address: of the only entry that it reads and changes; ``None``: it may be any.
             bound: how many seconds it waits for the turn to write, at most.
 
         Raises:
             StoreUnavailableError: the turn did not come; the change never happens.
         """
-        write = PendingWrite(operation, size, bound=bound)
+        write = PendingWrite(operation, size, bound=bound, address=address)
         self._queue.submit((write,))
         if (failure := write.failure) is not None:
             raise failure
@@ -69,12 +79,33 @@ class Environment:
         return result
 
     def write_each(
-        self, operations: Sequence[tuple[Callable[[Transaction], T], int]], *, bound: float
+        self, operations: Sequence[tuple[Callable[[Transaction], T], int, object]], *, bound: float
     ) -> list[T | Exception]:
         """Do as :meth:`write` for each of several operations; return their results or errors."""
-        writes = [PendingWrite(operation, size, bound=bound) for operation, size in operations]
+        writes = [
+            PendingWrite(operation, size, bound=bound, address=address)
+            for operation, size, address in operations
+        ]
         self._queue.submit(writes)
         return [write.failure or write.result for write in writes]
+
+    def remove_lazily(self, entry: bytes, closing: Sequence[bool]) -> bool:
+        """Remember to remove an entry; say whether that was possible."""
+        return self.removals.remember(entry, partial(entries.identity_at, self.handle), closing)
+
+    def settle(self, closing: list[bool], *, bound: float) -> StoreError | None:
+        """Before a store is closed: make the lazy removals. Return why that failed, if it did.
+
+        In the middle of a call, or of a transaction, of this thread it makes none.
+        """
+        self.removals.seal(closing)
+        if self.removals.pending and not self._queue.is_busy:
+            make = partial(self.removals.make, self.removals.pending.copy())
+            try:
+                self.write(make, address=NOWHERE, bound=bound)
+            except StoreError as error:
+                return not_removed(self.removals, error)
+        return None
 
     def transaction(
         self, made_of: Callable[[Block], T], *, bound: float
@@ -88,8 +119,8 @@ class Environment:
         yield from self._queue.alone(self._block(made_of), bound=bound)
 
     def _block(self, made_of: Callable[[Block], T]) -> Generator[T, None, None]:
-        handle = self.handle
-        block = None
+        handle, removals = self.handle, self.removals
+        block, making = None, True
         while block is None or not block.begun:
             handle.make_room()
             env = handle.opened()
@@ -99,7 +130,7 @@ class Environment:
                     if handle.gate.handle is not env:
                         continue
                     try:
-                        if block.begin():
+                        if block.begin(removals, make_them=making):
                             handle.block = block
                             yield made_of(block)
                             block.commit()
@@ -113,9 +144,14 @@ class Environment:
                                 block.txn.abort()
                             raise
             finally:
+                removals.flying.pop(block, None)
                 failure = block.failure  # even if the caller's code has caught it
                 repaired = failure is not None and handle.repair(env, failure)
-            if failure is not None and (block.begun or not repaired):
+            if failure is None:
+                removals.forget(block.boarded)
+            elif block.boarded and not (block.begun or repaired):
+                making = False  # no transaction fails because of a lazy removal
+            elif block.begun or not repaired:
                 cause = failure if isinstance(failure, lmdb.Error) else failure.__cause__
                 raise store_error(failure, handle.path) from cause
 
@@ -139,14 +175,19 @@ class Block(OwnTransaction):
         self._env = env
         self.txn: Transaction | None = None
         self.begun = False
+        self.boarded: dict[Any, Any] = {}  # the lazy removals that it makes first
         self._committed = False
         self.failure: Exception | None = None  # LMDB's, after which the transaction is lost
 
-    def begin(self) -> bool:
-        """Begin the transaction; say whether that went well."""
+    def begin(self, removals: LazyRemovals, *, make_them: bool) -> bool:
+        """Begin the transaction, with the lazy removals if so; say whether that went well."""
         try:
             self.txn = self._env.begin(write=True)
             self._handle.check(self._env, self.txn)
+            boarded = removals.board(self, EVERYWHERE)
+            if make_them:
+                self.boarded = boarded
+                removals.make(boarded, self.txn)
             self.begun = True
         except (lmdb.Error, StoreError) as error:
             self.failure = error

@@ -55,7 +55,7 @@ _LOCK: Final = "lock.mdb"
 _MARKER: Final = "kvreplay.format"
 _DATABASES: Final = (b"entries", b"expiry", b"meta", b"created")
 _FIRST_DATABASES: Final = set(_DATABASES[:3])  # of kvreplay while 0.1.0 was made
-_FORMAT: Final = b"1"
+_FORMAT: Final = b"2"
 _ATTEMPTS: Final = 10
 _MAX_DBS: Final = 8
 
@@ -65,7 +65,7 @@ ID: Final = b"id"
 opening: Final = ForkSafeLock()
 """Held while LMDB opens files. A fork waits for it: such a call never returns in the child."""
 
-_marker = re.compile(rb"kvreplay lmdb 1\n([0-9a-f]{32})\n").fullmatch
+_marker = re.compile(rb"kvreplay lmdb 2\n([0-9a-f]{32})\n").fullmatch
 _legal_name = re.compile(r"[A-Za-z0-9_-]{1,120}|\[empty\]").fullmatch
 
 
@@ -158,7 +158,7 @@ def open_files(
             if marked is None:
                 # Only from here on is a missing file a loss.
                 fsync_directory(str(path))
-                replace_file(str(path / _MARKER), b"kvreplay lmdb 1\n%b\n" % files.id)
+                replace_file(str(path / _MARKER), b"kvreplay lmdb 2\n%b\n" % files.id)
             elif marked != files.id:
                 raise CorruptStoreError(
                     f"{path / DATA} is another store's than {_MARKER} beside it tells: nothing was"

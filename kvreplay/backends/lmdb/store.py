@@ -114,6 +114,7 @@ class LMDBStore(Closing):
         check_durability(durability)
         check_create(create)
         self._bound = check_lock_timeout(lock_timeout)
+        self._closing: list[bool] = []  # not empty once it is being closed
         if type(map_size) is not int or not 64 * 1024 <= map_size < 2**63:
             raise ConfigError("map_size must be an int of at least 65536 (bytes), below 2**63")
         if type(max_readers) is not int or not 1 <= max_readers <= _MAX_READERS:
@@ -155,7 +156,10 @@ class LMDBStore(Closing):
         environment = self._environment  # quick way, for _opened(): LMDB's rows of bench_hit
         if environment is None or not environment.mark[0]:
             environment = self._opened()
-        stored = environment.handle.get(entry)
+        if environment.removals.pending:  # quick way, for _shown(): LMDB's rows of bench_hit
+            stored = _shown(environment, entry)
+        else:
+            stored = environment.handle.get(entry)
         if stored is None:
             raise KeyNotFoundError("no entry under that name")
         return stored[entries.HEAD :]
@@ -163,7 +167,7 @@ class LMDBStore(Closing):
     def read_entry(self, primary_namespace: str, secondary_namespace: str, key: str) -> Entry:
         """Return value and expiry; see :meth:`kvreplay.InspectableKVStore.read_entry`."""
         entry = entries.entry_key(primary_namespace, secondary_namespace, key)
-        stored = self._opened().handle.get(entry)
+        stored = _shown(self._opened(), entry)
         if stored is None:
             raise KeyNotFoundError("no entry under that name")
         return Entry(stored[entries.HEAD :], entries.expiry_of(stored))
@@ -176,15 +180,21 @@ class LMDBStore(Closing):
         check_value(value)
         environment = self._opened()
         put = partial(entries.put, environment.handle, entry, value)
-        environment.write(put, len(value), bound=self._bound)
+        environment.write(put, len(value), address=entry, bound=self._bound)
 
     def remove(
         self, primary_namespace: str, secondary_namespace: str, key: str, lazy: bool = False
     ) -> None:
-        """Remove if present, durably even if ``lazy``; see :meth:`kvreplay.KVStoreSync.remove`."""
+        """Remove if present; see :meth:`kvreplay.KVStoreSync.remove`.
+
+        A lazy removal is made by the next commit of this process, or by :meth:`close`. Of 1,000
+        that wait, the next one commits them all.
+        """
         entry = entries.entry_key(primary_namespace, secondary_namespace, key)
         environment = self._opened()
-        environment.write(partial(entries.delete, environment.handle, entry), bound=self._bound)
+        if not (lazy and environment.remove_lazily(entry, self._closing)):
+            delete = partial(entries.delete, environment.handle, entry)
+            environment.write(delete, address=entry, bound=self._bound)
 
     def list(self, primary_namespace: str, secondary_namespace: str) -> list[str]:
         """Return the namespace's keys, page by page; see :meth:`kvreplay.KVStoreSync.list`."""
@@ -247,6 +257,7 @@ class LMDBStore(Closing):
         return environment.write(
             partial(entries.check_and_put, environment.handle, entry, expected, value, expires_at),
             len(value or b""),
+            address=entry,
             bound=self._bound,
         )
 
@@ -268,7 +279,7 @@ class LMDBStore(Closing):
                     entries.check_and_put,
                     *(environment.handle, entry, each.expected, each.value, each.expires_at),
                 )
-                operations[index] = (operation, len(each.value or b""))
+                operations[index] = (operation, len(each.value or b""), entry)
         results = environment.write_each(list(operations.values()), bound=self._bound)
         outcomes.update(zip(operations, results, strict=True))
         return [outcomes[index] for index in range(len(changes))]
@@ -317,7 +328,13 @@ class LMDBStore(Closing):
         """Leave the environment; the last store on it in this process closes the files.
 
         If it was interrupted, a second call ends what the first one began.
+
+        Raises:
+            StoreError: it is closed, but could not make its lazy removals first.
         """
+        environment, failure = self._environment, None
+        if environment is not None and environment.pid == getpid():
+            failure = environment.settle(self._closing, bound=self._bound)
         with shared.lock:
             environment = self._environment
             if environment is not None and environment.pid == getpid():  # else it is the parent's
@@ -331,6 +348,8 @@ class LMDBStore(Closing):
         if environment is not None:
             shared.release(environment)
             self._leaving = None
+        if failure is not None:
+            raise failure
 
     def __del__(self) -> None:
         if self._environment is not None:
@@ -366,9 +385,11 @@ class LMDBStore(Closing):
         check_page(primary, secondary, limit)
         place = place_of(primary, secondary, token)
         prefix = entries.prefix_of(primary, secondary)
-        handle = self._opened().handle
+        environment = self._opened()
+        handle = environment.handle
+        hidden = environment.removals.pending.copy()  # before the look: see lazy_removals.py
         # With one more, to know whether more remain.
-        look = partial(entries.page, handle, prefix, place, limit + 1, with_values)
+        look = partial(entries.page, handle, prefix, place, limit + 1, with_values, hidden)
         found = handle.read(look)
         if len(found) <= limit:
             return found, None
@@ -379,12 +400,22 @@ class LMDBStore(Closing):
         """Yield the keys of all entries that start with ``prefix``, in key order."""
         start = prefix
         while True:
-            handle = self._opened().handle
-            page = handle.read(partial(entries.keys_from, handle, prefix, start, entries.PAGE))
+            environment = self._opened()
+            hidden = environment.removals.pending.copy()  # before the look
+            look = partial(entries.shown_from, environment.handle, prefix, start, hidden)
+            page, start = environment.handle.read(look)
             yield from page
-            if len(page) < entries.PAGE:
+            if not start:
                 return
-            start = page[-1] + b"\0"  # the least key that is greater
+
+
+def _shown(environment: Environment, entry: bytes) -> bytes | None:
+    """Return what is stored of an entry, unless it is removed lazily."""
+    hidden = environment.removals.pending.get(entry)  # before the look
+    stored = environment.handle.get(entry)
+    if hidden is not None and stored is not None and entries.identity_of(stored) == hidden:
+        return None
+    return stored
 
 
 def _place(path: str) -> Path:

@@ -26,6 +26,7 @@ from kvreplay.backends.sqlite.errors import (
     store_error,
 )
 from kvreplay.backends.sqlite.files import LOCK
+from kvreplay.backends.sqlite.removals import are_announced, unshared
 from kvreplay.errors import OutcomeUnknownError, StoreError, StoreUnavailableError
 
 __all__ = ["Committer"]
@@ -48,6 +49,7 @@ class Committer:
         self.busy = connections.busy
         self.block: OwnTransaction | None = None  # a caller's transaction, if there is one
         self.what = f"the turn to write to the SQLite store {path}"
+        self.removals = unshared()
         self._path = path
         self._connections = connections
         self._turns: list[FileLock] = []  # one
@@ -169,7 +171,7 @@ class Committer:
                 writer.execute("BEGIN IMMEDIATE")
             finally:
                 writer.execute("PRAGMA busy_timeout = 0")
-        self._txn = txn = Transaction(writer)
+        self._txn = txn = Transaction(writer, anew=are_announced(self._path))
         if txn.last < self._last_order:
             raise set_back(self._path)
         self._last_order = txn.last

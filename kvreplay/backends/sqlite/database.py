@@ -7,13 +7,15 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from os import getpid
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from kvreplay.backends._support import OwnTransaction
 from kvreplay.backends.group_commit import GroupCommit
-from kvreplay.backends.pending import PendingWrite
-from kvreplay.backends.sqlite import schema
+from kvreplay.backends.lazy_removals import EVERYWHERE, not_removed
+from kvreplay.backends.pending import NOWHERE, PendingWrite
+from kvreplay.backends.sqlite import entries, removals, schema
 from kvreplay.backends.sqlite.committer import Committer
 from kvreplay.backends.sqlite.connections import Connections
 from kvreplay.backends.sqlite.entries import Transaction
@@ -49,8 +51,10 @@ class Database:
         self.mark = process_mark()
         self.connections = Connections(path, durability, lock_timeout)
         self.id = ""
+        self._member = object()  # which shares the lazy removals of this process
         self._committer = Committer(path, self.connections)
         self._queue = GroupCommit(self._committer)
+        self.removals = self._committer.removals
 
     @property
     def is_idle(self) -> bool:
@@ -78,6 +82,8 @@ class Database:
             schema.make_wal(writer, self.path)
             self._committer.open_turn()
             self._prepare(writer, deadline)
+            self._committer.removals = removals.enter(self._shared, self._member)
+            self.removals = self._committer.removals
             allocate_shared_memory(self.path)
             self.connections.presence = Presence(self.path)
         except sqlite3.Error as error:
@@ -106,14 +112,23 @@ class Database:
         finally:
             committer.give_back()
 
+    @property
+    def _shared(self) -> object:
+        return self.connections.file, self.id
+
     # Writing.
 
-    def write(self, operation: Callable[[Transaction], T], size: int = 0) -> T:
+    def write(
+        self, operation: Callable[[Transaction], T], size: int = 0, *, address: object = None
+    ) -> T:
         """Run ``operation``, which writes ``size`` bytes, in a transaction and commit it.
 
         It shares the commit with other writes that wait, and may be run again.
+
+        Args:
+            address: of the only entry that it reads and changes; ``None``: it may be any.
         """
-        write = PendingWrite(operation, size, bound=self.lock_timeout)
+        write = PendingWrite(operation, size, bound=self.lock_timeout, address=address)
         self._queue.submit((write,))
         if (failure := write.failure) is not None:
             raise failure
@@ -121,13 +136,45 @@ class Database:
         return result
 
     def write_each(
-        self, operations: Sequence[tuple[Callable[[Transaction], T], int]]
+        self, operations: Sequence[tuple[Callable[[Transaction], T], int, object]]
     ) -> list[T | Exception]:
         """Do as :meth:`write` for each of several operations; return their results or errors."""
         bound = self.lock_timeout
-        writes = [PendingWrite(operation, size, bound=bound) for operation, size in operations]
+        writes = [
+            PendingWrite(operation, size, bound=bound, address=address)
+            for operation, size, address in operations
+        ]
         self._queue.submit(writes)
         return [write.failure or write.result for write in writes]
+
+    def remove_lazily(self, address: entries.Address, closing: Sequence[bool]) -> bool:
+        """Remember to remove an entry; say whether that was possible."""
+        if not removals.are_announced(self.path):
+            try:
+                if self.connections.presence is not None:
+                    self.connections.presence.check()  # nothing is made where the store is gone
+                removals.announce(self.path)
+            except (OSError, StoreError):
+                return False  # whoever removes it at once finds out what is wrong
+        return self.removals.remember(address, self._identity_at, closing)
+
+    def _identity_at(self, address: entries.Address) -> entries.Identity | None:
+        row = self.connections.row(entries.IDENTIFIED, address)
+        return None if row is None else row[2:]
+
+    def settle(self, closing: list[bool]) -> StoreError | None:
+        """Before a store is closed: make the lazy removals. Return why that failed, if it did.
+
+        In the middle of a call, or of a transaction, of this thread it makes none.
+        """
+        self.removals.seal(closing)
+        if self.removals.pending and not self._queue.is_busy:
+            make = partial(self.removals.make, self.removals.pending.copy())
+            try:
+                self.write(make, address=NOWHERE)
+            except StoreError as error:
+                return not_removed(self.removals, error)
+        return None
 
     def transaction(self, made_of: Callable[[Block], T]) -> Generator[T, None, None]:
         """Hold a write transaction for the caller's block; ``made_of`` makes what it is given."""
@@ -136,6 +183,7 @@ class Database:
     def _block(self, made_of: Callable[[Block], T]) -> Generator[T, None, None]:
         committer = self._committer
         block = Block(self.path, committer)
+        lazy = self.removals
         try:
             block.begin(time.monotonic() + self.lock_timeout)
             committer.block = block
@@ -149,6 +197,9 @@ class Database:
             except BaseException:
                 block.undo()
                 raise
+            finally:
+                lazy.flying.pop(block, None)
+        lazy.forget(block.boarded)
         committer.count(1, block.size)
         if committer.is_untidy:
             committer.tidy()
@@ -174,6 +225,7 @@ class Database:
     def _close(self) -> None:
         self.connections.close()
         self._committer.close()
+        removals.leave(self._shared, self._member)
 
 
 class Block(OwnTransaction):
@@ -184,13 +236,21 @@ class Block(OwnTransaction):
         self._path = path
         self._committer = committer
         self._txn: Transaction | None = None
+        self.boarded: dict[Any, Any] = {}  # the lazy removals that it makes first
         self._failure: Exception | None = None  # SQLite's, after which the transaction is lost
         self.size = 0  # bytes that it has written
 
     def begin(self, deadline: float) -> None:
-        """Begin the transaction."""
+        """Begin the transaction, with the lazy removals."""
         try:
             self._txn = self._committer.begin(deadline)
+            boarded = self._committer.removals.board(self, EVERYWHERE)
+            try:
+                self._committer.removals.make(boarded, self._txn)
+                self.boarded = boarded
+            except sqlite3.Error:  # no transaction fails because of a lazy removal
+                self._committer.undo()
+                self._txn = self._committer.begin(deadline)
         except sqlite3.Error as error:
             raise store_error(error, self._path) from error
 

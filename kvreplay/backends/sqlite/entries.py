@@ -14,22 +14,27 @@ from kvreplay.store import SweepResult, check_namespace
 
 __all__ = [
     "ALL_KEYS",
+    "IDENTIFIED",
+    "IDENTITY",
     "KEYS",
     "PAGE",
     "PAGE_AFTER",
     "VALUE",
     "WALK",
-    "WITH_EXPIRY",
     "Address",
+    "Identity",
     "Transaction",
     "check_and_put",
     "delete",
+    "delete_if",
     "namespace",
     "put",
     "sweep",
 ]
 
 Address = tuple[str, str, str]
+Identity = tuple[int, int]
+"""The ``sort_order`` and the ``rowid`` of an entry; see ``removals.py``."""
 
 WALK: Final = 1000
 """How many keys a walk takes from one snapshot."""
@@ -39,19 +44,21 @@ _HERE: Final = "primary_namespace = ? AND secondary_namespace = ? AND key = ?"
 _NAMESPACE: Final = "primary_namespace = ? AND secondary_namespace = ?"
 
 VALUE: Final = f"SELECT value FROM {NODE_TABLE} WHERE {_HERE}"
-WITH_EXPIRY: Final = f"""
-    SELECT value, expires_at FROM {NODE_TABLE} LEFT JOIN kvreplay_expiry
+IDENTIFIED: Final = f"""
+    SELECT value, expires_at, sort_order, {NODE_TABLE}.rowid
+    FROM {NODE_TABLE} LEFT JOIN kvreplay_expiry
     USING (primary_namespace, secondary_namespace, key, sort_order) WHERE {_HERE}"""
-KEYS: Final = f"SELECT key FROM {NODE_TABLE} WHERE {_NAMESPACE}"
+KEYS: Final = f"SELECT key{{identity}} FROM {NODE_TABLE} WHERE {_NAMESPACE}"
+IDENTITY: Final = ", sort_order, rowid"
 ALL_KEYS: Final = f"""
-    SELECT primary_namespace, secondary_namespace, key FROM {NODE_TABLE}
+    SELECT primary_namespace, secondary_namespace, key{{identity}} FROM {NODE_TABLE}
     WHERE (primary_namespace, secondary_namespace, key) > (?, ?, ?)
     ORDER BY primary_namespace, secondary_namespace, key LIMIT {WALK}"""
 PAGE: Final = f"""
-    SELECT key, sort_order, {{value}} FROM {NODE_TABLE} WHERE {_NAMESPACE}
+    SELECT key, {{value}}, sort_order, rowid FROM {NODE_TABLE} WHERE {_NAMESPACE}
     ORDER BY sort_order DESC, key ASC LIMIT ?"""
 PAGE_AFTER: Final = f"""
-    SELECT key, sort_order, {{value}} FROM {NODE_TABLE} WHERE {_NAMESPACE}
+    SELECT key, {{value}}, sort_order, rowid FROM {NODE_TABLE} WHERE {_NAMESPACE}
     AND sort_order <= ? AND NOT (sort_order = ? AND key <= ?)
     ORDER BY sort_order DESC, key ASC LIMIT ?"""
 
@@ -60,6 +67,9 @@ _INSERT: Final = f"""
     INSERT INTO {NODE_TABLE} (primary_namespace, secondary_namespace, key, value, sort_order)
     VALUES (?, ?, ?, ?, ?)"""
 _UPDATE: Final = f"UPDATE {NODE_TABLE} SET value = ? WHERE {_HERE}"
+_UPDATE_ANEW: Final = f"""
+    UPDATE {NODE_TABLE} SET value = ?, rowid = (SELECT max(rowid) + 1 FROM {NODE_TABLE})
+    WHERE {_HERE}"""
 _DELETE: Final = f"DELETE FROM {NODE_TABLE} WHERE {_HERE}"
 _SET_EXPIRY: Final = "INSERT OR REPLACE INTO kvreplay_expiry VALUES (?, ?, ?, ?, ?)"
 _DROP_EXPIRY: Final = f"DELETE FROM kvreplay_expiry WHERE {_HERE}"
@@ -81,12 +91,16 @@ class Transaction:
     """A write transaction, and the creation numbers that it gives.
 
     They never go back, even if the newest entry is removed: the last one is stored.
+
+    Args:
+        anew: an update gives an entry another identity.
     """
 
-    __slots__ = ("_first", "last", "run")
+    __slots__ = ("_first", "last", "run", "update")
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, *, anew: bool) -> None:
         self.run = connection.execute
+        self.update = _UPDATE_ANEW if anew else _UPDATE
         self._first: int = self.run(_LAST_ORDER).fetchone()[0]
         self.last: int = self._first  # that was given
 
@@ -109,6 +123,12 @@ def put(address: Address, value: bytes, txn: Transaction) -> None:
 def delete(address: Address, txn: Transaction) -> None:
     """Remove an entry if it is there."""
     if txn.run(_DELETE, address).rowcount:
+        txn.run(_DROP_EXPIRY, address)
+
+
+def delete_if(address: Address, identity: Identity, txn: Transaction) -> None:
+    """Remove an entry if it is there with this identity."""
+    if txn.run(f"{_DELETE} AND sort_order = ? AND rowid = ?", (*address, *identity)).rowcount:
         txn.run(_DROP_EXPIRY, address)
 
 
@@ -139,7 +159,7 @@ def _put(
         txn.run(_INSERT, (*address, value, order))
     else:
         order = old[1]
-        txn.run(_UPDATE, (value, *address))
+        txn.run(txn.update, (value, *address))
     if expires_at is not None:
         txn.run(_SET_EXPIRY, (*address, order, expires_at))
     elif old is not None:

@@ -112,6 +112,7 @@ class SQLiteStore(Closing):
         check_create(create)
         bound = check_lock_timeout(lock_timeout)
         self._path = os.path.realpath(check_path(path, "SQLite"))
+        self._closing: list[bool] = []  # not empty once it is being closed
         try:
             self._database = Database(self._path, durability, bound)
             self._database.open(creating=create)
@@ -149,7 +150,11 @@ class SQLiteStore(Closing):
         database = self._database  # quick way, for _opened(): SQLite's rows of bench_hit
         if database is None or not database.mark[0]:
             database = self._opened()
-        row = database.connections.row(entries.VALUE, (primary_namespace, secondary_namespace, key))
+        address = (primary_namespace, secondary_namespace, key)
+        if database.removals.pending:  # quick way, for _shown(): SQLite's rows of bench_hit
+            row = _shown(database, address)
+        else:
+            row = database.connections.row(entries.VALUE, address)
         if row is None:
             raise KeyNotFoundError("no entry under that name")
         value = row[0]
@@ -159,7 +164,7 @@ class SQLiteStore(Closing):
         """Return value and expiry; see :meth:`kvreplay.InspectableKVStore.read_entry`."""
         check_name(primary_namespace, secondary_namespace, key)
         address = (primary_namespace, secondary_namespace, key)
-        row = self._opened().connections.row(entries.WITH_EXPIRY, address)
+        row = _shown(self._opened(), address)
         if row is None:
             raise KeyNotFoundError("no entry under that name")
         return Entry(self._checked(row[0]), row[1])
@@ -172,23 +177,32 @@ class SQLiteStore(Closing):
         check_value(value)
         _check_size(value)
         address = (primary_namespace, secondary_namespace, key)
-        self._opened().write(partial(entries.put, address, value), len(value))
+        self._opened().write(partial(entries.put, address, value), len(value), address=address)
 
     def remove(
         self, primary_namespace: str, secondary_namespace: str, key: str, lazy: bool = False
     ) -> None:
-        """Remove if present, durably even if ``lazy``; see :meth:`kvreplay.KVStoreSync.remove`."""
+        """Remove if present; see :meth:`kvreplay.KVStoreSync.remove`.
+
+        A lazy removal is made by the next commit of this process, or by :meth:`close`. Of 1,000
+        that wait, the next one commits them all.
+        """
         check_name(primary_namespace, secondary_namespace, key)
         address = (primary_namespace, secondary_namespace, key)
-        self._opened().write(partial(entries.delete, address))
+        database = self._opened()
+        if not (lazy and database.remove_lazily(address, self._closing)):
+            database.write(partial(entries.delete, address), address=address)
 
     def list(self, primary_namespace: str, secondary_namespace: str) -> list[str]:
         """Return the namespace's keys, of one moment; see :meth:`kvreplay.KVStoreSync.list`."""
         check_namespace(primary_namespace, secondary_namespace)
-        rows = self._opened().connections.rows(
-            entries.KEYS, (primary_namespace, secondary_namespace)
-        )
-        return [key for (key,) in rows]
+        database = self._opened()
+        namespace = (primary_namespace, secondary_namespace)
+        if not (hidden := _hidden(database, namespace)):
+            rows = database.connections.rows(entries.KEYS.format(identity=""), namespace)
+            return [key for (key,) in rows]
+        rows = database.connections.rows(entries.KEYS.format(identity=entries.IDENTITY), namespace)
+        return [key for key, *identity in rows if hidden.get(key) != tuple(identity)]
 
     def list_paginated(
         self,
@@ -212,7 +226,7 @@ class SQLiteStore(Closing):
     ) -> PageWithValues:
         """Return a page of keys and values; see :class:`kvreplay.PaginatedKVStore`."""
         rows, token = self._page("value", primary_namespace, secondary_namespace, page_token, limit)
-        return PageWithValues([(row[0], self._checked(row[2])) for row in rows], token)
+        return PageWithValues([(row[0], self._checked(row[1])) for row in rows], token)
 
     def list_all_keys(self) -> Iterator[tuple[str, str, str]]:
         """Yield every address; see :meth:`kvreplay.MigratableKVStore.list_all_keys`.
@@ -238,7 +252,9 @@ class SQLiteStore(Closing):
         _check_size(value)
         address = (primary_namespace, secondary_namespace, key)
         return self._opened().write(
-            partial(entries.check_and_put, address, expected, value, expires_at), len(value or b"")
+            partial(entries.check_and_put, address, expected, value, expires_at),
+            len(value or b""),
+            address=address,
         )
 
     def check_and_put_each(self, changes: Sequence[Change]) -> Sequence[bytes | Exception | None]:
@@ -258,7 +274,7 @@ class SQLiteStore(Closing):
                 operation = partial(
                     entries.check_and_put, address, each.expected, each.value, each.expires_at
                 )
-                operations[index] = (operation, len(each.value or b""))
+                operations[index] = (operation, len(each.value or b""), address)
         results = database.write_each(list(operations.values()))
         outcomes.update(zip(operations, results, strict=True))
         return [outcomes[index] for index in range(len(changes))]
@@ -306,12 +322,16 @@ class SQLiteStore(Closing):
 
         Raises:
             StoreUnavailableError: that transaction has not ended within ``lock_timeout``.
+            StoreError: it is closed, but could not make its lazy removals first.
         """
-        database = self._database
+        database, failure = self._database, None
         if database is not None:
             if database.pid == getpid():  # else it is the parent's
+                failure = database.settle(self._closing)
                 database.close()
             self._database = None
+        if failure is not None:
+            raise failure
 
     def __del__(self) -> None:
         if self._database is not None:
@@ -349,25 +369,31 @@ class SQLiteStore(Closing):
     ) -> tuple[Any, str | None]:
         check_page(primary, secondary, limit)
         place = place_of(primary, secondary, token)
-        connections = self._opened().connections
+        database = self._opened()
+        hidden = _hidden(database, (primary, secondary))
         sql, args = entries.PAGE, tuple[Any, ...]()
         if place is not None:
             sql, args = entries.PAGE_AFTER, (place[0], *place)
-        args = (primary, secondary, *args, limit + 1)
-        rows = connections.rows(sql.format(value=value), args)
+        args = (primary, secondary, *args, limit + 1 + len(hidden))
+        rows = database.connections.rows(sql.format(value=value), args)
+        if hidden:
+            rows = [row for row in rows if hidden.get(row[0]) != row[2:]]
         if len(rows) <= limit:
             return rows, None
-        key, order, _ = rows[limit - 1]
+        key, _, order, _ = rows[limit - 1]
         return rows[:limit], page_token(primary, secondary, (order, key))
 
     def _walk(self) -> Iterator[tuple[str, str, str]]:
         last: tuple[str, str, str] = ("", "", "")
         while True:
-            rows = self._opened().connections.rows(entries.ALL_KEYS, last)
-            yield from rows
+            database = self._opened()
+            hidden = database.removals.pending.copy()  # before the look: see lazy_removals.py
+            identity = entries.IDENTITY if hidden else ""
+            rows = database.connections.rows(entries.ALL_KEYS.format(identity=identity), last)
+            yield from (row[:3] for row in rows if not hidden or hidden.get(row[:3]) != row[3:])
             if len(rows) < entries.WALK:
                 return
-            last = rows[-1]
+            last = rows[-1][:3]
 
     def _checked(self, value: object) -> bytes:
         return value if type(value) is bytes else self._refuse(value)
@@ -377,6 +403,25 @@ class SQLiteStore(Closing):
             f"an entry of the SQLite store {self._path} holds a {type(value).__name__}, and not"
             " bytes: another program has written it; nothing was changed"
         )
+
+
+def _shown(database: Database, address: entries.Address) -> Any:
+    """Return value, expiry and identity of an entry, unless it is removed lazily."""
+    hidden = database.removals.pending.get(address)  # before the look: see lazy_removals.py
+    row = database.connections.row(entries.IDENTIFIED, address)
+    return None if row is None or row[2:] == hidden else row
+
+
+def _hidden(database: Database, namespace: tuple[str, str]) -> dict[str, entries.Identity]:
+    """Return the identities of the namespace's entries that are removed lazily, by their keys."""
+    pending = database.removals.pending
+    if not pending:
+        return {}
+    return {
+        address[2]: identity
+        for address, identity in pending.copy().items()
+        if address[:2] == namespace
+    }
 
 
 def _check_size(value: bytes | None) -> None:
@@ -419,10 +464,8 @@ class _Transaction:
 
     def list(self, primary_namespace: str, secondary_namespace: str) -> list[str]:
         check_namespace(primary_namespace, secondary_namespace)
-        namespace = (primary_namespace, secondary_namespace)
-        return [
-            key for (key,) in self._run(lambda txn: txn.run(entries.KEYS, namespace).fetchall())
-        ]
+        namespace, keys = (primary_namespace, secondary_namespace), entries.KEYS.format(identity="")
+        return [key for (key,) in self._run(lambda txn: txn.run(keys, namespace).fetchall())]
 
     def check_and_put(
         self,

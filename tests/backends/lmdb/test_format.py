@@ -121,13 +121,13 @@ def test_the_format_of_lmdb_1_is_refused(root: Path, marked: bool) -> None:
         txn.put(b"k", b"v")
     data = (root / "data.mdb").read_bytes()
     if marked:
-        (root / MARKER).write_bytes(b"kvreplay lmdb 1\n" + b"0" * 32 + b"\n")
+        (root / MARKER).write_bytes(b"kvreplay lmdb 2\n" + b"0" * 32 + b"\n")
     with pytest.raises(CorruptStoreError, match="LMDB 0.9"):
         LMDBStore(root)
     assert (root / "data.mdb").read_bytes() == data
 
 
-@pytest.mark.parametrize("text", [b"kvreplay lmdb 2\n", b"", b"kvreplay lmdb 1\n", b"\xff" * 1000])
+@pytest.mark.parametrize("text", [b"kvreplay lmdb 3\n", b"", b"kvreplay lmdb 2\n", b"\xff" * 1000])
 def test_another_marker_is_refused(root: Path, text: bytes) -> None:
     before = filled(root)
     marker = (root / MARKER).read_bytes()
@@ -142,7 +142,7 @@ def test_another_marker_is_refused(root: Path, text: bytes) -> None:
         assert content(store) == before
 
 
-@pytest.mark.parametrize("inside", [b"2", None])
+@pytest.mark.parametrize("inside", [b"3", None])
 @pytest.mark.parametrize("marked", [True, False])
 def test_another_format_inside_is_refused(root: Path, inside: bytes | None, marked: bool) -> None:
     filled(root)

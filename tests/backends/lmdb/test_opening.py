@@ -165,7 +165,7 @@ def test_a_marker_that_cannot_be_written(root: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_failed_opening_leaves_nothing_open(root: Path) -> None:
     root.mkdir()
-    (root / MARKER).write_bytes(b"kvreplay lmdb 2\n")
+    (root / MARKER).write_bytes(b"kvreplay lmdb 3\n")
     for _ in range(2):
         with pytest.raises(CorruptStoreError):
             LMDBStore(root)

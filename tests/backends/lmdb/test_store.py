@@ -62,12 +62,12 @@ def test_stored_bytes(store: LMDBStore, root: Path) -> None:
     own = databases[b"meta"].pop(b"id")
     assert re.fullmatch(rb"[0-9a-f]{32}", own)
     assert databases == {
-        b"meta": {b"format": b"1", b"created": bytes(7) + b"\5"},
+        b"meta": {b"format": b"2", b"created": bytes(7) + b"\5"},
         b"entries": {
-            b"\0\0k": bytes(15) + b"\2",
-            b"p\0\0k": bytes(15) + b"\1value",
-            b"p\0s\0k": bytes(7) + b"\1" + bytes(7) + b"\3w",
-            b"p\0s\0last": b"\x80" + bytes(7) + bytes(7) + b"\4v",
+            b"\0\0k": bytes(15) + b"\2" + bytes(7) + b"\7",
+            b"p\0\0k": bytes(15) + b"\1" + bytes(7) + b"\6value",
+            b"p\0s\0k": bytes(7) + b"\1" + bytes(7) + b"\3" + bytes(7) + b"\x0cw",
+            b"p\0s\0last": b"\x80" + bytes(7) + bytes(7) + b"\4" + bytes(7) + b"\x09v",
         },
         b"expiry": {
             b"p\0" + bytes(7) + b"\1s\0k": b"",
@@ -85,7 +85,7 @@ def test_stored_bytes(store: LMDBStore, root: Path) -> None:
     }
     names = {path.name for path in root.iterdir()}
     assert names == {"data.mdb", MARKER, "kvreplay.lock", "lock.mdb"}
-    assert (root / MARKER).read_bytes() == b"kvreplay lmdb 1\n" + own + b"\n"
+    assert (root / MARKER).read_bytes() == b"kvreplay lmdb 2\n" + own + b"\n"
 
 
 def test_no_index_entry_lingers(store: LMDBStore) -> None:
