@@ -20,8 +20,7 @@ from typing import Any, Final
 
 import pytest
 
-from benchmarks.bench_slow_disk import FLUSH_MS, SHIM
-from benchmarks.conftest import Sizes
+from benchmarks.conftest import FLUSH_MS, Sizes
 from kvreplay.demo.ldk.pair import NAMES, Pair
 from kvreplay.demo.ldk.program import install, why_not
 
@@ -51,15 +50,14 @@ def test_payments(
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_payments_on_a_slow_disk(
-    benchmark: Any, note: Note, sizes: Sizes, program: Path, memory: Path, engine: str
+    benchmark: Any,
+    note: Note,
+    sizes: Sizes,
+    program: Path,
+    memory: Path,
+    slow: dict[str, str],
+    engine: str,
 ) -> None:
-    shim = memory / "slow_disk.so"
-    command = ["cc", "-shared", "-fPIC", "-O2", "-o", str(shim), str(SHIM), "-ldl"]
-    try:
-        subprocess.run(command, check=True, capture_output=True)
-    except (FileNotFoundError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"the disk cannot be made slow without a C compiler: {error}")
-    slow = {**os.environ, "LD_PRELOAD": str(shim), "SLOW_FLUSH_NS": str(int(FLUSH_MS * 1e6))}
     seconds = benchmark.pedantic(
         lambda: measured(program, memory, engine, sizes.rounds, slow), rounds=1
     )

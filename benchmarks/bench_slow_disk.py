@@ -7,53 +7,30 @@ own, so that nothing else is slow: ``python -m benchmarks.bench_slow_disk FOLDER
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
-import pytest
-
 from benchmarks.bench_lazy import figures_of, waves
-from benchmarks.conftest import Sizes
+from benchmarks.conftest import FLUSH_MS, Sizes
 from benchmarks.workload import NAMESPACE, PARAMS, SCOPE, request_id, respond, url_of
 from kvreplay import Replay, open_store
 
 ENGINES: Final = ("lmdb", "sqlite")
-FLUSH_MS: Final = 4.0
 ROUNDS: Final = 3
-SHIM: Final = Path(__file__).with_name("slow_disk.c")
 
 Note = Callable[..., None]
 
 
-@pytest.fixture
-def memory() -> Iterator[Path]:
-    """A folder where a flush takes no time of its own."""
-    shared = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as folder:
-        yield Path(folder)
-
-
-def test_slow_disk(benchmark: Any, note: Note, sizes: Sizes, memory: Path) -> None:
-    shim = memory / "slow_disk.so"
-    command = ["cc", "-shared", "-fPIC", "-O2", "-o", str(shim), str(SHIM), "-ldl"]
-    try:
-        subprocess.run(command, check=True, capture_output=True)
-    except (FileNotFoundError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"the disk cannot be made slow without a C compiler: {error}")
+def test_slow_disk(
+    benchmark: Any, note: Note, sizes: Sizes, memory: Path, slow: dict[str, str]
+) -> None:
     executions = 10 if sizes.rounds == 1 else 100  # so many that SQLite checkpoints
-    slow = {
-        **os.environ,
-        "LD_PRELOAD": str(shim),
-        "SLOW_FLUSH_NS": str(int(FLUSH_MS * 1e6)),
-    }
     seconds = benchmark.pedantic(lambda: measured(memory, executions, slow), rounds=1)
     for engine in ENGINES:
         note(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
+import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -18,6 +21,8 @@ from benchmarks.measure import file_system_of, flush_seconds
 from benchmarks.workload import AS_ONE_MAP, FAR, NAMESPACE, SCOPE, fill, request_id
 from kvreplay import open_store
 
+FLUSH_MS = 4.0
+"""How long a flush takes where the disk is made slow."""
 DISKS = pytest.StashKey[list[dict[str, Any]]]()
 
 
@@ -113,6 +118,27 @@ def folder(place: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     folder.mkdir()
     yield folder
     shutil.rmtree(folder)
+
+
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    """A folder where a flush takes no time of its own."""
+    shared = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def slow(memory: Path) -> dict[str, str]:
+    """The environment of a process to which each flush takes ``FLUSH_MS``."""
+    source, shim = Path(__file__).with_name("slow_disk.c"), memory / "slow_disk.so"
+    command = ["cc", "-shared", "-fPIC", "-O2", "-o", str(shim), str(source), "-ldl"]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (FileNotFoundError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"the disk cannot be made slow without a C compiler: {error}")
+    slow_flush = {"LD_PRELOAD": str(shim), "SLOW_FLUSH_NS": str(int(FLUSH_MS * 1e6))}
+    return {**os.environ, **slow_flush}
 
 
 @pytest.fixture(scope="module")

@@ -73,6 +73,12 @@ _SECTIONS: Final = {
         " *Verified in order*: the loop walks both sides in the order of their keys instead. No"
         " store offers that with the expiry.",
     ),
+    "ldk": (
+        "Payments of two LDK nodes",
+        "Ten payments on one channel, in both directions. Two real LDK 0.1.2 nodes in a process"
+        " keep all they have in stores of ours: with a transaction for each turn of a node, and with a"
+        " commit for each write. LDK itself, as WebAssembly, takes most of the time.",
+    ),
     "memory": (
         "Memory",
         "Growth of a process's anonymous memory over first executions on LMDB, in shared memory.",

@@ -135,6 +135,15 @@ TARGETS: Final = (
         2.0,
     ),
     Target("memory that it takes meanwhile, MiB", "migrate/lmdb to sqlite", "growth MiB", 50),
+    *(
+        Target(
+            f"ten payments of LDK nodes on {name}, a transaction a turn, x a commit a write",
+            f"ldk/{engine}",
+            "x a commit a write",
+            1.0,
+        )
+        for engine, name in (("lmdb", "LMDB"), ("sqlite", "SQLite"))
+    ),
     Target("memory that 10^6 executions leave, MiB", "memory/executions", "growth MiB", 20),
     Target("single-flight entries that they leave", "memory/executions", "flights left", 0),
     Target(
