@@ -76,7 +76,7 @@ _SECTIONS: Final = {
     "ldk": (
         "Payments of two LDK nodes",
         "Ten payments on one channel, in both directions. Two real LDK 0.1.2 nodes in a process"
-        " keep all they have in stores of ours: with a transaction for each turn of a node, and with"
+        " keep all they have in stores of ours: with a transaction for each turn of a node, or with"
         " a commit for each write. LDK itself, as WebAssembly, takes most of the time.",
     ),
     "memory": (
