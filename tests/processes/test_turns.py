@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from interrupts.points import Ended, Points
-from kvreplay import Replay
+from kvreplay import InFlightError, Replay
 from kvreplay.backends.memory import MemoryStore
 from kvreplay.errors import KeyNotFoundError, StoreError
 from kvreplay.ldk import TurnStore
@@ -188,6 +188,39 @@ def test_a_thread_of_a_child_has_no_turn_of_a_parents_thread(fork: type[Child]) 
     fork(child).join()
     leave.set()
     holding.join(PATIENCE)
+
+
+@pytest.mark.parametrize("name", ["lmdb", "sqlite"])
+def test_a_turn_does_not_wait_for_a_run_of_another_process(
+    name: str, new_engine: Callable[[str], Engine], fork: type[Child]
+) -> None:
+    """It has the write lock, without which that process cannot store its answer."""
+    key, told = ("peer", "session"), list[str]()
+    with new_engine(name).open() as store:
+        turns = TurnStore(store)
+        replay = Replay(turns, "ns", ttl=60, on_event=lambda event: told.append(event.kind))
+        (runs, run), (goes_on, go_on) = os.pipe(), os.pipe()
+
+        def handler() -> str:
+            os.write(run, b".")
+            os.read(goes_on, 1)
+            return "theirs"
+
+        child = fork(lambda: replay.execute(key, {}, handler))
+        os.read(runs, 1)
+        with turns.turn():
+            turns.write("p", "s", "kept", b"v")
+            with pytest.raises(InFlightError):
+                replay.execute_in_transaction(key, {}, lambda txn: "ours")
+        assert told == []
+        assert turns.list("p", "s") == ["kept"]
+        os.write(go_on, b".")
+        child.join()
+        with turns.turn():
+            outcome = replay.execute_in_transaction(key, {}, lambda txn: "ours")
+        assert outcome.response == "theirs"
+    for end in (runs, run, goes_on, go_on):
+        os.close(end)
 
 
 def _take(store: TurnStore, key: str) -> None:
