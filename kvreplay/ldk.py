@@ -137,13 +137,17 @@ class TurnStore(Closing):
         While a part is open, the calls of this store go to it, and the transactions around it
         refuse theirs.
 
-        An interrupt in the very moment in which a part's changes join those around it leaves a turn
-        that refuses to commit.
+        A part's changes join those around it at its end. So what only the wrapped store can refuse,
+        such as a change for which the disk has no room, is refused there. If that happens, or an
+        interrupt comes in that very moment, the turn can no longer be committed.
         """
         return ThreadBound(self._begin_transaction())
 
     def after_commit(self, action: Action) -> None:
         """Run this after the turn's commit, in the order of these calls; see :meth:`turn`.
+
+        Where ``Replay.execute_in_transaction`` is the turn, what this raises comes out of it. The
+        answer is stored by then, and a retry gets it.
 
         Args:
             action: called without arguments, on the thread of the turn. It is outside of the turn.

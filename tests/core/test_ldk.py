@@ -290,18 +290,24 @@ def test_outside_of_a_turn_changes_are_refused(store: TurnStore, transactional: 
 def test_other_threads_are_outside(store: TurnStore, transactional: Any) -> None:
     with store.turn() as turn:
         write(store, "k")
-        for call in (
-            lambda: write(store, "x"),
-            lambda: store.remove("p", "s", "k"),
-            lambda: store.after_commit(lambda: None),
-            lambda: turn.write("p", "s", "x", b"v"),
-            lambda: turn.read("p", "s", "k"),
-        ):
-            with pytest.raises(StoreError):
-                elsewhere(call)
-        assert elsewhere(lambda: keys(store)) == []
-        with pytest.raises(KeyNotFoundError):
-            elsewhere(lambda: store.read("p", "s", "k"))
+        with store.transaction() as part:
+            write(part, "k")
+            for call in (
+                lambda: write(store, "x"),
+                lambda: store.remove("p", "s", "k"),
+                lambda: store.after_commit(lambda: None),
+                lambda: write(turn, "x"),
+                lambda: turn.read("p", "s", "k"),
+                lambda: write(part, "x"),
+                lambda: part.read("p", "s", "k"),
+                lambda: part.check_and_put("p", "s", "x", expected=None, value=b"v"),
+            ):
+                with pytest.raises(StoreError) as caught:
+                    elsewhere(call)
+                assert not isinstance(caught.value, KeyNotFoundError)
+            assert elsewhere(lambda: keys(store)) == []
+            with pytest.raises(KeyNotFoundError):
+                elsewhere(lambda: store.read("p", "s", "k"))
     assert keys(store) == ["k"]
 
 

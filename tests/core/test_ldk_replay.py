@@ -140,6 +140,29 @@ def test_outside_of_a_turn_a_request_is_a_turn(store: TurnStore, replay: Replay)
     assert said == [3]
 
 
+def test_an_action_that_raises_after_a_request_loses_no_answer(
+    store: TurnStore, replay: Replay
+) -> None:
+    def handler(txn: Any) -> str:
+        store.after_commit(lambda: 1 / 0)
+        return "lnbc1"
+
+    with pytest.raises(ZeroDivisionError):
+        replay.execute_in_transaction(KEY, PARAMS, handler)
+    outcome = replay.execute_in_transaction(KEY, PARAMS, _never)
+    assert (outcome.response, outcome.replayed) == ("lnbc1", True)
+
+
+def test_a_claimed_request_may_take_turns(store: TurnStore, replay: Replay) -> None:
+    def handler() -> str:
+        with store.turn():
+            write(store, "effect")
+        return "answer"
+
+    assert replay.execute(KEY, PARAMS, handler).response == "answer"
+    assert keys(store) == ["effect"]
+
+
 def test_a_claim_is_refused_inside_a_turn(store: TurnStore, replay: Replay) -> None:
     with store.turn():
         with pytest.raises(StoreError, match="execute_in_transaction"):

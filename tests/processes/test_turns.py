@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from interrupts.points import Points
-from kvreplay import Replay
+from interrupts.points import Ended, Points
+from kvreplay import InFlightError, Replay
 from kvreplay.backends.memory import MemoryStore
 from kvreplay.errors import KeyNotFoundError, StoreError
 from kvreplay.ldk import TurnStore
@@ -21,7 +21,8 @@ from support.engines import Engine
 from support.forking import Child
 from support.waiting import PATIENCE
 
-STRIDE = 41  # of the points at which a turn is killed
+STRIDE = 41  # of the points at which a turn is killed,
+LAST = 48  # and of the last ones more
 
 
 class _Killed(BaseException):
@@ -66,32 +67,37 @@ def test_a_turn_that_is_killed_anywhere_is_there_or_not(
     """And what the node has told its peer is always there."""
     engine = new_engine(name)
     hears, said = os.pipe()
-    with engine.open() as store:
-        take_turn(TurnStore(store), 1, said)
-    os.read(hears, 100)
-    done, at, ends = 1, 1, []
 
-    def killed() -> None:
+    def turn(number: int, at: int) -> Ended:
         with engine.open() as store:
-            ended = Points(_Killed).run(lambda: take_turn(TurnStore(store), done + 1, said), at)
-            assert ended.error is None, ended.error
+            ended = Points(_Killed).run(lambda: take_turn(TurnStore(store), number, said), at)
+        assert ended.error is None
+        return ended
 
-    while (code := Child(killed).wait()) != 0:
-        assert code == -signal.SIGKILL
+    def count() -> None:
+        os.write(said, b" %d" % turn(2, 0).points)
+
+    turn(1, 0)
+    Child(count).join()  # a child has more points than its parent
+    told, points = map(int, os.read(hears, 100).split())
+    assert told == 12
+    done, ends = 2, list[bool]()
+    for at in (*range(1, points, STRIDE), *range(points - LAST, points, 4)):
+        code = Child(partial(turn, done + 1, at)).wait()
+        assert code in (0, -signal.SIGKILL)  # it may have had fewer points
         os.write(said, b".")
-        told = os.read(hears, 100)[:-1]
+        heard = os.read(hears, 100)[:-1]
         with engine.open() as store:
             (number,) = stored(store)
             assert number in (done, done + 1)
-            assert not told or int(told) == number, "it told of what is not stored"
+            assert not heard or int(heard) == number, "it told of what is not stored"
             lookup = partial(Replay(store, "events", ttl=600).lookup, params={})
             assert lookup(("payment_claimed", str(number))).response == number
             assert lookup(("payment_claimed", str(number + 1))) is None
-        ends.append((number > done, bool(told)))
-        done, at = number, at + STRIDE
-    assert set(ends) >= {(False, False), (True, False)}, "it was killed on one side only"
-    with engine.open() as store:
-        assert stored(store) == {done + 1}
+        if code:
+            ends.append(number > done)
+        done = number
+    assert {*ends} == {False, True}, "it was killed on one side of the commit only"
     for end in (hears, said):
         os.close(end)
 
@@ -182,6 +188,39 @@ def test_a_thread_of_a_child_has_no_turn_of_a_parents_thread(fork: type[Child]) 
     fork(child).join()
     leave.set()
     holding.join(PATIENCE)
+
+
+@pytest.mark.parametrize("name", ["lmdb", "sqlite"])
+def test_a_turn_does_not_wait_for_a_run_of_another_process(
+    name: str, new_engine: Callable[[str], Engine], fork: type[Child]
+) -> None:
+    """It has the write lock, without which that process cannot store its answer."""
+    key, told = ("peer", "session"), list[str]()
+    with new_engine(name).open() as store:
+        turns = TurnStore(store)
+        replay = Replay(turns, "ns", ttl=60, on_event=lambda event: told.append(event.kind))
+        (runs, run), (goes_on, go_on) = os.pipe(), os.pipe()
+
+        def handler() -> str:
+            os.write(run, b".")
+            os.read(goes_on, 1)
+            return "theirs"
+
+        child = fork(lambda: replay.execute(key, {}, handler))
+        os.read(runs, 1)
+        with turns.turn():
+            turns.write("p", "s", "kept", b"v")
+            with pytest.raises(InFlightError):
+                replay.execute_in_transaction(key, {}, lambda txn: "ours")
+        assert told == []
+        assert turns.list("p", "s") == ["kept"]
+        os.write(go_on, b".")
+        child.join()
+        with turns.turn():
+            outcome = replay.execute_in_transaction(key, {}, lambda txn: "ours")
+        assert outcome.response == "theirs"
+    for end in (runs, run, goes_on, go_on):
+        os.close(end)
 
 
 def _take(store: TurnStore, key: str) -> None:
