@@ -186,7 +186,24 @@ class KeepsItsPlace(RemovesLater):
 
 
 @caught_by("test_threads_that_remove_lazily")
-class ForgetsThemAtTheNextWrite(RemovesLater):
+class ForgetsThemAtTheNextWrite(MemoryStore):
+    """What it has hidden is there again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden: set[tuple[Any, ...]] = set()
+
+    def remove(self, *address: Any, lazy: bool = False) -> None:
+        self.hidden.add(address)
+
+    def read(self, *address: Any) -> bytes:
+        if address in self.hidden:
+            raise KeyNotFoundError("no entry under that name")
+        return super().read(*address)
+
+    def list(self, *namespace: Any) -> list[str]:
+        return [key for key in super().list(*namespace) if (*namespace, key) not in self.hidden]
+
     def write(self, *address: Any) -> None:
         self.hidden.clear()
         super().write(*address)

@@ -107,6 +107,7 @@ class Caller:
         self._name = name
         self._keys = told["keys"]
         self._faulty = told["faulty"]
+        self._lazy = told["lazy"]
         self._rng = random.Random(name)
         self._known: dict[str, bytes | None] = dict.fromkeys(self._keys)
         self._values = itertools.count()
@@ -153,7 +154,7 @@ class Caller:
                 place.write(*address, value)
                 self._known[key] = value
             elif kind == "remove":
-                place.remove(*address, lazy=self._rng.random() < 0.5)
+                place.remove(*address, lazy=self._rng.random() < 0.5 and self._lazy)
                 self._known[key] = None
             else:
                 found = place.check_and_put(*address, expected=expected, value=value)
