@@ -9,29 +9,37 @@ big-endian, which an entry gets when it is made; an update keeps it, so ``create
 items for one key would do so too, but LMDB counts its pages wrongly, and ``verify`` complains.
 
 The transaction is each step's last argument: a step is passed on as a ``partial`` without it.
+
+Another program may have put something else there. A key that is no legal address is not shown. A
+value that is too short for its head is damaged, and that is told.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 import string
 from functools import lru_cache
 from typing import Final
 
 from kvreplay.backends.lmdb.handle import Handle, Transaction
+from kvreplay.errors import CorruptStoreError
 from kvreplay.store import MAX_NAME_LENGTH, SweepResult, check_name, check_namespace
 from kvreplay.store.paging import Place
 
 __all__ = [
     "HEAD",
     "PAGE",
+    "address_of",
     "check_and_put",
     "delete",
     "digest_of",
+    "empty_value",
     "entry_key",
     "expiry_of",
     "index_key",
     "keys_from",
+    "names_in",
     "page",
     "prefix_of",
     "put",
@@ -49,8 +57,12 @@ _DIGEST: Final = 16
 _NEVER: Final = bytes(_STAMP)
 _LAST: Final = b"created"  # the key of the last creation, in the database ``meta``
 _NONE: Final = bytes(8)
-_MOST: Final = 2**64 - 1
+_MOST: Final = 2**63 - 1  # what a token of a page can name
+_CLASS: Final = b"A-Za-z0-9_-"
 _LEGAL: Final = (string.ascii_letters + string.digits + "_-").encode()
+_is_address: Final = re.compile(
+    b"([%b]{0,%d})\0([%b]{0,%d})\0([%b]{1,%d})" % ((_CLASS, MAX_NAME_LENGTH) * 3)
+).fullmatch
 
 
 def entry_key(primary_namespace: str, secondary_namespace: str, key: str) -> bytes:
@@ -76,6 +88,43 @@ def prefix_of(primary_namespace: str, secondary_namespace: str) -> bytes:
 def digest_of(namespace: bytes) -> bytes:
     """Return what the keys of a namespace's creations start with."""
     return hashlib.sha256(namespace, usedforsecurity=False).digest()[:_DIGEST]
+
+
+def address_of(entry: bytes) -> tuple[str, str, str] | None:
+    """Return the address of an LMDB key; ``None`` if it is not a legal one."""
+    found = _is_address(entry)
+    if found is None:
+        return None
+    primary, secondary, key = found.groups()
+    return (
+        None if secondary and not primary else (primary.decode(), secondary.decode(), key.decode())
+    )
+
+
+def names_in(prefix: bytes, keys: list[bytes]) -> list[str]:
+    """Return the legal names of entries of one namespace."""
+    return [name for key in keys if (name := _name_of(key[len(prefix) :])) is not None]
+
+
+def _name_of(key: bytes) -> str | None:
+    if 0 < len(key) <= MAX_NAME_LENGTH and not key.translate(None, _LEGAL):
+        return key.decode()
+    return None
+
+
+def empty_value(stored: bytes, handle: Handle) -> bytes:
+    """Return the value of what is stored, where that has no byte beyond a head.
+
+    Raises:
+        CorruptStoreError: it is shorter than a head. No change of kvreplay's makes such an entry.
+    """
+    if len(stored) < HEAD:
+        raise CorruptStoreError(
+            f"an entry of the LMDB store {handle.path} is too short: another program has put it"
+            " there, or it is damaged; nothing was changed: write or remove that entry, or restore"
+            " the store from a backup"
+        )
+    return b""
 
 
 def index_key(entry: bytes, stamp: bytes) -> bytes:
@@ -121,7 +170,7 @@ def check_and_put(
             _index(handle, txn, entry, stamp)
             return None
     old = txn.get(entry, None, handle.entries)
-    found = None if old is None else old[HEAD:]
+    found = None if old is None else old[HEAD:] or empty_value(old, handle)
     if found == expected:
         _replace(handle, txn, entry, old, value, stamp)
     return found
@@ -136,6 +185,9 @@ def _replace(
     stamp: bytes = _NEVER,
 ) -> None:
     """Change an entry and its places in the indexes together."""
+    if old is not None and len(old) < HEAD:
+        _drop_damaged(handle, txn, entry)
+        old = None
     if old is not None and old[:_STAMP] not in (_NEVER, stamp):
         txn.delete(index_key(entry, old[:_STAMP]), db=handle.expiry)
     if value is not None:
@@ -171,6 +223,17 @@ def _drop(handle: Handle, txn: Transaction, entry: bytes, old: bytes) -> bool:
     namespace, _, _ = entry.rpartition(b"\0")
     txn.delete(digest_of(namespace) + old[_STAMP:HEAD], db=handle.files.created)
     return txn.delete(entry, db=handle.entries)
+
+
+def _drop_damaged(handle: Handle, txn: Transaction, entry: bytes) -> None:
+    """Remove an entry that does not tell its place among those of its namespace, and that place."""
+    namespace, _, key = entry.rpartition(b"\0")
+    digest = digest_of(namespace)
+    with txn.cursor(handle.files.created) as cursor:
+        found = cursor.set_range(digest)
+        while found and cursor.key().startswith(digest):
+            found = cursor.delete() if cursor.value() == key else cursor.next()
+    txn.delete(entry, db=handle.entries)
 
 
 def sweep(
@@ -238,15 +301,19 @@ def page(
     entries: list[tuple[int, str, bytes]] = []
     digest = digest_of(prefix[:-1])
     end = digest + (place[0] if place else _MOST).to_bytes(8, "big")
-    with txn.cursor(handle.files.created) as cursor:
+    with txn.cursor(handle.files.created) as cursor, txn.cursor(handle.entries) as own:
         found = cursor.prev() if cursor.set_range(end) else cursor.last()
         while found and len(entries) < limit:
             item, key = cursor.item()
             if not item.startswith(digest):
                 break
-            stored = txn.get(prefix + key, None, handle.entries) if with_values else b""
-            if stored is not None:  # else another program has removed it
-                creation = int.from_bytes(item[_DIGEST:], "big")
-                entries.append((creation, key.decode(), stored[HEAD:]))
+            name = _name_of(key)
+            # Else another program has put it there, or has removed its entry.
+            if name is not None and len(item) == _DIGEST + 8 and own.set_key(prefix + key):
+                value = b""
+                if with_values:
+                    stored = own.value()
+                    value = stored[HEAD:] or empty_value(stored, handle)
+                entries.append((int.from_bytes(item[_DIGEST:], "big"), name, value))
             found = cursor.prev()
     return entries

@@ -95,7 +95,7 @@ class Database:
                 if schema.is_empty(writer):
                     schema.make(writer)
                 schema.check(writer, self.path)
-                schema.add_own_tables(writer)
+                schema.add_own_tables(writer, self.path)
                 select = "SELECT value FROM kvreplay_meta WHERE name = 'id'"
                 self.id = str(writer.execute(select).fetchone()[0])
                 writer.execute("COMMIT")

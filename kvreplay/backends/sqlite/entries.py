@@ -1,6 +1,9 @@
 """How entries lie in the tables, and the steps that change them inside a transaction.
 
 The transaction is each step's last argument: a step is passed on as a ``partial`` without it.
+
+Another program may have put something else there. A row whose names are not legal texts is not
+shown, nor swept. A value that is no blob is damaged, and that is told.
 """
 
 from __future__ import annotations
@@ -10,7 +13,8 @@ from functools import lru_cache
 from typing import Any, Final
 
 from kvreplay.backends.sqlite.schema import NODE_TABLE
-from kvreplay.store import SweepResult, check_namespace
+from kvreplay.errors import CorruptStoreError
+from kvreplay.store import MAX_NAME_LENGTH, SweepResult, check_namespace
 
 __all__ = [
     "ALL_KEYS",
@@ -23,6 +27,7 @@ __all__ = [
     "Address",
     "Transaction",
     "check_and_put",
+    "checked",
     "delete",
     "namespace",
     "put",
@@ -38,20 +43,39 @@ _MAX: Final = 2**63 - 1
 _HERE: Final = "primary_namespace = ? AND secondary_namespace = ? AND key = ?"
 _NAMESPACE: Final = "primary_namespace = ? AND secondary_namespace = ?"
 
+
+def _legal(name: str) -> str:
+    """Return the condition of a legal name, or of an empty one.
+
+    A text may have a NUL, at which ``length`` and ``GLOB`` end.
+    """
+    return (
+        f"typeof({name}) = 'text' AND length({name}) <= {MAX_NAME_LENGTH}"
+        f" AND length({name}) = length(CAST({name} AS BLOB))"
+        f" AND {name} NOT GLOB '*[^-A-Za-z0-9_]*'"
+    )
+
+
+_LEGAL_KEY: Final = f"key <> '' AND {_legal('key')}"
+_LEGAL_ADDRESS: Final = (
+    f"{_LEGAL_KEY} AND {_legal('primary_namespace')} AND {_legal('secondary_namespace')}"
+    " AND (secondary_namespace = '' OR primary_namespace <> '')"
+)
+
 VALUE: Final = f"SELECT value FROM {NODE_TABLE} WHERE {_HERE}"
 WITH_EXPIRY: Final = f"""
     SELECT value, expires_at FROM {NODE_TABLE} LEFT JOIN kvreplay_expiry
     USING (primary_namespace, secondary_namespace, key, sort_order) WHERE {_HERE}"""
-KEYS: Final = f"SELECT key FROM {NODE_TABLE} WHERE {_NAMESPACE}"
+KEYS: Final = f"SELECT key FROM {NODE_TABLE} WHERE {_NAMESPACE} AND {_LEGAL_KEY}"
 ALL_KEYS: Final = f"""
     SELECT primary_namespace, secondary_namespace, key FROM {NODE_TABLE}
-    WHERE (primary_namespace, secondary_namespace, key) > (?, ?, ?)
+    WHERE (primary_namespace, secondary_namespace, key) > (?, ?, ?) AND {_LEGAL_ADDRESS}
     ORDER BY primary_namespace, secondary_namespace, key LIMIT {WALK}"""
 PAGE: Final = f"""
-    SELECT key, sort_order, {{value}} FROM {NODE_TABLE} WHERE {_NAMESPACE}
+    SELECT key, sort_order, {{value}} FROM {NODE_TABLE} WHERE {_NAMESPACE} AND {_LEGAL_KEY}
     ORDER BY sort_order DESC, key ASC LIMIT ?"""
 PAGE_AFTER: Final = f"""
-    SELECT key, sort_order, {{value}} FROM {NODE_TABLE} WHERE {_NAMESPACE}
+    SELECT key, sort_order, {{value}} FROM {NODE_TABLE} WHERE {_NAMESPACE} AND {_LEGAL_KEY}
     AND sort_order <= ? AND NOT (sort_order = ? AND key <= ?)
     ORDER BY sort_order DESC, key ASC LIMIT ?"""
 
@@ -63,9 +87,10 @@ _UPDATE: Final = f"UPDATE {NODE_TABLE} SET value = ? WHERE {_HERE}"
 _DELETE: Final = f"DELETE FROM {NODE_TABLE} WHERE {_HERE}"
 _SET_EXPIRY: Final = "INSERT OR REPLACE INTO kvreplay_expiry VALUES (?, ?, ?, ?, ?)"
 _DROP_EXPIRY: Final = f"DELETE FROM kvreplay_expiry WHERE {_HERE}"
-_DUE: Final = """
+_DUE: Final = f"""
     SELECT secondary_namespace, key, sort_order FROM kvreplay_expiry
-    WHERE primary_namespace = ? AND expires_at <= ? ORDER BY expires_at LIMIT ?"""
+    WHERE primary_namespace = ? AND expires_at <= ? AND {_LEGAL_ADDRESS}
+    ORDER BY expires_at LIMIT ?"""
 _LAST_ORDER: Final = "SELECT value FROM kvreplay_meta WHERE name = 'last_order'"
 _SET_LAST_ORDER: Final = "UPDATE kvreplay_meta SET value = ? WHERE name = 'last_order'"
 
@@ -77,15 +102,30 @@ def namespace(primary_namespace: str, secondary_namespace: str) -> tuple[str, st
     return primary_namespace, secondary_namespace
 
 
+def checked(value: object, path: str) -> bytes:
+    """Return a value that was read from the store at ``path``.
+
+    Raises:
+        CorruptStoreError: it is no blob: another program has written it.
+    """
+    if type(value) is not bytes:
+        raise CorruptStoreError(
+            f"an entry of the SQLite store {path} holds a {type(value).__name__}, and not bytes:"
+            " another program has written it; nothing was changed: write or remove that entry"
+        )
+    return value
+
+
 class Transaction:
     """A write transaction, and the creation numbers that it gives.
 
     They never go back, even if the newest entry is removed: the last one is stored.
     """
 
-    __slots__ = ("_first", "last", "run")
+    __slots__ = ("_first", "last", "path", "run")
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, path: str) -> None:
+        self.path = path
         self.run = connection.execute
         self._first: int = self.run(_LAST_ORDER).fetchone()[0]
         self.last: int = self._first  # that was given
@@ -121,7 +161,7 @@ def check_and_put(
 ) -> bytes | None:
     """Change an entry if it is as expected; return what was found."""
     old = txn.run(_FIND, address).fetchone()
-    found: bytes | None = None if old is None else old[0]
+    found = None if old is None else checked(old[0], txn.path)
     if found == expected:
         if value is not None:
             _put(address, old, value, expires_at, txn)

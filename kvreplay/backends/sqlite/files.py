@@ -97,7 +97,7 @@ def _make(path: str, *, empty: bool) -> None:
         schema.make_wal(made[0], temporary)
         made[0].execute("BEGIN IMMEDIATE")
         schema.make(made[0])
-        schema.add_own_tables(made[0])
+        schema.add_own_tables(made[0], temporary)
         made[0].execute("COMMIT")
         close_all(made)  # it takes the log into the database, and removes it
         if empty:

@@ -153,7 +153,7 @@ class SQLiteStore(Closing):
         if row is None:
             raise KeyNotFoundError("no entry under that name")
         value = row[0]
-        return value if type(value) is bytes else self._refuse(value)
+        return value if type(value) is bytes else entries.checked(value, self._path)
 
     def read_entry(self, primary_namespace: str, secondary_namespace: str, key: str) -> Entry:
         """Return value and expiry; see :meth:`kvreplay.InspectableKVStore.read_entry`."""
@@ -162,7 +162,7 @@ class SQLiteStore(Closing):
         row = self._opened().connections.row(entries.WITH_EXPIRY, address)
         if row is None:
             raise KeyNotFoundError("no entry under that name")
-        return Entry(self._checked(row[0]), row[1])
+        return Entry(entries.checked(row[0], self._path), row[1])
 
     def write(
         self, primary_namespace: str, secondary_namespace: str, key: str, value: bytes
@@ -212,7 +212,9 @@ class SQLiteStore(Closing):
     ) -> PageWithValues:
         """Return a page of keys and values; see :class:`kvreplay.PaginatedKVStore`."""
         rows, token = self._page("value", primary_namespace, secondary_namespace, page_token, limit)
-        return PageWithValues([(row[0], self._checked(row[2])) for row in rows], token)
+        return PageWithValues(
+            [(row[0], entries.checked(row[2], self._path)) for row in rows], token
+        )
 
     def list_all_keys(self) -> Iterator[tuple[str, str, str]]:
         """Yield every address; see :meth:`kvreplay.MigratableKVStore.list_all_keys`.
@@ -358,6 +360,12 @@ class SQLiteStore(Closing):
         if len(rows) <= limit:
             return rows, None
         key, order, _ = rows[limit - 1]
+        if type(order) is not int or order < 0:
+            raise CorruptStoreError(
+                f"an entry of the SQLite store {self._path} has a sort_order that is no creation"
+                " number, so that no page can end there: another program has written it; nothing"
+                " was changed: remove that entry and write it again, or ask for larger pages"
+            )
         return rows[:limit], page_token(primary, secondary, (order, key))
 
     def _walk(self) -> Iterator[tuple[str, str, str]]:
@@ -368,15 +376,6 @@ class SQLiteStore(Closing):
             if len(rows) < entries.WALK:
                 return
             last = rows[-1]
-
-    def _checked(self, value: object) -> bytes:
-        return value if type(value) is bytes else self._refuse(value)
-
-    def _refuse(self, value: object) -> bytes:
-        raise CorruptStoreError(
-            f"an entry of the SQLite store {self._path} holds a {type(value).__name__}, and not"
-            " bytes: another program has written it; nothing was changed"
-        )
 
 
 def _check_size(value: bytes | None) -> None:
@@ -400,7 +399,7 @@ class _Transaction:
         row = self._run(lambda txn: txn.run(entries.VALUE, address).fetchone())
         if row is None:
             raise KeyNotFoundError("no entry under that name")
-        return self._store._checked(row[0])
+        return entries.checked(row[0], self._store._path)
 
     def write(
         self, primary_namespace: str, secondary_namespace: str, key: str, value: bytes
