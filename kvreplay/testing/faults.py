@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from kvreplay.errors import KeyNotFoundError, OutcomeUnknownError, StoreError
+from kvreplay.store import SweepResult
 from kvreplay.testing.entries import put
 from kvreplay.testing.threads import elsewhere
 
@@ -145,7 +146,7 @@ def changes_of(store: Any) -> Mapping[str, tuple[Callable[[], bool], Callable[[]
             ),
         }
     if hasattr(store, "sweep"):
-        changes["sweep"] = (lambda: store.sweep("q", 5, 10).removed == 1, now("swept", None, "q"))
+        changes["sweep"] = (lambda: _swept(store.sweep("q", 5, 10)), now("swept", None, "q"))
     if hasattr(store, "transaction"):
         changes["a transaction"] = (
             _in_a_transaction(store, lambda txn: txn.remove("changed", "s", "in-txn") is None),
@@ -167,6 +168,11 @@ def outcome_of(call: Callable[[], Any]) -> Any:
 def is_refusal(found: Any) -> bool:
     """Whether this is an error that says that something has failed."""
     return isinstance(found, StoreError)
+
+
+def _swept(found: SweepResult) -> bool:
+    assert found.visited == 1, "one entry was due"
+    return found.removed == 1
 
 
 def _in_a_transaction(store: Any, act: Callable[[Any], Any]) -> Callable[[], Any]:

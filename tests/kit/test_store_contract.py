@@ -48,8 +48,8 @@ class TestWrappedPlainStore(StoreContract):
 
 class TestWrappedDurableStore(StoreContract):
     multi_process = False
-    faults = FAULTS["filesystem"]
-    foreign = FOREIGN["filesystem"]
+    faults = {"a namespace is denied": FAULTS["filesystem"]["a namespace is denied"]}
+    foreign = {"files": FOREIGN["filesystem"]["files"]}
 
     def open(self, path: Path) -> InProcessAtomicStore:
         return InProcessAtomicStore(FilesystemStore(path))

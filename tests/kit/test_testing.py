@@ -11,7 +11,7 @@ import pytest
 
 from kvreplay.backends.memory import MemoryStore
 from kvreplay.testing import threads
-from support import broken_atomic_stores
+from support import broken_atomic_stores, broken_media_stores
 from support.broken_stores import BROKEN, begin
 from support.programs import run_python
 
@@ -66,6 +66,8 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Any:
 
             class TestIt(StoreContract):
                 durable = {not in_memory}
+                faults = getattr(Store, "FAULTS", {{}})
+                foreign = getattr(Store, "FOREIGN", {{}})
 
                 def open(self, path){" -> Store" if annotated else ""}:
                     return {"Store()" if in_memory else "Store(path)"}
@@ -80,9 +82,12 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Any:
     return run
 
 
-def test_both_modules_of_broken_stores_are_there() -> None:
-    modules = {store.__module__ for store in BROKEN}
-    assert modules == {"support.broken_stores", broken_atomic_stores.__name__}
+def test_all_modules_of_broken_stores_are_there() -> None:
+    assert {store.__module__ for store in BROKEN} == {
+        "support.broken_stores",
+        broken_atomic_stores.__name__,
+        broken_media_stores.__name__,
+    }
 
 
 @pytest.mark.any_python
