@@ -77,61 +77,73 @@ class LimitTests:
     def test_values_of_some_mib(self, store: KVStoreSync, mib: int) -> None:
         one, other = _values(mib)
         store.write("p", "s", "k", one)
-        assert store.read("p", "s", "k") == one
+        _same(store.read("p", "s", "k"), one)
         store.write("p", "s", "k", other)
-        assert store.read("p", "s", "k") == other
+        _same(store.read("p", "s", "k"), other)
         store.remove("p", "s", "k")
         with pytest.raises(KeyNotFoundError):
             store.read("p", "s", "k")
 
-    @pytest.mark.parametrize("mib", [1, 4, 16])
+    @pytest.mark.parametrize("mib", [4, 16])
     def test_large_values_are_compared_and_swept(self, expiring: ExpiringKVStore, mib: int) -> None:
         one, other = _values(mib)
         put = expiring.check_and_put
         assert put("p", "s", "k", expected=None, value=one, expires_at=5) is None
-        assert put("p", "s", "k", expected=other, value=b"") == one
-        assert put("p", "s", "k", expected=one[:-1], value=b"") == one
-        assert put("p", "s", "k", expected=one, value=other, expires_at=5) == one
+        _same(put("p", "s", "k", expected=other, value=b""), one)
+        _same(put("p", "s", "k", expected=one[:-1], value=b""), one)
+        _same(put("p", "s", "k", expected=one, value=other, expires_at=5), one)
         if hasattr(expiring, "read_entry"):
-            assert expiring.read_entry("p", "s", "k") == Entry(other, 5)
+            found = expiring.read_entry("p", "s", "k")
+            _same(found.value, other)
+            assert found.expires_at == 5
         assert expiring.sweep("p", 5, 1).removed == 1
         assert expiring.list("p", "s") == []
 
-    @pytest.mark.parametrize("mib", [1, 4, 16])
+    @pytest.mark.parametrize("mib", [4, 16])
     def test_large_values_on_pages(self, paginated: PaginatedKVStore, mib: int) -> None:
         one, other = _values(mib)
         paginated.write("p", "s", "one", one)
         paginated.write("p", "s", "other", other)
         page = paginated.list_paginated_with_values("p", "s")
-        assert list(page.entries) == [("other", other), ("one", one)]
+        assert [key for key, _ in page.entries] == ["other", "one"]
+        for (_, found), value in zip(page.entries, (other, one), strict=True):
+            _same(found, value)
         assert list(paginated.list_paginated("p", "s").keys) == ["other", "one"]
 
-    @pytest.mark.parametrize("mib", [1, 4, 16])
+    @pytest.mark.parametrize("mib", [4, 16])
     def test_large_values_in_a_transaction(
         self, transactional: TransactionalKVStore, mib: int
     ) -> None:
         one, other = _values(mib)
         transactional.write("p", "s", "k", one)
         with transactional.transaction() as txn:
-            assert txn.read("p", "s", "k") == one
+            _same(txn.read("p", "s", "k"), one)
             txn.write("p", "s", "k", other)
             txn.write("p", "s", "new", one)
-            assert txn.check_and_put("p", "s", "new", expected=one, value=other) == one
-        assert content(transactional) == {("p", "s", "k"): other, ("p", "s", "new"): other}
+            _same(txn.check_and_put("p", "s", "new", expected=one, value=other), one)
         with pytest.raises(ZeroDivisionError), transactional.transaction() as txn:
             txn.write("p", "s", "k", one)
             raise ZeroDivisionError
-        assert transactional.read("p", "s", "k") == other
+        for key in ("k", "new"):
+            _same(transactional.read("p", "s", key), other)
 
     def test_a_large_value_outlives_the_store_object(
         self, inspectable: InspectableKVStore, reopen: Callable[[], Any]
     ) -> None:
         one, _ = _values(4)
         inspectable.check_and_put("p", "s", "k", expected=None, value=one, expires_at=5)
-        assert reopen().read_entry("p", "s", "k") == Entry(one, 5)
+        found = reopen().read_entry("p", "s", "k")
+        _same(found.value, one)
+        assert found.expires_at == 5
 
 
 def _values(mib: int) -> tuple[bytes, bytes]:
     """Two values of one size, which differ in their last byte only."""
     value = bytes(range(256)) * (mib * MIB // 256)
     return value, value[:-1] + b"\0"
+
+
+def _same(found: bytes | None, value: bytes) -> None:
+    """Compare two values, and show neither: that would take long."""
+    same = found == value
+    assert same, f"{len(found or b'')} bytes that differ from the {len(value)} that were put"

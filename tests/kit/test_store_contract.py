@@ -10,7 +10,7 @@ from kvreplay.backends.memory import MemoryStore
 from kvreplay.backends.sqlite import SQLiteStore
 from kvreplay.store.in_process import InProcessAtomicStore
 from kvreplay.testing import StoreContract
-from support.media import FAULTS, FOREIGN
+from support.media import FAULTS, FOREIGN, some
 from support.plain_stores import WalkableStore
 
 
@@ -48,8 +48,8 @@ class TestWrappedPlainStore(StoreContract):
 
 class TestWrappedDurableStore(StoreContract):
     multi_process = False
-    faults = {"a namespace is denied": FAULTS["filesystem"]["a namespace is denied"]}
-    foreign = {"files": FOREIGN["filesystem"]["files"]}
+    faults = some(FAULTS["filesystem"], "a namespace is denied")
+    foreign = some(FOREIGN["filesystem"], "files")
 
     def open(self, path: Path) -> InProcessAtomicStore:
         return InProcessAtomicStore(FilesystemStore(path))

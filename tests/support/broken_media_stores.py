@@ -23,7 +23,7 @@ ABSENCE = "test_a_failed_read_is_never_an_absence"
 CHANGES = "test_a_change_during_a_fault_says_what_it_has_done"
 FOREIGN = "test_no_foreign_name_is_shown"
 SWEEP = "test_a_sweep_among_foreign_things"
-NAMES = "test_the_longest_names_in_every_call"
+NAMES = "test_the_longest_names_in_every_call[address4]"
 MIB = 2**20
 
 
@@ -238,13 +238,13 @@ class SweepsShortNamespacesOnly(MemoryStore):
         return super().sweep(primary[:100], *args, **by_name)
 
 
-@caught_by("test_values_of_some_mib")
+@caught_by("test_values_of_some_mib[4]")
 class ReadsTwoMib(MemoryStore):
     def read(self, *address: Any, **by_name: Any) -> bytes:
         return super().read(*address, **by_name)[: 2 * MIB]
 
 
-@caught_by("test_large_values_are_compared_and_swept")
+@caught_by("test_large_values_are_compared_and_swept[4]")
 class ComparesTheirStart(MemoryStore):
     def check_and_put(self, *address: Any, expected: Any, **by_name: Any) -> bytes | None:
         if expected is not None and len(expected) > 2 * MIB:
@@ -252,14 +252,14 @@ class ComparesTheirStart(MemoryStore):
         return super().check_and_put(*address, expected=expected, **by_name)
 
 
-@caught_by("test_large_values_on_pages")
+@caught_by("test_large_values_on_pages[4]")
 class PagesTheirStart(MemoryStore):
     def list_paginated_with_values(self, *namespace: Any, **by_name: Any) -> PageWithValues:
         page = super().list_paginated_with_values(*namespace, **by_name)
         return attrs.evolve(page, entries=[(key, value[: 2 * MIB]) for key, value in page.entries])
 
 
-@caught_by("test_large_values_in_a_transaction")
+@caught_by("test_large_values_in_a_transaction[4]")
 class CommitsTheirStart(MemoryStore):
     @contextmanager
     def transaction(self) -> Iterator[Any]:

@@ -12,7 +12,7 @@ import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lmdb
 
@@ -20,7 +20,9 @@ from kvreplay.backends.lmdb.entries import digest_of
 from support.file_stores import beside
 from support.lmdb_stores import Process
 
-__all__ = ["FAULTS", "FOREIGN", "denied", "moved_away", "no_descriptor"]
+__all__ = ["FAULTS", "FOREIGN", "some"]
+
+T = TypeVar("T")
 
 Fault = Callable[[Any, Path], AbstractContextManager[object]]
 NOBODY = 65534
@@ -324,3 +326,8 @@ FOREIGN: Mapping[str, Mapping[str, Callable[[Path], None]]] = {
     "lmdb": {"keys": plant_keys},
     "sqlite": {"rows": plant_rows},
 }
+
+
+def some(ways: Mapping[str, T], *names: str) -> Mapping[str, T]:
+    """Return those with these names."""
+    return {name: ways[name] for name in names}
