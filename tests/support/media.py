@@ -183,7 +183,7 @@ def plant_folders(path: Path) -> None:
     """Folders where none belong, and files where only folders do."""
     for folder in (path, path / "p", path / "p" / "s", path / "[empty]"):
         folder.mkdir(parents=True, exist_ok=True)
-        for name in ("lost+found", ".snapshot", "[EMPTY]", "with space", TOO_LONG):
+        for name in ("lost+found", ".snapshot", "[EMPTY]", "with space", TOO_LONG + "M"):
             (folder / name / "s").mkdir(parents=True)
             (folder / name / "s" / "k").write_bytes(b"foreign")
         os.makedirs(os.fsencode(folder) + b"/\xff/s")
