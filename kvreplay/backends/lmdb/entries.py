@@ -17,20 +17,21 @@ value that is too short for its head is damaged, and that is told.
 from __future__ import annotations
 
 import hashlib
-import re
 import string
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Final
 
 from kvreplay.backends.lmdb.handle import Handle, Transaction
 from kvreplay.errors import CorruptStoreError
 from kvreplay.store import MAX_NAME_LENGTH, SweepResult, check_name, check_namespace
+from kvreplay.store.names import are_names
 from kvreplay.store.paging import Place
 
 __all__ = [
     "HEAD",
     "PAGE",
-    "address_of",
+    "addresses_in",
     "check_and_put",
     "delete",
     "digest_of",
@@ -58,11 +59,7 @@ _NEVER: Final = bytes(_STAMP)
 _LAST: Final = b"created"  # the key of the last creation, in the database ``meta``
 _NONE: Final = bytes(8)
 _MOST: Final = 2**63 - 1  # what a token of a page can name
-_CLASS: Final = b"A-Za-z0-9_-"
 _LEGAL: Final = (string.ascii_letters + string.digits + "_-").encode()
-_is_address: Final = re.compile(
-    b"([%b]{0,%d})\0([%b]{0,%d})\0([%b]{1,%d})" % ((_CLASS, MAX_NAME_LENGTH) * 3)
-).fullmatch
 
 
 def entry_key(primary_namespace: str, secondary_namespace: str, key: str) -> bytes:
@@ -90,20 +87,37 @@ def digest_of(namespace: bytes) -> bytes:
     return hashlib.sha256(namespace, usedforsecurity=False).digest()[:_DIGEST]
 
 
-def address_of(entry: bytes) -> tuple[str, str, str] | None:
-    """Return the address of an LMDB key; ``None`` if it is not a legal one."""
-    found = _is_address(entry)
-    if found is None:
-        return None
-    primary, secondary, key = found.groups()
-    return (
-        None if secondary and not primary else (primary.decode(), secondary.decode(), key.decode())
-    )
+def addresses_in(keys: Iterable[bytes]) -> Iterator[tuple[str, str, str]]:
+    """Yield the legal addresses among LMDB's keys."""
+    seen, namespace = b"", list[str]()
+    for each in keys:
+        prefix, _, own = each.rpartition(b"\0")
+        if prefix != seen or not namespace:
+            seen, namespace = prefix, _namespace_of(prefix)
+        name = _name_of(own)
+        if name is not None and namespace:
+            yield namespace[0], namespace[1], name
 
 
 def names_in(prefix: bytes, keys: list[bytes]) -> list[str]:
     """Return the legal names of entries of one namespace."""
-    return [name for key in keys if (name := _name_of(key[len(prefix) :])) is not None]
+    own = [key[len(prefix) :] for key in keys]
+    try:
+        names = b"\0".join(own).decode("ascii").split("\0")
+        if len(names) == len(own) and are_names(names):
+            return names
+    except UnicodeDecodeError:
+        pass  # there is a foreign one among them
+    return [name for key in own if (name := _name_of(key)) is not None]
+
+
+def _namespace_of(prefix: bytes) -> list[str]:
+    """Return the two parts of a legal namespace, or nothing."""
+    parts = prefix.split(b"\0")
+    names = [_name_of(each) if each else "" for each in parts]
+    if len(names) != 2 or None in names or (names[1] and not names[0]):
+        return []
+    return [each or "" for each in names]
 
 
 def _name_of(key: bytes) -> str | None:

@@ -229,7 +229,7 @@ class LMDBStore(Closing):
         pages alive.
         """
         self._opened()
-        return filter(None, map(entries.address_of, self._walk(b"")))
+        return entries.addresses_in(self._walk(b""))
 
     def check_and_put(
         self,

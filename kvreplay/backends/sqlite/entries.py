@@ -9,16 +9,23 @@ shown, nor swept. A value that is no blob is damaged, and that is told.
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Final
 
+import attrs
+
+from kvreplay.backends.sqlite.errors import is_no_text
 from kvreplay.backends.sqlite.schema import NODE_TABLE
-from kvreplay.errors import CorruptStoreError
+from kvreplay.errors import CorruptStoreError, StoreError
 from kvreplay.store import MAX_NAME_LENGTH, SweepResult, check_namespace
+from kvreplay.store.names import are_names
 
 __all__ = [
     "ALL_KEYS",
     "KEYS",
+    "OF_ADDRESSES",
+    "OF_KEYS",
     "PAGE",
     "PAGE_AFTER",
     "VALUE",
@@ -29,6 +36,7 @@ __all__ = [
     "check_and_put",
     "checked",
     "delete",
+    "legal_rows",
     "namespace",
     "put",
     "sweep",
@@ -56,27 +64,21 @@ def _legal(name: str) -> str:
     )
 
 
-_LEGAL_KEY: Final = f"key <> '' AND {_legal('key')}"
-_LEGAL_ADDRESS: Final = (
-    f"{_LEGAL_KEY} AND {_legal('primary_namespace')} AND {_legal('secondary_namespace')}"
-    " AND (secondary_namespace = '' OR primary_namespace <> '')"
-)
-
 VALUE: Final = f"SELECT value FROM {NODE_TABLE} WHERE {_HERE}"
 WITH_EXPIRY: Final = f"""
     SELECT value, expires_at FROM {NODE_TABLE} LEFT JOIN kvreplay_expiry
     USING (primary_namespace, secondary_namespace, key, sort_order) WHERE {_HERE}"""
-KEYS: Final = f"SELECT key FROM {NODE_TABLE} WHERE {_NAMESPACE} AND {_LEGAL_KEY}"
+KEYS: Final = f"SELECT key FROM {NODE_TABLE} WHERE {_NAMESPACE} AND {{such}}"
 ALL_KEYS: Final = f"""
     SELECT primary_namespace, secondary_namespace, key FROM {NODE_TABLE}
-    WHERE (primary_namespace, secondary_namespace, key) > (?, ?, ?) AND {_LEGAL_ADDRESS}
+    WHERE (primary_namespace, secondary_namespace, key) > (?, ?, ?) AND {{such}}
     ORDER BY primary_namespace, secondary_namespace, key LIMIT {WALK}"""
 PAGE: Final = f"""
-    SELECT key, sort_order, {{value}} FROM {NODE_TABLE} WHERE {_NAMESPACE} AND {_LEGAL_KEY}
+    SELECT key, sort_order, {{value}} FROM {NODE_TABLE} WHERE {_NAMESPACE} AND {{such}}
     ORDER BY sort_order DESC, key ASC LIMIT ?"""
 PAGE_AFTER: Final = f"""
-    SELECT key, sort_order, {{value}} FROM {NODE_TABLE} WHERE {_NAMESPACE} AND {_LEGAL_KEY}
-    AND sort_order <= ? AND NOT (sort_order = ? AND key <= ?)
+    SELECT key, sort_order, {{value}} FROM {NODE_TABLE} WHERE {_NAMESPACE}
+    AND sort_order <= ? AND NOT (sort_order = ? AND key <= ?) AND {{such}}
     ORDER BY sort_order DESC, key ASC LIMIT ?"""
 
 _FIND: Final = f"SELECT value, sort_order FROM {NODE_TABLE} WHERE {_HERE}"
@@ -87,10 +89,9 @@ _UPDATE: Final = f"UPDATE {NODE_TABLE} SET value = ? WHERE {_HERE}"
 _DELETE: Final = f"DELETE FROM {NODE_TABLE} WHERE {_HERE}"
 _SET_EXPIRY: Final = "INSERT OR REPLACE INTO kvreplay_expiry VALUES (?, ?, ?, ?, ?)"
 _DROP_EXPIRY: Final = f"DELETE FROM kvreplay_expiry WHERE {_HERE}"
-_DUE: Final = f"""
-    SELECT secondary_namespace, key, sort_order FROM kvreplay_expiry
-    WHERE primary_namespace = ? AND expires_at <= ? AND {_LEGAL_ADDRESS}
-    ORDER BY expires_at LIMIT ?"""
+_DUE: Final = """
+    SELECT primary_namespace, secondary_namespace, key, sort_order FROM kvreplay_expiry
+    WHERE primary_namespace = ? AND expires_at <= ? AND {such} ORDER BY expires_at LIMIT ?"""
 _LAST_ORDER: Final = "SELECT value FROM kvreplay_meta WHERE name = 'last_order'"
 _SET_LAST_ORDER: Final = "UPDATE kvreplay_meta SET value = ? WHERE name = 'last_order'"
 
@@ -100,6 +101,51 @@ def namespace(primary_namespace: str, secondary_namespace: str) -> tuple[str, st
     """Check a namespace, and return it."""
     check_namespace(primary_namespace, secondary_namespace)
     return primary_namespace, secondary_namespace
+
+
+def legal_rows(
+    run: Callable[[str, tuple[Any, ...]], list[Any]], sql: str, args: tuple[Any, ...], such: Such
+) -> list[Any]:
+    """Return the rows with legal names of a query that has a place for the condition."""
+    try:
+        rows = run(sql.format(such="1"), args)
+        if such.are_legal(rows):
+            return rows
+    except (sqlite3.Error, StoreError) as error:
+        if not is_no_text(error):
+            raise
+    return run(sql.format(such=such.condition), args)
+
+
+def _are_keys(rows: list[Any]) -> bool:
+    return are_names([row[0] for row in rows])
+
+
+def _are_addresses(rows: list[Any]) -> bool:
+    namespaces = {row[:2] for row in rows}
+    return are_names([row[2] for row in rows]) and all(
+        secondary == "" if primary == "" else are_names((primary, secondary or "_"))
+        for primary, secondary in namespaces
+    )
+
+
+@attrs.frozen
+class Such:
+    """Rows with legal names: the condition in SQL, and the look at rows, which is much faster."""
+
+    condition: str
+    are_legal: Callable[[list[Any]], bool]
+
+
+OF_KEYS: Final = Such(f"key <> '' AND {_legal('key')}", _are_keys)
+"""Of rows that begin with the key."""
+
+OF_ADDRESSES: Final = Such(
+    f"{OF_KEYS.condition} AND {_legal('primary_namespace')} AND {_legal('secondary_namespace')}"
+    " AND (secondary_namespace = '' OR primary_namespace <> '')",
+    _are_addresses,
+)
+"""Of rows that begin with the whole address."""
 
 
 def checked(value: object, path: str) -> bytes:
@@ -129,6 +175,10 @@ class Transaction:
         self.run = connection.execute
         self._first: int = self.run(_LAST_ORDER).fetchone()[0]
         self.last: int = self._first  # that was given
+
+    def rows(self, sql: str, args: tuple[Any, ...]) -> list[Any]:
+        """Return all rows of a query."""
+        return self.run(sql, args).fetchall()
 
     def next_order(self) -> int:
         """Return the number of a new entry."""
@@ -189,10 +239,10 @@ def _put(
 def sweep(primary_namespace: str, now: int, limit: int, txn: Transaction) -> SweepResult:
     """Remove due entries of one primary namespace, the longest due first."""
     until = max(min(now, _MAX), -_MAX)
-    due = txn.run(_DUE, (primary_namespace, until, min(limit, _MAX - 1) + 1)).fetchall()
+    args = (primary_namespace, until, min(limit, _MAX - 1) + 1)
+    due = legal_rows(txn.rows, _DUE, args, OF_ADDRESSES)
     removed = 0
-    for secondary, key, order in due[:limit]:
-        address = (primary_namespace, secondary, key)
+    for *address, order in due[:limit]:
         removed += txn.run(f"{_DELETE} AND sort_order = ?", (*address, order)).rowcount
         txn.run(_DROP_EXPIRY, address)
     return SweepResult(min(len(due), limit), removed, more=len(due) > limit)

@@ -185,10 +185,10 @@ class SQLiteStore(Closing):
     def list(self, primary_namespace: str, secondary_namespace: str) -> list[str]:
         """Return the namespace's keys, of one moment; see :meth:`kvreplay.KVStoreSync.list`."""
         check_namespace(primary_namespace, secondary_namespace)
-        rows = self._opened().connections.rows(
-            entries.KEYS, (primary_namespace, secondary_namespace)
-        )
-        return [key for (key,) in rows]
+        namespace = (primary_namespace, secondary_namespace)
+        rows = self._opened().connections.rows
+        found = entries.legal_rows(rows, entries.KEYS, namespace, entries.OF_KEYS)
+        return [key for (key,) in found]
 
     def list_paginated(
         self,
@@ -356,7 +356,8 @@ class SQLiteStore(Closing):
         if place is not None:
             sql, args = entries.PAGE_AFTER, (place[0], *place)
         args = (primary, secondary, *args, limit + 1)
-        rows = connections.rows(sql.format(value=value), args)
+        sql = sql.replace("{value}", value)
+        rows = entries.legal_rows(connections.rows, sql, args, entries.OF_KEYS)
         if len(rows) <= limit:
             return rows, None
         key, order, _ = rows[limit - 1]
@@ -371,7 +372,8 @@ class SQLiteStore(Closing):
     def _walk(self) -> Iterator[tuple[str, str, str]]:
         last: tuple[str, str, str] = ("", "", "")
         while True:
-            rows = self._opened().connections.rows(entries.ALL_KEYS, last)
+            read = self._opened().connections.rows
+            rows = entries.legal_rows(read, entries.ALL_KEYS, last, entries.OF_ADDRESSES)
             yield from rows
             if len(rows) < entries.WALK:
                 return
@@ -419,9 +421,10 @@ class _Transaction:
     def list(self, primary_namespace: str, secondary_namespace: str) -> list[str]:
         check_namespace(primary_namespace, secondary_namespace)
         namespace = (primary_namespace, secondary_namespace)
-        return [
-            key for (key,) in self._run(lambda txn: txn.run(entries.KEYS, namespace).fetchall())
-        ]
+        found = self._run(
+            lambda txn: entries.legal_rows(txn.rows, entries.KEYS, namespace, entries.OF_KEYS)
+        )
+        return [key for (key,) in found]
 
     def check_and_put(
         self,
