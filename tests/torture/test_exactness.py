@@ -8,6 +8,8 @@ from __future__ import annotations
 import itertools
 import re
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from kvreplay import open_store
 from kvreplay.errors import OutcomeUnknownError, StoreError
 from kvreplay.testing.faults import changes_of, fill, is_refusal, looks_at, outcome_of
 from support.needs import needs_strace
@@ -116,3 +119,28 @@ def test_each_system_call_of_a_read_fails(
             tally(f"system calls of reads and changes that failed with {fault}", in_memory.name)
         often = call in AS_THE_PAGES_LIE | AS_THE_FOLDER_RESTS or n > calls[call] // 2
         assert often, f"{call} was called less often than before"
+
+
+@pytest.mark.parametrize("engine", ["sqlite", "lmdb", "filesystem"])
+def test_a_look_that_fails_never_shows_that_no_store_was_there(engine: str, tmp_path: Path) -> None:
+    """Else a new, empty store would be made where one was lost."""
+    needs_strace()
+    path = tmp_path / "store"
+    with open_store(f"sqlite:{path}"):
+        pass
+    path.unlink()
+    lock = f"{path}-kvreplay-lock"
+    code = f"import kvreplay; kvreplay.open_store('{engine}:{path}')"
+    calls = "newfstatat,lstat,stat,statx"
+    command = ["strace", "-f", "-o", str(tmp_path / "log"), "-P", lock, "-e", f"trace={calls}"]
+    done = subprocess.run(
+        [*command, "-e", f"inject={calls}:error=EIO", sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "(INJECTED)" in (tmp_path / "log").read_text()
+    assert done.returncode == 1
+    assert "kvreplay.errors.StoreError" in done.stderr
+    assert "Input/output error" in done.stderr
+    assert not path.exists()

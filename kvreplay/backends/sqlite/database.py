@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 import sqlite3
 import time
 from collections.abc import Callable, Generator, Sequence
 from os import getpid
 from typing import Final, TypeVar
 
-from kvreplay.backends._support import OwnTransaction
+from kvreplay.backends._support import OwnTransaction, is_there
 from kvreplay.backends.group_commit import GroupCommit
 from kvreplay.backends.pending import PendingWrite
 from kvreplay.backends.sqlite import schema
@@ -67,7 +66,7 @@ class Database:
         deadline = time.monotonic() + self.lock_timeout
         try:
             self._committer.set_patience(deadline)
-            if schema.is_empty(writer) and not os.path.lexists(self.path + LOCK):
+            if schema.is_empty(writer) and not is_there(self.path + LOCK):
                 if not creating:
                     raise StoreNotFoundError(
                         f"{self.path} is an SQLite database without any table: nothing was made,"
