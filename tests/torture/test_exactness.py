@@ -111,7 +111,7 @@ def test_each_system_call_of_a_read_fails(
     calls = strike().calls
     if fault == "EIO":
         calls.pop(NEVER_FAILS.get(in_memory.name, ""), None)
-    step = max(1, (3 if fault == "EIO" else 7) // times)
+    step = max(1, (5 if fault == "EIO" else 13) // times)
     for call in filter(re.compile(FAULTS[fault]).match, calls):
         for n in itertools.count(1, step):
             if not strike(call, n).injected:
@@ -119,6 +119,25 @@ def test_each_system_call_of_a_read_fails(
             tally(f"system calls of reads and changes that failed with {fault}", in_memory.name)
         often = call in AS_THE_PAGES_LIE | AS_THE_FOLDER_RESTS or n > calls[call] // 2
         assert often, f"{call} was called less often than before"
+
+
+def opened_while_looks_fail(where: str, looked_at: str, log: Path, when: str) -> tuple[str, int]:
+    """Open a store in a process that cannot look at one path; return what it said, and its code."""
+    calls = "newfstatat,lstat,stat,fstat,statx"
+    command = ["strace", "-f", "-o", str(log), "-P", looked_at, "-e", f"trace={calls}"]
+    code = f"""
+import kvreplay, resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+kvreplay.open_store({where!r}).write('p', 's', 'k', b'v')
+"""
+    done = subprocess.run(
+        [*command, "-e", f"inject={calls}:error=EIO:when={when}", sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "(INJECTED)" in log.read_text()
+    return done.stderr, done.returncode
 
 
 @pytest.mark.parametrize("engine", ["sqlite", "lmdb", "filesystem"])
@@ -130,17 +149,24 @@ def test_a_look_that_fails_never_shows_that_no_store_was_there(engine: str, tmp_
         pass
     path.unlink()
     lock = f"{path}-kvreplay-lock"
-    code = f"import kvreplay; kvreplay.open_store('{engine}:{path}')"
-    calls = "newfstatat,lstat,stat,statx"
-    command = ["strace", "-f", "-o", str(tmp_path / "log"), "-P", lock, "-e", f"trace={calls}"]
-    done = subprocess.run(
-        [*command, "-e", f"inject={calls}:error=EIO", sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert "(INJECTED)" in (tmp_path / "log").read_text()
-    assert done.returncode == 1
-    assert "kvreplay.errors.StoreError" in done.stderr
-    assert "Input/output error" in done.stderr
+    said, code = opened_while_looks_fail(f"{engine}:{path}", lock, tmp_path / "log", "1+")
+    assert code == 1
+    assert "kvreplay.errors.StoreError" in said
+    assert "Input/output error" in said
     assert not path.exists()
+
+
+def test_a_lock_file_that_cannot_be_looked_at_is_told(tmp_path: Path) -> None:
+    needs_strace()
+    path = tmp_path / "store"
+    with open_store(f"sqlite:{path}"):
+        pass
+    lock = f"{path}-kvreplay-lock"
+    said, code = opened_while_looks_fail(f"sqlite:{path}", lock, tmp_path / "log", "2+")
+    assert code == 1
+    assert "KeyError" not in said
+    assert "\nkvreplay.errors.Store" in said
+    said, code = opened_while_looks_fail(f"sqlite:{path}", lock, tmp_path / "log", "2")
+    assert code == 0, said
+    with open_store(f"sqlite:{path}") as store:
+        assert store.read("p", "s", "k") == b"v"
