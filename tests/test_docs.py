@@ -84,6 +84,13 @@ def test_the_examples_for_a_backends_author(
     )
 
 
+def test_the_example_of_faults_and_foreign_things(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(mystore=MYSTORE, test_mystore=blocks("python", "docs/testing.md")[2])
+    chosen = "never_an_absence or says_what_it_has_done or foreign"
+    result = pytester.runpytest_inprocess("-k", chosen, "test_mystore.py")
+    result.assert_outcomes(passed=4, deselected=result.parseoutcomes()["deselected"])
+
+
 def test_the_sample_is_registered_as_the_docs_say() -> None:
     sample = (ROOT / "tests" / "kit" / "third_party" / "pyproject.toml").read_text(encoding="utf-8")
     (documented,) = blocks("toml", "docs/testing.md")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import stat
 from collections.abc import Iterator
 from typing import Any, Final
 from urllib.parse import quote
@@ -19,6 +20,7 @@ from kvreplay.store import (
     check_name,
     check_namespace,
     check_page,
+    is_name,
     page_token,
     place_of,
 )
@@ -33,6 +35,8 @@ _Rows = list[tuple[Any, ...]]
 class LdkDatabase:
     """The entries of that file, in the order of their creation. Its node must not run.
 
+    A row whose names are not LDK's is refused: it may be data that would be left behind.
+
     Raises:
         StoreNotFoundError: there is no such file.
         CorruptStoreError: it is no such database, or one of another version.
@@ -40,11 +44,13 @@ class LdkDatabase:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        if not os.path.isfile(path):
+        if not _is_file(path):
             raise StoreNotFoundError(f"there is no file {path}: nothing was read; check the path")
         self._db = sqlite3.connect(
             f"file:{quote(path)}?mode=ro", uri=True, isolation_level=None, check_same_thread=False
         )
+        # What is no UTF-8 is no legal name, and no bytes.
+        self._db.text_factory = lambda text: text.decode(errors="surrogateescape")
         try:
             version = self._run("PRAGMA user_version")[0][0]
             tables = self._run("SELECT name FROM sqlite_master WHERE name = 'ldk_node_data'")
@@ -74,7 +80,7 @@ class LdkDatabase:
         """Return the namespace's keys; see :meth:`kvreplay.KVStoreSync.list`."""
         check_namespace(primary_namespace, secondary_namespace)
         return [
-            key
+            self._key(key)
             for (key,) in self._run(
                 "SELECT key FROM ldk_node_data WHERE primary_namespace = ?"
                 " AND secondary_namespace = ?",
@@ -92,7 +98,9 @@ class LdkDatabase:
                 " ORDER BY primary_namespace, secondary_namespace, key LIMIT ?",
                 (*last, limit),
             )
-            yield from rows
+            for row in rows:
+                self._key(row[2])
+                yield self._namespace(row[0]), self._namespace(row[1]), row[2]
             if len(rows) < limit:
                 return
             last = rows[-1]
@@ -107,7 +115,7 @@ class LdkDatabase:
     ) -> Page:
         """Return a page of keys; see :class:`kvreplay.PaginatedKVStore`."""
         rows, token = self._page(primary_namespace, secondary_namespace, page_token, limit, "NULL")
-        return Page([row[0] for row in rows], token)
+        return Page([self._key(row[0]) for row in rows], token)
 
     def list_paginated_with_values(
         self,
@@ -119,7 +127,7 @@ class LdkDatabase:
     ) -> PageWithValues:
         """Return a page of keys and values; see :class:`kvreplay.PaginatedKVStore`."""
         rows, token = self._page(primary_namespace, secondary_namespace, page_token, limit, "value")
-        return PageWithValues([(row[0], self._bytes(row[2])) for row in rows], token)
+        return PageWithValues([(self._key(row[0]), self._bytes(row[2])) for row in rows], token)
 
     def close(self) -> None:
         """Close the file."""
@@ -151,6 +159,17 @@ class LdkDatabase:
                 " not run and that this user may read it"
             ) from error
 
+    def _key(self, name: object) -> str:
+        if isinstance(name, str) and is_name(name):
+            return name
+        raise CorruptStoreError(
+            f"an entry of {self._path} has a name that is none of LDK's; nothing was changed: look"
+            " which program has written that row, and remove it if it is not needed"
+        )
+
+    def _namespace(self, name: object) -> str:
+        return "" if name == "" else self._key(name)
+
     def _bytes(self, value: object) -> bytes:
         if type(value) is not bytes:
             raise CorruptStoreError(
@@ -158,3 +177,15 @@ class LdkDatabase:
                 " was changed"
             )
         return value
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise StoreError(
+            f"cannot read {path} ({os.strerror(error.errno or 0)}); nothing was changed: check its"
+            " permissions"
+        ) from error

@@ -13,10 +13,17 @@ from __future__ import annotations
 
 import bisect
 import os
+import stat
 from collections.abc import Iterator
 from typing import Final, Literal
 
-from kvreplay.errors import CorruptStoreError, KeyNotFoundError, StoreError, StoreNotFoundError
+from kvreplay.errors import (
+    CorruptStoreError,
+    KeyNotFoundError,
+    StoreError,
+    StoreNotFoundError,
+    StoreUnavailableError,
+)
 from kvreplay.store import (
     Page,
     PageWithValues,
@@ -44,7 +51,8 @@ class LdkFiles:
     """A folder of LDK's ``FilesystemStore``, for reading.
 
     It keeps the names of one namespace in memory at a time. A name that is not LDK's is refused:
-    it may be data that would be left behind.
+    it may be data that would be left behind. So is what cannot be looked at, and a link to nothing:
+    neither is an absent entry or an empty namespace.
 
     Raises:
         StoreNotFoundError: there is no such folder.
@@ -55,12 +63,12 @@ class LdkFiles:
         self._root = root
         self._v1 = layout == "ldk-v1"
         self._listed: tuple[tuple[str, str], _Listing] | None = None
-        if os.path.isdir(f"{root}.kvreplay"):
+        if self._is_folder(f"{root}.kvreplay"):
             raise CorruptStoreError(
                 f"{root} is a store of kvreplay, whose expiry is in {root}.kvreplay; nothing was"
                 " read: leave out the option layout"
             )
-        if not os.path.isdir(root):
+        if not self._is_folder(root):
             raise StoreNotFoundError(f"there is no folder {root}: nothing was read; check the path")
 
     def read(self, primary_namespace: str, secondary_namespace: str, key: str) -> bytes:
@@ -68,12 +76,17 @@ class LdkFiles:
         check_name(primary_namespace, secondary_namespace, key)
         path = os.path.join(self._folder(primary_namespace, secondary_namespace), key)
         try:
-            with open(path, "rb") as file:
+            with open(path, "rb", opener=_without_waiting) as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise self._foreign(os.path.dirname(path), key)
                 return file.read()
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-            raise KeyNotFoundError("there is no such file") from None
+        except FileNotFoundError:
+            self._see_that_nothing_is_there(path)
         except OSError as error:
-            raise _unreadable(self._root, error) from error
+            # In version 1 a key and a namespace may have one name, in two namespaces.
+            if not (self._v1 and isinstance(error, IsADirectoryError | NotADirectoryError)):
+                raise _unreadable(self._root, error) from error
+        raise KeyNotFoundError("there is no such file")
 
     def list(self, primary_namespace: str, secondary_namespace: str) -> list[str]:
         """Return the namespace's keys; see :meth:`kvreplay.KVStoreSync.list`."""
@@ -147,7 +160,7 @@ class LdkFiles:
 
     def _folder(self, primary: str, secondary: str) -> str:
         if self._v1:
-            return os.path.join(self._root, primary, secondary)
+            return os.path.join(self._root, primary, secondary).rstrip("/")
         return os.path.join(self._root, primary or _EMPTY, secondary or _EMPTY)
 
     def _scan(self, folder: str, *, folders: bool, files: bool, wanted: str = "files") -> _Listing:
@@ -155,8 +168,30 @@ class LdkFiles:
         try:
             with os.scandir(folder) as entries:
                 return self._kept(entries, folder, folders, files, wanted)
+        except FileNotFoundError:
+            self._see_that_nothing_is_there(folder)
+        except OSError as error:
+            if not (self._v1 and isinstance(error, NotADirectoryError)):  # as in read()
+                raise _unreadable(self._root, error) from error
+        return []
+
+    def _see_that_nothing_is_there(self, path: str) -> None:
+        """Raise a StoreError if a path that was not found may only be out of reach now."""
+        if not self._is_folder(self._root):
+            raise StoreUnavailableError(
+                f"{self._root} is gone since it was opened; nothing was changed: mount it or move"
+                " it back, and begin again"
+            )
+        while len(path) > len(self._root):
+            if os.path.islink(path) and not os.path.exists(path):
+                raise self._foreign(*os.path.split(path))
+            path = os.path.dirname(path)
+
+    def _is_folder(self, path: str) -> bool:
+        try:
+            return stat.S_ISDIR(os.stat(path).st_mode)
         except (FileNotFoundError, NotADirectoryError):
-            return []
+            return False
         except OSError as error:
             raise _unreadable(self._root, error) from error
 
@@ -172,12 +207,19 @@ class LdkFiles:
         for each in entries:
             if each.name.endswith(_PASSING):
                 continue
-            is_folder = each.is_dir()
+            try:
+                status = each.stat()
+            except FileNotFoundError:
+                if not os.path.islink(each.path):
+                    continue  # it was just removed
+                raise self._foreign(folder, each.name) from None
+            is_folder = stat.S_ISDIR(status.st_mode)
             legal = is_name(each.name) or (is_folder and each.name == _EMPTY and not self._v1)
-            if not legal or not (folders if is_folder else files):
+            is_file = stat.S_ISREG(status.st_mode)
+            if not legal or not (folders if is_folder else files and is_file):
                 raise self._foreign(folder, each.name)
             if is_folder == (wanted == "folders"):
-                found.append((each.stat().st_mtime_ns // 1_000_000, each.name))
+                found.append((status.st_mtime_ns // 1_000_000, each.name))
         return found
 
     def _foreign(self, folder: str, name: str) -> StoreError:
@@ -187,6 +229,11 @@ class LdkFiles:
             f"{folder} has {shown!r}, which is none of the files of the layout {layout}; nothing of"
             f" it was changed: move it away, or read the folder with layout={other}"
         )
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file for reading; nobody needs to write to it, if it is a pipe."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
 
 
 def _unreadable(root: str, error: OSError) -> StoreError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import threading
@@ -18,6 +19,7 @@ __all__ = [
     "check_durability",
     "check_lock_timeout",
     "check_path",
+    "is_there",
     "nested_call_error",
     "own_transaction_error",
     "sqlite_store",
@@ -33,7 +35,22 @@ SQLITE_LOCK: Final = "-kvreplay-lock"
 def sqlite_store(path: str | os.PathLike[str]) -> str | None:
     """Return what shows the other engines that an SQLite store is, or was, at a path."""
     shown = os.path.realpath(path) + SQLITE_LOCK  # the file itself must not be opened
-    return shown if os.path.lexists(shown) else None
+    return shown if is_there(shown) else None
+
+
+def is_there(path: str) -> bool:
+    """Whether a path leads to something, even to a link to nothing.
+
+    Raises:
+        OSError: it cannot be looked at. To call it absent could begin a new store over a lost one.
+    """
+    try:
+        os.lstat(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+            raise
+        return False
+    return True
 
 
 def check_create(create: object) -> None:

@@ -228,7 +228,8 @@ class FileLock:
         """
         if self._fds and self._owner[0]:
             if not brief and not self.is_open:  # somebody else has closed it
-                if _opened.files.get(self._fds[0]) == self._identity:
+                # It is not noted if it could not even be looked at when it was opened.
+                if _opened.files.get(self._fds[0], 0) == self._identity:
                     del _opened.files[self._fds[0]]
                 self._fds.clear()
                 return

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,9 +17,12 @@ from kvreplay.testing.check_and_put import CheckAndPutTests
 from kvreplay.testing.claims import class_opened_by, leave_out, unclaimed
 from kvreplay.testing.closing import ClosingTests
 from kvreplay.testing.expiry import ExpiryTests
+from kvreplay.testing.faults import FaultTests
+from kvreplay.testing.foreign import ForeignTests
 from kvreplay.testing.forking import Child, ForkingTests
 from kvreplay.testing.inspecting import InspectionTests
 from kvreplay.testing.lazy import LazyTests
+from kvreplay.testing.limits import LimitTests
 from kvreplay.testing.names import NameTests
 from kvreplay.testing.paging import PagingTests
 from kvreplay.testing.plain import PlainTests
@@ -33,6 +38,9 @@ __all__ = ["StoreContract"]
 class StoreContract(
     PlainTests,
     NameTests,
+    LimitTests,
+    FaultTests,
+    ForeignTests,
     ClosingTests,
     WalkingTests,
     CheckAndPutTests,
@@ -67,6 +75,17 @@ class StoreContract(
     multi_process: ClassVar[bool] = True
     """Whether a durable store may be open several times at once, in one process or many."""
 
+    faults: ClassVar[Mapping[str, Callable[[Any, Path], AbstractContextManager[object]]]] = {}
+    """How reading can fail, each way under a name: a function of the opened store and its path. It
+    returns a context manager, inside which some or all of the store cannot be read. It harms
+    nothing for good. What it destroys must be more than an entry's own absence looks like."""
+
+    foreign: ClassVar[Mapping[str, Callable[[Path], object]]] = {}
+    """What others may leave where the store's entries lie, each kind under a name: a function of
+    the path, called while the store is closed. It puts there what can be no entry: for example
+    something with a name that is none, above all in the namespaces ``("p", "s")`` and ``("", "")``.
+    """
+
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         absent: set[str] = set()
@@ -76,7 +95,16 @@ class StoreContract(
             absent.update(("reopen", "spawn"))
         if not (cls.durable and cls.multi_process):
             absent.update(("another", "beside"))
+        if not cls.faults:
+            absent.add("failing")
+        if not cls.foreign:
+            absent.add("foreign_things")
         leave_out(cls, absent)
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        for fixture, ways in (("failing", self.faults), ("foreign_things", self.foreign)):
+            if fixture in metafunc.fixturenames:
+                metafunc.parametrize(fixture, list(ways), indirect=True)
 
     @pytest.fixture
     def path(self, tmp_path: Path) -> Path:
@@ -178,6 +206,18 @@ class StoreContract(
     ) -> Callable[[Callable[[Any], Any]], Process]:
         """``beside(action)`` starts a process that opens the store; it is open in this one too."""
         return spawn
+
+    @pytest.fixture
+    def failing(
+        self, request: pytest.FixtureRequest, store: Any, path: Path
+    ) -> Callable[[], AbstractContextManager[object]]:
+        """``with failing():`` the opened store's medium fails in one of the ways."""
+        return partial(self.faults[request.param], store, path)
+
+    @pytest.fixture
+    def foreign_things(self, request: pytest.FixtureRequest, path: Path) -> Callable[[], object]:
+        """``foreign_things()`` leaves what others may leave, beside a store that is closed."""
+        return partial(self.foreign[request.param], path)
 
     @pytest.fixture
     def fork(self) -> type[Child]:

@@ -92,8 +92,8 @@ ORDER: dict[str, tuple[str, ...]] = {
     ),
     "testing": (
         *("threads", "entries", "batches", "check_and_put", "claims", "closing", "expiry"),
-        *("forking", "inspecting", "names", "paging", "plain", "processes", "prompt"),
-        *("lazy", "transactions", "walking"),
+        *("faults", "foreign", "forking", "inspecting", "limits", "names", "paging", "plain"),
+        *("processes", "prompt", "lazy", "transactions", "walking"),
         *("model", "contract", "__init__"),
     ),
     "demo": (

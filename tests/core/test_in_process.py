@@ -12,6 +12,7 @@ from kvreplay.errors import (
     ConfigError,
     InvalidNameError,
     KeyNotFoundError,
+    KVReplayError,
     OutcomeUnknownError,
     StoreError,
 )
@@ -89,7 +90,7 @@ def test_absent_by_default(absent: Exception) -> None:
     assert store.read("p", "s", "k") == b"v"
 
 
-@pytest.mark.parametrize("not_found", [NotFound, (OSError, NotFound)])
+@pytest.mark.parametrize("not_found", [NotFound, (FileNotFoundError, NotFound)])
 def test_absent_in_the_nodes_own_way(not_found: Any) -> None:
     inner = NodesOwn()
     inner.absent = NotFound()
@@ -102,6 +103,79 @@ def test_absent_in_the_nodes_own_way(not_found: Any) -> None:
     with pytest.raises(StoreError, match="KeyError") as caught:
         store.read("p", "s", "k")
     assert not isinstance(caught.value, KeyNotFoundError)
+
+
+@pytest.mark.parametrize(
+    "not_found",
+    [
+        *(BaseException, Exception, OSError, StoreError, KVReplayError, (KeyError, OSError)),
+        *("KeyError", KeyError("k"), None, (), ((KeyError,),), int),
+    ],
+)
+def test_what_says_more_than_absence_is_refused(not_found: Any) -> None:
+    """Else each failure to read would look like an absent entry."""
+    with pytest.raises(ConfigError, match="not_found"):
+        InProcessAtomicStore(NodesOwn(), not_found=not_found)
+
+
+def test_only_bytes_are_a_value() -> None:
+    """``bytes(5)`` would be five zeros."""
+    inner = NodesOwn()
+    store = InProcessAtomicStore(inner)
+    for value in (5, True, None, "text", [1, 2]):
+        inner.entries["p", "s", "k"] = value
+        for call in (
+            lambda: store.read("p", "s", "k"),
+            lambda: store.check_and_put("p", "s", "k", expected=None, value=b"v"),
+        ):
+            with pytest.raises(StoreError, match="is no bytes") as caught:
+                call()
+            assert not isinstance(caught.value, KeyNotFoundError)
+        assert inner.entries["p", "s", "k"] is value
+    inner.entries["p", "s", "k"] = memoryview(b"v")
+    assert store.read("p", "s", "k") == b"v"
+
+
+class Walks(NodesOwn):
+    def list_all_keys(self) -> Any:
+        self._called("list_all_keys")
+        yield from self.entries
+
+
+FOREIGN = ["a.tmp", "", "a/b", "ключ", "N" * 121, "a\0", b"a", None, 5]
+
+
+def test_no_foreign_name_is_shown() -> None:
+    inner = Walks()
+    for name in FOREIGN:
+        for address in [("p", "s", name), (name, "s", "k"), ("p", name, "k")]:
+            inner.entries[address] = b"foreign"  # type: ignore[index]
+    inner.entries.pop(("p", "", "k"))  # that one is legal
+    inner.entries["p", "s", "k"] = b"v"
+    store = InProcessAtomicStore(inner)
+    assert store.list("p", "s") == ["k"]
+    assert list(store.list_all_keys()) == [("p", "s", "k")]
+
+
+def test_a_walk_that_fails_says_so() -> None:
+    inner = Walks()
+    inner.entries["p", "s", "k"] = b"v"
+    store = InProcessAtomicStore(inner)
+    walk = store.list_all_keys()
+    inner.fails = KeyError("a bug, here")
+    with pytest.raises(StoreError, match="KeyError") as caught:
+        list(walk)
+    assert not isinstance(caught.value, KeyNotFoundError)
+    inner.fails = KeyNotFoundError("no such namespace")
+    for call in (
+        lambda: store.list("p", "s"),
+        lambda: [*store.list_all_keys()],
+        lambda: store.write("p", "s", "k", b"v"),
+        lambda: store.remove("p", "s", "k"),
+    ):
+        with pytest.raises(StoreError) as caught:
+            call()
+        assert not isinstance(caught.value, KeyNotFoundError), "only what is read can be absent"
 
 
 def test_no_other_failure_is_an_absence() -> None:

@@ -10,6 +10,7 @@ from kvreplay.backends.memory import MemoryStore
 from kvreplay.backends.sqlite import SQLiteStore
 from kvreplay.store.in_process import InProcessAtomicStore
 from kvreplay.testing import StoreContract
+from support.media import FAULTS, FOREIGN, some
 from support.plain_stores import WalkableStore
 
 
@@ -22,14 +23,20 @@ class TestMemory(StoreContract):
 
 class TestFilesystem(StoreContract):
     open = FilesystemStore
+    faults = FAULTS["filesystem"]
+    foreign = FOREIGN["filesystem"]
 
 
 class TestLMDB(StoreContract):
     open = LMDBStore
+    faults = FAULTS["lmdb"]
+    foreign = FOREIGN["lmdb"]
 
 
 class TestSQLite(StoreContract):
     open = SQLiteStore
+    faults = FAULTS["sqlite"]
+    foreign = FOREIGN["sqlite"]
 
 
 class TestWrappedPlainStore(StoreContract):
@@ -41,6 +48,8 @@ class TestWrappedPlainStore(StoreContract):
 
 class TestWrappedDurableStore(StoreContract):
     multi_process = False
+    faults = some(FAULTS["filesystem"], "a namespace is denied")
+    foreign = some(FOREIGN["filesystem"], "files")
 
     def open(self, path: Path) -> InProcessAtomicStore:
         return InProcessAtomicStore(FilesystemStore(path))

@@ -24,6 +24,7 @@ from kvreplay import (
 )
 from kvreplay.backends.memory import MemoryStore
 from support.engines import ENGINES, Engine
+from support.media import FOREIGN
 from support.migrations import (
     LDK,
     MARK,
@@ -64,6 +65,19 @@ def test_a_round_trip_over_all_engines_is_byte_for_byte(
     for one, other in itertools.pairwise(stores):
         migrate(one, other)
     assert content(stores[-1]) == content(stores[0])
+
+
+@pytest.mark.parametrize("engine", FOREIGN)
+def test_what_is_no_entry_is_not_copied(engine: str, tmp_path: Path) -> None:
+    with open_store(f"{engine}:{tmp_path}/one") as store:
+        fill(store)
+        wanted, in_order = content(store), order(store)
+    for plant in FOREIGN[engine].values():
+        plant(tmp_path / "one")
+    with MemoryStore() as destination:
+        migrate(f"{engine}:{tmp_path}/one", destination)
+        assert content(destination) == wanted
+        assert order(destination) == in_order
 
 
 def test_urls_and_a_source_is_never_made(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ Who changes an entry holds the lock of its stripe. Who reads it does not have to
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable
 from typing import Final
@@ -20,7 +19,7 @@ from kvreplay.backends.filesystem.creation import Creations
 from kvreplay.backends.filesystem.errors import nameless
 from kvreplay.backends.filesystem.expiry import ExpiryIndex, Mark, discard
 from kvreplay.backends.filesystem.layout import EntryFile
-from kvreplay.backends.filesystem.listing import place_of_file
+from kvreplay.backends.filesystem.listing import place_of_file, refuse_lost_folder
 from kvreplay.backends.filesystem.presence import Presence
 from kvreplay.errors import OutcomeUnknownError, StoreError, StoreUnavailableError
 from kvreplay.store import Entry
@@ -71,6 +70,7 @@ class Entries:
         try:
             return read_regular_file(self.file(entry), look)
         except FileNotFoundError:
+            refuse_lost_folder(self._root, entry.parts)
             return None
 
     def load_of(self, place: Place, entry: EntryFile) -> bytes | None:
@@ -137,8 +137,10 @@ class Entries:
             lazy: a power cut may bring it back.
         """
         old_marker = self._expiry.current(entry)
-        with contextlib.suppress(FileNotFoundError):
+        try:
             os.unlink(self.file(entry))
+        except FileNotFoundError:
+            refuse_lost_folder(self._root, entry.parts)
         left = self.folders.remove_empty(entry.parts)
         if not lazy:
             # Even if it was absent: an earlier removal may have been lazy, or cut short.

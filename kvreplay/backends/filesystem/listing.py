@@ -1,10 +1,13 @@
 """What a folder of a file-system store shows: names, and a page of keys in the order of creation.
 
-It takes no lock. What has no legal name, or is no regular file or no folder, is not shown.
+It takes no lock. What cannot be an entry is not shown: what has no legal name, or is no regular
+file or no folder. Of what may be one and cannot be looked at now, an ``OSError`` tells. So it does
+of a link that leads nowhere: links are followed, and a disk may not be mounted.
 """
 
 from __future__ import annotations
 
+import errno
 import heapq
 import os
 import stat
@@ -14,7 +17,7 @@ from kvreplay.backends.filesystem.layout import EMPTY
 from kvreplay.store import is_name
 from kvreplay.store.paging import Place
 
-__all__ = ["names", "newest_first", "place_of_file"]
+__all__ = ["names", "newest_first", "place_of_file", "refuse_lost_folder"]
 
 _LATEST: Final = 2**63 - 1
 
@@ -53,16 +56,51 @@ def place_of_file(file: os.stat_result, key: str) -> Place:
     return min(max(file.st_mtime_ns, 0), _LATEST), key
 
 
-def _place_of(each: os.DirEntry[str]) -> Place | None:
+def refuse_lost_folder(root: str, parts: tuple[str, ...]) -> None:
+    """Raise an ``OSError`` if one of these folders is a link that leads nowhere.
+
+    Nobody knows then which entries are absent.
+    """
+    path = root
     try:
-        found = each.stat()
-    except OSError:
-        return None  # it was just removed, or is a link that leads nowhere
-    return place_of_file(found, each.name) if stat.S_ISREG(found.st_mode) else None
+        os.stat("/".join((root, *parts)))  # nearly always it is there, or the entry's folder is not
+    except FileNotFoundError:
+        for part in parts:
+            path = f"{path}/{part}"
+            _refuse_lost(path)
+
+
+def _place_of(each: os.DirEntry[str]) -> Place | None:
+    found = _status_of(each)
+    if found is None or not stat.S_ISREG(found.st_mode):
+        return None
+    return place_of_file(found, each.name)
 
 
 def _is_shown(each: os.DirEntry[str], folders: bool) -> bool:
-    try:
+    if not each.is_symlink():
         return each.is_dir() if folders else each.is_file()
-    except OSError:
-        return False  # a link that leads nowhere, or in a circle
+    found = _status_of(each)
+    return found is not None and (stat.S_ISDIR if folders else stat.S_ISREG)(found.st_mode)
+
+
+def _status_of(each: os.DirEntry[str]) -> os.stat_result | None:
+    """Return what a name leads to; ``None`` if it was just removed, or leads in a circle."""
+    try:
+        return each.stat()
+    except FileNotFoundError:
+        _refuse_lost(each.path)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+    return None
+
+
+def _refuse_lost(path: str) -> None:
+    """Raise an ``OSError`` if a link is there, which leads nowhere as the caller has seen."""
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return
+    if stat.S_ISLNK(found.st_mode):
+        raise OSError(errno.ENXIO, os.strerror(errno.ENXIO), path)

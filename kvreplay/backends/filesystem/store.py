@@ -40,7 +40,7 @@ from kvreplay.backends.filesystem.entries import Entries
 from kvreplay.backends.filesystem.errors import nameless, opening_error, store_error
 from kvreplay.backends.filesystem.expiry import ExpiryIndex
 from kvreplay.backends.filesystem.layout import EMPTY, EntryFile, namespace_of, resolve
-from kvreplay.backends.filesystem.listing import names, newest_first
+from kvreplay.backends.filesystem.listing import names, newest_first, refuse_lost_folder
 from kvreplay.backends.filesystem.locks import flocked, lock_file, read_locked
 from kvreplay.backends.filesystem.opening import open_folders
 from kvreplay.errors import (
@@ -309,6 +309,8 @@ class FilesystemStore(Closing):
                         if _is_same_file(due.path, target):
                             os.unlink(target)
                             removed += 1
+                        else:
+                            refuse_lost_folder(self._root, due.entry.parts)
                         self._expiry.forget_stamp(due)
                     # Even if it was gone: a sweep before this one may have been cut short.
                     changed.add(due.entry.parts)
@@ -351,6 +353,7 @@ class FilesystemStore(Closing):
             try:
                 return look(os.path.join(self._root, *parts))
             except FileNotFoundError:
+                refuse_lost_folder(self._root, parts)
                 self._presence.check()
                 return None
 

@@ -11,34 +11,42 @@ items for one key would do so too, but LMDB counts its pages wrongly, and ``veri
 Creation and transaction are the identity of an entry: no two states of it share one.
 
 The transaction is each step's last argument: a step is passed on as a ``partial`` without it.
+
+Another program may have put something else there. A key that is no legal address is not shown. A
+value that is too short for its head is damaged, and that is told.
 """
 
 from __future__ import annotations
 
 import hashlib
 import string
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Final
 
 from kvreplay.backends.lmdb.handle import Handle, Transaction
+from kvreplay.errors import CorruptStoreError
 from kvreplay.store import MAX_NAME_LENGTH, SweepResult, check_name, check_namespace
+from kvreplay.store.names import are_names
 from kvreplay.store.paging import Place
 
 __all__ = [
     "HEAD",
     "PAGE",
     "Hidden",
+    "addresses_in",
     "check_and_put",
     "delete",
     "delete_if",
     "digest_of",
+    "empty_value",
     "entry_key",
     "expiry_of",
     "identity_at",
     "identity_of",
     "index_key",
     "keys_from",
+    "names_in",
     "page",
     "prefix_of",
     "put",
@@ -61,7 +69,7 @@ _DIGEST: Final = 16
 _NEVER: Final = bytes(_STAMP)
 _LAST: Final = b"created"  # the key of the last creation, in the database ``meta``
 _NONE: Final = bytes(8)
-_MOST: Final = 2**64 - 1
+_MOST: Final = 2**63 - 1  # what a token of a page can name
 _LEGAL: Final = (string.ascii_letters + string.digits + "_-").encode()
 
 
@@ -88,6 +96,60 @@ def prefix_of(primary_namespace: str, secondary_namespace: str) -> bytes:
 def digest_of(namespace: bytes) -> bytes:
     """Return what the keys of a namespace's creations start with."""
     return hashlib.sha256(namespace, usedforsecurity=False).digest()[:_DIGEST]
+
+
+def addresses_in(keys: Iterable[bytes]) -> Iterator[tuple[str, str, str]]:
+    """Yield the legal addresses among LMDB's keys."""
+    seen, namespace = b"", list[str]()
+    for each in keys:
+        prefix, _, own = each.rpartition(b"\0")
+        if prefix != seen or not namespace:
+            seen, namespace = prefix, _namespace_of(prefix)
+        name = _name_of(own)
+        if name is not None and namespace:
+            yield namespace[0], namespace[1], name
+
+
+def names_in(prefix: bytes, keys: list[bytes]) -> list[str]:
+    """Return the legal names of entries of one namespace."""
+    own = [key[len(prefix) :] for key in keys]
+    try:
+        names = b"\0".join(own).decode("ascii").split("\0")
+        if len(names) == len(own) and are_names(names):
+            return names
+    except UnicodeDecodeError:
+        pass  # there is a foreign one among them
+    return [name for key in own if (name := _name_of(key)) is not None]
+
+
+def _namespace_of(prefix: bytes) -> list[str]:
+    """Return the two parts of a legal namespace, or nothing."""
+    parts = prefix.split(b"\0")
+    names = [_name_of(each) if each else "" for each in parts]
+    if len(names) != 2 or None in names or (names[1] and not names[0]):
+        return []
+    return [each or "" for each in names]
+
+
+def _name_of(key: bytes) -> str | None:
+    if 0 < len(key) <= MAX_NAME_LENGTH and not key.translate(None, _LEGAL):
+        return key.decode()
+    return None
+
+
+def empty_value(stored: bytes, handle: Handle) -> bytes:
+    """Return the value of what is stored, where that has no byte beyond a head.
+
+    Raises:
+        CorruptStoreError: it is shorter than a head. No change of kvreplay's makes such an entry.
+    """
+    if len(stored) < HEAD:
+        raise CorruptStoreError(
+            f"an entry of the LMDB store {handle.path} is too short: another program has put it"
+            " there, or it is damaged; nothing was changed: write or remove that entry, or restore"
+            " the store from a backup"
+        )
+    return b""
 
 
 def index_key(entry: bytes, stamp: bytes) -> bytes:
@@ -152,7 +214,7 @@ def check_and_put(
             _index(handle, txn, entry, stamp)
             return None
     old = txn.get(entry, None, handle.entries)
-    found = None if old is None else old[HEAD:]
+    found = None if old is None else old[HEAD:] or empty_value(old, handle)
     if found == expected:
         _replace(handle, txn, entry, old, value, stamp)
     return found
@@ -167,6 +229,9 @@ def _replace(
     stamp: bytes = _NEVER,
 ) -> None:
     """Change an entry and its places in the indexes together."""
+    if old is not None and len(old) < HEAD:
+        _drop_damaged(handle, txn, entry)
+        old = None
     if old is not None and old[:_STAMP] not in (_NEVER, stamp):
         txn.delete(index_key(entry, old[:_STAMP]), db=handle.expiry)
     if value is not None:
@@ -206,6 +271,17 @@ def _drop(handle: Handle, txn: Transaction, entry: bytes, old: bytes) -> bool:
     namespace, _, _ = entry.rpartition(b"\0")
     txn.delete(digest_of(namespace) + old[_STAMP:_CREATED], db=handle.files.created)
     return txn.delete(entry, db=handle.entries)
+
+
+def _drop_damaged(handle: Handle, txn: Transaction, entry: bytes) -> None:
+    """Remove an entry that does not tell its place among those of its namespace, and that place."""
+    namespace, _, key = entry.rpartition(b"\0")
+    digest = digest_of(namespace)
+    with txn.cursor(handle.files.created) as cursor:
+        found = cursor.set_range(digest)
+        while found and cursor.key().startswith(digest):
+            found = cursor.delete() if cursor.value() == key else cursor.next()
+    txn.delete(entry, db=handle.entries)
 
 
 def sweep(
@@ -293,18 +369,20 @@ def page(
     entries: list[tuple[int, str, bytes]] = []
     digest = digest_of(prefix[:-1])
     end = digest + (place[0] if place else _MOST).to_bytes(8, "big")
-    with txn.cursor(handle.files.created) as cursor:
+    with txn.cursor(handle.files.created) as cursor, txn.cursor(handle.entries) as own:
         found = cursor.prev() if cursor.set_range(end) else cursor.last()
         while found and len(entries) < limit:
             item, key = cursor.item()
             if not item.startswith(digest):
                 break
-            own = prefix + key
-            look = with_values or own in hidden
-            stored = txn.get(own, None, handle.entries) if look else b""
-            # None if another program has removed it
-            if stored is not None and not (hidden and identity_of(stored) == hidden.get(own)):
-                creation = int.from_bytes(item[_DIGEST:], "big")
-                entries.append((creation, key.decode(), stored[HEAD:]))
+            name = _name_of(key)
+            # Else another program has put it there, or has removed its entry.
+            if name is not None and len(item) == _DIGEST + 8 and own.set_key(prefix + key):
+                creation, identity = int.from_bytes(item[_DIGEST:], "big"), hidden.get(prefix + key)
+                if not with_values and identity is None:
+                    entries.append((creation, name, b""))
+                elif identity != identity_of(stored := own.value()):
+                    value = stored[HEAD:] or empty_value(stored, handle)
+                    entries.append((creation, name, value))
             found = cursor.prev()
     return entries

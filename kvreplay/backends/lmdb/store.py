@@ -162,15 +162,17 @@ class LMDBStore(Closing):
             stored = environment.handle.get(entry)
         if stored is None:
             raise KeyNotFoundError("no entry under that name")
-        return stored[entries.HEAD :]
+        return stored[entries.HEAD :] or entries.empty_value(stored, environment.handle)
 
     def read_entry(self, primary_namespace: str, secondary_namespace: str, key: str) -> Entry:
         """Return value and expiry; see :meth:`kvreplay.InspectableKVStore.read_entry`."""
         entry = entries.entry_key(primary_namespace, secondary_namespace, key)
-        stored = _shown(self._opened(), entry)
+        environment = self._opened()
+        stored = _shown(environment, entry)
         if stored is None:
             raise KeyNotFoundError("no entry under that name")
-        return Entry(stored[entries.HEAD :], entries.expiry_of(stored))
+        value = stored[entries.HEAD :] or entries.empty_value(stored, environment.handle)
+        return Entry(value, entries.expiry_of(stored))
 
     def write(
         self, primary_namespace: str, secondary_namespace: str, key: str, value: bytes
@@ -200,7 +202,7 @@ class LMDBStore(Closing):
         """Return the namespace's keys, page by page; see :meth:`kvreplay.KVStoreSync.list`."""
         check_namespace(primary_namespace, secondary_namespace)
         prefix = entries.prefix_of(primary_namespace, secondary_namespace)
-        return [key[len(prefix) :].decode() for key in self._walk(prefix)]
+        return entries.names_in(prefix, [*self._walk(prefix)])
 
     def list_paginated(
         self,
@@ -237,8 +239,7 @@ class LMDBStore(Closing):
         pages alive.
         """
         self._opened()
-        addresses = (key.decode().split("\0") for key in self._walk(b""))
-        return ((primary, secondary, key) for primary, secondary, key in addresses)
+        return entries.addresses_in(self._walk(b""))
 
     def check_and_put(
         self,

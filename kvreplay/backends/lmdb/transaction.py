@@ -32,7 +32,7 @@ class _Transaction:
         stored = self._run(lambda txn: txn.get(entry, None, self._handle.entries))
         if stored is None:
             raise KeyNotFoundError("no entry under that name")
-        return stored[entries.HEAD :]
+        return stored[entries.HEAD :] or entries.empty_value(stored, self._handle)
 
     def write(
         self, primary_namespace: str, secondary_namespace: str, key: str, value: bytes
@@ -51,7 +51,7 @@ class _Transaction:
         check_namespace(primary_namespace, secondary_namespace)
         prefix = entries.prefix_of(primary_namespace, secondary_namespace)
         keys = self._run(partial(entries.keys_from, self._handle, prefix, prefix, None))
-        return [key[len(prefix) :].decode() for key in keys]
+        return entries.names_in(prefix, keys)
 
     def check_and_put(
         self,

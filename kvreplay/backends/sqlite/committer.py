@@ -171,7 +171,7 @@ class Committer:
                 writer.execute("BEGIN IMMEDIATE")
             finally:
                 writer.execute("PRAGMA busy_timeout = 0")
-        self._txn = txn = Transaction(writer, anew=are_announced(self._path))
+        self._txn = txn = Transaction(writer, self._path, anew=are_announced(self._path))
         if txn.last < self._last_order:
             raise set_back(self._path)
         self._last_order = txn.last

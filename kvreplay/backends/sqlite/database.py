@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sqlite3
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -11,7 +10,7 @@ from functools import partial
 from os import getpid
 from typing import Any, Final, TypeVar
 
-from kvreplay.backends._support import OwnTransaction
+from kvreplay.backends._support import OwnTransaction, is_there
 from kvreplay.backends.group_commit import GroupCommit
 from kvreplay.backends.lazy_removals import EVERYWHERE, not_removed
 from kvreplay.backends.pending import NOWHERE, PendingWrite
@@ -71,7 +70,7 @@ class Database:
         deadline = time.monotonic() + self.lock_timeout
         try:
             self._committer.set_patience(deadline)
-            if schema.is_empty(writer) and not os.path.lexists(self.path + LOCK):
+            if schema.is_empty(writer) and not is_there(self.path + LOCK):
                 if not creating:
                     raise StoreNotFoundError(
                         f"{self.path} is an SQLite database without any table: nothing was made,"
@@ -101,7 +100,7 @@ class Database:
                 if schema.is_empty(writer):
                     schema.make(writer)
                 schema.check(writer, self.path)
-                schema.add_own_tables(writer)
+                schema.add_own_tables(writer, self.path)
                 select = "SELECT value FROM kvreplay_meta WHERE name = 'id'"
                 self.id = str(writer.execute(select).fetchone()[0])
                 writer.execute("COMMIT")

@@ -1,22 +1,33 @@
 """How entries lie in the tables, and the steps that change them inside a transaction.
 
 The transaction is each step's last argument: a step is passed on as a ``partial`` without it.
+
+Another program may have put something else there. A row whose names are not legal texts is not
+shown, nor swept. A value that is no blob is damaged, and that is told.
 """
 
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Final
 
+import attrs
+
+from kvreplay.backends.sqlite.errors import is_no_text
 from kvreplay.backends.sqlite.schema import NODE_TABLE
-from kvreplay.store import SweepResult, check_namespace
+from kvreplay.errors import CorruptStoreError, StoreError
+from kvreplay.store import MAX_NAME_LENGTH, SweepResult, check_namespace
+from kvreplay.store.names import are_names
 
 __all__ = [
     "ALL_KEYS",
     "IDENTIFIED",
     "IDENTITY",
     "KEYS",
+    "OF_ADDRESSES",
+    "OF_KEYS",
     "PAGE",
     "PAGE_AFTER",
     "VALUE",
@@ -25,8 +36,10 @@ __all__ = [
     "Identity",
     "Transaction",
     "check_and_put",
+    "checked",
     "delete",
     "delete_if",
+    "legal_rows",
     "namespace",
     "put",
     "sweep",
@@ -43,23 +56,36 @@ _MAX: Final = 2**63 - 1
 _HERE: Final = "primary_namespace = ? AND secondary_namespace = ? AND key = ?"
 _NAMESPACE: Final = "primary_namespace = ? AND secondary_namespace = ?"
 
+
+def _legal(name: str) -> str:
+    """Return the condition of a legal name, or of an empty one.
+
+    A text may have a NUL, at which ``length`` and ``GLOB`` end.
+    """
+    return (
+        f"typeof({name}) = 'text' AND length({name}) <= {MAX_NAME_LENGTH}"
+        f" AND length({name}) = length(CAST({name} AS BLOB))"
+        f" AND {name} NOT GLOB '*[^-A-Za-z0-9_]*'"
+    )
+
+
 VALUE: Final = f"SELECT value FROM {NODE_TABLE} WHERE {_HERE}"
 IDENTIFIED: Final = f"""
     SELECT value, expires_at, sort_order, {NODE_TABLE}.rowid
     FROM {NODE_TABLE} LEFT JOIN kvreplay_expiry
     USING (primary_namespace, secondary_namespace, key, sort_order) WHERE {_HERE}"""
-KEYS: Final = f"SELECT key{{identity}} FROM {NODE_TABLE} WHERE {_NAMESPACE}"
+KEYS: Final = f"SELECT key{{identity}} FROM {NODE_TABLE} WHERE {_NAMESPACE} AND {{such}}"
 IDENTITY: Final = ", sort_order, rowid"
 ALL_KEYS: Final = f"""
     SELECT primary_namespace, secondary_namespace, key{{identity}} FROM {NODE_TABLE}
-    WHERE (primary_namespace, secondary_namespace, key) > (?, ?, ?)
+    WHERE (primary_namespace, secondary_namespace, key) > (?, ?, ?) AND {{such}}
     ORDER BY primary_namespace, secondary_namespace, key LIMIT {WALK}"""
 PAGE: Final = f"""
-    SELECT key, {{value}}, sort_order, rowid FROM {NODE_TABLE} WHERE {_NAMESPACE}
+    SELECT key, {{value}}, sort_order, rowid FROM {NODE_TABLE} WHERE {_NAMESPACE} AND {{such}}
     ORDER BY sort_order DESC, key ASC LIMIT ?"""
 PAGE_AFTER: Final = f"""
     SELECT key, {{value}}, sort_order, rowid FROM {NODE_TABLE} WHERE {_NAMESPACE}
-    AND sort_order <= ? AND NOT (sort_order = ? AND key <= ?)
+    AND sort_order <= ? AND NOT (sort_order = ? AND key <= ?) AND {{such}}
     ORDER BY sort_order DESC, key ASC LIMIT ?"""
 
 _FIND: Final = f"SELECT value, sort_order FROM {NODE_TABLE} WHERE {_HERE}"
@@ -74,8 +100,8 @@ _DELETE: Final = f"DELETE FROM {NODE_TABLE} WHERE {_HERE}"
 _SET_EXPIRY: Final = "INSERT OR REPLACE INTO kvreplay_expiry VALUES (?, ?, ?, ?, ?)"
 _DROP_EXPIRY: Final = f"DELETE FROM kvreplay_expiry WHERE {_HERE}"
 _DUE: Final = """
-    SELECT secondary_namespace, key, sort_order FROM kvreplay_expiry
-    WHERE primary_namespace = ? AND expires_at <= ? ORDER BY expires_at LIMIT ?"""
+    SELECT primary_namespace, secondary_namespace, key, sort_order FROM kvreplay_expiry
+    WHERE primary_namespace = ? AND expires_at <= ? AND {such} ORDER BY expires_at LIMIT ?"""
 _LAST_ORDER: Final = "SELECT value FROM kvreplay_meta WHERE name = 'last_order'"
 _SET_LAST_ORDER: Final = "UPDATE kvreplay_meta SET value = ? WHERE name = 'last_order'"
 
@@ -87,6 +113,65 @@ def namespace(primary_namespace: str, secondary_namespace: str) -> tuple[str, st
     return primary_namespace, secondary_namespace
 
 
+def legal_rows(
+    run: Callable[[str, tuple[Any, ...]], list[Any]], sql: str, args: tuple[Any, ...], such: Such
+) -> list[Any]:
+    """Return the rows with legal names of a query that has a place for the condition."""
+    try:
+        rows = run(sql.format(such="1"), args)
+        if such.are_legal(rows):
+            return rows
+    except (sqlite3.Error, StoreError) as error:
+        if not is_no_text(error):
+            raise
+    return run(sql.format(such=such.condition), args)
+
+
+def _are_keys(rows: list[Any]) -> bool:
+    return are_names([row[0] for row in rows])
+
+
+def _are_addresses(rows: list[Any]) -> bool:
+    namespaces = {row[:2] for row in rows}
+    return are_names([row[2] for row in rows]) and all(
+        secondary == "" if primary == "" else are_names((primary, secondary or "_"))
+        for primary, secondary in namespaces
+    )
+
+
+@attrs.frozen
+class Such:
+    """Rows with legal names: the condition in SQL, and the look at rows, which is much faster."""
+
+    condition: str
+    are_legal: Callable[[list[Any]], bool]
+
+
+OF_KEYS: Final = Such(f"key <> '' AND {_legal('key')}", _are_keys)
+"""Of rows that begin with the key."""
+
+OF_ADDRESSES: Final = Such(
+    f"{OF_KEYS.condition} AND {_legal('primary_namespace')} AND {_legal('secondary_namespace')}"
+    " AND (secondary_namespace = '' OR primary_namespace <> '')",
+    _are_addresses,
+)
+"""Of rows that begin with the whole address."""
+
+
+def checked(value: object, path: str) -> bytes:
+    """Return a value that was read from the store at ``path``.
+
+    Raises:
+        CorruptStoreError: it is no blob: another program has written it.
+    """
+    if type(value) is not bytes:
+        raise CorruptStoreError(
+            f"an entry of the SQLite store {path} holds a {type(value).__name__}, and not bytes:"
+            " another program has written it; nothing was changed: write or remove that entry"
+        )
+    return value
+
+
 class Transaction:
     """A write transaction, and the creation numbers that it gives.
 
@@ -96,13 +181,18 @@ class Transaction:
         anew: an update gives an entry another identity.
     """
 
-    __slots__ = ("_first", "last", "run", "update")
+    __slots__ = ("_first", "last", "path", "run", "update")
 
-    def __init__(self, connection: sqlite3.Connection, *, anew: bool) -> None:
+    def __init__(self, connection: sqlite3.Connection, path: str, *, anew: bool) -> None:
+        self.path = path
         self.run = connection.execute
         self.update = _UPDATE_ANEW if anew else _UPDATE
         self._first: int = self.run(_LAST_ORDER).fetchone()[0]
         self.last: int = self._first  # that was given
+
+    def rows(self, sql: str, args: tuple[Any, ...]) -> list[Any]:
+        """Return all rows of a query."""
+        return self.run(sql, args).fetchall()
 
     def next_order(self) -> int:
         """Return the number of a new entry."""
@@ -141,7 +231,7 @@ def check_and_put(
 ) -> bytes | None:
     """Change an entry if it is as expected; return what was found."""
     old = txn.run(_FIND, address).fetchone()
-    found: bytes | None = None if old is None else old[0]
+    found = None if old is None else checked(old[0], txn.path)
     if found == expected:
         if value is not None:
             _put(address, old, value, expires_at, txn)
@@ -169,10 +259,10 @@ def _put(
 def sweep(primary_namespace: str, now: int, limit: int, txn: Transaction) -> SweepResult:
     """Remove due entries of one primary namespace, the longest due first."""
     until = max(min(now, _MAX), -_MAX)
-    due = txn.run(_DUE, (primary_namespace, until, min(limit, _MAX - 1) + 1)).fetchall()
+    args = (primary_namespace, until, min(limit, _MAX - 1) + 1)
+    due = legal_rows(txn.rows, _DUE, args, OF_ADDRESSES)
     removed = 0
-    for secondary, key, order in due[:limit]:
-        address = (primary_namespace, secondary, key)
+    for *address, order in due[:limit]:
         removed += txn.run(f"{_DELETE} AND sort_order = ?", (*address, order)).rowcount
         txn.run(_DROP_EXPIRY, address)
     return SweepResult(min(len(due), limit), removed, more=len(due) > limit)

@@ -18,6 +18,7 @@ from kvreplay.store import closed_error
 __all__ = [
     "code_of",
     "commit_error",
+    "is_no_text",
     "leaves_doubt",
     "no_access",
     "set_back",
@@ -29,6 +30,17 @@ def code_of(error: BaseException) -> int:
     """Return SQLite's primary result code; 0 if the error is not SQLite's own."""
     code = getattr(error, "sqlite_errorcode", 0)
     return code & 0xFF if isinstance(code, int) else 0
+
+
+def is_no_text(error: BaseException | None) -> bool:
+    """Whether a query failed because a text in its rows is no UTF-8, which Python finds."""
+    if isinstance(error, StoreError):
+        error = error.__cause__
+    return (
+        isinstance(error, sqlite3.OperationalError)
+        and not code_of(error)
+        and "decode" in str(error)
+    )
 
 
 def leaves_doubt(error: sqlite3.Error) -> bool:

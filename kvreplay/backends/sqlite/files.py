@@ -14,7 +14,7 @@ import sqlite3
 import uuid
 from typing import Final
 
-from kvreplay.backends._support import SQLITE_LOCK
+from kvreplay.backends._support import SQLITE_LOCK, is_there
 from kvreplay.backends.durable_files import FILE_MODE, fsync_directory, make_directories
 from kvreplay.backends.sqlite import schema
 from kvreplay.backends.sqlite.connections import close_all, opened
@@ -48,7 +48,7 @@ def make_if_missing(path: str, *, creating: bool) -> None:
 def _make_if_missing(path: str, creating: bool) -> None:
     if os.path.isdir(path):
         raise CorruptStoreError(f"{path} is a directory{_engine_of(path)}: {_ANOTHER}")
-    marked = os.path.lexists(path + LOCK)
+    marked = is_there(path + LOCK)
     try:
         if os.stat(path).st_size:
             return
@@ -97,7 +97,7 @@ def _make(path: str, *, empty: bool) -> None:
         schema.make_wal(made[0], temporary)
         made[0].execute("BEGIN IMMEDIATE")
         schema.make(made[0])
-        schema.add_own_tables(made[0])
+        schema.add_own_tables(made[0], temporary)
         made[0].execute("COMMIT")
         close_all(made)  # it takes the log into the database, and removes it
         if empty:

@@ -22,6 +22,7 @@ __all__ = ["NODE_TABLE", "NODE_VERSION", "add_own_tables", "check", "is_empty", 
 NODE_TABLE: Final = "ldk_node_data"
 NODE_VERSION: Final = 3
 _FORMAT: Final = 1
+_MAX_ORDER: Final = 2**62  # half of the creation numbers is kept for those to come
 
 _NODE_COLUMNS: Final = ("primary_namespace", "secondary_namespace", "key", "value", "sort_order")
 _NODE: Final = (
@@ -77,10 +78,13 @@ def make(connection: sqlite3.Connection) -> None:
         connection.execute(statement)
 
 
-def add_own_tables(connection: sqlite3.Connection) -> None:
+def add_own_tables(connection: sqlite3.Connection, path: str) -> None:
     """Make our own tables where they are missing, in the caller's transaction.
 
     The creation numbers go on after the greatest that there is: ldk-node may have given some.
+
+    Raises:
+        CorruptStoreError: the greatest is none, so that no number could follow it.
     """
     for statement in _OWN:
         connection.execute(statement)
@@ -91,9 +95,16 @@ def add_own_tables(connection: sqlite3.Connection) -> None:
         ("settled", 0),
     ):
         connection.execute("INSERT OR IGNORE INTO kvreplay_meta VALUES (?, ?)", (name, value))
+    greatest = connection.execute(f"SELECT max(sort_order) FROM {NODE_TABLE}").fetchone()[0] or 0
+    if not isinstance(greatest, int | float) or greatest >= _MAX_ORDER:
+        raise CorruptStoreError(
+            f"the greatest sort_order in the table {NODE_TABLE} of {path} is no creation number"
+            " that another one could follow: another program has written it; nothing was changed:"
+            " give that row a smaller one, or restore the file from a backup"
+        )
     connection.execute(
-        "UPDATE kvreplay_meta SET value = max(value,"
-        f" (SELECT coalesce(max(sort_order), 0) FROM {NODE_TABLE})) WHERE name = 'last_order'"
+        "UPDATE kvreplay_meta SET value = max(value, ?) WHERE name = 'last_order'",
+        (int(greatest),),
     )
 
 

@@ -158,7 +158,7 @@ class SQLiteStore(Closing):
         if row is None:
             raise KeyNotFoundError("no entry under that name")
         value = row[0]
-        return value if type(value) is bytes else self._refuse(value)
+        return value if type(value) is bytes else entries.checked(value, self._path)
 
     def read_entry(self, primary_namespace: str, secondary_namespace: str, key: str) -> Entry:
         """Return value and expiry; see :meth:`kvreplay.InspectableKVStore.read_entry`."""
@@ -167,7 +167,7 @@ class SQLiteStore(Closing):
         row = _shown(self._opened(), address)
         if row is None:
             raise KeyNotFoundError("no entry under that name")
-        return Entry(self._checked(row[0]), row[1])
+        return Entry(entries.checked(row[0], self._path), row[1])
 
     def write(
         self, primary_namespace: str, secondary_namespace: str, key: str, value: bytes
@@ -196,13 +196,13 @@ class SQLiteStore(Closing):
     def list(self, primary_namespace: str, secondary_namespace: str) -> list[str]:
         """Return the namespace's keys, of one moment; see :meth:`kvreplay.KVStoreSync.list`."""
         check_namespace(primary_namespace, secondary_namespace)
-        database = self._opened()
-        namespace = (primary_namespace, secondary_namespace)
-        if not (hidden := _hidden(database, namespace)):
-            rows = database.connections.rows(entries.KEYS.format(identity=""), namespace)
-            return [key for (key,) in rows]
-        rows = database.connections.rows(entries.KEYS.format(identity=entries.IDENTITY), namespace)
-        return [key for key, *identity in rows if hidden.get(key) != tuple(identity)]
+        database, namespace = self._opened(), (primary_namespace, secondary_namespace)
+        hidden = _hidden(database, namespace)
+        sql = entries.KEYS.replace("{identity}", entries.IDENTITY if hidden else "")
+        rows = entries.legal_rows(database.connections.rows, sql, namespace, entries.OF_KEYS)
+        if hidden:
+            rows = [row for row in rows if hidden.get(row[0]) != row[1:]]
+        return [row[0] for row in rows]
 
     def list_paginated(
         self,
@@ -226,7 +226,9 @@ class SQLiteStore(Closing):
     ) -> PageWithValues:
         """Return a page of keys and values; see :class:`kvreplay.PaginatedKVStore`."""
         rows, token = self._page("value", primary_namespace, secondary_namespace, page_token, limit)
-        return PageWithValues([(row[0], self._checked(row[1])) for row in rows], token)
+        return PageWithValues(
+            [(row[0], entries.checked(row[1], self._path)) for row in rows], token
+        )
 
     def list_all_keys(self) -> Iterator[tuple[str, str, str]]:
         """Yield every address; see :meth:`kvreplay.MigratableKVStore.list_all_keys`.
@@ -375,12 +377,19 @@ class SQLiteStore(Closing):
         if place is not None:
             sql, args = entries.PAGE_AFTER, (place[0], *place)
         args = (primary, secondary, *args, limit + 1 + len(hidden))
-        rows = database.connections.rows(sql.format(value=value), args)
+        sql = sql.replace("{value}", value)
+        rows = entries.legal_rows(database.connections.rows, sql, args, entries.OF_KEYS)
         if hidden:
             rows = [row for row in rows if hidden.get(row[0]) != row[2:]]
         if len(rows) <= limit:
             return rows, None
         key, _, order, _ = rows[limit - 1]
+        if type(order) is not int or order < 0:
+            raise CorruptStoreError(
+                f"an entry of the SQLite store {self._path} has a sort_order that is no creation"
+                " number, so that no page can end there: another program has written it; nothing"
+                " was changed: remove that entry and write it again, or ask for larger pages"
+            )
         return rows[:limit], page_token(primary, secondary, (order, key))
 
     def _walk(self) -> Iterator[tuple[str, str, str]]:
@@ -388,21 +397,12 @@ class SQLiteStore(Closing):
         while True:
             database = self._opened()
             hidden = database.removals.pending.copy()  # before the look: see lazy_removals.py
-            identity = entries.IDENTITY if hidden else ""
-            rows = database.connections.rows(entries.ALL_KEYS.format(identity=identity), last)
+            sql = entries.ALL_KEYS.replace("{identity}", entries.IDENTITY if hidden else "")
+            rows = entries.legal_rows(database.connections.rows, sql, last, entries.OF_ADDRESSES)
             yield from (row[:3] for row in rows if not hidden or hidden.get(row[:3]) != row[3:])
             if len(rows) < entries.WALK:
                 return
             last = rows[-1][:3]
-
-    def _checked(self, value: object) -> bytes:
-        return value if type(value) is bytes else self._refuse(value)
-
-    def _refuse(self, value: object) -> bytes:
-        raise CorruptStoreError(
-            f"an entry of the SQLite store {self._path} holds a {type(value).__name__}, and not"
-            " bytes: another program has written it; nothing was changed"
-        )
 
 
 def _shown(database: Database, address: entries.Address) -> Any:
@@ -445,7 +445,7 @@ class _Transaction:
         row = self._run(lambda txn: txn.run(entries.VALUE, address).fetchone())
         if row is None:
             raise KeyNotFoundError("no entry under that name")
-        return self._store._checked(row[0])
+        return entries.checked(row[0], self._store._path)
 
     def write(
         self, primary_namespace: str, secondary_namespace: str, key: str, value: bytes
@@ -464,8 +464,10 @@ class _Transaction:
 
     def list(self, primary_namespace: str, secondary_namespace: str) -> list[str]:
         check_namespace(primary_namespace, secondary_namespace)
-        namespace, keys = (primary_namespace, secondary_namespace), entries.KEYS.format(identity="")
-        return [key for (key,) in self._run(lambda txn: txn.run(keys, namespace).fetchall())]
+        namespace = (primary_namespace, secondary_namespace)
+        sql = entries.KEYS.replace("{identity}", "")
+        found = self._run(lambda txn: entries.legal_rows(txn.rows, sql, namespace, entries.OF_KEYS))
+        return [key for (key,) in found]
 
     def check_and_put(
         self,
