@@ -162,7 +162,8 @@ def test_a_lock_file_that_cannot_be_looked_at_is_told(tmp_path: Path) -> None:
     with open_store(f"sqlite:{path}"):
         pass
     lock = f"{path}-kvreplay-lock"
-    said, code = opened_while_looks_fail(f"sqlite:{path}", lock, tmp_path / "log", "2+")
+    where = f"sqlite:{path}?lock_timeout=0.3"
+    said, code = opened_while_looks_fail(where, lock, tmp_path / "log", "2+")
     assert code == 1
     assert "KeyError" not in said
     assert "\nkvreplay.errors.Store" in said
