@@ -22,8 +22,8 @@ from kvreplay import Progress, migrate
 BATCH: Final = 5_000
 """Rows in a transaction, as in a migration of ours."""
 STAMP: Final = 8
-"""Bytes of expiry before each value in LMDB, and as many of the creation number, if the store knows
-that: see docs/format.md."""
+"""Bytes of expiry before each value in LMDB; and as many of the creation number and of the
+transaction, if the store knows those: see docs/format.md."""
 
 Row = tuple[str, str, str, bytes, int | None]
 
@@ -57,7 +57,7 @@ class Source:
         self._env = env
         with env.begin() as txn:
             self._ordered = txn.get(b"created") is not None
-        self._head = 2 * STAMP if self._ordered else STAMP
+        self._head = 3 * STAMP if self._ordered else STAMP
         self._entries = env.open_db(b"entries", create=False)
 
     def by_name(self) -> Iterator[Row]:
