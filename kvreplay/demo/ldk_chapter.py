@@ -121,7 +121,7 @@ class LDKChapter:
         pair = self._nodes
         invoice = {"msat": 5_000, "description": "", "expiry_seconds": 3600}
         bolt11 = pair.ask("invoice", node="bob", **invoice)
-        pair.nodes.kills_at = "write"  # type: ignore[attr-defined]  # they are _Killable
+        pair.nodes.kills_at = "write"  # they are _Killable
         try:
             pair.pay_invoice("alice", bolt11)
         except LDKNodesError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,30 @@ def test_ldks_own_migration(program: Path, tmp_path: Path, source: str, target: 
 
 def _open(engine: str, path: Path) -> Any:
     return open_store("memory:" if engine == "memory" else f"{engine}:{path}")
+
+
+class Unwritable(LDKNodes):
+    """Nodes whose next commit fails, and nothing of it is there."""
+
+    def serve(self, header: Mapping[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
+        if header["call"] == "commit":
+            return {"error": "Other", "message": "a planted fault: the disk is full"}, b""
+        return super().serve(header, body)
+
+
+def test_a_turn_that_cannot_be_stored_ends_the_nodes(program: Path, tmp_path: Path) -> None:
+    """What they have in memory is ahead of their stores. Started again they go on from there."""
+    with Pair(program, tmp_path, "lmdb", turns=True) as pair:
+        assert pair.open_channel()
+        before = pair.channels()
+        pair.nodes.__class__ = Unwritable
+        with pytest.raises(LDKNodesError, match="the disk is full"):
+            pair.pay("alice", 30_000)
+        assert pair.nodes.process.wait() == 1
+        pair.start()
+        assert not pair.is_force_closed()
+        assert pair.channels() == before
+        assert pair.pay("alice", 30_000) == "sent"
 
 
 class Unreadable:

@@ -51,6 +51,7 @@ class Pair:
         self._turns = turns
         self._nodes = nodes
         self._options = options
+        self.nodes: Any = None  # LDKNodes, as the caller's ``nodes`` makes them
         self.events: list[tuple[str, Mapping[str, Any]]] = []
         self.stores: dict[str, Any] = {}
         for name in NAMES:
@@ -64,7 +65,11 @@ class Pair:
                 self._used[name] = used = TurnStore(store)
                 self._requests[name] = Replay(used, "request_invoice", ttl=3600)
                 self._counted[name] = Replay(used, "counted_events", ttl=86400)
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Pair:
         return self
@@ -74,12 +79,18 @@ class Pair:
 
     def close(self) -> None:
         """End the process, and close the stores."""
-        self.nodes.close()
+        if self.nodes is not None:
+            self.nodes.close()
         for store in self.stores.values():
             store.close()
 
     def start(self) -> None:
-        """Start the process, and both nodes from what is in their stores; connect them."""
+        """Start the process, and both nodes from what is in their stores; connect them.
+
+        A process that ran before is ended first.
+        """
+        if self.nodes is not None:
+            self.nodes.close()
         self.nodes = self._nodes(self._program, self._used, on_event=self._told)
         self.loaded = {
             name: self.ask("start", node=name, turns=self._turns, **self._options)["loaded"]

@@ -76,7 +76,8 @@ class LDKNodes:
         """Let the nodes do something; return what comes of it. See ``main.mjs``.
 
         Raises:
-            LDKNodesError: it could not be done.
+            LDKNodesError: it could not be done. If that was inside of a turn, the turn is undone,
+                and the nodes end: what they have in memory is ahead of their stores.
         """
         self._send({"command": command, **fields})
         while True:
@@ -84,8 +85,14 @@ class LDKNodes:
             if "done" in header:
                 return header["done"]
             if "failed" in header:
+                self._undo()
                 raise LDKNodesError(header["failed"])
-            self._send(*self.serve(header, body))
+            try:
+                answer = self.serve(header, body)
+            except BaseException:  # of on_event, or an interrupt: nobody answers the node any more
+                self.kill()
+                raise
+            self._send(*answer)
 
     def kill(self) -> None:
         """Send SIGKILL to the nodes."""
@@ -93,7 +100,7 @@ class LDKNodes:
         self._end()
 
     def close(self) -> None:
-        """Close the pipes, which ends the nodes; a turn that is open is undone."""
+        """Close the pipes, which ends the nodes; a turn that is open is undone. Twice is once."""
         self._end()
 
     def _end(self) -> None:
@@ -161,10 +168,12 @@ class LDKNodes:
 
     def _send(self, header: Mapping[str, Any], body: bytes = b"") -> None:
         text = json.dumps(header).encode()
+        if self._requests.closed:
+            raise self._ended()
         try:
             self._requests.write(_LENGTHS.pack(len(text), len(body)) + text + body)
             self._requests.flush()
-        except (BrokenPipeError, ValueError):  # it has ended, or is closed here
+        except BrokenPipeError:
             raise self._ended() from None
 
     def _receive(self) -> tuple[dict[str, Any], bytes]:
