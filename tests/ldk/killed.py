@@ -1,4 +1,4 @@
-"""A pair that is killed at a call of its nodes to their stores.
+"""A pair that is killed at a call by which its nodes change their stores.
 
     python -m ldk.killed PROGRAM FOLDER ENGINE WAY SEED
 
@@ -31,7 +31,9 @@ LSP = "02" + "ab" * 32
 RESERVE_MSAT = SATOSHIS * 10  # one in a hundred, which neither may spend
 OPEN, FORCE_CLOSED = "open", "force-closed"
 
-CALLS = 150  # some 20 to load, and the others in some six payments
+READS = ("list", "read")  # a kill at one of these is one between two changes
+CHANGES = 120  # a few of them to load, some 20 to 33 in each payment
+PENDING_UPDATES = 10  # of LDK's persister: so there are waves of lazy removes among the changes
 LONGEST = 2e-3  # seconds after the call has begun; a change may take so long
 
 
@@ -67,15 +69,15 @@ def kill() -> None:
 
 
 class KilledNodes(LDKNodes):
-    """Ends all at one of its calls: before it, in it, or when it is done and not answered."""
+    """Ends all at one of its changes: before it, in it, or when it is done and not answered."""
 
     strike: tuple[int, str, float]
-    calls = 0
+    changes = 0
 
     def serve(self, header: Mapping[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
         at, moment, delay = self.strike
-        self.calls += 1
-        if self.calls != at:
+        self.changes += header["call"] not in READS
+        if self.changes != at or header["call"] in READS:
             return super().serve(header, body)
         if moment == "before":
             kill()
@@ -97,11 +99,18 @@ def _kill_after(delay: float) -> None:
 def main(program: str, folder: str, engine: str, way: str, seed: str) -> None:
     choose = random.Random(seed)
     KilledNodes.strike = (
-        choose.randint(1, CALLS),
+        choose.randint(1, CHANGES),
         choose.choice(["before", "in", "after"]),
         choose.uniform(0, LONGEST),
     )
-    pair = Pair(Path(program), Path(folder), engine, turns=way != "plain", nodes=KilledNodes)
+    pair = Pair(
+        Path(program),
+        Path(folder),
+        engine,
+        turns=way != "plain",
+        nodes=KilledNodes,
+        maximum_pending_updates=PENDING_UPDATES,
+    )
     if way == "requests":
         for n in count(1):
             outcome = pair.request_invoice("bob", (LSP, f"session-{n}"), 1000 * n)

@@ -1,4 +1,4 @@
-"""Nodes and stores are killed at a random call, and go on: does LDK close the channel?
+"""Nodes and stores are killed at a random change, and go on: does LDK close the channel?
 
 With a transaction for each turn it never does. With a commit for each write, as LDK is used today,
 it does: the manager that is found is older than a monitor ("ChannelManager is stale").
