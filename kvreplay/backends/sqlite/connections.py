@@ -227,6 +227,7 @@ class Connections:
         try:
             mine += map(self._free.pop, _LAST)
             connection = mine[0].connection
+            mine[0].close()  # likewise: see _end_query
             connection.close()
             if connection in self._readers:
                 self._readers.remove(connection)
@@ -298,9 +299,16 @@ class Connections:
 
 
 def _end_query(mine: list[sqlite3.Cursor]) -> None:
-    """After an interrupt: end the query with its cursor, and go on with a new one."""
+    """After an error or an interrupt: end the query with its cursor, and go on with a new one.
+
+    An error that somebody keeps leads to the old one. Open, it would keep its statement, and that
+    the files: SQLite would close them late, and then remove the log at the path, whoever's it is.
+    """
     if mine:
-        mine[0] = mine[0].connection.cursor()
+        old = mine[0]
+        mine[0] = old.connection.cursor()
+        with contextlib.suppress(sqlite3.Error):  # a store that is closed meanwhile
+            old.close()
 
 
 def _seem_in_use(file: tuple[int, int] | None, files: list[int]) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from kvreplay.backends.sqlite import SQLiteStore
 from kvreplay.backends.sqlite.errors import commit_error, leaves_doubt, store_error
 from kvreplay.errors import (
     CorruptStoreError,
@@ -120,3 +122,34 @@ def test_only_a_flush_that_failed_leaves_doubt(
     error.sqlite_errorcode = code
     assert leaves_doubt(error) is (code == sqlite3.SQLITE_IOERR_FSYNC)
     assert type(commit_error(error, "file", settled=settled)) is means
+
+
+def test_an_error_that_somebody_keeps_does_not_keep_the_files(tmp_path: Path) -> None:
+    """SQLite closes a connection late if a statement lives. Then it removes the log at the path,
+    even if that is a new store's by now."""
+    path = tmp_path / "store"
+    with SQLiteStore(path) as store:
+        for n in range(4):
+            store.write("p", "s", f"k{n}", bytes(9000))
+    with SQLiteStore(path) as store:
+        kept = []
+        assert store.read("p", "s", "k0") == bytes(9000)
+        os.truncate(path, 4096)
+        for n in range(4):
+            try:
+                store.read("p", "s", f"k{n}")
+                store.list("p", "s")
+            except StoreError as error:
+                kept.append(error)
+        with contextlib.suppress(StoreError):
+            store.read("p", "s", "absent")
+    assert kept
+    assert open_files_below(tmp_path) == []
+
+
+def open_files_below(folder: Path) -> list[str]:
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.readlink(f"/proc/self/fd/{name}"))
+    return [each for each in found if each.startswith(str(folder))]
