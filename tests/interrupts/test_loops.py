@@ -17,7 +17,10 @@ from types import CodeType
 import kvreplay
 
 # What an interrupt leaves there ends by itself: an LMDB cursor with its transaction.
-HARMLESS = {f"kvreplay.backends.lmdb.entries {each}" for each in ("sweep", "keys_from", "page")}
+HARMLESS = {
+    f"kvreplay.backends.lmdb.entries {each}"
+    for each in ("sweep", "keys_from", "page", "_drop_damaged")
+}
 
 PLANTED = """
 def held(lock, items):
