@@ -147,6 +147,7 @@ def _ldk_of(asked: Asked) -> tuple[LdkFiles | LdkDatabase, str] | None:
     layout = asked.options.get("layout")
     if asked.backend == "filesystem":
         if layout is not None:
+            # One of LAYOUTS, which are the versions.
             version: Layout = parse(LAYOUTS, layout.value, layout.source)  # type: ignore[assignment]
             others = {name: each for name, each in asked.options.items() if name != "layout"}
             asked = attrs.evolve(asked, options=others)
