@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from datetime import timedelta
 from typing import Final, Protocol
 
 from kvreplay.errors import ConfigError
+from kvreplay.store.durations import Duration, seconds_of
 
 __all__ = ["Clock", "Duration", "SystemClock", "to_ms"]
-
-Duration = float | timedelta
-"""Seconds, or a timedelta."""
 
 _LONGEST_MS: Final = 100 * 366 * 86_400_000
 
@@ -44,14 +41,7 @@ def to_ms(duration: Duration, name: str) -> int:
         ConfigError: the value is no duration, negative, or over 100 years; the message names
             the argument.
     """
-    if isinstance(duration, timedelta):
-        seconds = duration.total_seconds()
-    elif isinstance(duration, int | float) and not isinstance(duration, bool):
-        seconds = duration
-    else:
-        raise ConfigError(
-            f"{name} is a {type(duration).__name__}; give seconds or a timedelta; nothing ran"
-        )
+    seconds = seconds_of(duration, name)
     if not 0 <= seconds * 1000 <= _LONGEST_MS:  # false for NaN too
         raise ConfigError(f"{name} is {seconds} s; it must be from 0 to 100 years; nothing ran")
     return math.ceil(seconds * 1000)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from enum import Enum
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import attrs
 
@@ -31,6 +31,7 @@ __all__ = [
     "InDoubtPolicy",
     "Log",
     "NotApplied",
+    "NotStored",
     "Policy",
     "Probe",
     "Raised",
@@ -228,6 +229,17 @@ class HeldClaim:
         self.record = record
         self.token = record.claim.token
         self.data = encode(record)
+
+
+@attrs.frozen(repr=False)
+class NotStored(Generic[T]):
+    """What a handler returns instead of a response that must not be kept.
+
+    Its caller, and those who wait for this run in the process, get ``response``. No record stays:
+    the next request runs the handler again.
+    """
+
+    response: T
 
 
 @attrs.frozen(repr=False)

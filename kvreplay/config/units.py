@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
 from kvreplay.errors import ConfigError
+from kvreplay.store.durations import UNITS, measured
 
 __all__ = ["KINDS", "Kind", "near", "nearest", "parse", "shown", "wrong"]
 
@@ -33,14 +34,6 @@ _SIZES: Final = {
     "TB": 10**12,
 }
 _SIZES_BY_LOWER: Final = {unit.lower(): size for unit, size in _SIZES.items()}
-_MILLISECONDS: Final = {
-    "ms": 1,
-    "s": 1000,
-    "m": 60_000,
-    "min": 60_000,
-    "h": 3_600_000,
-    "d": 86_400_000,
-}
 _BOOLEANS: Final = {
     "true": True,
     "false": False,
@@ -53,7 +46,6 @@ _BOOLEANS: Final = {
 }
 
 _whole_number = re.compile(r"\s*([0-9]+)\s*([A-Za-z]*)\s*").fullmatch
-_number = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*").fullmatch
 
 _A_SIZE: Final = 'Write bytes, or a whole number with a unit: 4096, "512MiB", "10MB".'
 _A_DURATION: Final = 'Write seconds, or a number with a unit: 30, "500ms", "10min", "1.5h", "7d".'
@@ -149,17 +141,14 @@ def duration(value: object, where: str) -> float:
     from datetime import timedelta
 
     seconds: float
-    if isinstance(value, str) and (match := _number(value)):
-        number, unit = match.groups()
-        seconds = float(number)
+    if isinstance(value, str) and (number := measured(value)):
+        seconds, unit = number
         if unit:
-            if unit not in _MILLISECONDS:
+            if unit not in UNITS:
                 raise wrong(
-                    where,
-                    f'{shown(value)} has the unknown unit "{unit}"',
-                    nearest(unit, _MILLISECONDS),
+                    where, f'{shown(value)} has the unknown unit "{unit}"', nearest(unit, UNITS)
                 )
-            seconds = seconds * _MILLISECONDS[unit] / 1000
+            seconds = seconds * UNITS[unit] / 1000
     elif isinstance(value, timedelta):
         seconds = value.total_seconds()
     elif type(value) is int or type(value) is float:

@@ -19,8 +19,8 @@ PACKAGE = Path(kvreplay.__file__).parent
 # A wing is a folder of the package, or one file. "kvreplay" is the face: the public names.
 WINGS: dict[str, set[str]] = {
     "errors": set(),
-    "clock": {"errors"},
     "store": {"errors"},
+    "clock": {"errors", "store"},
     "events": {"store"},
     "_protocol": {"errors", "events", "store"},
     "_runtime": {"_protocol", "clock", "errors", "events", "store"},
@@ -52,8 +52,27 @@ WINGS: dict[str, set[str]] = {
 # The modules of a wing in an order in which each may import those before it, and no other.
 # A wing's face, its __init__, stands last; an engine that is a package is a wing of its own.
 ORDER: dict[str, tuple[str, ...]] = {
-    "store": ("names", "paging", "locks", "closing", "contract", "in_process", "__init__"),
-    "_protocol": ("packing", "params", "keys", "record", "steps", "endings", "flow", "__init__"),
+    "store": (
+        "durations",
+        "names",
+        "paging",
+        "locks",
+        "closing",
+        "contract",
+        "in_process",
+        "__init__",
+    ),
+    "_protocol": (
+        "packing",
+        "params",
+        "keys",
+        "record",
+        "codec",
+        "steps",
+        "endings",
+        "flow",
+        "__init__",
+    ),
     "_runtime": (
         *(
             "observer",

@@ -1,0 +1,27 @@
+"""How an answer of some type becomes what msgpack can hold, and is made again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import attrs
+
+__all__ = ["Codec"]
+
+T = TypeVar("T")
+
+
+@attrs.define(eq=False)
+class Codec(Generic[T]):
+    """The two directions of one type. Both may raise anything.
+
+    Attributes:
+        encode: makes of a response what msgpack can hold.
+        decode: makes the response again, of what was decoded from msgpack.
+        name: what messages call the type.
+    """
+
+    encode: Callable[[T], object]
+    decode: Callable[[Any], T]
+    name: str
