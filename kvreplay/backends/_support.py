@@ -9,6 +9,7 @@ import threading
 from typing import Final
 
 from kvreplay.errors import ConfigError, StoreError, StoreUnavailableError
+from kvreplay.store.durations import seconds_of
 
 __all__ = [
     "LOCK_TIMEOUT",
@@ -66,14 +67,17 @@ def check_durability(durability: object) -> None:
 
 
 def check_lock_timeout(lock_timeout: object) -> float:
-    """Return it, in seconds, or raise a ConfigError if it is not a number above 0."""
-    if (
-        isinstance(lock_timeout, bool)
-        or not isinstance(lock_timeout, int | float)
-        or not (math.isfinite(lock_timeout) and lock_timeout > 0)
-    ):
-        raise ConfigError("lock_timeout must be a number of seconds above 0, such as 10.0")
-    return float(lock_timeout)
+    """Return it, in seconds, or raise a ConfigError if it is no duration above 0."""
+    try:
+        seconds = float(seconds_of(lock_timeout, "lock_timeout"))
+    except (ConfigError, OverflowError):  # an int of hundreds of digits
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise ConfigError(
+            'lock_timeout must be above 0: seconds, a timedelta, or text such as "10s"; nothing was'
+            " opened"
+        )
+    return seconds
 
 
 def check_path(path: str | os.PathLike[str], engine: str) -> str:

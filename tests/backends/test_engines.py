@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import fcntl
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,11 @@ import pytest
 from kvreplay.backends.filesystem import FilesystemStore
 from kvreplay.backends.lmdb import LMDBStore
 from kvreplay.backends.memory import MemoryStore
-from kvreplay.errors import ConfigError, StoreError
+from kvreplay.backends.sqlite import SQLiteStore
+from kvreplay.errors import ConfigError, StoreError, StoreUnavailableError
 from kvreplay.store import ExpiringKVStore, SweepResult, TransactionalKVStore
 from kvreplay.testing.entries import every_call, put
+from support.waiting import HeldTransaction
 
 
 def test_a_capability_is_there_or_absent(engine: Any, store: Any) -> None:
@@ -37,6 +42,43 @@ def test_create_is_a_bool(wrong: Any, tmp_path: Path) -> None:
     for opening in engines:
         with pytest.raises(ConfigError, match="create must be"):
             opening()
+    assert list(tmp_path.iterdir()) == []
+
+
+BOUNDED = {"filesystem": FilesystemStore, "lmdb": LMDBStore, "sqlite": SQLiteStore}
+
+
+@pytest.mark.parametrize("bound", [0.05, "50ms", "0.05", timedelta(milliseconds=50)])
+@pytest.mark.parametrize("name", BOUNDED)
+def test_the_time_to_wait_is_any_duration(name: str, bound: Any, tmp_path: Path) -> None:
+    with BOUNDED[name](tmp_path / "store", lock_timeout=bound) as store:
+        store.write("p", "s", "k", b"v")
+        with held(store, tmp_path), pytest.raises(StoreUnavailableError, match=r"within 0\.05 s"):
+            store.write("p", "s", "k", b"w")
+        assert store.read("p", "s", "k") == b"v"
+
+
+@contextlib.contextmanager
+def held(store: Any, folder: Path) -> Iterator[None]:
+    """Somebody else has the turn to write."""
+    if hasattr(store, "transaction"):
+        transaction = HeldTransaction(store)
+        yield
+        transaction.end()
+    else:
+        with contextlib.ExitStack() as files:
+            for path in (folder / "store.kvreplay" / "locks").iterdir():
+                fcntl.flock(files.enter_context(open(path, "rb")), fcntl.LOCK_EX)
+            yield
+
+
+@pytest.mark.parametrize("bound", ["soon", "5 parsec", "0s", timedelta(0), 10**400, True])
+@pytest.mark.parametrize("name", BOUNDED)
+def test_the_time_to_wait_is_a_duration_above_0(name: str, bound: Any, tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match='lock_timeout must be above 0.*"10s"; nothing was opened'
+    ):
+        BOUNDED[name](tmp_path / "store", lock_timeout=bound)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -66,6 +66,7 @@ from kvreplay.store import (
     page_token,
     place_of,
 )
+from kvreplay.store.durations import Duration
 from kvreplay.store.paging import Place
 
 __all__ = ["FilesystemStore"]
@@ -88,8 +89,9 @@ class FilesystemStore(Closing):
             a read returns nothing that a power cut could still undo. ``"process"``: the
             folders are not fsynced, so a power cut may undo the latest changes; every value
             is still old or new as a whole.
-        lock_timeout: how long a change waits for others on the same stripe, in seconds; then it is
-            a StoreUnavailableError and never happens. A read does not wait.
+        lock_timeout: how long a change waits for others on the same stripe: seconds, a timedelta,
+            or text such as ``"5s"``; then it is a StoreUnavailableError and never happens. A read
+            does not wait.
 
     Raises:
         ConfigError: ``path``, ``create``, ``durability`` or ``lock_timeout`` is wrong.
@@ -114,7 +116,7 @@ class FilesystemStore(Closing):
         *,
         create: bool = True,
         durability: Durability = "full",
-        lock_timeout: float = LOCK_TIMEOUT,
+        lock_timeout: Duration = LOCK_TIMEOUT,
     ) -> None:
         check_durability(durability)
         check_create(create)

@@ -47,6 +47,7 @@ from kvreplay.store import (
     page_token,
     place_of,
 )
+from kvreplay.store.durations import Duration
 
 __all__ = ["LMDBStore"]
 
@@ -75,8 +76,9 @@ class LMDBStore(Closing):
         durability: ``full`` or ``process``.
         max_readers: how many read transactions can be open at one moment, over all processes; the
             process that opens the files first decides.
-        lock_timeout: how many seconds opening, or a change, waits for its turn, at most. Then it
-            raises :class:`~kvreplay.StoreUnavailableError`, and a change never happens later.
+        lock_timeout: how long opening, or a change, waits for its turn, at most: seconds, a
+            timedelta, or text such as ``"5s"``. Then it raises
+            :class:`~kvreplay.StoreUnavailableError`, and a change never happens later.
         create: make the store if there is none; ``False`` refuses that, and makes nothing.
 
     Raises:
@@ -108,7 +110,7 @@ class LMDBStore(Closing):
         map_size: int = 16 * 1024**3,
         durability: Durability = "full",
         max_readers: int = 512,
-        lock_timeout: float = LOCK_TIMEOUT,
+        lock_timeout: Duration = LOCK_TIMEOUT,
         create: bool = True,
     ) -> None:
         check_durability(durability)

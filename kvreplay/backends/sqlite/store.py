@@ -56,6 +56,7 @@ from kvreplay.store import (
     page_token,
     place_of,
 )
+from kvreplay.store.durations import Duration
 
 __all__ = ["SQLiteStore"]
 
@@ -80,8 +81,9 @@ class SQLiteStore(Closing):
             relative path begins at the current directory of this moment.
         create: make the store if there is none.
         durability: ``full`` or ``process``.
-        lock_timeout: seconds that a change waits, at most, for other writers. What has waited in
-            vain raises ``StoreUnavailableError``, and never happens later.
+        lock_timeout: how long a change waits, at most, for other writers: seconds, a timedelta, or
+            text such as ``"5s"``. What has waited in vain raises ``StoreUnavailableError``, and
+            never happens later.
 
     Raises:
         ConfigError: an argument is wrong.
@@ -106,7 +108,7 @@ class SQLiteStore(Closing):
         *,
         create: bool = True,
         durability: Durability = "full",
-        lock_timeout: float = LOCK_TIMEOUT,
+        lock_timeout: Duration = LOCK_TIMEOUT,
     ) -> None:
         check_durability(durability)
         check_create(create)

@@ -259,7 +259,7 @@ def test_who_may_only_open_the_folder_stops_nobody(impatient: LMDBStore, root: P
     os.close(folder)
 
 
-@pytest.mark.parametrize("wrong", [0, -1, 0.0, float("nan"), float("inf"), True, "10", None])
+@pytest.mark.parametrize("wrong", [0, -1, 0.0, float("nan"), float("inf"), True, "10 x", None])
 def test_a_wrong_bound(root: Path, wrong: Any) -> None:
     with pytest.raises(ConfigError, match="lock_timeout"):
         LMDBStore(root, lock_timeout=wrong)

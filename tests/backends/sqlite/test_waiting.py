@@ -143,7 +143,7 @@ def test_opening_has_a_bound_and_stops_no_other_store(root: Path, tmp_path: Path
             assert store.list("p", "s") == ["held"]
 
 
-@pytest.mark.parametrize("wrong", [0, -1, float("nan"), float("inf"), True, "10", None])
+@pytest.mark.parametrize("wrong", [0, -1, float("nan"), float("inf"), True, "10 x", None])
 def test_a_wrong_bound(root: Path, wrong: Any) -> None:
     with pytest.raises(ConfigError, match="lock_timeout"):
         SQLiteStore(root, lock_timeout=wrong)
