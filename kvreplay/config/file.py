@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from types import MappingProxyType
 from typing import cast
 
@@ -17,10 +17,18 @@ import attrs
 from kvreplay._protocol.record import ReplayRecord
 from kvreplay._protocol.steps import Verdict
 from kvreplay._runtime.settings import IN_A_FILE, ReplaySettings
-from kvreplay.config.location import Given, ask_table, ask_url
-from kvreplay.config.registry import Engine, OpenStore, StoreSettings, check_settings, engine_of
+from kvreplay.config.location import Asked, Given, ask_table, ask_url
+from kvreplay.config.registry import (
+    Engine,
+    OpenStore,
+    StoreSettings,
+    check_settings,
+    engine_of,
+    option_of_another,
+    others_with,
+)
 from kvreplay.config.units import nearest, parse, shown, wrong
-from kvreplay.errors import InvalidNameError
+from kvreplay.errors import ConfigError, InvalidNameError
 from kvreplay.store import check_namespace
 
 __all__ = ["Config", "load_config"]
@@ -127,9 +135,7 @@ def load_config(
     document = {} if file is None else _read_toml(file)
     for name in document:
         if name not in ("store", "replay", *also):
-            raise wrong(
-                source, f'unknown table or key "{name}"', nearest(name, ("store", "replay", *also))
-            )
+            raise _unknown_table(source, name, document[name], also)
     variables = {
         name: value.strip()
         for name, value in (os.environ if environ is None else environ).items()
@@ -150,7 +156,7 @@ def load_config(
         if _is_of_kubernetes(variable) and (variable not in known or "://" in value):
             raise wrong(variable, "it is no setting of kvreplay", _of_kubernetes(variable))
         if variable not in known:
-            raise wrong(variable, "kvreplay has no such variable", nearest(variable, known))
+            raise _unknown_variable(variable, known, asked, engine)
         if len(known[variable]) > 1:
             both = " and ".join(f'"{key}" of [replay.{name}]' for name, key in known[variable])
             raise wrong(variable, f"it means {both}", "Set them in the file.")
@@ -194,6 +200,35 @@ def _read_toml(file: str) -> dict[str, object]:
         raise wrong(file, "its values are nested too deeply", "Write a plain file.") from None
     except ValueError as error:  # TOMLDecodeError, or an integer of thousands of digits
         raise wrong(file, f"it is not TOML: {error}", "Correct that line.") from None
+
+
+def _unknown_table(source: str, name: str, value: object, also: tuple[str, ...]) -> ConfigError:
+    instead = nearest(name, ("store", "replay", *also))
+    if isinstance(value, dict | list):
+        names = ", ".join(f'"{each}"' for each in (*also, name)) + ("" if also else ",")
+        instead += f" If it belongs to your application: load_config(path, also=({names}))."
+    return wrong(source, f'unknown table or key "{name}"', instead)
+
+
+def _unknown_variable(
+    variable: str, known: Collection[str], asked: Asked | None, engine: Engine | None
+) -> ConfigError:
+    """Make the error for a variable that sets nothing, or nothing of this very store."""
+    option = variable.removeprefix("KVREPLAY_STORE_").lower()
+    if variable != f"KVREPLAY_STORE_{option}".upper():
+        return wrong(variable, "kvreplay has no such variable", nearest(variable, known))
+    if asked is None or engine is None:
+        if option == "path" or others_with(option, None):
+            return wrong(
+                variable, "no store is named whose setting it could be", nearest(variable, known)
+            )
+    elif option == "path":
+        return wrong(
+            variable, f'the backend "{asked.backend}" has no path', "Set KVREPLAY_STORE instead."
+        )
+    elif others := others_with(option, asked.backend):
+        return option_of_another(others, option, asked.backend, engine, variable)
+    return wrong(variable, "kvreplay has no such variable", nearest(variable, known))
 
 
 _is_of_kubernetes = re.compile(

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Final, Protocol, Self, runtime_checkable
 
@@ -31,6 +31,7 @@ import attrs
 
 from kvreplay.config.location import KEYS, Asked, ask_table, ask_url, locate, without_credentials
 from kvreplay.config.units import Kind, nearest, parse, shown, wrong
+from kvreplay.errors import ConfigError
 from kvreplay.store import ExpiringKVStore
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ __all__ = [
     "check_settings",
     "engine_of",
     "open_store",
+    "option_of_another",
+    "others_with",
     "settings_of",
 ]
 
@@ -175,6 +178,8 @@ def check_settings(asked: Asked, engine: Engine) -> StoreSettings:
     options: dict[str, object] = {}
     for name, given in asked.options.items():
         if name not in engine.options:
+            if others := others_with(name, asked.backend):
+                raise option_of_another(others, name, asked.backend, engine, given.source)
             valid = (*engine.options, "path") if engine.location == "path" else engine.options
             raise wrong(
                 given.source,
@@ -184,6 +189,44 @@ def check_settings(asked: Asked, engine: Engine) -> StoreSettings:
         options[name] = parse(engine.options[name], given.value, given.source)
     words = frozenset(name for name, kind in engine.options.items() if isinstance(kind, tuple))
     return StoreSettings(asked.backend, location, options, words)
+
+
+def others_with(option: str, backend: str | None) -> list[str]:
+    """Return the built-in backends with this option, besides one.
+
+    It imports them all, but those whose driver is missing, so only an error asks for it.
+    """
+    return [name for name in BACKENDS if name != backend and option in _options_of_built_in(name)]
+
+
+def _options_of_built_in(name: str) -> Collection[str]:
+    try:
+        return engine_of(name, "").options
+    except ConfigError:  # its driver is not installed
+        return ()
+
+
+def option_of_another(
+    others: Sequence[str], option: str, backend: str, engine: Engine, source: str
+) -> ConfigError:
+    """Make the error for an option that other backends have, and that of the store has not."""
+    names = _listed(others)
+    return wrong(
+        source,
+        f'the backend "{backend}" has no option "{option}", which is one of {names}',
+        f'The options of "{backend}": {", ".join(map(_quoted, engine.options))}.'
+        if engine.options
+        else f'"{backend}" has no options.',
+    )
+
+
+def _quoted(name: str) -> str:
+    return f'"{name}"'
+
+
+def _listed(names: Sequence[str]) -> str:
+    *first, last = map(_quoted, names)
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def engine_of(name: str, source: str) -> Engine:

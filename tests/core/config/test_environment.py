@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -155,7 +156,32 @@ def test_a_wrong_variable_is_named(
 
 def test_a_backend_without_a_path_has_no_variable_for_one() -> None:
     environ = {"KVREPLAY_STORE": "memory:", "KVREPLAY_STORE_PATH": "x"}
-    assert complaint(load_config, None, environ=environ).startswith("KVREPLAY_STORE_PATH: ")
+    assert complaint(load_config, None, environ=environ).startswith(
+        'KVREPLAY_STORE_PATH: the backend "memory" has no path; nothing was opened. Set KVREPLAY_ST'
+    )
+
+
+def test_a_variable_for_an_option_of_another_engine_names_both(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environ = {"KVREPLAY_STORE": "sqlite:data", "KVREPLAY_STORE_MAP_SIZE": "1GiB"}
+    assert complaint(load_config, None, environ=environ) == (
+        'KVREPLAY_STORE_MAP_SIZE: the backend "sqlite" has no option "map_size", which is one of'
+        ' "lmdb"; nothing was opened. The options of "sqlite": "create", "durability",'
+        ' "lock_timeout".'
+    )
+    environ = {"KVREPLAY_STORE": "memory:", "KVREPLAY_STORE_DURABILITY": "full"}
+    assert complaint(load_config, None, environ=environ) == (
+        'KVREPLAY_STORE_DURABILITY: the backend "memory" has no option "durability", which is one of'
+        ' "filesystem", "lmdb" and "sqlite"; nothing was opened. The options of "memory": "create".'
+    )
+    environ = {"KVREPLAY_STORE": "lmdb:data", "KVREPLAY_STORE_MAP_SIZE": "1GiB"}
+    assert load_config(None, environ=environ).store.options == {"map_size": 2**30}
+    for name in [name for name in sys.modules if name.startswith("kvreplay.backends.lmdb")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "lmdb", None)  # without its driver nothing is known of it
+    environ = {"KVREPLAY_STORE": "sqlite:data", "KVREPLAY_STORE_MAP_SIZE": "1GiB"}
+    assert "kvreplay has no such variable" in complaint(load_config, None, environ=environ)
 
 
 def test_a_variable_for_a_store_that_nobody_names_is_wrong(write: Callable[[str], Path]) -> None:
@@ -163,7 +189,14 @@ def test_a_variable_for_a_store_that_nobody_names_is_wrong(write: Callable[[str]
     for file in (None, path):
         environ = {"KVREPLAY_STORE_PATH": "x"}
         message = complaint(load_config, file, environ=environ)
+        assert message.startswith(
+            "KVREPLAY_STORE_PATH: no store is named whose setting it could be"
+        )
         assert 'Did you mean "KVREPLAY_STORE"?' in message
+        environ = {"KVREPLAY_STORE_MAP_SIZE": "1GiB"}
+        assert "no store is named" in complaint(load_config, file, environ=environ)
+        environ = {"KVREPLAY_STORE_MAP_SISE": "1GiB"}
+        assert "kvreplay has no such variable" in complaint(load_config, file, environ=environ)
     with_url = 'or write [store] with url = "lmdb:PATH".'
     assert with_url in complaint(load_config, path, environ={})
 

@@ -154,7 +154,16 @@ def test_the_applications_own_tables_are_returned_raw(write: Callable[[str], Pat
     assert "hunter2" not in repr(config)
     assert "tables=('node',)" in repr(config)
     message = complaint(load_config, path, environ={})
-    assert 'unknown table or key "node"' in message
+    assert message == (
+        f'{path}: unknown table or key "node"; nothing was opened. Valid: "store", "replay". If it'
+        ' belongs to your application: load_config(path, also=("node",)).'
+    )
+    message = complaint(load_config, path, environ={}, also=["wallet"])
+    assert 'load_config(path, also=("wallet", "node")).' in message
+    message = complaint(load_config, write("[[node]]\n" + STORE), environ={})
+    assert 'load_config(path, also=("node",)).' in message
+    message = complaint(load_config, write("port = 1\n" + STORE), environ={})
+    assert message.endswith('Valid: "store", "replay".')
     mistyped = write(STORE + "[nide]\n")
     message = complaint(load_config, mistyped, environ={}, also=["node"])
     assert 'Did you mean "node"?' in message

@@ -98,7 +98,17 @@ def test_what_was_written_is_there_when_opened_again(engine: str, tmp_path: Path
         ("lmdb:a?map_size=1GiB&map%5Fsize=1GiB", '"map_size" is repeated'),
         ("lmdb:a?map-size=1GiB", 'has no option "map-size"; nothing was opened. Did you mean "map'),
         ("lmdb:a?path=b", 'the backend "lmdb" has no option "path"'),
-        ("memory:?map_size=1GiB", 'Valid: "create".'),
+        ("memory:?map_sise=1GiB", 'no option "map_sise"; nothing was opened. Valid: "create".'),
+        (
+            "memory:?map_size=1GiB",
+            'the store URL, option "map_size": the backend "memory" has no option "map_size", which'
+            ' is one of "lmdb"; nothing was opened. The options of "memory": "create".',
+        ),
+        (
+            {"backend": "filesystem", "path": "x", "max_readers": 5},
+            'the store max_readers: the backend "filesystem" has no option "max_readers", which is'
+            ' one of "lmdb"; nothing was opened. The options of "filesystem": "create",',
+        ),
         ("lmdb:a?map_size=1GBi", 'the store URL, option "map_size": "1GBi" has the unknown unit'),
         ("lmdb:a?durability=fill", 'Did you mean "full"?'),
         ("lmdb:a?max_readers=many", '"many" is not an integer'),
