@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from kvreplay._runtime.settings import ReplaySettings
     from kvreplay.aio import AsyncReplay
     from kvreplay.config.file import Config, load_config
-    from kvreplay.config.registry import OpenStore, open_store
+    from kvreplay.config.registry import OpenStore, OpenTransactionalStore, open_store
     from kvreplay.store.in_process import InProcessAtomicStore
 
 # These are loaded when they are first used. A node with blocking calls needs no asyncio, and a node
@@ -75,6 +75,7 @@ _LATE = {
     "InProcessAtomicStore": "store.in_process",
     "Migrated": "_migration",
     "OpenStore": "config.registry",
+    "OpenTransactionalStore": "config.registry",
     "Progress": "_migration",
     "ReplaySettings": "_runtime.settings",
     "load_config": "config.file",
@@ -120,6 +121,7 @@ __all__ = [
     "NotAppliedError",
     "NotEqualError",
     "OpenStore",
+    "OpenTransactionalStore",
     "Outcome",
     "OutcomeUnknownError",
     "Page",

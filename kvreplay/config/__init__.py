@@ -1,5 +1,10 @@
 """Which store, and with which settings: URLs, mappings, TOML files and the environment."""
 
-from kvreplay.config.registry import OpenStore, StoreSettings, open_store
+from kvreplay.config.registry import (
+    OpenStore,
+    OpenTransactionalStore,
+    StoreSettings,
+    open_store,
+)
 
-__all__ = ["OpenStore", "StoreSettings", "open_store"]
+__all__ = ["OpenStore", "OpenTransactionalStore", "StoreSettings", "open_store"]

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from types import MappingProxyType
-from typing import cast
+from typing import Literal, cast, overload
 
 import attrs
 
@@ -21,6 +21,7 @@ from kvreplay.config.location import Asked, Given, ask_table, ask_url
 from kvreplay.config.registry import (
     Engine,
     OpenStore,
+    OpenTransactionalStore,
     StoreSettings,
     check_settings,
     engine_of,
@@ -58,9 +59,19 @@ class Config:
         """The replay namespaces, in the order of the file."""
         return tuple(self._replays)
 
-    def open_store(self) -> OpenStore:
-        """Open the store."""
-        return self.store.open()
+    @overload
+    def open_store(self, *, transactional: Literal[True]) -> OpenTransactionalStore: ...
+
+    @overload
+    def open_store(self, *, transactional: bool = False) -> OpenStore: ...
+
+    def open_store(self, *, transactional: bool = False) -> OpenStore:
+        """Open the store.
+
+        Args:
+            transactional: it must have ``transaction()``; see :func:`kvreplay.open_store`.
+        """
+        return self.store.open(transactional=transactional)
 
     def replay(
         self,

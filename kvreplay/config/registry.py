@@ -25,14 +25,14 @@ import importlib
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Final, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Final, Literal, Protocol, Self, overload, runtime_checkable
 
 import attrs
 
 from kvreplay.config.location import KEYS, Asked, ask_table, ask_url, locate, without_credentials
 from kvreplay.config.units import Kind, nearest, parse, shown, wrong
 from kvreplay.errors import ConfigError
-from kvreplay.store import ExpiringKVStore
+from kvreplay.store import ExpiringKVStore, TransactionalKVStore, missing_methods
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -41,6 +41,7 @@ __all__ = [
     "BACKENDS",
     "Engine",
     "OpenStore",
+    "OpenTransactionalStore",
     "StoreSettings",
     "check_settings",
     "engine_of",
@@ -69,7 +70,8 @@ class OpenStore(ExpiringKVStore, Protocol):
     """An open store. Whoever opened it closes it.
 
     Every built-in engine has at least these capabilities. A third party's engine may lack
-    one; ``Replay`` then names it when it is needed.
+    one; ``Replay`` then names it when it is needed. ``transaction()`` is not among them: see
+    :class:`OpenTransactionalStore`.
     """
 
     def close(self) -> None:
@@ -84,6 +86,11 @@ class OpenStore(ExpiringKVStore, Protocol):
         traceback: TracebackType | None,
         /,
     ) -> None: ...
+
+
+@runtime_checkable
+class OpenTransactionalStore(OpenStore, TransactionalKVStore, Protocol):
+    """An open store that has ``transaction()``: what ``transactional=True`` asks for."""
 
 
 def _frozen(options: Mapping[str, object]) -> Mapping[str, object]:
@@ -109,10 +116,27 @@ class StoreSettings:
     def __reduce__(self) -> tuple[object, ...]:  # a frozen mapping cannot be pickled
         return StoreSettings, (self.backend, self.location, dict(self.options), self._words)
 
-    def open(self) -> OpenStore:
-        """Open the store; the engine's failures are :class:`~kvreplay.StoreError` of its own."""
+    @overload
+    def open(self, *, transactional: Literal[True]) -> OpenTransactionalStore: ...
+
+    @overload
+    def open(self, *, transactional: bool = False) -> OpenStore: ...
+
+    def open(self, *, transactional: bool = False) -> OpenStore:
+        """Open the store; the engine's failures are :class:`~kvreplay.StoreError` of its own.
+
+        Args:
+            transactional: it must have ``transaction()``; see :func:`open_store`.
+        """
         where = () if self.location is None else (self.location,)
-        return engine_of(self.backend, "the store").construct(*where, **self.options)
+        engine = engine_of(self.backend, "the store")
+        if transactional and engine.shows_its_methods and not _has_transactions(engine.construct):
+            raise _without_transactions(self.backend)
+        store = engine.construct(*where, **self.options)
+        if transactional and not _has_transactions(store):  # only the opened one shows its methods
+            store.close()
+            raise _without_transactions(self.backend)
+        return store
 
     def __repr__(self) -> str:
         location = self.location
@@ -126,8 +150,29 @@ class StoreSettings:
         return f"<StoreSettings {self.backend} location={location!r} options=({options})>"
 
 
+@overload
 def open_store(
-    where: str | Mapping[str, object], *, base: str | os.PathLike[str] | None = None
+    where: str | Mapping[str, object],
+    *,
+    base: str | os.PathLike[str] | None = None,
+    transactional: Literal[True],
+) -> OpenTransactionalStore: ...
+
+
+@overload
+def open_store(
+    where: str | Mapping[str, object],
+    *,
+    base: str | os.PathLike[str] | None = None,
+    transactional: bool = False,
+) -> OpenStore: ...
+
+
+def open_store(
+    where: str | Mapping[str, object],
+    *,
+    base: str | os.PathLike[str] | None = None,
+    transactional: bool = False,
 ) -> OpenStore:
     """Open the store that a URL or a mapping names.
 
@@ -137,13 +182,15 @@ def open_store(
 
     Args:
         base: the directory that relative paths start from; by default the current one.
+        transactional: the store must have ``transaction()``, and a type checker may count on it.
+            Of the built-in engines, ``filesystem`` is refused.
 
     Raises:
-        ConfigError: a name, option or value is wrong, or a driver is missing; nothing was
-            opened.
+        ConfigError: a name, option or value is wrong, a driver is missing, or the engine has no
+            transactions; nothing was opened.
         StoreError: the engine could not open it.
     """
-    return settings_of(where, base=base).open()
+    return settings_of(where, base=base).open(transactional=transactional)
 
 
 def settings_of(
@@ -170,6 +217,32 @@ class Engine:
     construct: Callable[..., OpenStore]
     location: str
     options: Mapping[str, Kind]
+
+    @property
+    def shows_its_methods(self) -> bool:
+        """Whether its class tells what its stores can do; a proxy's tells it when it is open."""
+        return isinstance(self.construct, type) and not hasattr(self.construct, "__getattr__")
+
+
+def _has_transactions(store: object) -> bool:
+    return not missing_methods(store, TransactionalKVStore)
+
+
+def _without_transactions(backend: str) -> ConfigError:
+    able = [name for name in BACKENDS if _offers_transactions(name)]
+    return wrong(
+        "the store",
+        f'the backend "{backend}" has no transactions',
+        f"Choose another one, such as {_listed(able, 'or')}, or open it without"
+        " transactional=True.",
+    )
+
+
+def _offers_transactions(name: str) -> bool:
+    try:
+        return _has_transactions(engine_of(name, "").construct)
+    except ConfigError:  # its driver is not installed
+        return False
 
 
 def check_settings(asked: Asked, engine: Engine) -> StoreSettings:
@@ -224,9 +297,9 @@ def _quoted(name: str) -> str:
     return f'"{name}"'
 
 
-def _listed(names: Sequence[str]) -> str:
+def _listed(names: Sequence[str], last_by: str = "and") -> str:
     *first, last = map(_quoted, names)
-    return f"{', '.join(first)} and {last}" if first else last
+    return f"{', '.join(first)} {last_by} {last}" if first else last
 
 
 def engine_of(name: str, source: str) -> Engine:

@@ -76,6 +76,19 @@ async def awaited(path: Path) -> None:
             pass
 
 
+def transacts(path: Path) -> None:
+    with open_store("lmdb:data", transactional=True) as store, store.transaction() as txn:
+        txn.write("p", "s", "k", b"v")
+    config = load_config(path)
+    with config.open_store(transactional=True) as store:
+        ledger: TransactionalKVStore = store
+        with ledger.transaction() as txn:
+            txn.remove("p", "s", "k")
+        Replay(store, "ns", ttl="1h").execute_in_transaction(("a", "b"), 1, lambda txn: 5)
+    with config.open_store() as whichever:
+        whichever.transaction()  # type: ignore[attr-defined]  # not every engine has it
+
+
 class TestTheClass(StoreContract):
     open = LMDBStore
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from kvreplay.config.file import load_config
 from kvreplay.config.registry import BACKENDS, open_store
 from kvreplay.config.units import KINDS
 from kvreplay.errors import ConfigError
@@ -149,6 +151,58 @@ def test_two_distributions_with_one_scheme_are_both_named(stranger: Stranger) ->
     names = [stranger.install("rec"), stranger.install("rec")]
     message = complaint(open_store, "rec:x")
     assert all(name in message for name in names)
+
+
+@pytest.mark.parametrize("url", ["memory:", "lmdb:data", "sqlite:data"])
+def test_a_store_that_must_have_transactions(
+    url: str, here: Path, write: Callable[[str], Path]
+) -> None:
+    with open_store(url, transactional=True) as store, store.transaction() as txn:
+        txn.write("p", "s", "k", b"v")
+    config = load_config(write(f'[store]\nurl = "{url}"\n'), environ={})
+    with config.open_store(transactional=True) as store, store.transaction() as txn:
+        txn.write("p", "s", "k", b"v")
+
+
+def test_an_engine_without_transactions_is_refused_before_it_is_opened(
+    here: Path, write: Callable[[str], Path]
+) -> None:
+    text = (
+        'the store: the backend "filesystem" has no transactions; nothing was opened. Choose another'
+        ' one, such as "memory", "lmdb" or "sqlite", or open it without transactional=True.'
+    )
+    assert complaint(open_store, "filesystem:data", transactional=True) == text
+    config = load_config(write('[store]\nurl = "filesystem:data"\n'), environ={})
+    assert complaint(config.open_store, transactional=True) == text
+    assert list(here.iterdir()) == []
+    assert [path.name for path in write("").parent.iterdir()] == ["node.toml"]
+    open_store("filesystem:data", transactional=False).close()
+    assert (here / "data").is_dir()
+
+
+PROXY = (
+    RECORDER
+    + """
+    closed = 0
+
+    def close(self):
+        Recorder.closed += 1
+
+    def __getattr__(self, name):
+        if name == "transaction" and not self.options["pool"]:
+            raise AttributeError(name)
+        return print
+"""
+)
+
+
+def test_a_proxy_is_asked_once_it_is_open_and_closed_if_it_lacks_them(stranger: Stranger) -> None:
+    stranger.install("rec", PROXY)
+    store = open_store("rec:x?pool=1", transactional=True)
+    assert type(store).closed == 0  # type: ignore[attr-defined]
+    assert "has no transactions" in complaint(open_store, "rec:x?pool=0", transactional=True)
+    assert type(store).closed == 1  # type: ignore[attr-defined]
+    open_store("rec:x?pool=0")
 
 
 @pytest.mark.parametrize(
