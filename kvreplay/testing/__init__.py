@@ -32,6 +32,7 @@ pytest.register_assert_rewrite(
                 "names",
             ),
             *("paging", "plain", "processes", "prompt", "threads", "transactions", "walking"),
+            "whole",
         )
     )
 )

@@ -113,7 +113,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         *("threads", "entries", "batches", "check_and_put", "claims", "closing", "expiry"),
         *("faults", "foreign", "forking", "inspecting", "limits", "names", "paging", "plain"),
         *("processes", "prompt", "lazy", "transactions", "walking"),
-        *("model", "contract", "__init__"),
+        *("model", "whole", "contract", "__init__"),
     ),
     "demo": (
         *(

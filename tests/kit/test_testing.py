@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from kvreplay.backends.memory import MemoryStore
-from kvreplay.testing import threads
+from kvreplay.testing import StoreContract, threads
 from support import broken_atomic_stores, broken_lazy_stores, broken_media_stores
 from support.broken_stores import BROKEN, begin
 from support.programs import run_python
@@ -147,6 +148,40 @@ def test_without_hypothesis_one_test_is_skipped(run: Any, pytester: pytest.Pytes
 
 
 # What a stranger sees.
+
+
+IN_ORDER = (
+    *("plain", "names", "limits", "closing", "walking", "check_and_put", "expiry", "inspecting"),
+    *("paging", "transactions", "lazy", "batches", "prompt", "faults", "foreign", "whole"),
+    *("processes", "forking"),
+)
+
+
+def test_what_is_simple_comes_first(pytester: pytest.Pytester) -> None:
+    """Who begins to write a store is told of its reads and writes, and not of a fork that hangs."""
+    pytester.makepyfile(
+        test_it="""
+        from kvreplay.backends.memory import MemoryStore
+        from kvreplay.testing import StoreContract
+
+
+        class Whole(MemoryStore):
+            def __init__(self, path): ...
+
+            def check_and_put_each(self, changes): ...
+
+
+        class TestIt(StoreContract):
+            open = Whole
+            faults = foreign = {"one": print}
+        """
+    )
+    result = pytester.runpytest_inprocess("--collect-only", "-q")
+    names = re.findall(r"^test_it\.py::TestIt::(\w+)", result.stdout.str(), re.MULTILINE)
+    assert names[0] == "test_round_trip"
+    modules = [getattr(StoreContract, name).__module__.rpartition(".")[2] for name in names]
+    assert tuple(dict.fromkeys(modules)) == IN_ORDER
+    assert modules == sorted(modules, key=IN_ORDER.index)
 
 
 def test_a_failure_shows_what_was_found(pytester: pytest.Pytester) -> None:
