@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import kvreplay.store
 from kvreplay import Replay, StoreNotFoundError, load_config
 from kvreplay.cli import main
 from support.extras import needs_cli
@@ -61,6 +62,23 @@ def test_the_example_has_twenty_lines() -> None:
     assert len([line for line in blocks("python")[0].splitlines() if line.strip()]) <= 20
 
 
+def test_the_examples_for_an_application(pytester: pytest.Pytester) -> None:
+    code, tests, *_ = blocks("python", "docs/testing.md")
+    pytester.makepyfile(payments=code, test_payments=tests)
+    result = pytester.runpytest_inprocess("-W", "error", "test_payments.py")
+    result.assert_outcomes(passed=5)
+
+
+def test_what_a_backend_may_use_is_named_and_can_be_imported() -> None:
+    text = (ROOT / "docs" / "testing.md").read_text(encoding="utf-8")
+    section = text.partition("### What your store may use\n")[2].partition("\n### ")[0]
+    rows = re.findall(r"^\| (`.*)", section, re.MULTILINE)
+    named = set(re.findall(r"`(\w+)`", "".join(row.partition("|")[0] for row in rows)))
+    assert named <= set(kvreplay.store.__all__)
+    assert {name for name in kvreplay.store.__all__ if name.startswith("check_")} <= named
+    assert {"MAX_EXPIRES_AT", "ForkSafeLock"} <= named
+
+
 MYSTORE = """
 from kvreplay.backends.filesystem import FilesystemStore
 
@@ -72,7 +90,7 @@ class MyStore(FilesystemStore):
 """
 
 
-@pytest.mark.parametrize(("number", "processes"), [(0, True), (1, False)])
+@pytest.mark.parametrize(("number", "processes"), [(2, True), (3, False)])
 def test_the_examples_for_a_backends_author(
     pytester: pytest.Pytester, number: int, processes: bool
 ) -> None:
@@ -85,7 +103,7 @@ def test_the_examples_for_a_backends_author(
 
 
 def test_the_example_of_faults_and_foreign_things(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile(mystore=MYSTORE, test_mystore=blocks("python", "docs/testing.md")[2])
+    pytester.makepyfile(mystore=MYSTORE, test_mystore=blocks("python", "docs/testing.md")[4])
     chosen = "never_an_absence or says_what_it_has_done or foreign"
     result = pytester.runpytest_inprocess("-k", chosen, "test_mystore.py")
     result.assert_outcomes(passed=4, deselected=result.parseoutcomes()["deselected"])

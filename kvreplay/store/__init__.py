@@ -2,6 +2,7 @@
 
 from kvreplay.store.closing import Closing, closed_error
 from kvreplay.store.contract import (
+    MAX_EXPIRES_AT,
     AtomicKVStore,
     BatchingKVStore,
     Change,
@@ -28,6 +29,7 @@ from kvreplay.store.names import MAX_NAME_LENGTH, NAME, check_name, check_namesp
 from kvreplay.store.paging import check_page, page_token, place_of
 
 __all__ = [
+    "MAX_EXPIRES_AT",
     "MAX_NAME_LENGTH",
     "NAME",
     "AtomicKVStore",

@@ -43,6 +43,7 @@ from kvreplay.errors import InvalidValueError
 from kvreplay.store.names import check_namespace
 
 __all__ = [
+    "MAX_EXPIRES_AT",
     "AtomicKVStore",
     "BatchingKVStore",
     "Change",
@@ -66,6 +67,7 @@ __all__ = [
 ]
 
 MAX_EXPIRES_AT: Final = 2**63 - 1
+"""The latest expiry of an entry, in milliseconds since the epoch: a signed 64-bit integer."""
 
 Durability = Literal["full", "process"]
 """What a returned change survives. ``full``: a power cut. ``process``: a killed process; a
