@@ -8,43 +8,29 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
-import attrs
-
-from kvreplay.errors import ConfigError, OutcomeUnknownError, StoreUnavailableError
+from kvreplay.errors import ConfigError, StoreUnavailableError
 from kvreplay.store import (
     AtomicKVStore,
     Change,
     Entry,
-    ForkSafeLock,
     KVTransaction,
     Page,
     PageWithValues,
     SweepResult,
     ThreadBound,
 )
+from kvreplay.testing.planned_faults import (
+    CALLS,
+    CHANGES,
+    Fault,
+    PlannedFaults,
+    failure,
+    lost_outcome,
+)
 
 __all__ = ["FaultyStore"]
 
 T = TypeVar("T")
-
-_CHANGES: Final = ("write", "remove", "check_and_put", "commit")
-_CALLS: Final = (
-    *("read", "list", "list_all_keys", "read_entry"),
-    *("list_paginated", "list_paginated_with_values"),
-    *(*_CHANGES, "sweep", "transaction"),
-)
-
-
-@attrs.define(eq=False)
-class _Fault:
-    """What becomes of the calls that it is for."""
-
-    calls: Collection[str]
-    after: int
-    times: int
-    error: Callable[[], Exception]
-    loses_outcome: bool
-    applied: bool  # the change is made all the same
 
 
 class FaultyStore:
@@ -71,8 +57,7 @@ class FaultyStore:
 
     def __init__(self, inner: AtomicKVStore) -> None:
         self.inner = inner
-        self._faults: list[_Fault] = []
-        self._lock = ForkSafeLock()
+        self._faults = PlannedFaults()
 
     def __repr__(self) -> str:
         return f"<FaultyStore over {self.inner!r}>"
@@ -102,12 +87,7 @@ class FaultyStore:
         Raises:
             ConfigError: the store has no such call, or a number is wrong.
         """
-        if error is None:
-            error = partial(
-                StoreUnavailableError, "the test wants this call to fail; nothing was changed"
-            )
-        make = partial(_again, error) if isinstance(error, Exception) else error
-        self._add(_Fault(self._calls(on), after, times, make, loses_outcome=False, applied=False))
+        self._faults.add(Fault(self._calls(on), after, times, failure(error), applied=None))
 
     def lose_outcome(
         self,
@@ -133,61 +113,33 @@ class FaultyStore:
             ConfigError: the store has no such change, or a number is wrong.
         """
         calls = self._calls(on)
-        if idle := calls - {*_CHANGES, "sweep"}:
+        if idle := calls - {*CHANGES, "sweep"}:
             raise ConfigError(f'"{min(idle)}" changes nothing, so it has no outcome to lose')
-        make = partial(
-            OutcomeUnknownError,
-            "the test wants this outcome to be lost: the change may or may not have happened; read"
-            " again before you decide",
-        )
-        self._add(_Fault(calls, after, times, make, loses_outcome=True, applied=applied))
+        self._faults.add(Fault(calls, after, times, lost_outcome, applied=bool(applied)))
 
     def heal(self) -> None:
         """Forget the faults that have not happened."""
-        with self._lock:
-            self._faults.clear()
+        self._faults.clear()
 
     @property
     def faults_left(self) -> int:
         """How many calls are still to fail; 0 when a test has met all that it has asked for."""
-        with self._lock:
-            return sum(fault.times for fault in self._faults)
+        return self._faults.left
 
     def _calls(self, on: str | Collection[str] | None) -> frozenset[str]:
         if on is None:
-            return frozenset(_CHANGES)
+            return frozenset(CHANGES)
         calls = frozenset((on,) if isinstance(on, str) else on)
         for call in calls:
-            if call not in _CALLS:
-                raise ConfigError(f'there is no call "{call}"; choose of {", ".join(_CALLS)}')
+            if call not in CALLS:
+                raise ConfigError(f'there is no call "{call}"; choose of {", ".join(CALLS)}')
             method = "transaction" if call == "commit" else call
             if not hasattr(self, method):
                 raise ConfigError(f"{type(self.inner).__name__} has no {method}() that could fail")
         return calls
 
-    def _add(self, fault: _Fault) -> None:
-        for what, number, least in (("after", fault.after, 0), ("times", fault.times, 1)):
-            if type(number) is not int or number < least:
-                raise ConfigError(f"{what} must be an int of at least {least}")
-        with self._lock:
-            self._faults.append(fault)
-
-    def _due(self, call: str, *, has_outcome: bool = True) -> _Fault | None:
-        """Count a call; return the fault that it meets."""
-        with self._lock:
-            for fault in self._faults:
-                if call in fault.calls and (has_outcome or not fault.loses_outcome):
-                    if fault.after:
-                        fault.after -= 1
-                        return None
-                    fault.times -= 1
-                    if not fault.times:
-                        self._faults.remove(fault)
-                    return fault
-        return None
-
     def _call(self, name: str, call: Callable[[], T], *, has_outcome: bool = True) -> T:
-        fault = self._due(name, has_outcome=has_outcome)
+        fault = self._faults.due(name, has_outcome=has_outcome)
         if fault is None:
             return call()
         if fault.applied:
@@ -297,7 +249,7 @@ class FaultyStore:
             there = getattr(self.inner, name)
             if name in _SPECIAL:
                 return partial(_SPECIAL[name], self)
-            if name in _CALLS:
+            if name in CALLS:
                 return partial(self._passed_on, name)
             return there
 
@@ -305,7 +257,7 @@ class FaultyStore:
         return self._call(name, partial(getattr(self.inner, name), *args, **options))
 
     def _check_and_put_each(self, changes: Sequence[Change]) -> Sequence[object]:
-        faults = [self._due("check_and_put") for _ in changes]
+        faults = [self._faults.due("check_and_put") for _ in changes]
         made = [n for n, fault in enumerate(faults) if fault is None or fault.applied]
         results: Any = [None if fault is None else fault.error() for fault in faults]
         inner: Any = self.inner
@@ -316,9 +268,7 @@ class FaultyStore:
         return tuple(results)
 
     def _check_and_put_at_once(self, *address: str, **options: Any) -> bytes | None:
-        with self._lock:
-            is_expected = any("check_and_put" in fault.calls for fault in self._faults)
-        if is_expected:
+        if self._faults.are_planned("check_and_put"):
             # An event loop gives what would wait to a thread: the fault meets it there.
             raise StoreUnavailableError("a fault is due; nothing was changed: use check_and_put")
         inner: Any = self.inner
@@ -330,11 +280,11 @@ class FaultyStore:
 
     def _block(self) -> Generator[KVTransaction, None, None]:
         inner: Any = self.inner
-        if fault := self._due("transaction"):
+        if fault := self._faults.due("transaction"):
             raise fault.error()
         with inner.transaction() as transaction:
             yield _FaultyTransaction(self, transaction)
-            fault = self._due("commit")
+            fault = self._faults.due("commit")
             if fault and not fault.applied:
                 raise fault.error()  # so it is undone
         if fault:
@@ -396,9 +346,3 @@ _SPECIAL: Final[dict[str, Callable[..., Any]]] = {
     "transaction": FaultyStore._transaction,
 }
 """The calls in which more than one thing may fail, or none."""
-
-
-def _again(error: Exception) -> Exception:
-    """Return an error that may have been raised before, without what led to it then."""
-    error.__cause__ = error.__context__ = None
-    return error.with_traceback(None)

@@ -110,7 +110,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         *("committer", "database", "store", "__init__"),
     ),
     "testing": (
-        *("clock", "faulty_store", "killing"),
+        *("clock", "planned_faults", "faulty_store", "killing"),
         *("threads", "entries", "batches", "check_and_put", "claims", "closing", "expiry"),
         *("faults", "foreign", "forking", "inspecting", "limits", "names", "paging", "plain"),
         *("processes", "prompt", "lazy", "transactions", "walking"),

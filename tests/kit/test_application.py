@@ -554,12 +554,13 @@ def fork_and_die() -> None:
 
 
 FORKS = """
-import atexit, sys, threading
+import atexit, sys, threading, warnings
 from kvreplay import Replay, open_store
 from kvreplay.testing import die, kill_in_handler
 
 atexit.register(print, "over")
 threading.Thread(target=threading.Event().wait, daemon=True).start()
+warnings.simplefilter("always")  # where it is an error, CPython does not show that of os.fork()
 with open_store(f"lmdb:{sys.argv[1]}") as store:
     sys.stdout.write("once ")
     replay = Replay(store, "ns", ttl=60)

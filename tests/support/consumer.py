@@ -23,7 +23,7 @@ from kvreplay.backends.filesystem import FilesystemStore
 from kvreplay.backends.lmdb import LMDBStore
 from kvreplay.backends.memory import MemoryStore
 from kvreplay.ldk import TurnStore
-from kvreplay.testing import StoreContract
+from kvreplay.testing import FaultyStore, ManualClock, StoreContract, die, kill_in_handler
 
 
 def reconcile(record: ReplayRecord) -> Applied | NotApplied:
@@ -87,6 +87,17 @@ def transacts(path: Path) -> None:
         Replay(store, "ns", ttl="1h").execute_in_transaction(("a", "b"), 1, lambda txn: 5)
     with config.open_store() as whichever:
         whichever.transaction()  # type: ignore[attr-defined]  # not every engine has it
+
+
+def tests_its_handlers(path: Path) -> None:
+    clock = ManualClock()
+    clock.advance("1h")
+    store = FaultyStore(LMDBStore(path, lock_timeout="5s"))
+    store.fail(on=("read", "commit"))
+    store.lose_outcome(applied=True, after=1)
+    transactional: TransactionalKVStore = store
+    replay = Replay(transactional, "ns", ttl=60, clock=clock)
+    kill_in_handler(store, lambda: replay.execute(("a", "b"), 1, die))
 
 
 class TestTheClass(StoreContract):
