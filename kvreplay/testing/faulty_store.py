@@ -18,6 +18,7 @@ from kvreplay.store import (
     PageWithValues,
     SweepResult,
     ThreadBound,
+    missing_methods,
 )
 from kvreplay.testing.planned_faults import (
     CALLS,
@@ -53,9 +54,17 @@ class FaultyStore:
 
     Args:
         inner: an :class:`~kvreplay.AtomicKVStore`.
+
+    Raises:
+        ConfigError: the store is none; the message names what it has not.
     """
 
     def __init__(self, inner: AtomicKVStore) -> None:
+        if missing := missing_methods(inner, AtomicKVStore):
+            raise ConfigError(
+                "FaultyStore needs a store that is AtomicKVStore, and"
+                f" {type(inner).__name__} has no {', no '.join(missing)}"
+            )
         self.inner = inner
         self._faults = PlannedFaults()
 

@@ -158,6 +158,13 @@ def test_it_has_what_the_other_store_has(engine: Engine) -> None:
         assert repr(inner) in repr(faulty)
 
 
+def test_a_plain_store_is_refused() -> None:
+    plain: Any = WalkableStore()
+    with pytest.raises(ConfigError, match="AtomicKVStore, and WalkableStore has no check_and_put"):
+        FaultyStore(plain)
+    FaultyStore(InProcessAtomicStore(plain))
+
+
 def test_closing_it_closes_the_other_store() -> None:
     inner = MemoryStore()
     with FaultyStore(inner) as store:
