@@ -1,0 +1,355 @@
+"""Types of all other kinds are stored by cattrs, which is imported when one of them is met.
+
+A converter of our own, for one type. It is stricter than cattrs: a text is no number, a text is
+no list of letters, and a map with a key that the class has no field for is of another class.
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Callable
+from enum import Enum, Flag
+from typing import Any, Final, Literal, NoReturn, TypeVar, Union
+
+from kvreplay._protocol.codec import Codec
+from kvreplay._protocol.culprit import kind_of
+from kvreplay._runtime.typed_leaves import LEAVES
+from kvreplay._runtime.typed_pydantic import model_codec
+from kvreplay._runtime.typed_shapes import SCALARS, STORED_AS, Kind, Misfit, Shape, ShapeOf, bare
+from kvreplay.errors import ConfigError
+
+__all__ = ["cattrs_codec"]
+
+Encode = Callable[[Any], object]
+Decode = Callable[[Any, Any], object]  # cattrs gives it the type too
+
+
+def cattrs_codec(shape: Shape, shapes: ShapeOf, name: str) -> Codec[Any]:
+    """Return how a type is stored. Encoding does not look whether all is kept.
+
+    Raises:
+        ConfigError: cattrs is not installed, or cannot tell the members of a union apart.
+    """
+    try:
+        import cattrs
+    except ImportError:
+        raise ConfigError(
+            f"{shapes.said}: cattrs stores it, and cannot be imported: pip install 'kvreplay[typed]';"
+            " nothing ran"
+        ) from None
+    # Without the detail: what is wrong with stored bytes is for no user to mend.
+    converter = cattrs.Converter(forbid_extra_keys=True, detailed_validation=False)
+    _Hooks(converter, shapes).register()
+    annotation = shape.annotation
+    try:
+        encode = converter.get_unstructure_hook(annotation)
+        structure = converter.get_structure_hook(annotation)
+    except (TypeError, cattrs.StructureHandlerNotFoundError) as error:
+        raise ConfigError(
+            f"{shapes.said}: cattrs cannot store it ({type(error).__name__}): give encode= and"
+            " decode=; nothing ran"
+        ) from error
+    return Codec(encode, lambda data: structure(data, annotation), name)
+
+
+class _Hooks:
+    """What a converter does otherwise than cattrs."""
+
+    def __init__(self, converter: Any, shapes: ShapeOf) -> None:
+        self._converter = converter
+        self._shapes = shapes
+
+    def register(self) -> None:
+        """Tell the converter. Where two fit, it takes the one that was registered later."""
+        self._register(_is_scalar, _keep, _decode_scalar)
+        self._register(_is_anything, _keep, _keep_stored)
+        self._register(LEAVES.__contains__, lambda cls: LEAVES[cls].to_plain, _decode_leaf)
+        self._register(_is_enum, _encode_enum, _decode_enum)
+        self._register(_is_literal, _encode_literal, _decode_literal)
+        self._register(self._is(Kind.ITEMS), self._encode_items, self._decode_items)
+        self._register(self._is(Kind.MAP), self._encode_map, self._decode_map)
+        self._register(_is_named_tuple, self._encode_named_tuple, self._decode_named_tuple)
+        self._register(self._is(Kind.MODEL), self._encode_model, self._decode_model)
+        self._register(_is_union, self._encode_union, self._decode_union)
+        self._register(_is_wrapped, self._encode_bare, self._decode_bare)
+
+    def _register(
+        self,
+        fits: Callable[[Any], bool],
+        encoder: Callable[[Any], Encode],
+        decoder: Callable[[Any], Decode],
+    ) -> None:
+        self._converter.register_unstructure_hook_factory(fits, lambda cls: encoder(cls))
+        self._converter.register_structure_hook_factory(fits, lambda cls: decoder(cls))
+
+    def _is(self, kind: Kind) -> Callable[[Any], bool]:
+        return lambda cls: self._shapes.of(cls).kind is kind
+
+    def _encoder(self, cls: Any) -> Encode:
+        hook: Encode = self._converter.get_unstructure_hook(cls, cache_result=False)
+        return hook
+
+    def _decoder(self, cls: Any) -> Decode:
+        hook: Decode = self._converter.get_structure_hook(cls, cache_result=False)
+        return hook
+
+    def _encode_bare(self, cls: Any) -> Encode:
+        return self._encoder(bare(cls))
+
+    def _decode_bare(self, cls: Any) -> Decode:
+        return self._decoder(bare(cls))
+
+    def _encode_items(self, cls: Any) -> Encode:
+        if (items := _items_of_tuple(cls)) is not None:
+            each = [self._encoder(item) for item in items]
+            return lambda value: [hook(item) for hook, item in zip(each, value, strict=True)]
+        one = self._encoder(_item_of(cls))
+        return lambda value: [one(item) for item in value]
+
+    def _decode_items(self, cls: Any) -> Decode:
+        if (items := _items_of_tuple(cls)) is not None:
+            each = [(self._decoder(item), item) for item in items]
+
+            def decode_tuple(data: Any, _: Any) -> object:
+                if type(data) is not list:
+                    _refuse(data)
+                return tuple([hook(one, of) for (hook, of), one in zip(each, data, strict=True)])
+
+            return decode_tuple
+        item = _item_of(cls)
+        decode, make = self._decoder(item), STORED_AS[typing.get_origin(cls) or cls]
+
+        def decode_items(data: Any, _: Any) -> object:
+            if type(data) is not list:
+                _refuse(data)
+            items = [decode(each, item) for each in data]
+            return items if make is list else make(items)
+
+        return decode_items
+
+    def _encode_map(self, cls: Any) -> Encode:
+        key, item = (self._encoder(each) for each in typing.get_args(cls) or (Any, Any))
+        return lambda value: {key(each): item(one) for each, one in value.items()}
+
+    def _decode_map(self, cls: Any) -> Decode:
+        key_of, item_of = typing.get_args(cls) or (Any, Any)
+        key, item = self._decoder(key_of), self._decoder(item_of)
+
+        def decode(data: Any, _: Any) -> object:
+            if type(data) is not dict:
+                _refuse(data)
+            return {key(each, key_of): item(one, item_of) for each, one in data.items()}
+
+        return decode
+
+    def _encode_named_tuple(self, cls: Any) -> Encode:
+        from cattrs.cols import namedtuple_dict_unstructure_factory
+
+        hook: Encode = namedtuple_dict_unstructure_factory(cls, self._converter)
+        return hook
+
+    def _decode_named_tuple(self, cls: Any) -> Decode:
+        from cattrs.cols import namedtuple_dict_structure_factory
+
+        # By its names: by its places, two fields that change places would change their values.
+        hook: Decode = namedtuple_dict_structure_factory(cls, self._converter, False, True)
+        return hook
+
+    def _encode_union(self, cls: Any) -> Encode:
+        members = [
+            (each, self._encoder(each.annotation)) for each in self._shapes.of(cls).members
+        ]
+
+        def encode(value: Any) -> object:
+            for member, hook in members:
+                try:
+                    member.check(value)
+                except Misfit:
+                    continue
+                return hook(value)
+            return _refuse(value)
+
+        return encode
+
+    def _decode_union(self, cls: Any) -> Decode:
+        shape = self._shapes.of(cls)
+        if shape.plain:
+            return _checked(shape)
+        others = [each for each in shape.members if not each.plain]
+        beside = [each.check for each in shape.members if each.plain]
+        joined: Any = Union[tuple(each.annotation for each in others)]
+        if len(others) == 1:
+            decode = self._decoder(joined)
+        elif others[0].kind is Kind.MODEL:
+            decode = self._decode_model(joined)
+        else:
+            decode = self._decode_classes([each.annotation for each in others])
+        if not beside:
+            return decode
+
+        def decode_beside(data: Any, _: Any) -> object:
+            if data is None or type(data) in SCALARS:
+                for check in beside:
+                    try:
+                        check(data)
+                    except Misfit:
+                        continue
+                    return data
+            return decode(data, joined)
+
+        return decode_beside
+
+    def _decode_classes(self, classes: list[Any]) -> Decode:
+        from cattrs.disambiguators import create_default_dis_func
+
+        try:
+            class_of = create_default_dis_func(self._converter, *classes)
+        except TypeError as error:
+            raise ConfigError(
+                f"{self._shapes.said}: cattrs cannot tell apart the classes of a union in it: give"
+                " each a required field that the others lack, or a Literal; or give encode= and"
+                " decode=; nothing ran"
+            ) from error
+        decoders = {each: self._decoder(each) for each in classes}
+
+        def decode(data: Any, _: Any) -> object:
+            cls = class_of(data)
+            return decoders[cls](data, cls)
+
+        return decode
+
+    def _encode_model(self, cls: Any) -> Encode:
+        return model_codec(cls, "", self._shapes.said).encode
+
+    def _decode_model(self, cls: Any) -> Decode:
+        decode = model_codec(cls, "", self._shapes.said).decode
+        return lambda data, _: decode(data)
+
+
+# Which types they are.
+
+
+def _is_scalar(cls: Any) -> bool:
+    return cls in SCALARS
+
+
+def _is_anything(cls: Any) -> bool:
+    return cls in (Any, object) or isinstance(cls, TypeVar)
+
+
+def _is_enum(cls: Any) -> bool:
+    return isinstance(cls, type) and issubclass(cls, Enum)
+
+
+def _is_literal(cls: Any) -> bool:
+    return typing.get_origin(cls) is Literal
+
+
+def _is_named_tuple(cls: Any) -> bool:
+    cls = typing.get_origin(cls) or cls
+    return isinstance(cls, type) and issubclass(cls, tuple) and hasattr(cls, "_fields")
+
+
+def _is_union(cls: Any) -> bool:
+    return typing.get_origin(cls) in (Union, types.UnionType)
+
+
+def _is_wrapped(cls: Any) -> bool:
+    return bare(cls) is not cls
+
+
+def _item_of(cls: Any) -> Any:
+    return (typing.get_args(cls) or (Any,))[0]
+
+
+def _items_of_tuple(cls: Any) -> tuple[Any, ...] | None:
+    """Return the types of a tuple's items; ``None``: it is none that names each."""
+    items = typing.get_args(cls)
+    if typing.get_origin(cls) is not tuple or len(items) == 2 and items[1] is ...:
+        return None
+    return items
+
+
+# How they are stored, and made again.
+
+
+def _refuse(data: object) -> NoReturn:
+    raise TypeError(f"{kind_of(data)} was stored, which the type does not have there")
+
+
+def _keep(cls: Any) -> Encode:
+    return lambda value: value
+
+
+def _keep_stored(cls: Any) -> Decode:
+    return lambda data, _: data
+
+
+def _checked(shape: Shape) -> Decode:
+    def decode(data: Any, _: Any) -> object:
+        shape.check(data)
+        return data
+
+    return decode
+
+
+def _decode_scalar(cls: Any) -> Decode:
+    kinds: Final = SCALARS[cls]
+
+    def decode(data: Any, _: Any) -> object:
+        if type(data) not in kinds:
+            _refuse(data)
+        return data
+
+    return decode
+
+
+def _decode_leaf(cls: Any) -> Decode:
+    stored, of_plain = LEAVES[cls].stored, LEAVES[cls].of_plain
+
+    def decode(data: Any, _: Any) -> object:
+        if type(data) is not stored:
+            _refuse(data)
+        return of_plain(data)
+
+    return decode
+
+
+def _encode_enum(cls: type[Enum]) -> Encode:
+    return lambda value: _plain_of(value)
+
+
+def _decode_enum(cls: type[Enum]) -> Decode:
+    if issubclass(cls, Flag):  # a joined one is no member
+
+        def decode_flag(data: Any, _: Any) -> object:
+            if type(data) is not int:
+                _refuse(data)
+            return cls(data)
+
+        return decode_flag
+    return _decode_by_table(list(cls))
+
+
+def _encode_literal(cls: Any) -> Encode:
+    return _plain_of
+
+
+def _decode_literal(cls: Any) -> Decode:
+    return _decode_by_table(typing.get_args(cls))
+
+
+def _decode_by_table(values: Any) -> Decode:
+    # With their types: 1, 1.0 and True are equal.
+    table = {(type(_plain_of(each)), _plain_of(each)): each for each in values}
+    return lambda data, _: table[type(data), data]
+
+
+def _plain_of(value: Any) -> object:
+    """Return the value of an enum's member, or its name if one of the values is not plain."""
+    if not isinstance(value, Enum):
+        return value
+    by_value = all(type(each.value) in SCALARS for each in type(value))
+    return value.value if by_value or isinstance(value, Flag) else value.name
+
