@@ -8,11 +8,9 @@ lose anything is an error of the run that made it, and never of a later one.
 from __future__ import annotations
 
 import collections.abc as abc
-import functools
 import inspect
 import types
 import typing
-from collections.abc import Callable
 from functools import lru_cache, partial
 from types import FunctionType, MethodType
 from typing import Any, Final, Union
@@ -23,8 +21,7 @@ from kvreplay._protocol.steps import NotStored
 from kvreplay._runtime.typed_cattrs import cattrs_codec
 from kvreplay._runtime.typed_pydantic import Unstorable, model_codec
 from kvreplay._runtime.typed_sameness import difference
-from kvreplay._runtime.typed_shapes import Kind, Misfit, Shape, ShapeOf, bare, named
-from kvreplay.errors import ConfigError
+from kvreplay._runtime.typed_shapes import Kind, Misfit, Shape, ShapeOf, bare, named, union_of
 
 __all__ = ["codec_of", "return_annotation"]
 
@@ -88,55 +85,58 @@ def _answer_in(annotation: Any) -> Any:
 def _answer_in_union(annotation: Any, arguments: tuple[Any, ...]) -> Any:
     stored = [each for each in arguments if each is not NotStored]
     answers = tuple(_answer_in(each) for each in stored)
-    return annotation if answers == arguments else Union[answers]
+    return annotation if answers == arguments else union_of(answers)
 
 
 def _is_model(shape: Shape) -> bool:
     """Say whether pydantic alone stores it."""
     if shape.kind is Kind.UNION:
-        return all(each.kind is Kind.MODEL or each.annotation is type(None) for each in shape.members)
+        return all(
+            each.kind is Kind.MODEL or each.annotation is type(None) for each in shape.members
+        )
     return shape.kind is Kind.MODEL
 
 
 def _whole(shape: Shape, codec: Codec[Any]) -> Codec[Any]:
     """Return a codec that stores a value only if it is of the type, and all of it is kept."""
-    begin = codec.name if isinstance(shape.annotation, type) else "response"
+    root = codec.name if isinstance(shape.annotation, type) else "response"
 
     def encode(value: object) -> object:
         try:
             shape.check(value)
+            data = codec.encode(value)
+            if (problem := _not_held(data) or _not_kept(value, codec.decode(data))) is None:
+                return data
         except Misfit as misfit:
             problem = (
-                f"{begin}{misfit.path}: {misfit.kind} cannot be stored, where"
-                f" {named(misfit.declared)} is expected"
+                f"{misfit.path}: {misfit.kind} cannot be stored, where {named(misfit.declared)} is"
+                " expected"
             )
-        else:
-            try:
-                data = codec.encode(value)
-                found = find_culprit(data)
-                again = None if found is not None else codec.decode(data)
-            except Exception as error:  # the class's own code, or what a model refuses
-                problem = _told_by(error, begin)
-            else:
-                lost = None if found is not None else difference(value, again)
-                if found is None and lost is None:
-                    return data
-                problem = f"{begin}{found} cannot be stored" if lost is None else (
-                    f"{begin}{lost[0]}: {kind_of(lost[1])} cannot be stored: it would come back"
-                    " as something else"
-                )
-        raise TypeError(problem)  # outside: what was caught may show a part of the response
+        except Unstorable as error:
+            problem = str(error)
+        except RecursionError:
+            problem = ": it cannot be stored, since it is nested too deep or refers to itself"
+        except Exception as error:  # the class's own code
+            problem = (
+                ": it cannot be stored, since it cannot be made again of what would be stored"
+                f" ({type(error).__name__})"
+            )
+        raise TypeError(root + problem)  # outside: what was caught may show a part of the response
 
     return Codec(encode, codec.decode, codec.name)
 
 
-def _told_by(error: Exception, begin: str) -> str:
-    if isinstance(error, Unstorable):
-        return f"{begin}{error}"
-    return (
-        f"{begin}: it cannot be stored, since it cannot be made again of what would be stored"
-        f" ({type(error).__name__})"
-    )
+def _not_held(data: object) -> str | None:
+    found = find_culprit(data)
+    return None if found is None else f"{found} cannot be stored"
+
+
+def _not_kept(value: object, again: object) -> str | None:
+    lost = difference(value, again)
+    if lost is None:
+        return None
+    path, part = lost
+    return f"{path}: {kind_of(part)} cannot be stored: it would come back as something else"
 
 
 def return_annotation(function: object) -> object:
@@ -169,7 +169,7 @@ def _return_annotation(function: Any) -> object:
 
 
 def _names_around(function: Any) -> dict[str, object]:
-    """Return the names that a function takes from the functions around it, and its type parameters."""
+    """Return the names that a function has from those around it, and its type parameters."""
     names: dict[str, object] = {
         each.__name__: each for each in getattr(function, "__type_params__", ())
     }

@@ -8,15 +8,25 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum, Flag
 from typing import Any, Final, Literal, NoReturn, TypeVar, Union
 
 from kvreplay._protocol.codec import Codec
 from kvreplay._protocol.culprit import kind_of
-from kvreplay._runtime.typed_leaves import LEAVES
+from kvreplay._runtime.typed_leaves import LEAVES, Leaf
 from kvreplay._runtime.typed_pydantic import model_codec
-from kvreplay._runtime.typed_shapes import SCALARS, STORED_AS, Kind, Misfit, Shape, ShapeOf, bare
+from kvreplay._runtime.typed_shapes import (
+    SCALARS,
+    STORED_AS,
+    Kind,
+    Misfit,
+    Shape,
+    ShapeOf,
+    bare,
+    required_keys,
+    union_of,
+)
 from kvreplay.errors import ConfigError
 
 __all__ = ["cattrs_codec"]
@@ -35,8 +45,8 @@ def cattrs_codec(shape: Shape, shapes: ShapeOf, name: str) -> Codec[Any]:
         import cattrs
     except ImportError:
         raise ConfigError(
-            f"{shapes.said}: cattrs stores it, and cannot be imported: pip install 'kvreplay[typed]';"
-            " nothing ran"
+            f"{shapes.said}: cattrs stores it, and cannot be imported:"
+            " pip install 'kvreplay[typed]'; nothing ran"
         ) from None
     # Without the detail: what is wrong with stored bytes is for no user to mend.
     converter = cattrs.Converter(forbid_extra_keys=True, detailed_validation=False)
@@ -61,18 +71,34 @@ class _Hooks:
         self._shapes = shapes
 
     def register(self) -> None:
-        """Tell the converter. Where two fit, it takes the one that was registered later."""
-        self._register(_is_scalar, _keep, _decode_scalar)
-        self._register(_is_anything, _keep, _keep_stored)
-        self._register(LEAVES.__contains__, lambda cls: LEAVES[cls].to_plain, _decode_leaf)
-        self._register(_is_enum, _encode_enum, _decode_enum)
-        self._register(_is_literal, _encode_literal, _decode_literal)
+        """Tell the converter. Where two fit, it takes the one that was registered later.
+
+        A class's own hook comes before them, and is its subclasses' too: so an enum of texts needs
+        one of its own beside that of texts.
+        """
+        for cls in SCALARS:
+            self._register_class(cls, _keep, _decode_scalar(cls))
+        for cls, leaf in LEAVES.items():
+            self._register_class(cls, leaf.to_plain, _decode_leaf(leaf))
+        for shape in self._shapes.all():
+            cls = shape.annotation
+            if _is_enum(cls):
+                self._register_class(cls, _plain_of, _decode_enum(cls))
+            elif shape.kind is Kind.MODEL and isinstance(cls, type):
+                self._register_class(cls, self._encode_model(cls), self._decode_model(cls))
+        self._register(_is_anything, lambda cls: _keep, lambda cls: lambda data, _: data)
+        self._register(_is_literal, lambda cls: _plain_of, _decode_literal)
         self._register(self._is(Kind.ITEMS), self._encode_items, self._decode_items)
         self._register(self._is(Kind.MAP), self._encode_map, self._decode_map)
         self._register(_is_named_tuple, self._encode_named_tuple, self._decode_named_tuple)
+        self._register(_is_typeddict, self._encode_typeddict, self._decode_typeddict)
         self._register(self._is(Kind.MODEL), self._encode_model, self._decode_model)
         self._register(_is_union, self._encode_union, self._decode_union)
         self._register(_is_wrapped, self._encode_bare, self._decode_bare)
+
+    def _register_class(self, cls: Any, encode: Encode, decode: Decode) -> None:
+        self._converter.register_unstructure_hook(cls, encode)
+        self._converter.register_structure_hook(cls, decode)
 
     def _register(
         self,
@@ -86,12 +112,19 @@ class _Hooks:
     def _is(self, kind: Kind) -> Callable[[Any], bool]:
         return lambda cls: self._shapes.of(cls).kind is kind
 
+    # For a class whose hook it is making, cattrs raises a RecursionError: it is looked up later.
     def _encoder(self, cls: Any) -> Encode:
-        hook: Encode = self._converter.get_unstructure_hook(cls, cache_result=False)
+        try:
+            hook: Encode = self._converter.get_unstructure_hook(cls, cache_result=False)
+        except RecursionError:
+            return lambda value: self._converter.unstructure(value, unstructure_as=cls)
         return hook
 
     def _decoder(self, cls: Any) -> Decode:
-        hook: Decode = self._converter.get_structure_hook(cls, cache_result=False)
+        try:
+            hook: Decode = self._converter.get_structure_hook(cls, cache_result=False)
+        except RecursionError:
+            hook = self._converter.structure
         return hook
 
     def _encode_bare(self, cls: Any) -> Encode:
@@ -119,6 +152,15 @@ class _Hooks:
             return decode_tuple
         item = _item_of(cls)
         decode, make = self._decoder(item), STORED_AS[typing.get_origin(cls) or cls]
+        kinds = frozenset(SCALARS.get(item, ()))
+
+        def decode_scalars(data: Any, _: Any) -> object:  # quick way, for decode_items: bench_typed
+            if type(data) is not list or not kinds.issuperset(map(type, data)):
+                _refuse(data)
+            return data if make is list else make(data)
+
+        if kinds:
+            return decode_scalars
 
         def decode_items(data: Any, _: Any) -> object:
             if type(data) is not list:
@@ -156,10 +198,32 @@ class _Hooks:
         hook: Decode = namedtuple_dict_structure_factory(cls, self._converter, False, True)
         return hook
 
+    # cattrs takes a key for required whose NotRequired is only known as a text.
+    def _encode_typeddict(self, cls: Any) -> Encode:
+        fields = {name: self._encoder(each) for name, each in self._shapes.fields_of(cls).items()}
+        return lambda value: {
+            name: fields[name](each) if name in fields else each for name, each in value.items()
+        }
+
+    def _decode_typeddict(self, cls: Any) -> Decode:
+        fields = {
+            name: (self._decoder(each), each) for name, each in self._shapes.fields_of(cls).items()
+        }
+        required = required_keys(typing.get_origin(cls) or cls)
+
+        def decode(data: Any, _: Any) -> object:
+            if type(data) is not dict or not required <= data.keys():
+                _refuse(data)
+            made = dict(data)
+            for name, (hook, of) in fields.items():
+                if name in data:
+                    made[name] = hook(data[name], of)
+            return made
+
+        return decode
+
     def _encode_union(self, cls: Any) -> Encode:
-        members = [
-            (each, self._encoder(each.annotation)) for each in self._shapes.of(cls).members
-        ]
+        members = [(each, self._encoder(each.annotation)) for each in self._shapes.of(cls).members]
 
         def encode(value: Any) -> object:
             for member, hook in members:
@@ -174,11 +238,15 @@ class _Hooks:
 
     def _decode_union(self, cls: Any) -> Decode:
         shape = self._shapes.of(cls)
+        if all(each.annotation in SCALARS for each in shape.members):
+            return _decode_kinds(
+                [kind for each in shape.members for kind in SCALARS[each.annotation]]
+            )
         if shape.plain:
             return _checked(shape)
         others = [each for each in shape.members if not each.plain]
         beside = [each.check for each in shape.members if each.plain]
-        joined: Any = Union[tuple(each.annotation for each in others)]
+        joined = union_of(each.annotation for each in others)
         if len(others) == 1:
             decode = self._decoder(joined)
         elif others[0].kind is Kind.MODEL:
@@ -230,10 +298,6 @@ class _Hooks:
 # Which types they are.
 
 
-def _is_scalar(cls: Any) -> bool:
-    return cls in SCALARS
-
-
 def _is_anything(cls: Any) -> bool:
     return cls in (Any, object) or isinstance(cls, TypeVar)
 
@@ -251,6 +315,10 @@ def _is_named_tuple(cls: Any) -> bool:
     return isinstance(cls, type) and issubclass(cls, tuple) and hasattr(cls, "_fields")
 
 
+def _is_typeddict(cls: Any) -> bool:
+    return typing.is_typeddict(typing.get_origin(cls) or cls)
+
+
 def _is_union(cls: Any) -> bool:
     return typing.get_origin(cls) in (Union, types.UnionType)
 
@@ -266,7 +334,7 @@ def _item_of(cls: Any) -> Any:
 def _items_of_tuple(cls: Any) -> tuple[Any, ...] | None:
     """Return the types of a tuple's items; ``None``: it is none that names each."""
     items = typing.get_args(cls)
-    if typing.get_origin(cls) is not tuple or len(items) == 2 and items[1] is ...:
+    if typing.get_origin(cls) is not tuple or (len(items) == 2 and items[1] is ...):
         return None
     return items
 
@@ -278,12 +346,8 @@ def _refuse(data: object) -> NoReturn:
     raise TypeError(f"{kind_of(data)} was stored, which the type does not have there")
 
 
-def _keep(cls: Any) -> Encode:
-    return lambda value: value
-
-
-def _keep_stored(cls: Any) -> Decode:
-    return lambda data, _: data
+def _keep(value: object) -> object:
+    return value
 
 
 def _checked(shape: Shape) -> Decode:
@@ -295,7 +359,11 @@ def _checked(shape: Shape) -> Decode:
 
 
 def _decode_scalar(cls: Any) -> Decode:
-    kinds: Final = SCALARS[cls]
+    return _decode_kinds(SCALARS[cls])
+
+
+def _decode_kinds(types_of_data: Iterable[type]) -> Decode:
+    kinds: Final = frozenset(types_of_data)
 
     def decode(data: Any, _: Any) -> object:
         if type(data) not in kinds:
@@ -305,8 +373,8 @@ def _decode_scalar(cls: Any) -> Decode:
     return decode
 
 
-def _decode_leaf(cls: Any) -> Decode:
-    stored, of_plain = LEAVES[cls].stored, LEAVES[cls].of_plain
+def _decode_leaf(leaf: Leaf) -> Decode:
+    stored, of_plain = leaf.stored, leaf.of_plain
 
     def decode(data: Any, _: Any) -> object:
         if type(data) is not stored:
@@ -314,10 +382,6 @@ def _decode_leaf(cls: Any) -> Decode:
         return of_plain(data)
 
     return decode
-
-
-def _encode_enum(cls: type[Enum]) -> Encode:
-    return lambda value: _plain_of(value)
 
 
 def _decode_enum(cls: type[Enum]) -> Decode:
@@ -330,10 +394,6 @@ def _decode_enum(cls: type[Enum]) -> Decode:
 
         return decode_flag
     return _decode_by_table(list(cls))
-
-
-def _encode_literal(cls: Any) -> Encode:
-    return _plain_of
 
 
 def _decode_literal(cls: Any) -> Decode:
@@ -352,4 +412,3 @@ def _plain_of(value: Any) -> object:
         return value
     by_value = all(type(each.value) in SCALARS for each in type(value))
     return value.value if by_value or isinstance(value, Flag) else value.name
-

@@ -17,8 +17,8 @@ _PLAIN: Final = frozenset((str, int, float, bool, bytes, type(None)))
 
 
 def is_of_pydantic(cls: object) -> bool:
-    """Say whether pydantic stores a class: a model, a dataclass of its own, a type such as a URL."""
-    return is_model(cls) or isinstance(cls, type) and hasattr(cls, "__get_pydantic_core_schema__")
+    """Say whether pydantic stores a class: a model, its own dataclass, or one such as a URL."""
+    return is_model(cls) or (isinstance(cls, type) and hasattr(cls, "__get_pydantic_core_schema__"))
 
 
 def is_model(cls: object) -> bool:
@@ -131,7 +131,7 @@ def unstorable_in(
         if found is not None:
             return found
     cls = origin or annotation
-    if not isinstance(cls, type) or cls in seen or origin is not None and not is_model(cls):
+    if not isinstance(cls, type) or cls in seen or (origin is not None and not is_model(cls)):
         return None
     seen.add(cls)
     if is_model(cls) or dataclasses.is_dataclass(cls):
@@ -144,7 +144,7 @@ def unstorable_in(
 
 
 def _fields_of(cls: Any) -> list[tuple[str, Any, tuple[Any, ...]]]:
-    """Return the fields of a model or dataclass that pydantic alone converts, with what they say."""
+    """Return the fields of a model or dataclass that pydantic alone converts, with metadata."""
     fields = getattr(cls, "__pydantic_fields__", None)
     if fields is None:
         if not dataclasses.is_dataclass(cls):

@@ -9,9 +9,9 @@ import collections.abc as abc
 import dataclasses
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar, Union
 
 import attrs
 
@@ -20,7 +20,17 @@ from kvreplay._runtime.typed_leaves import LEAVES
 from kvreplay._runtime.typed_pydantic import is_of_pydantic, is_secret, unstorable_in
 from kvreplay.errors import ConfigError
 
-__all__ = ["SCALARS", "STORED_AS", "Kind", "Misfit", "Shape", "ShapeOf", "bare", "named"]
+__all__ = [
+    "SCALARS",
+    "STORED_AS",
+    "Kind",
+    "Misfit",
+    "Shape",
+    "ShapeOf",
+    "bare",
+    "named",
+    "required_keys",
+]
 
 
 class Kind(Enum):
@@ -79,7 +89,7 @@ SCALARS: Final[dict[Any, tuple[type, ...]]] = {
     float: (float, int),
     type(None): (type(None),),
 }
-"""What msgpack holds, and what counts as one: Python takes an int for a float, a bool for an int."""
+"""What msgpack holds, and what counts as one: an int is taken for a float, a bool for an int."""
 
 _ANY: Final = (Any, object)
 _NEVER: Final = (typing.NoReturn, typing.Never)
@@ -116,6 +126,8 @@ _WRAPPERS: Final = (typing.Annotated, typing.Final, typing.Required, typing.NotR
 
 def named(annotation: Any) -> str:
     """Return what messages call a type."""
+    if isinstance(annotation, typing.NewType) or hasattr(annotation, "__value__"):
+        return str(annotation.__name__)  # an alias may hold itself
     annotation = bare(annotation)
     if annotation is type(None):
         return "None"
@@ -130,6 +142,24 @@ def named(annotation: Any) -> str:
     return getattr(annotation, "__name__", None) or str(annotation).removeprefix("typing.")
 
 
+def union_of(annotations: Iterable[Any]) -> Any:
+    """Return the union of some types."""
+    return Union[tuple(annotations)]  # noqa: UP007  # X | Y joins two, and not all that are types
+
+
+def required_keys(cls: Any) -> frozenset[str]:
+    """Return the keys that a TypedDict must have."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    # The class itself knows only those words that were no text when it was made.
+    said = {name: typing.get_origin(each) for name, each in hints.items()}
+    return frozenset(
+        name
+        for name, word in said.items()
+        if word is typing.Required
+        or (name in cls.__required_keys__ and word is not typing.NotRequired)
+    )
+
+
 class ShapeOf:
     """The shapes in one type.
 
@@ -142,6 +172,10 @@ class ShapeOf:
         self.said = said
         self._root = root
         self._known: dict[Any, Shape] = {}
+
+    def all(self) -> tuple[Shape, ...]:
+        """Return those that were asked for, and what is in them."""
+        return tuple(self._known.values())
 
     def of(self, annotation: Any, path: str = "") -> Shape:
         """Return the shape of an annotation.
@@ -196,7 +230,7 @@ class ShapeOf:
             return Shape(annotation, Kind.LEAF, _check_instance(cls), False, True)
         if is_of_pydantic(cls):
             return self._of_model(annotation, cls, path)
-        return self._of_class(annotation, cls, arguments, path)
+        return self._of_class(annotation, cls, path)
 
     def _of_union(self, annotation: Any, arguments: tuple[Any, ...], path: str) -> Shape:
         members = tuple(self.of(each, path) for each in arguments)
@@ -221,7 +255,7 @@ class ShapeOf:
         return Shape(annotation, Kind.UNION, check, plain, scalar, members)
 
     def _of_tuple(self, annotation: Any, arguments: tuple[Any, ...], path: str) -> Shape:
-        if len(arguments) == 2 and arguments[1] is ... or annotation is tuple:
+        if (len(arguments) == 2 and arguments[1] is ...) or annotation is tuple:
             item = self.of(arguments[0] if arguments else Any, f"{path}[]")
             return Shape(annotation, Kind.ITEMS, _check_items(tuple, item), False, False)
         items = [self.of(each, f"{path}[{number}]") for number, each in enumerate(arguments)]
@@ -267,23 +301,25 @@ class ShapeOf:
             raise self._refused(found[1], found[0])
         return Shape(annotation, Kind.MODEL, _check_instance(cls), False, False)
 
-    def _of_class(
-        self, annotation: Any, cls: Any, arguments: tuple[Any, ...], path: str
-    ) -> Shape:
+    def _of_class(self, annotation: Any, cls: Any, path: str) -> Shape:
         is_dict, is_named = typing.is_typeddict(cls), hasattr(cls, "_fields")
         has_fields = attrs.has(cls) or dataclasses.is_dataclass(cls)
-        if not (has_fields or is_dict or is_named and issubclass(cls, tuple)):
+        if not (has_fields or is_dict or (is_named and issubclass(cls, tuple))):
             raise self._refused(annotation, path)
-        given = dict(zip(getattr(cls, "__parameters__", ()), arguments, strict=False))
-        fields = {
-            name: self.of(_given(each, given), f"{path}.{name}")
-            for name, each in self._hints_of(cls, path).items()
-        }
+        hints = self.fields_of(annotation, path)
+        fields = {name: self.of(each, f"{path}.{name}") for name, each in hints.items()}
         if is_dict:
             plain = all(each.plain for each in fields.values())
             return Shape(annotation, Kind.NAMED, _check_typeddict(cls, fields), plain, False)
         kind = Kind.FIELDS if has_fields else Kind.NAMED
         return Shape(annotation, kind, _check_fields(cls, fields), False, False)
+
+    def fields_of(self, annotation: Any, path: str = "") -> dict[str, Any]:
+        """Return the annotation of each field, with what a generic class is given."""
+        cls: Any = typing.get_origin(annotation) or annotation
+        arguments = typing.get_args(annotation)
+        given = dict(zip(getattr(cls, "__parameters__", ()), arguments, strict=False))
+        return {name: _given(each, given) for name, each in self._hints_of(cls, path).items()}
 
     def _hints_of(self, cls: Any, path: str) -> Mapping[str, Any]:
         """Return the annotation of each field."""
@@ -431,9 +467,13 @@ def _check_fields(cls: type, fields: Mapping[str, Shape]) -> Callable[[Any], Non
 
 
 def _check_typeddict(cls: type, fields: Mapping[str, Shape]) -> Callable[[Any], None]:
+    required = required_keys(cls)
+
     def check(value: Any) -> None:
         if type(value) is not dict:
             raise Misfit(value, cls)
+        if not required <= value.keys():
+            raise Misfit(value, cls, "a dict without a required key")
         for position, (name, each) in enumerate(value.items()):
             try:
                 fields[name].check(each) if name in fields else _check_plain(each)

@@ -68,6 +68,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "keys",
         "record",
         "codec",
+        "culprit",
         "steps",
         "endings",
         "flow",
@@ -85,6 +86,8 @@ ORDER: dict[str, tuple[str, ...]] = {
             "run",
             "blocking",
         ),
+        *("typed_leaves", "typed_sameness", "typed_pydantic", "typed_shapes", "typed_cattrs"),
+        "typed",
         *("renewal", "walking", "sweeping", "aio_sweeping", "batching", "awaiting", "decorating"),
         *("any_replay", "__init__"),
     ),
@@ -136,6 +139,8 @@ ORDER: dict[str, tuple[str, ...]] = {
 # What a wing may import from outside of the package, besides the standard library and attrs.
 PACKAGES: dict[str, set[str]] = {
     "_protocol": {"msgpack"},
+    "_runtime.typed_cattrs": {"cattrs"},
+    "_runtime.typed_pydantic": {"pydantic", "pydantic_core"},
     "backends.lmdb": {"lmdb"},
     "testing": {"pytest"},
     "testing.model": {"hypothesis", "pytest"},
@@ -266,7 +271,8 @@ def test_importing_kvreplay_imports_no_driver_and_no_backend() -> None:
     script = (
         "import kvreplay, sys;"
         "print([name for name in sys.modules"
-        " if name.split('.')[0] in ('lmdb', 'bolt11', 'click', 'rich', 'asyncio', 'pytest', 'hypothesis')"
+        " if name.split('.')[0] in"
+        " ('lmdb', 'bolt11', 'click', 'rich', 'asyncio', 'pytest', 'hypothesis', 'cattrs', 'pydantic')"
         " or name.startswith("
         "('kvreplay.backends', 'kvreplay.demo', 'kvreplay.cli', 'kvreplay.testing'))])"
     )
