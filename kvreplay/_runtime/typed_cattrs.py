@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable
 from enum import Enum, Flag
 from typing import Any, Final, Literal, NoReturn, TypeVar, Union
 
+import attrs
+
 from kvreplay._protocol.codec import Codec
 from kvreplay._protocol.culprit import kind_of
 from kvreplay._runtime.typed_leaves import LEAVES, Leaf
@@ -82,6 +84,9 @@ class _Hooks:
             self._register_class(cls, leaf.to_plain, _decode_leaf(leaf))
         for shape in self._shapes.all():
             cls = shape.annotation
+            own = typing.get_origin(cls) or cls
+            if shape.kind is Kind.FIELDS and attrs.has(own):
+                attrs.resolve_types(own)  # before 25.2 cattrs does not for a generic class
             if _is_enum(cls):
                 self._register_class(cls, _plain_of, _decode_enum(cls))
             elif shape.kind is Kind.MODEL and isinstance(cls, type):
