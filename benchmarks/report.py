@@ -25,6 +25,15 @@ _SECTIONS: Final = {
         "Where a hit's time goes",
         "On LMDB, each part alone. The rest of a whole hit is the calls between the parts.",
     ),
+    "typed hit": (
+        "A typed replay",
+        "On LMDB, one thread: `returns=` a class, beside a replay of the same answer as a dict and"
+        " the library's own call, `cattrs.structure` or `model_validate`, of that dict.",
+    ),
+    "typed decoding": (
+        "Decoding a typed answer",
+        "The codec alone, beside the library's own call.",
+    ),
     "first execution": (
         "A first execution",
         "One thread on LMDB, beside the same number of raw durable commits of the same bytes: those"

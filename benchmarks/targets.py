@@ -45,6 +45,15 @@ TARGETS: Final = (
     Target("memory hits of 4 threads, x one thread's", *_threads("memory", 4), at_least=0.8),
     Target("LMDB hits of 64 threads, x one thread's", *_threads("lmdb", 64), at_least=0.7),
     Target("`AsyncReplay` hit, x the blocking hit", "hit/AsyncReplay, lmdb", "x Replay", 3.0),
+    *(
+        Target(
+            f"typed hit with {library}, x the untyped hit and the library's own call",
+            f"typed hit/{library}",
+            "x both",
+            1.5,
+        )
+        for library in ("attrs", "pydantic")
+    ),
     Target(
         "hit at 10^6 records, x the hit at 10^4",
         "scale/hit, 1000000 records",
