@@ -18,10 +18,12 @@ from typing import Any, Final, Union
 from kvreplay._protocol.codec import Codec
 from kvreplay._protocol.culprit import find_culprit, kind_of
 from kvreplay._protocol.steps import NotStored
+from kvreplay._runtime.typed_annotations import bare, named, union_of
 from kvreplay._runtime.typed_cattrs import cattrs_codec
 from kvreplay._runtime.typed_pydantic import Unstorable, model_codec
 from kvreplay._runtime.typed_sameness import difference
-from kvreplay._runtime.typed_shapes import Kind, Misfit, Shape, ShapeOf, bare, named, union_of
+from kvreplay._runtime.typed_shapes import Kind, Misfit, Shape
+from kvreplay._runtime.typed_walk import Shapes
 
 __all__ = ["codec_of", "return_annotation"]
 
@@ -53,14 +55,13 @@ def codec_of(annotation: object, what: str) -> Codec[Any] | None:
         return _codec_of.__wrapped__(annotation, what)
 
 
-# Not typed=True: it would tell apart types that are the same.
 @lru_cache(maxsize=_MANY_TYPES)
 def _codec_of(annotation: Any, what: str) -> Codec[Any] | None:
     annotation = _answer_in(annotation)
     if annotation is inspect.Signature.empty:
         return None
     name = named(annotation)
-    shapes = ShapeOf(f"{what} {name}", name if isinstance(annotation, type) else "response")
+    shapes = Shapes(f"{what} {name}", name if isinstance(annotation, type) else "response")
     shape = shapes.of(annotation)
     if shape.plain:
         return None

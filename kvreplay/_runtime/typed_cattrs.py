@@ -8,36 +8,44 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Callable, Iterable
-from enum import Enum, Flag
-from typing import Any, Final, Literal, NoReturn, TypeVar, Union
+from collections.abc import Callable
+from enum import Enum
+from typing import Any, Literal, TypeVar, Union
 
 import attrs
 
 from kvreplay._protocol.codec import Codec
-from kvreplay._protocol.culprit import kind_of
-from kvreplay._runtime.typed_leaves import LEAVES, Leaf
-from kvreplay._runtime.typed_pydantic import model_codec
-from kvreplay._runtime.typed_shapes import (
+from kvreplay._runtime.typed_annotations import (
     SCALARS,
     STORED_AS,
-    Kind,
-    Misfit,
-    Shape,
-    ShapeOf,
     bare,
     required_keys,
     union_of,
 )
+from kvreplay._runtime.typed_leaves import LEAVES
+from kvreplay._runtime.typed_pydantic import model_codec
+from kvreplay._runtime.typed_scalars import (
+    Decode,
+    decode_checked,
+    decode_enum,
+    decode_kinds,
+    decode_leaf,
+    decode_literal,
+    decode_scalar,
+    keep,
+    plain_of,
+    refuse,
+)
+from kvreplay._runtime.typed_shapes import Kind, Misfit, Shape
+from kvreplay._runtime.typed_walk import Shapes
 from kvreplay.errors import ConfigError
 
 __all__ = ["cattrs_codec"]
 
 Encode = Callable[[Any], object]
-Decode = Callable[[Any, Any], object]  # cattrs gives it the type too
 
 
-def cattrs_codec(shape: Shape, shapes: ShapeOf, name: str) -> Codec[Any]:
+def cattrs_codec(shape: Shape, shapes: Shapes, name: str) -> Codec[Any]:
     """Return how a type is stored. Encoding does not look whether all is kept.
 
     Raises:
@@ -68,7 +76,7 @@ def cattrs_codec(shape: Shape, shapes: ShapeOf, name: str) -> Codec[Any]:
 class _Hooks:
     """What a converter does otherwise than cattrs."""
 
-    def __init__(self, converter: Any, shapes: ShapeOf) -> None:
+    def __init__(self, converter: Any, shapes: Shapes) -> None:
         self._converter = converter
         self._shapes = shapes
 
@@ -79,20 +87,20 @@ class _Hooks:
         one of its own beside that of texts.
         """
         for cls in SCALARS:
-            self._register_class(cls, _keep, _decode_scalar(cls))
+            self._register_class(cls, keep, decode_scalar(cls))
         for cls, leaf in LEAVES.items():
-            self._register_class(cls, leaf.to_plain, _decode_leaf(leaf))
+            self._register_class(cls, leaf.to_plain, decode_leaf(leaf))
         for shape in self._shapes.all():
             cls = shape.annotation
             own = typing.get_origin(cls) or cls
             if shape.kind is Kind.FIELDS and attrs.has(own):
                 attrs.resolve_types(own)  # before 25.2 cattrs does not for a generic class
             if _is_enum(cls):
-                self._register_class(cls, _plain_of, _decode_enum(cls))
+                self._register_class(cls, plain_of, decode_enum(cls))
             elif shape.kind is Kind.MODEL and isinstance(cls, type):
                 self._register_class(cls, self._encode_model(cls), self._decode_model(cls))
-        self._register(_is_anything, lambda cls: _keep, lambda cls: lambda data, _: data)
-        self._register(_is_literal, lambda cls: _plain_of, _decode_literal)
+        self._register(_is_anything, lambda cls: keep, lambda cls: lambda data, _: data)
+        self._register(_is_literal, lambda cls: plain_of, decode_literal)
         self._register(self._is(Kind.ITEMS), self._encode_items, self._decode_items)
         self._register(self._is(Kind.MAP), self._encode_map, self._decode_map)
         self._register(_is_named_tuple, self._encode_named_tuple, self._decode_named_tuple)
@@ -151,7 +159,7 @@ class _Hooks:
 
             def decode_tuple(data: Any, _: Any) -> object:
                 if type(data) is not list:
-                    _refuse(data)
+                    refuse(data)
                 return tuple([hook(one, of) for (hook, of), one in zip(each, data, strict=True)])
 
             return decode_tuple
@@ -161,7 +169,7 @@ class _Hooks:
 
         def decode_scalars(data: Any, _: Any) -> object:  # quick way, for decode_items: bench_typed
             if type(data) is not list or not kinds.issuperset(map(type, data)):
-                _refuse(data)
+                refuse(data)
             return data if make is list else make(data)
 
         if kinds:
@@ -169,7 +177,7 @@ class _Hooks:
 
         def decode_items(data: Any, _: Any) -> object:
             if type(data) is not list:
-                _refuse(data)
+                refuse(data)
             items = [decode(each, item) for each in data]
             return items if make is list else make(items)
 
@@ -185,7 +193,7 @@ class _Hooks:
 
         def decode(data: Any, _: Any) -> object:
             if type(data) is not dict:
-                _refuse(data)
+                refuse(data)
             return {key(each, key_of): item(one, item_of) for each, one in data.items()}
 
         return decode
@@ -218,7 +226,7 @@ class _Hooks:
 
         def decode(data: Any, _: Any) -> object:
             if type(data) is not dict or not required <= data.keys():
-                _refuse(data)
+                refuse(data)
             made = dict(data)
             for name, (hook, of) in fields.items():
                 if name in data:
@@ -237,18 +245,18 @@ class _Hooks:
                 except Misfit:
                     continue
                 return hook(value)
-            return _refuse(value)
+            return refuse(value)
 
         return encode
 
     def _decode_union(self, cls: Any) -> Decode:
         shape = self._shapes.of(cls)
         if all(each.annotation in SCALARS for each in shape.members):
-            return _decode_kinds(
+            return decode_kinds(
                 [kind for each in shape.members for kind in SCALARS[each.annotation]]
             )
         if shape.plain:
-            return _checked(shape)
+            return decode_checked(shape.check)
         others = [each for each in shape.members if not each.plain]
         beside = [each.check for each in shape.members if each.plain]
         joined = union_of(each.annotation for each in others)
@@ -342,78 +350,3 @@ def _items_of_tuple(cls: Any) -> tuple[Any, ...] | None:
     if typing.get_origin(cls) is not tuple or (len(items) == 2 and items[1] is ...):
         return None
     return items
-
-
-# How they are stored, and made again.
-
-
-def _refuse(data: object) -> NoReturn:
-    raise TypeError(f"{kind_of(data)} was stored, which the type does not have there")
-
-
-def _keep(value: object) -> object:
-    return value
-
-
-def _checked(shape: Shape) -> Decode:
-    def decode(data: Any, _: Any) -> object:
-        shape.check(data)
-        return data
-
-    return decode
-
-
-def _decode_scalar(cls: Any) -> Decode:
-    return _decode_kinds(SCALARS[cls])
-
-
-def _decode_kinds(types_of_data: Iterable[type]) -> Decode:
-    kinds: Final = frozenset(types_of_data)
-
-    def decode(data: Any, _: Any) -> object:
-        if type(data) not in kinds:
-            _refuse(data)
-        return data
-
-    return decode
-
-
-def _decode_leaf(leaf: Leaf) -> Decode:
-    stored, of_plain = leaf.stored, leaf.of_plain
-
-    def decode(data: Any, _: Any) -> object:
-        if type(data) is not stored:
-            _refuse(data)
-        return of_plain(data)
-
-    return decode
-
-
-def _decode_enum(cls: type[Enum]) -> Decode:
-    if issubclass(cls, Flag):  # a joined one is no member
-
-        def decode_flag(data: Any, _: Any) -> object:
-            if type(data) is not int:
-                _refuse(data)
-            return cls(data)
-
-        return decode_flag
-    return _decode_by_table(list(cls))
-
-
-def _decode_literal(cls: Any) -> Decode:
-    return _decode_by_table(typing.get_args(cls))
-
-
-def _decode_by_table(values: Any) -> Decode:
-    # With their types: 1, 1.0 and True are equal.
-    table = {(type(_plain_of(each)), _plain_of(each)): each for each in values}
-    return lambda data, _: table[type(data), data]
-
-
-def _plain_of(value: Any) -> object:
-    """Return the value of an enum's member, or its name if one of the values is not plain."""
-    if not isinstance(value, Enum):
-        return value
-    by_value = all(type(each.value) in SCALARS for each in type(value))
-    return value.value if by_value or isinstance(value, Flag) else value.name
