@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypedDict
+from datetime import date, timedelta
+from decimal import Decimal
+from ipaddress import IPv4Address
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import attrs
 import msgpack
@@ -33,8 +37,7 @@ def of_dataclasses(fields: dict[str, Any], defaults: dict[str, Any]) -> Any:
 
 
 def of_tuples(fields: dict[str, Any], defaults: dict[str, Any]) -> Any:
-    made = type("Invoice", (), {})
-    made = NamedTuple("Invoice", list(fields.items()))
+    made: Any = NamedTuple("Invoice", list(fields.items()))
     made.__new__.__defaults__ = tuple(defaults.values())
     made._field_defaults = defaults
     return made
@@ -49,6 +52,24 @@ def decoded(cls: Any, stored: bytes) -> Any:
     codec = codec_of(cls, "it returns")
     assert codec is not None
     return codec.decode(msgpack.unpackb(stored, strict_map_key=False))
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+class Number(enum.IntEnum):
+    ONE = 1
+
+
+class Rights(enum.Flag):
+    READ = 1
+    WRITE = 2
+
+
+@attrs.define
+class Item:
+    x: int
 
 
 MAKERS = [of_attrs, of_dataclasses, of_tuples, of_pydantic]
@@ -95,7 +116,20 @@ def test_a_number_in_a_text_is_no_number() -> None:
         *((tuple[int, ...], [1], "12"), (tuple[int, str], [1, "a"], [1]), (set[int], [1], {1: 2})),
         *((tuple[int, str], [1, "a"], [1, "a", 2]), (dict[str, int], {"a": 1}, ["a"])),
         *((dict[str, int], {"a": 1}, {1: 1}), (int | None, None, "1"), (int | str, 1, 1.5)),
-        *((int | list[int], [1], ["a"]),),
+        *((int | list[int], [1], ["a"]), (list[date], ["2026-01-02"], {"2026-01-02": 1})),
+        (tuple[date, date], ["2026-01-02", "2026-01-02"], {"2026-01-02": 1, "2026-01-03": 1}),
+        *(
+            (Decimal, "5", 5),
+            (timedelta, 5, 5.5),
+            (IPv4Address, "10.0.0.1", 5),
+            (date, "2026-01-02", 5),
+        ),
+        *((Colour, "red", "blue"), (Number, 1, True), (Rights, 3, True), (Literal[1], 1, True)),
+        *(
+            (Item | str, {"x": 1}, 5),
+            (Item | None, None, "x"),
+            (dict[date, int], {"2026-01-02": 1}, {1: 1}),
+        ),
     ],
 )
 def test_nothing_is_coerced(kind: Any, good: Any, bad: Any) -> None:

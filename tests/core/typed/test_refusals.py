@@ -118,10 +118,10 @@ class Unresolved:
         (list[Holding], "response[].items[].owner", "Ordinary"),
         (Locked, "Locked.by_name[][1]", "Event"),
         (Row, "Row.any", "Iterator[int]"),
-        (Dict, "Dict.call", "Callable[int]"),
+        (Dict, "Dict.call", "Callable[[], int]"),
         (Page[Ordinary], "response.item", "Ordinary"),
         (Arbitrary, "Arbitrary.things[]", "Ordinary"),
-        (Calling, "Calling.back", "Callable[int]"),
+        (Calling, "Calling.back", "Callable[[], int]"),
         ("Invoice", "response", "Invoice"),
     ],
 )
@@ -197,6 +197,19 @@ def test_an_annotation_that_is_not_there_at_run_time() -> None:
 
 
 # Values.
+
+
+class Partly(TypedDict):
+    when: date
+    note: str
+
+
+def test_a_typed_dict_without_a_key() -> None:
+    codec = codec_of(Partly, "it returns")
+    assert codec is not None
+    with pytest.raises(TypeError, match="^Partly: a dict without a required key cannot be stored"):
+        codec.encode({"when": date(2026, 1, 2)})
+    assert codec.encode({"when": date(2026, 1, 2), "note": ""})
 
 
 @attrs.define

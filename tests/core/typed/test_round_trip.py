@@ -22,6 +22,7 @@ from typing import (
     NewType,
     NotRequired,
     Optional,
+    Required,
     TypedDict,
     TypeVar,
     Union,
@@ -84,6 +85,16 @@ class Plain(TypedDict):
 
 class Dated(TypedDict, total=False):
     when: datetime
+    note: str
+
+
+class Partly(TypedDict):
+    when: date
+    note: NotRequired[str]
+
+
+class PartlyRequired(TypedDict, total=False):
+    when: Required[date]
     note: str
 
 
@@ -264,6 +275,9 @@ CASES: list[tuple[Any, Any]] = [
     (list[Point], [Point(1, date(2026, 1, 3))]),
     (Dated, {"when": datetime(2026, 1, 2), "more": 1}),
     (Dated, {}),
+    (Partly, {"when": date(2026, 1, 2)}),
+    (Partly, {"when": date(2026, 1, 2), "note": ""}),
+    (PartlyRequired, {"when": date(2026, 1, 2)}),
     (Node, Node(1, [Node(2, [], "text"), Node(3, [], Node(4))])),
     (Page[Item], Page([ITEM], ITEM)),
     (Page[Page[date]], Page([Page([date(2026, 1, 2)])])),
