@@ -337,7 +337,7 @@ def _is_union(cls: Any) -> bool:
 
 
 def _is_wrapped(cls: Any) -> bool:
-    return bare(cls) is not cls
+    return cls is not None and bare(cls) is not cls  # None: a field without an annotation
 
 
 def _item_of(cls: Any) -> Any:

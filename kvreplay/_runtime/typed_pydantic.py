@@ -48,7 +48,9 @@ def model_codec(annotation: Any, name: str, said: str) -> Codec[Any]:
     validate = adapter.validate_python
 
     def encode(value: object) -> object:
-        dumped = adapter.dump_python(value, mode="python", round_trip=True, warnings="error")
+        dumped = adapter.dump_python(
+            value, mode="python", round_trip=True, by_alias=False, warnings="error"
+        )
         return _plain(dumped, "")
 
     def decode(data: object) -> Any:
@@ -71,12 +73,14 @@ def _adapter_of(annotation: Any, said: str) -> Any:
             " pip install 'pydantic>=2.12'; nothing ran"
         )
     try:
-        return pydantic.TypeAdapter(annotation)
+        adapter: Any = pydantic.TypeAdapter(annotation)
+        adapter.rebuild(raise_errors=True)  # now, what a name in it means must be known
     except (pydantic.PydanticUserError, NameError, TypeError) as error:
         raise ConfigError(
             f"{said}: pydantic cannot store it ({type(error).__name__}): give encode= and decode=;"
             " nothing ran"
         ) from error
+    return adapter
 
 
 def _plain(value: Any, path: str) -> object:

@@ -15,7 +15,7 @@ import attrs
 from kvreplay._protocol.culprit import step
 from kvreplay._runtime.typed_annotations import SCALARS, STORED_AS, bare, given_in, named
 from kvreplay._runtime.typed_leaves import LEAVES
-from kvreplay._runtime.typed_pydantic import is_of_pydantic, is_secret, unstorable_in
+from kvreplay._runtime.typed_pydantic import is_model, is_of_pydantic, is_secret, unstorable_in
 from kvreplay._runtime.typed_shapes import (
     Kind,
     Misfit,
@@ -169,6 +169,8 @@ class Shapes:
         return Shape(annotation, Kind.MAP, check, key.plain and item.plain, False)
 
     def _of_model(self, annotation: Any, cls: type, path: str) -> Shape:
+        if cls.__module__.partition(".")[0] == "pydantic" and is_model(cls):
+            raise self._refused(annotation, path, "it has no fields, and those of others get lost")
         try:
             found = unstorable_in(annotation, path, set())
         except ImportError:  # whoever makes the codec says so
@@ -210,6 +212,9 @@ class Shapes:
         if attrs.has(cls):
             return {each.name: hints.get(each.name, each.type or Any) for each in attrs.fields(cls)}
         if dataclasses.is_dataclass(cls):
+            for name, each in hints.items():
+                if isinstance(each, dataclasses.InitVar) and not hasattr(cls, name):
+                    raise self._refused(each, f"{path}.{name}", "a class does not keep it")
             return {each.name: hints[each.name] for each in dataclasses.fields(cls)}
         if typing.is_typeddict(cls):
             return hints

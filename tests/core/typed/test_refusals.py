@@ -99,6 +99,16 @@ class LikeInvoice:
     note: str = ""
 
 
+class Later(pydantic.BaseModel):
+    price: Decimal
+
+
+@dataclasses.dataclass
+class WithInitVar:
+    x: int
+    key: dataclasses.InitVar[int]
+
+
 @attrs.define
 class Unresolved:
     price: Decimal
@@ -194,6 +204,23 @@ def test_an_annotation_that_is_not_there_at_run_time() -> None:
         ConfigError, match=r"annotations of Unresolved cannot be resolved.*nothing ran$"
     ):
         codec_of(Unresolved, "it returns")
+
+
+def test_a_model_whose_names_are_not_there_at_run_time() -> None:
+    with pytest.raises(ConfigError, match=r"pydantic cannot store it \(\w+\): .*nothing ran$"):
+        codec_of(Later, "it returns")
+
+
+def test_what_keeps_nothing_of_its_subclasses() -> None:
+    with pytest.raises(ConfigError, match=r"BaseModel; it has no fields.*; nothing ran$"):
+        codec_of(pydantic.BaseModel, "it returns")
+
+
+def test_what_a_class_is_made_with_and_does_not_keep() -> None:
+    with pytest.raises(
+        ConfigError, match=r": WithInitVar.key is of .*; a class does not keep it: "
+    ):
+        codec_of(WithInitVar, "it returns")
 
 
 # Values.

@@ -9,7 +9,7 @@ import ipaddress
 import pathlib
 import sys
 from collections.abc import Awaitable, Coroutine, Mapping, MutableMapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from typing import (
@@ -193,6 +193,33 @@ class Checked:
     when: date
 
 
+class Aliased(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(serialize_by_alias=True, extra="forbid")
+    a: int = pydantic.Field(validation_alias="x", serialization_alias="y")
+
+
+class Parent(pydantic.BaseModel):
+    child: Parent | None = None
+    rate: float = 1  # which pydantic leaves an int
+
+    @pydantic.computed_field  # type: ignore[prop-decorator]
+    @property
+    def twice(self) -> float:
+        return self.rate * 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slots:
+    when: date
+    given: InitVar[int] = 3
+
+
+@attrs.define
+class Bare:
+    field = attrs.field()
+    nothing: tuple[None, int] = (None, 1)
+
+
 @attrs.frozen
 class Invoice:
     """Much at once, and a model inside."""
@@ -297,6 +324,11 @@ CASES: list[tuple[Any, Any]] = [
     (Open, Open(a=1, more="kept")),
     (Root, Root([date(2026, 1, 2)])),
     (GenericModel[One], GenericModel[One](item=One(a=1))),
+    (Aliased, Aliased(x=1)),
+    (Parent, Parent(child=Parent(rate=0.5))),
+    (list[Parent], [Parent(child=Parent())]),
+    (Slots, Slots(when=date(2026, 1, 2))),
+    (Bare, Bare({"a": [1]})),
     (Checked, Checked(1, date(2026, 1, 2))),
     (list[pydantic.AnyUrl], [pydantic.AnyUrl("https://kvreplay.example/x")]),
     (Invoice, INVOICE),
