@@ -8,7 +8,16 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Literal, TypeVar, Union
 
-__all__ = ["SCALARS", "STORED_AS", "bare", "given_in", "named", "required_keys", "union_of"]
+__all__ = [
+    "SCALARS",
+    "STORED_AS",
+    "bare",
+    "given_in",
+    "is_typeddict",
+    "named",
+    "required_keys",
+    "union_of",
+]
 
 SCALARS: Final[dict[Any, tuple[type, ...]]] = {
     str: (str,),
@@ -72,6 +81,11 @@ def named(annotation: Any) -> str:
 def union_of(annotations: Iterable[Any]) -> Any:
     """Return the union of some types."""
     return Union[tuple(annotations)]  # noqa: UP007  # X | Y joins two, and not all that are types
+
+
+def is_typeddict(cls: object) -> bool:
+    """Say whether a class is a TypedDict: Python's own, or that of ``typing_extensions``."""
+    return isinstance(cls, type) and issubclass(cls, dict) and hasattr(cls, "__required_keys__")
 
 
 def required_keys(cls: Any) -> frozenset[str]:

@@ -19,6 +19,7 @@ from kvreplay._runtime.typed_annotations import (
     SCALARS,
     STORED_AS,
     bare,
+    is_typeddict,
     required_keys,
     union_of,
 )
@@ -329,7 +330,7 @@ def _is_named_tuple(cls: Any) -> bool:
 
 
 def _is_typeddict(cls: Any) -> bool:
-    return typing.is_typeddict(typing.get_origin(cls) or cls)
+    return is_typeddict(typing.get_origin(cls) or cls)
 
 
 def _is_union(cls: Any) -> bool:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final
 
 from kvreplay._protocol.codec import Codec
 from kvreplay._protocol.culprit import kind_of, step
+from kvreplay._runtime.typed_annotations import bare, is_typeddict
 from kvreplay.errors import ConfigError
 
 __all__ = ["Unstorable", "is_model", "is_of_pydantic", "is_secret", "model_codec", "unstorable_in"]
@@ -125,7 +126,12 @@ def unstorable_in(
         return path, annotation
     if origin is Annotated:
         return unstorable_in(arguments[0], path, seen, (*metadata, *annotation.__metadata__))
-    if origin in (Callable, type) or annotation in (Callable, type, typing.Callable, object):
+    if origin is None and bare(annotation) is not annotation:  # an alias, which may hold itself
+        if annotation in seen:
+            return None
+        seen.add(annotation)
+        return unstorable_in(bare(annotation), path, seen, metadata)
+    if origin in (Callable, type) or annotation in (Callable, type, typing.Callable):
         return path, annotation
     if origin is typing.Literal:
         return None
@@ -138,8 +144,8 @@ def unstorable_in(
     if not isinstance(cls, type) or cls in seen or (origin is not None and not is_model(cls)):
         return None
     seen.add(cls)
-    if is_model(cls) or dataclasses.is_dataclass(cls):
-        for name, each, extras in _fields_of(cls):
+    if (fields := _fields_of(cls)) or is_model(cls):
+        for name, each, extras in fields:
             if (found := unstorable_in(each, f"{path}.{name}", seen, extras)) is not None:
                 return found
         return None
@@ -148,13 +154,12 @@ def unstorable_in(
 
 
 def _fields_of(cls: Any) -> list[tuple[str, Any, tuple[Any, ...]]]:
-    """Return the fields of a model or dataclass that pydantic alone converts, with metadata."""
+    """Return the fields of a class that pydantic alone converts, with metadata."""
     fields = getattr(cls, "__pydantic_fields__", None)
     if fields is None:
-        if not dataclasses.is_dataclass(cls):
-            return []
-        hints = typing.get_type_hints(cls, include_extras=True)
-        return [(each.name, hints[each.name], ()) for each in dataclasses.fields(cls)]
+        known = dataclasses.is_dataclass(cls) or is_typeddict(cls) or hasattr(cls, "_fields")
+        hints = typing.get_type_hints(cls, include_extras=True) if known else {}
+        return [(name, each, ()) for name, each in hints.items()]
     own = getattr(cls, "__pydantic_decorators__", None)
     serialized = {
         name

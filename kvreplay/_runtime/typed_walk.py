@@ -13,7 +13,14 @@ from typing import Any, Final, Literal, TypeVar
 import attrs
 
 from kvreplay._protocol.culprit import step
-from kvreplay._runtime.typed_annotations import SCALARS, STORED_AS, bare, given_in, named
+from kvreplay._runtime.typed_annotations import (
+    SCALARS,
+    STORED_AS,
+    bare,
+    given_in,
+    is_typeddict,
+    named,
+)
 from kvreplay._runtime.typed_leaves import LEAVES
 from kvreplay._runtime.typed_pydantic import is_model, is_of_pydantic, is_secret, unstorable_in
 from kvreplay._runtime.typed_shapes import (
@@ -98,7 +105,7 @@ class Shapes:
             return self._of_map(annotation, arguments, path)
         if not isinstance(cls, type):
             raise self._refused(annotation, path)
-        itself.plain = typing.is_typeddict(cls)  # the others are not, whatever is in them
+        itself.plain = is_typeddict(cls)  # the others are not, whatever is in them
         itself.kind = Kind.NAMED if issubclass(cls, dict | tuple) else Kind.FIELDS
         if is_secret(annotation):
             raise self._refused(annotation, path)
@@ -180,7 +187,7 @@ class Shapes:
         return Shape(annotation, Kind.MODEL, check_instance(cls), False, False)
 
     def _of_class(self, annotation: Any, cls: Any, path: str) -> Shape:
-        is_dict, is_named = typing.is_typeddict(cls), hasattr(cls, "_fields")
+        is_dict, is_named = is_typeddict(cls), hasattr(cls, "_fields")
         has_fields = attrs.has(cls) or dataclasses.is_dataclass(cls)
         if not (has_fields or is_dict or (is_named and issubclass(cls, tuple))):
             raise self._refused(annotation, path)
@@ -216,7 +223,7 @@ class Shapes:
                 if isinstance(each, dataclasses.InitVar) and not hasattr(cls, name):
                     raise self._refused(each, f"{path}.{name}", "a class does not keep it")
             return {each.name: hints[each.name] for each in dataclasses.fields(cls)}
-        if typing.is_typeddict(cls):
+        if is_typeddict(cls):
             return hints
         return {name: hints.get(name, Any) for name in cls._fields}
 

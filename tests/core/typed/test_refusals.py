@@ -10,11 +10,12 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from datetime import date, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, NewType, TypedDict, TypeVar
 
 import attrs
 import pydantic
 import pytest
+import typing_extensions
 
 from kvreplay import ConfigError
 from kvreplay._runtime.typed import codec_of
@@ -77,6 +78,26 @@ class Page(Generic[T]):
 class SecretModel(pydantic.BaseModel):
     user: str
     words: list[pydantic.SecretStr]
+
+
+class SecretDict(typing_extensions.TypedDict):
+    word: pydantic.SecretStr
+
+
+class SecretRow(NamedTuple):
+    word: pydantic.SecretStr
+
+
+Words = NewType("Words", SecretDict)
+
+
+class Hiding(pydantic.BaseModel):
+    anything: object
+    by_name: dict[str, Words]
+
+
+class HidingRow(pydantic.BaseModel):
+    row: SecretRow
 
 
 @attrs.define
@@ -154,6 +175,8 @@ def test_a_type_that_nothing_can_store(annotation: Any, path: str, kind: str) ->
         (SecretModel, "SecretModel.words[]"),
         (WithModel, "WithModel.model.words[]"),
         (list[pydantic.SecretStr | None], "response[]"),
+        (Hiding, "Hiding.by_name[].word"),
+        (HidingRow, "HidingRow.row.word"),
     ],
 )
 def test_secrets_are_not_stored_in_silence(annotation: Any, path: str) -> None:
@@ -166,6 +189,7 @@ def test_secrets_are_not_stored_in_silence(annotation: Any, path: str) -> None:
 
 class OpenModel(pydantic.BaseModel):
     user: str
+    more: dict[str, object] = {}
     words: list[str]
 
 

@@ -34,6 +34,7 @@ import msgpack
 import pydantic
 import pydantic.dataclasses
 import pytest
+import typing_extensions
 
 from kvreplay._protocol.steps import NotStored
 from kvreplay._runtime.typed import codec_of
@@ -91,6 +92,10 @@ class Dated(TypedDict, total=False):
 class Partly(TypedDict):
     when: date
     note: NotRequired[str]
+
+
+class Extended(typing_extensions.TypedDict):
+    when: date
 
 
 class PartlyRequired(TypedDict, total=False):
@@ -304,6 +309,7 @@ CASES: list[tuple[Any, Any]] = [
     (Dated, {}),
     (Partly, {"when": date(2026, 1, 2)}),
     (Partly, {"when": date(2026, 1, 2), "note": ""}),
+    (Extended, {"when": date(2026, 1, 2)}),
     (PartlyRequired, {"when": date(2026, 1, 2)}),
     (Node, Node(1, [Node(2, [], "text"), Node(3, [], Node(4))])),
     (Page[Item], Page([ITEM], ITEM)),
