@@ -28,7 +28,7 @@ from benchmarks.workload import (
     url_of,
 )
 from kvreplay import Replay, open_store
-from kvreplay._runtime.typed import codec_of
+from kvreplay._typed.codecs import codec_of
 
 UNTYPED = (SCOPE, request_id(0))
 TYPED = (SCOPE, request_id(1))

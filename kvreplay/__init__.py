@@ -2,9 +2,10 @@
 
 from typing import TYPE_CHECKING
 
+from kvreplay._protocol.digests import ParamsDigest
 from kvreplay._protocol.keys import ReplayKey
 from kvreplay._protocol.record import ReplayRecord, State
-from kvreplay._protocol.steps import NOT_APPLIED, Applied, NotApplied, Unknown
+from kvreplay._protocol.steps import NOT_APPLIED, Applied, NotApplied, NotStored, Unknown
 from kvreplay._runtime.requests import Outcome
 from kvreplay.clock import Clock, SystemClock
 from kvreplay.errors import (
@@ -30,16 +31,19 @@ from kvreplay.errors import (
     OutcomeUnknownError,
     ParamsMismatchError,
     RecordError,
+    ReplayClosedError,
     ReplayError,
     ResponseNotStorableError,
+    ResponseTypeError,
     StaleFlowError,
+    StoredFailureError,
     StoreError,
     StoreFullError,
     StoreNotFoundError,
     StoreUnavailableError,
     UnsupportedRecordVersionError,
 )
-from kvreplay.events import ReplayEvent
+from kvreplay.events import EVENT_KINDS, EventKind, ReplayEvent
 from kvreplay.replay import Replay
 from kvreplay.store import (
     AtomicKVStore,
@@ -84,6 +88,7 @@ _LATE = {
 }
 
 __all__ = [
+    "EVENT_KINDS",
     "NOT_APPLIED",
     "Applied",
     "AsyncReplay",
@@ -99,6 +104,7 @@ __all__ = [
     "CorruptStoreError",
     "DestinationNotEmptyError",
     "Entry",
+    "EventKind",
     "ExpiredError",
     "ExpiringKVStore",
     "InDoubtError",
@@ -120,6 +126,7 @@ __all__ = [
     "NotApplied",
     "NotAppliedError",
     "NotEqualError",
+    "NotStored",
     "OpenStore",
     "OpenTransactionalStore",
     "Outcome",
@@ -127,23 +134,27 @@ __all__ = [
     "Page",
     "PageWithValues",
     "PaginatedKVStore",
+    "ParamsDigest",
     "ParamsMismatchError",
     "Progress",
     "PromptKVStore",
     "RecordError",
     "Replay",
+    "ReplayClosedError",
     "ReplayError",
     "ReplayEvent",
     "ReplayKey",
     "ReplayRecord",
     "ReplaySettings",
     "ResponseNotStorableError",
+    "ResponseTypeError",
     "StaleFlowError",
     "State",
     "StoreError",
     "StoreFullError",
     "StoreNotFoundError",
     "StoreUnavailableError",
+    "StoredFailureError",
     "SweepResult",
     "SystemClock",
     "TransactionalKVStore",

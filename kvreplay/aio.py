@@ -6,18 +6,21 @@ It drives the same flows; ``_runtime/awaiting.py`` answers their steps.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Final
+from typing import Any, Final, Literal, ParamSpec, TypeVar, overload
 
 from kvreplay._protocol import flow
-from kvreplay._protocol.record import ReplayRecord
-from kvreplay._protocol.steps import Flow, Request, Settled, Verdict
+from kvreplay._protocol.codec import Codec
+from kvreplay._protocol.record import ReplayRecord, State
+from kvreplay._protocol.steps import Flow, NotStored, Request, Settled, Verdict
 from kvreplay._runtime.aio_sweeping import AsyncSweeper
 from kvreplay._runtime.any_replay import AnyReplay, Protocol
 from kvreplay._runtime.awaiting import AsyncDriver
+from kvreplay._runtime.decorating import Calling
 from kvreplay._runtime.patience import FROM_SETTINGS, FromSettings, Patience
 from kvreplay._runtime.requests import (
     Key,
@@ -25,16 +28,26 @@ from kvreplay._runtime.requests import (
     check_handler,
     outcome_of,
     peek,
+    replay_key,
     request_of,
 )
 from kvreplay._runtime.run import Run
 from kvreplay._runtime.singleflight import Abandoned, Flight, flights
-from kvreplay._runtime.walking import records
+from kvreplay._runtime.walking import record, records
 from kvreplay.clock import Duration, to_ms
 from kvreplay.errors import InvalidParamsError, KVReplayError
 from kvreplay.store import KVTransaction, SweepResult
 
 __all__ = ["AsyncReplay"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+_PLAIN_FUNCTION: Final = (
+    "a transaction's handler is a plain function, which runs on a thread of its own while it holds"
+    " the store's write lock; do what must be awaited before, or use execute"
+)
 
 _PAGE: Final = 100  # records that one call in a thread brings back
 
@@ -57,6 +70,18 @@ class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
         self._driver = AsyncDriver(self._settings)
         self._leaders: set[asyncio.Task[Settled]] = set()  # the loop keeps only weak references
 
+    @overload
+    async def execute(
+        self,
+        key: Key,
+        params: object,
+        handler: Callable[[], Awaitable[T | NotStored[T]]] | Callable[[], T | NotStored[T]],
+        *,
+        ttl: Duration | None = None,
+        wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
+        returns: type[T],
+    ) -> Outcome[T]: ...
+    @overload
     async def execute(
         self,
         key: Key,
@@ -65,10 +90,34 @@ class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
         *,
         ttl: Duration | None = None,
         wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
-    ) -> Outcome:
+        returns: object = None,
+    ) -> Outcome[Any]: ...
+    async def execute(
+        self,
+        key: Key,
+        params: object,
+        handler: Callable[[], Any],
+        *,
+        ttl: Duration | None = None,
+        wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
+        returns: object = None,
+    ) -> Outcome[Any]:
         """Run ``handler()`` once for this key and params; see :meth:`kvreplay.Replay.execute`."""
-        return await self._execute(key, params, ttl, wait_timeout, flow.execute, handler)
+        codec, limit = self._codec_of(returns), self._limit_of(wait_timeout)
+        return await self._execute(key, params, ttl, limit, codec, flow.execute, handler)
 
+    @overload
+    async def execute_in_transaction(
+        self,
+        key: Key,
+        params: object,
+        handler: Callable[[KVTransaction], T | NotStored[T]],
+        *,
+        ttl: Duration | None = None,
+        wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
+        returns: type[T],
+    ) -> Outcome[T]: ...
+    @overload
     async def execute_in_transaction(
         self,
         key: Key,
@@ -77,28 +126,52 @@ class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
         *,
         ttl: Duration | None = None,
         wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
-    ) -> Outcome:
+        returns: object = None,
+    ) -> Outcome[Any]: ...
+    async def execute_in_transaction(
+        self,
+        key: Key,
+        params: object,
+        handler: Callable[[KVTransaction], Any],
+        *,
+        ttl: Duration | None = None,
+        wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
+        returns: object = None,
+    ) -> Outcome[Any]:
         """Commit a handler's writes and its answer together, on a thread of their own.
 
         ``handler`` is a plain function, since it holds the store's write lock. All else is as in
         :meth:`kvreplay.Replay.execute_in_transaction`.
         """
         self._settings.require_transactions("execute_in_transaction")
+        codec, limit = self._codec_of(returns), self._limit_of(wait_timeout)
         return await self._execute(
-            key, params, ttl, wait_timeout, flow.execute_in_transaction, handler
+            key, params, ttl, limit, codec, flow.execute_in_transaction, handler
         )
 
+    @overload
     async def lookup(
-        self, key: Key, params: object, *, operation: str | None = None
-    ) -> Outcome | None:
+        self, key: Key, params: object, *, operation: str | None = None, returns: type[T]
+    ) -> Outcome[T] | None: ...
+    @overload
+    async def lookup(
+        self, key: Key, params: object, *, operation: str | None = None, returns: object = None
+    ) -> Outcome[Any] | None: ...
+    async def lookup(
+        self, key: Key, params: object, *, operation: str | None = None, returns: object = None
+    ) -> Outcome[Any] | None:
         """Return the stored answer or ``None``; see :meth:`kvreplay.Replay.lookup`."""
-        steps, run = self._looking_up(key, operation, params)
+        steps, run, request = self._looking_up(key, operation, params, returns)
         try:
             settled = await self._driver.drive(steps, run)
         except Exception as error:
             run.failed(error)
             raise
-        return self._found(settled, run)
+        return self._found(settled, run, request)
+
+    async def record(self, key: Key, *, operation: str | None = None) -> ReplayRecord | None:
+        """Return the key's record as it is stored; see :meth:`kvreplay.Replay.record`."""
+        return await self._driver.look(record, self._settings, replay_key(key, operation))
 
     async def resolve(
         self,
@@ -108,9 +181,12 @@ class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
         ttl: Duration | None = None,
         operation: str | None = None,
         seen: ReplayRecord | None = None,
+        returns: object = None,
     ) -> bool:
         """Record ``response`` for a key in doubt; see :meth:`kvreplay.Replay.resolve`."""
-        return await self._driver.drive(*self._resolving(key, operation, response, ttl, seen))
+        return await self._driver.drive(
+            *self._resolving(key, operation, response, ttl, seen, returns)
+        )
 
     async def release(
         self, key: Key, *, operation: str | None = None, seen: ReplayRecord | None = None
@@ -118,18 +194,38 @@ class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
         """Free a key in doubt; see :meth:`kvreplay.Replay.release`."""
         return await self._driver.drive(*self._releasing(key, operation, seen))
 
-    async def records(self) -> AsyncIterator[ReplayRecord]:
-        """Yield every record of the namespace; see :meth:`kvreplay.Replay.records`."""
-        walk = records(self._settings)
+    async def forget(
+        self, key: Key, *, operation: str | None = None, seen: ReplayRecord | None = None
+    ) -> bool:
+        """Remove an answer before its time; see :meth:`kvreplay.Replay.forget`."""
+        return await self._driver.drive(*self._forgetting(key, operation, seen))
+
+    async def records(
+        self, *, state: State | None = None, in_doubt: bool | None = None
+    ) -> AsyncIterator[ReplayRecord]:
+        """Yield the records of the namespace; see :meth:`kvreplay.Replay.records`."""
+        walk = records(self._settings, state, in_doubt)
         while page := await self._driver.look(_page, walk):
             for each in page:
                 if isinstance(each, Exception):
                     raise each
                 yield each
 
+    async def close(self, timeout: Duration | None = None) -> int:
+        """Let no handler begin any more, and wait; see :meth:`kvreplay.Replay.close`.
+
+        It waits for the handlers of all event loops that this object was used on.
+        """
+        limit = None if timeout is None else to_ms(timeout, "timeout")
+        settings = self._settings
+        return await self._driver.wait(
+            settings.running.close, settings.name, limit, settings.monotonic
+        )
+
     async def sweep(self, limit: int = 1000) -> SweepResult:
         """Remove at most ``limit`` records that nobody needs; see :meth:`kvreplay.Replay.sweep`."""
-        return self._emit_swept(await self._driver.change(self._walk.sweep, limit))
+        began = self._settings.observer.began()
+        return self._emit_swept(await self._driver.change(self._walk.sweep, limit), began)
 
     def sweeping(
         self, every: Duration = 60.0, limit: int = 1000
@@ -137,24 +233,77 @@ class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
         """Sweep from a task during an ``async with``; see :meth:`kvreplay.Replay.sweeping`."""
         return AsyncSweeper(self.sweep, to_ms(every, "every"), limit)
 
-    def _replaying(
+    @overload
+    def idempotent(
         self,
-        function: Callable[..., Any],
-        call_of: Callable[..., tuple[Key, object, Callable[[], Any]]],
-        ttl: Duration | None,
-        wait_timeout: Duration | FromSettings | None,
-        explain: Callable[[Any], None],
-    ) -> Callable[..., Any]:
+        *,
+        key: Callable[..., Key],
+        params: Callable[..., object] | None = None,
+        ttl: Duration | None = None,
+        wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
+        operation: str | None = None,
+        returns: object = None,
+        encode: Callable[[Any], object] | None = None,
+        decode: Callable[[Any], Any] | None = None,
+        outcome: Literal[False] = False,
+    ) -> Callable[
+        [Callable[P, Awaitable[R | NotStored[R]]]], Callable[P, Coroutine[Any, Any, R]]
+    ]: ...
+    @overload
+    def idempotent(
+        self,
+        *,
+        key: Callable[..., Key],
+        params: Callable[..., object] | None = None,
+        ttl: Duration | None = None,
+        wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
+        operation: str | None = None,
+        returns: object = None,
+        encode: Callable[[Any], object] | None = None,
+        decode: Callable[[Any], Any] | None = None,
+        outcome: Literal[True],
+    ) -> Callable[
+        [Callable[P, Awaitable[R | NotStored[R]]]], Callable[P, Coroutine[Any, Any, Outcome[R]]]
+    ]: ...
+    def idempotent(
+        self,
+        *,
+        key: Callable[..., Key],
+        params: Callable[..., object] | None = None,
+        ttl: Duration | None = None,
+        wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
+        operation: str | None = None,
+        returns: object = None,
+        encode: Callable[[Any], object] | None = None,
+        decode: Callable[[Any], Any] | None = None,
+        outcome: bool = False,
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Decorate a coroutine function; see :meth:`kvreplay.Replay.idempotent`."""
+        return self._decorator(
+            key=key,
+            params=params,
+            ttl=ttl,
+            wait_timeout=wait_timeout,
+            operation=operation,
+            returns=returns,
+            encode=encode,
+            decode=decode,
+            outcome=outcome,
+        )
+
+    def _replaying(self, function: Callable[..., Any], calling: Calling) -> Callable[..., Any]:
         async def replayed(*args: Any, **kwargs: Any) -> Any:
-            key, params, handler = call_of(*args, **kwargs)
+            called = calling.of(*args, **kwargs)
+            limit = self._limit_of(calling.wait_timeout)
             try:
-                outcome = await self.execute(
-                    key, params, handler, ttl=ttl, wait_timeout=wait_timeout
+                outcome = await self._execute(
+                    *(called.key, called.params, calling.ttl, limit, calling.codec),
+                    *(flow.execute, called.handler),
                 )
-                return outcome.response
             except InvalidParamsError:
-                explain(params)
+                calling.explain(called.params)
                 raise
+            return outcome if calling.outcome else outcome.response
 
         return replayed
 
@@ -163,19 +312,21 @@ class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
         key: Key,
         params: object,
         ttl: Duration | None,
-        wait_timeout: Duration | FromSettings | None,
+        limit: int | None,
+        codec: Codec[Any] | None,
         protocol: Protocol,
         handler: Callable[..., Any],
-    ) -> Outcome:
-        limit = self._limit_of(wait_timeout)
+    ) -> Outcome[Any]:
         if self._driver.reads_inline:
-            seen = peek(self._settings, key, params, ttl)
+            seen = peek(self._settings, key, params, ttl, codec)
             if isinstance(seen, Outcome):
                 return seen
             request = seen
         else:
-            request = request_of(self._settings, key, params, ttl)
-        check_handler(handler, awaited=protocol is flow.execute)
+            request = request_of(self._settings, key, params, ttl, codec)
+        self._check_answer(handler, request)
+        check_handler(handler, awaited=protocol is flow.execute, instead=_PLAIN_FUNCTION)
+        self._settings.running.check_open()
         patience = Patience(limit, self._settings.monotonic)
         while True:
             own = self._flight_of(request)
@@ -193,8 +344,12 @@ class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
                     settled = await asyncio.shield(task)
                 finally:
                     del task  # it does too
-                return outcome_of(settled, replayed=settled.replayed)
-            outcome = await self._follow(flight, request, patience)
+                return outcome_of(self._settings, settled, request, replayed=settled.replayed)
+            try:
+                outcome = await self._follow(flight, request, patience)
+            except Exception as error:
+                self._tell(error, request)
+                raise
             if outcome is not None:
                 return outcome
             request.absent_at = None  # it was seen before the other's run
@@ -208,7 +363,7 @@ class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
         handler: Callable[..., Any],
     ) -> asyncio.Task[Settled]:
         """Start the run in a task of its own, so that cancelling a caller does not cancel it."""
-        run = Run(self._settings, request.key, flight, patience)
+        run = Run(self._settings, request.key, flight, patience, began=request.began)
         loop = asyncio.get_running_loop()
 
         steps = protocol(request, self._settings.policy)
@@ -223,7 +378,7 @@ class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
         flight.is_abandoned = is_abandoned
         self._leaders.add(task)
         # In a callback, since a task that is cancelled before its first step runs none of its code.
-        task.add_done_callback(functools.partial(self._landed, run))
+        task.add_done_callback(functools.partial(self._landed, run, request))
         return task
 
     async def _run_of(self, steps: Flow[Settled], run: Run, handler: Callable[..., Any]) -> Settled:
@@ -231,13 +386,14 @@ class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
             raise asyncio.CancelledError  # who started this was interrupted: nothing has run
         return await self._driver.drive(steps, run, handler)
 
-    def _landed(self, run: Run, task: asyncio.Task[Settled]) -> None:
+    def _landed(self, run: Run, request: Request, task: asyncio.Task[Settled]) -> None:
         self._leaders.discard(task)
         flight, run.flight = run.flight, None
         assert flight is not None  # a leader has one
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
         if error is None:
-            self._settings.observer.emit_answer(task.result(), run.key)
+            with contextlib.suppress(Exception):  # its caller gets it, if there is one still
+                self._outcome(task.result(), run, request)
             flights.land(flight, task.result())
         elif isinstance(error, Exception):
             run.failed(error)
@@ -247,7 +403,7 @@ class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
 
     async def _follow(
         self, flight: Flight[object], request: Request, patience: Patience
-    ) -> Outcome | None:
+    ) -> Outcome[Any] | None:
         """Share the leader's result; ``None``: there is nothing to share, start over."""
         until_bound = self._begin_to_follow(flight, request, patience)
         while await self._wait_for_change(flight, until_bound, patience):

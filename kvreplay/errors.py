@@ -31,13 +31,16 @@ __all__ = [
     "OutcomeUnknownError",
     "ParamsMismatchError",
     "RecordError",
+    "ReplayClosedError",
     "ReplayError",
     "ResponseNotStorableError",
+    "ResponseTypeError",
     "StaleFlowError",
     "StoreError",
     "StoreFullError",
     "StoreNotFoundError",
     "StoreUnavailableError",
+    "StoredFailureError",
     "UnsupportedRecordVersionError",
 ]
 
@@ -89,7 +92,15 @@ class OutcomeUnknownError(StoreError):
 
 
 class RecordError(KVReplayError):
-    """A stored replay record cannot be used; it is never returned as an answer."""
+    """A stored replay record cannot be used; it is never returned as an answer.
+
+    Attributes:
+        addresses: where the store has it, as (primary namespace, secondary namespace, key), to be
+            looked at or removed there. Several, if ``records()`` raises it. The message and the
+            ``repr`` do not show them, since they may show keys.
+    """
+
+    addresses: tuple[tuple[str, str, str], ...] = ()
 
 
 class CorruptRecordError(RecordError):
@@ -174,6 +185,35 @@ class InvalidResponseError(ReplayError, ValueError):
     It was given to ``resolve``, by a reconciler, or by the handler of a transaction, whose writes
     were undone.
     """
+
+
+class ResponseTypeError(ReplayError):
+    """The stored answer does not fit the type that is asked for; nothing ran, it is untouched.
+
+    Its class, or ``returns=``, has changed since the answer was stored. ``record(key)`` still shows
+    what is stored.
+    """
+
+
+class StoredFailureError(ReplayError):
+    """The key was answered with a final failure whose class is not built again.
+
+    ``store_errors`` does not list that very class, or it cannot be built from what is stored.
+
+    Attributes:
+        name: the full name of the class.
+        arguments: the exception's arguments; ``None``: they could not be stored. They are never
+            part of the message or the ``repr``.
+    """
+
+    def __init__(self, message: str, name: str, arguments: tuple[Any, ...] | None) -> None:
+        super().__init__(message)
+        self.name = name
+        self.arguments = arguments
+
+
+class ReplayClosedError(ReplayError):
+    """``close()`` was called, so no handler begins here any more; nothing ran."""
 
 
 class NotAppliedError(ReplayError):

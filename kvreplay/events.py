@@ -1,8 +1,13 @@
-"""What ``on_event`` receives: one frozen value for each decision, without payload or key."""
+"""What ``on_event`` receives: one value for each decision, without payload or key.
+
+``docs/reference.md`` has the kinds in a table. Each request ends with exactly one of
+:data:`ANSWERS`, unless it is broken off (cancelled, interrupted) or was refused for its arguments.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, Literal, get_args
 
 import attrs
 
@@ -11,37 +16,84 @@ from kvreplay.store import SweepResult
 if TYPE_CHECKING:
     from logging import Logger
 
-__all__ = ["EventKind", "ReplayEvent", "logger"]
-
-EventKind = Literal[
-    "started",
-    "replayed",
-    "waited",
-    "params_mismatch",
-    "expired",
-    "in_doubt",
-    "taken_over",
-    "completed",
-    "released",
-    "claim_lost",
-    "corrupt_record",
-    "swept",
+__all__ = [
+    "ANSWERS",
+    "EVENT_KINDS",
+    "AnswerKind",
+    "EventKind",
+    "OtherKind",
+    "ReplayEvent",
+    "logger",
 ]
 
+AnswerKind = Literal[
+    "completed",
+    "failed",
+    "replayed",
+    "released",
+    "params_mismatch",
+    "expired",
+    "in_flight",
+    "in_doubt",
+    "doubt_begun",
+    "claim_lost",
+    "corrupt_record",
+    "response_type",
+    "store_error",
+]
+"""How a request ended."""
 
-@attrs.frozen
+OtherKind = Literal[
+    "started",
+    "waited",
+    "taken_over",
+    "reconciled",
+    "resolved",
+    "released_by_operator",
+    "forgotten",
+    "swept",
+]
+"""What else happens: on the way of a request, by an operator, or in a sweep."""
+
+EventKind = AnswerKind | OtherKind
+
+ANSWERS: Final[tuple[AnswerKind, ...]] = get_args(AnswerKind)
+"""The kinds with one of which each request ends."""
+
+EVENT_KINDS: Final[tuple[EventKind, ...]] = (*ANSWERS, *get_args(OtherKind))
+"""All kinds."""
+
+
+@attrs.define(repr=False, eq=False)  # not frozen, which would cost a replay some percent
 class ReplayEvent:
     """One decision about one key, or one sweep of the namespace.
 
-    ``key`` is :meth:`kvreplay.ReplayKey.digest`; ``None`` for a sweep, which has ``swept``
-    instead. ``at`` is in milliseconds since the epoch, UTC.
+    Attributes:
+        kind: one of :data:`EVENT_KINDS`.
+        namespace: the namespace of the replay.
+        at: milliseconds since the epoch, UTC.
+        duration: how many seconds ago the call began that the event tells of, by a clock that only
+            goes forward.
+        swept: what a sweep has done; ``None`` for other kinds.
     """
 
     kind: EventKind
     namespace: str
-    key: str | None
     at: int
+    duration: float
     swept: SweepResult | None = None
+    _digest: Callable[[], str] | None = None
+
+    @property
+    def key(self) -> str | None:
+        """:meth:`kvreplay.ReplayKey.digest`; ``None`` for a sweep and for a record in a walk."""
+        return None if self._digest is None else self._digest()
+
+    def __repr__(self) -> str:
+        return (
+            f"<ReplayEvent {self.kind} in {self.namespace!r} key={self.key} at={self.at}"
+            f" duration={self.duration:.6f}>"
+        )
 
 
 def logger() -> Logger:

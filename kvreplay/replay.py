@@ -6,25 +6,30 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from threading import get_ident
-from typing import Any
+from typing import Any, Literal, ParamSpec, TypeVar, overload
 
 from kvreplay._protocol import flow
-from kvreplay._protocol.record import ReplayRecord
-from kvreplay._protocol.steps import Flow, Request, Settled, Verdict
+from kvreplay._protocol.record import ReplayRecord, State
+from kvreplay._protocol.steps import Flow, NotStored, Request, Settled, Verdict
 from kvreplay._runtime.any_replay import AnyReplay, Protocol
 from kvreplay._runtime.blocking import drive
+from kvreplay._runtime.decorating import Calling
 from kvreplay._runtime.patience import FROM_SETTINGS, FromSettings, Patience
 from kvreplay._runtime.renewal import Renewer
-from kvreplay._runtime.requests import Key, Outcome, check_handler, outcome_of, peek
+from kvreplay._runtime.requests import Key, Outcome, check_handler, peek, replay_key
 from kvreplay._runtime.run import Run
 from kvreplay._runtime.singleflight import Abandoned, Flight, flights
 from kvreplay._runtime.sweeping import Sweeper
-from kvreplay._runtime.walking import records
+from kvreplay._runtime.walking import record, records
 from kvreplay.clock import Duration, to_ms
 from kvreplay.errors import ConfigError, InFlightError, InvalidParamsError
 from kvreplay.store import Bell, KVTransaction, SweepResult
 
 __all__ = ["Replay"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
 
 
 class Replay(AnyReplay[Verdict]):
@@ -50,6 +55,18 @@ class Replay(AnyReplay[Verdict]):
         super()._set_up()
         self._renewing = Renewer(self._settings) if self._settings.renew else None
 
+    @overload
+    def execute(
+        self,
+        key: Key,
+        params: object,
+        handler: Callable[[], T | NotStored[T]],
+        *,
+        ttl: Duration | None = None,
+        wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
+        returns: type[T],
+    ) -> Outcome[T]: ...
+    @overload
     def execute(
         self,
         key: Key,
@@ -58,7 +75,18 @@ class Replay(AnyReplay[Verdict]):
         *,
         ttl: Duration | None = None,
         wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
-    ) -> Outcome:
+        returns: object = None,
+    ) -> Outcome[Any]: ...
+    def execute(
+        self,
+        key: Key,
+        params: object,
+        handler: Callable[[], Any],
+        *,
+        ttl: Duration | None = None,
+        wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
+        returns: object = None,
+    ) -> Outcome[Any]:
         """Run ``handler()`` once for this key and params, or return the answer it gave.
 
         If somebody else is running the key already, the call waits for that run, up to
@@ -79,15 +107,23 @@ class Replay(AnyReplay[Verdict]):
         Two handlers that ask for each other's key wait for each other until ``wait_timeout`` is
         over, and so does a handler that asks for its own from a thread that it starts.
 
+        An exception of ``store_errors`` is a final failure: it is stored like an answer,
+        propagates, and is raised for every retry. A handler that returns
+        :class:`~kvreplay.NotStored` is answered like any other, and frees its key.
+
         Args:
             key: a ReplayKey or a ``(scope, id)`` tuple.
             params: what must be equal in a retry; dict, list, tuple, str, bytes, int,
                 float, bool and None.
-            handler: called without arguments; returns what msgpack can hold. Pass a key derived
-                from this one to the system it acts on, so that even a second run acts once.
-            ttl: how long this answer is kept, in seconds or a timedelta; by default the setting.
-            wait_timeout: how long this call waits while somebody else runs the key, in seconds or a
-                timedelta; 0: not at all; ``None``: no limit; by default the setting.
+            handler: called without arguments; returns what msgpack can hold, or what ``returns``
+                says. Pass a key derived from this one to the system it acts on, so that even a
+                second run acts once.
+            ttl: how long this answer is kept: seconds, a timedelta, or text such as ``"10min"``; by
+                default the setting.
+            wait_timeout: how long this call waits while somebody else runs the key, likewise; 0:
+                not at all; ``None``: no limit; by default the setting.
+            returns: the type of the response: a class of attrs, a dataclass, a pydantic model,
+                ``list[Invoice]``, and so on (the extra ``typed``). Every retry gets that type too.
 
         Raises:
             ParamsMismatchError, ExpiredError: the request is stale; nothing ran.
@@ -100,15 +136,32 @@ class Replay(AnyReplay[Verdict]):
             ResponseNotStorableError: an InDoubtError: the response is not what can be stored. With
                 ``lease=None``: a retry runs it again.
             ClaimLostError: the handler ran, but another owner had taken the key over.
+            ResponseTypeError: the stored answer does not fit ``returns``; nothing ran.
+            StoredFailureError: the answer is a final failure whose class ``store_errors`` lacks.
+            ReplayClosedError: ``close()`` was called; nothing ran.
             InvalidParamsError, ConfigError, RecordError, StoreError: nothing ran.
             InvalidResponseError: a reconciler's response cannot be stored; nothing ran.
         """
         limit = self._limit_of(wait_timeout)
-        seen = peek(self._settings, key, params, ttl)
+        codec = self._settings.codec if returns is None else self._codec_of(returns)
+        seen = peek(self._settings, key, params, ttl, codec)
         if isinstance(seen, Outcome):
             return seen
+        self._check_answer(handler, seen)
         return self._execute(seen, limit, flow.execute, handler)
 
+    @overload
+    def execute_in_transaction(
+        self,
+        key: Key,
+        params: object,
+        handler: Callable[[KVTransaction], T | NotStored[T]],
+        *,
+        ttl: Duration | None = None,
+        wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
+        returns: type[T],
+    ) -> Outcome[T]: ...
+    @overload
     def execute_in_transaction(
         self,
         key: Key,
@@ -117,13 +170,26 @@ class Replay(AnyReplay[Verdict]):
         *,
         ttl: Duration | None = None,
         wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
-    ) -> Outcome:
+        returns: object = None,
+    ) -> Outcome[Any]: ...
+    def execute_in_transaction(
+        self,
+        key: Key,
+        params: object,
+        handler: Callable[[KVTransaction], Any],
+        *,
+        ttl: Duration | None = None,
+        wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
+        returns: object = None,
+    ) -> Outcome[Any]:
         """Commit the writes of ``handler(transaction)`` and its answer together: exactly once.
 
         There is one commit and no claim, so no key is left in doubt: after a crash either both are
         there or neither is.
         The handler holds the store's write lock, so it must do no network I/O, and must change
-        the store through its transaction only.
+        the store through its transaction only. A final failure (``store_errors``) is stored when
+        its writes have been undone, by a commit of its own. The writes of a handler that returns
+        :class:`~kvreplay.NotStored` are committed, and no answer is kept with them.
 
         Raises:
             ConfigError: the store has no transactions.
@@ -134,24 +200,51 @@ class Replay(AnyReplay[Verdict]):
         """
         self._settings.require_transactions("execute_in_transaction")
         limit = self._limit_of(wait_timeout)
-        seen = peek(self._settings, key, params, ttl)
+        seen = peek(self._settings, key, params, ttl, self._codec_of(returns))
         if isinstance(seen, Outcome):
             return seen
+        self._check_answer(handler, seen)
         return self._execute(seen, limit, flow.execute_in_transaction, handler)
 
-    def lookup(self, key: Key, params: object, *, operation: str | None = None) -> Outcome | None:
+    @overload
+    def lookup(
+        self, key: Key, params: object, *, operation: str | None = None, returns: type[T]
+    ) -> Outcome[T] | None: ...
+    @overload
+    def lookup(
+        self, key: Key, params: object, *, operation: str | None = None, returns: object = None
+    ) -> Outcome[Any] | None: ...
+    def lookup(
+        self, key: Key, params: object, *, operation: str | None = None, returns: object = None
+    ) -> Outcome[Any] | None:
         """Return the stored answer, or ``None`` if there is none; never run, wait or take over.
+
+        A stored failure is raised.
 
         Args:
             operation: that of the decorated function whose key it is, if it has one.
+            returns: as in :meth:`execute`; by default as the decorated function says.
 
         Raises:
             ParamsMismatchError, ExpiredError: as in :meth:`execute`; an expired record is pruned.
             InFlightError: the key is running.
             InDoubtError: the key is in doubt.
         """
-        steps, run = self._looking_up(key, operation, params)
-        return self._found(self._drive(steps, run), run)
+        steps, run, request = self._looking_up(key, operation, params, returns)
+        return self._found(self._drive(steps, run), run, request)
+
+    def record(self, key: Key, *, operation: str | None = None) -> ReplayRecord | None:
+        """Return the key's record as it is stored, expired or not; ``None`` if there is none.
+
+        It compares no params, and changes nothing.
+
+        Args:
+            operation: as in :meth:`lookup`.
+
+        Raises:
+            RecordError: it cannot be read; ``addresses`` says where it is.
+        """
+        return record(self._settings, replay_key(key, operation))
 
     def resolve(
         self,
@@ -161,6 +254,7 @@ class Replay(AnyReplay[Verdict]):
         ttl: Duration | None = None,
         operation: str | None = None,
         seen: ReplayRecord | None = None,
+        returns: object = None,
     ) -> bool:
         """Settle a key in doubt whose effect happened: record ``response`` as its answer.
 
@@ -171,8 +265,9 @@ class Replay(AnyReplay[Verdict]):
             response: the answer; what msgpack can hold.
             ttl: as in :meth:`execute`.
             operation: as in :meth:`lookup`.
-            seen: the record that was looked at, as :meth:`records` yields it. Then only that run is
-                settled, and never one that has claimed the key since.
+            seen: the record that was looked at, as :meth:`record` or :meth:`records` shows it. Then
+                only that run is settled, and never one that has claimed the key since.
+            returns: as in :meth:`lookup`.
 
         Returns:
             Whether this call settled it. ``False``: there was no claim, or another one than that of
@@ -182,7 +277,7 @@ class Replay(AnyReplay[Verdict]):
             InFlightError: its owner is alive, or may be; nothing was changed.
             InvalidResponseError: it cannot be stored; nothing was changed.
         """
-        return drive(*self._resolving(key, operation, response, ttl, seen))
+        return drive(*self._resolving(key, operation, response, ttl, seen, returns))
 
     def release(
         self, key: Key, *, operation: str | None = None, seen: ReplayRecord | None = None
@@ -193,15 +288,142 @@ class Replay(AnyReplay[Verdict]):
         """
         return drive(*self._releasing(key, operation, seen))
 
-    def records(self) -> Iterator[ReplayRecord]:
-        """Yield every record of the namespace in no promised order, even expired ones.
+    def forget(
+        self, key: Key, *, operation: str | None = None, seen: ReplayRecord | None = None
+    ) -> bool:
+        """Remove an answer before its time: the next request for the key runs the handler again.
+
+        It removes a stored failure and a tombstone too. A key that is running or in doubt has no
+        answer yet, and is left alone.
+
+        Args:
+            operation: as in :meth:`lookup`.
+            seen: the record that was looked at. If the key has another one by now, that stays.
+
+        Returns:
+            Whether this call removed it. ``False``: there is none, or another one than ``seen``.
+
+        Raises:
+            InFlightError, InDoubtError: the key is running or in doubt; nothing was changed.
+        """
+        return drive(*self._forgetting(key, operation, seen))
+
+    def records(
+        self, *, state: State | None = None, in_doubt: bool | None = None
+    ) -> Iterator[ReplayRecord]:
+        """Yield the records of the namespace in no promised order, even expired ones.
 
         It walks the keys of the whole store.
 
+        Args:
+            state: only those in this state.
+            in_doubt: only those whose key is in doubt now (``True``), or is not (``False``).
+
         Raises:
-            RecordError: some records could not be read; all others were yielded before.
+            RecordError: some records could not be read; all others were yielded before, and
+                ``addresses`` says where they are.
         """
-        return records(self._settings)
+        return records(self._settings, state, in_doubt)
+
+    def close(self, timeout: Duration | None = None) -> int:
+        """Let no handler begin any more, and wait for those that this object is running.
+
+        Answers that are stored are still replayed, and the store stays open: close it afterwards.
+        What is left running is logged as a warning; if its process ends now, its key is in doubt.
+        Do not call it from a handler, which would wait for itself.
+
+        Args:
+            timeout: how long to wait: seconds, a timedelta, or text; ``None``: no limit.
+
+        Returns:
+            How many handlers are left running.
+        """
+        limit = None if timeout is None else to_ms(timeout, "timeout")
+        settings = self._settings
+        return settings.running.close(settings.name, limit, settings.monotonic)
+
+    @overload
+    def idempotent(
+        self,
+        *,
+        key: Callable[..., Key],
+        params: Callable[..., object] | None = None,
+        ttl: Duration | None = None,
+        wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
+        operation: str | None = None,
+        returns: object = None,
+        encode: Callable[[Any], object] | None = None,
+        decode: Callable[[Any], Any] | None = None,
+        outcome: Literal[False] = False,
+    ) -> Callable[[Callable[P, R | NotStored[R]]], Callable[P, R]]: ...
+    @overload
+    def idempotent(
+        self,
+        *,
+        key: Callable[..., Key],
+        params: Callable[..., object] | None = None,
+        ttl: Duration | None = None,
+        wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
+        operation: str | None = None,
+        returns: object = None,
+        encode: Callable[[Any], object] | None = None,
+        decode: Callable[[Any], Any] | None = None,
+        outcome: Literal[True],
+    ) -> Callable[[Callable[P, R | NotStored[R]]], Callable[P, Outcome[R]]]: ...
+    def idempotent(
+        self,
+        *,
+        key: Callable[..., Key],
+        params: Callable[..., object] | None = None,
+        ttl: Duration | None = None,
+        wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
+        operation: str | None = None,
+        returns: object = None,
+        encode: Callable[[Any], object] | None = None,
+        decode: Callable[[Any], Any] | None = None,
+        outcome: bool = False,
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Decorate a function so that a call with the same key returns its first response.
+
+        ``Replay`` decorates plain functions, ``AsyncReplay`` coroutine functions. A second function
+        of one replay needs an operation of its own, so that no two of them share an answer.
+
+        The function's return annotation says how its answers are stored: what msgpack can hold
+        needs nothing; a class of attrs, a dataclass, a pydantic model, ``tuple``, ``datetime`` and
+        so on needs the extra ``typed``. An annotation that nothing can store is refused here.
+
+        Args:
+            key: called with the call's own arguments; returns its key.
+            params: called in the same way; returns what must be equal in a retry. Without it all
+                arguments are compared, by name and with their defaults, except the ``self`` of a
+                method and the ``cls`` of a class method. So what tells two objects apart belongs
+                into the key.
+            ttl: how long an answer is kept; by default the setting.
+            wait_timeout: how long a call waits for others; by default the setting.
+            operation: the name that the stored keys of this function have, so that other functions
+                have other keys; ``lookup``, ``record``, ``resolve``, ``release`` and ``forget``
+                take it too. A new name forgets all answers, so do not derive it from the function's
+                own.
+            returns: the type of the response, if the annotation does not say it.
+            encode: makes of each response what msgpack can hold, instead of a type.
+            decode: makes the response again; given if ``encode`` is.
+            outcome: a call returns the :class:`~kvreplay.Outcome`, and not the response alone.
+
+        Raises:
+            ConfigError: an argument is wrong, the function is the wrong kind, another function of
+                this replay has the operation, or the annotated answer cannot be stored.
+        """
+        return self._decorator(
+            key=key,
+            params=params,
+            ttl=ttl,
+            wait_timeout=wait_timeout,
+            operation=operation,
+            returns=returns,
+            encode=encode,
+            decode=decode,
+            outcome=outcome,
+        )
 
     def sweep(self, limit: int = 1000) -> SweepResult:
         """Remove at most ``limit`` records that nobody needs any more; claims are never removed.
@@ -213,7 +435,8 @@ class Replay(AnyReplay[Verdict]):
         Raises:
             InvalidValueError: ``limit`` is not an int of at least 1; nothing was swept.
         """
-        return self._emit_swept(self._walk.sweep(limit))
+        began = self._settings.observer.began()
+        return self._emit_swept(self._walk.sweep(limit), began)
 
     def sweeping(
         self, every: Duration = 60.0, limit: int = 1000
@@ -231,25 +454,21 @@ class Replay(AnyReplay[Verdict]):
         """
         return Sweeper(self.sweep, to_ms(every, "every"), limit)
 
-    def _replaying(
-        self,
-        function: Callable[..., Any],
-        call_of: Callable[..., tuple[Key, object, Callable[[], Any]]],
-        ttl: Duration | None,
-        wait_timeout: Duration | FromSettings | None,
-        explain: Callable[[Any], None],
-    ) -> Callable[..., Any]:
+    def _replaying(self, function: Callable[..., Any], calling: Calling) -> Callable[..., Any]:
         if inspect.iscoroutinefunction(function):
             raise ConfigError("decorate a coroutine function with AsyncReplay's idempotent")
 
         def replayed(*args: Any, **kwargs: Any) -> Any:
-            key, params, handler = call_of(*args, **kwargs)
+            called = calling.of(*args, **kwargs)
+            limit = self._limit_of(calling.wait_timeout)
             try:
-                outcome = self.execute(key, params, handler, ttl=ttl, wait_timeout=wait_timeout)
-                return outcome.response
+                seen = peek(self._settings, called.key, called.params, calling.ttl, calling.codec)
             except InvalidParamsError:
-                explain(params)
+                calling.explain(called.params)
                 raise
+            if isinstance(seen, Request):
+                seen = self._execute(seen, limit, flow.execute, called.handler)
+            return seen if calling.outcome else seen.response
 
         return replayed
 
@@ -259,25 +478,26 @@ class Replay(AnyReplay[Verdict]):
         limit: int | None,
         protocol: Protocol,
         handler: Callable[..., Any],
-    ) -> Outcome:
+    ) -> Outcome[Any]:
         check_handler(handler, awaited=False)
+        self._settings.running.check_open()
         # What a caller's transaction sees may be undone, so it is shared with nobody. And it waits
         # for nobody, since it holds the write lock. So others start over when it has ended.
         unshared = Abandoned() if self._settings.is_in_transaction() else None
         patience = Patience(limit if unshared is None else 0, self._settings.monotonic)
         while True:
             own = self._flight_of(request)
-            leader = None
+            leader = run = None
             result: Settled | BaseException = Abandoned()
             try:
                 leader = flights.board(own)
                 if leader is not own and unshared is not None:
-                    self._refuse_running(request)
+                    self._refuse(request)
                     leader = own  # the other one has not begun, and waits for the write lock
                 if leader is own:
                     leader = None
                     steps = protocol(request, self._settings.policy)
-                    run = Run(self._settings, request.key, own, patience)
+                    run = Run(self._settings, request.key, own, patience, began=request.began)
                     result = self._drive(steps, run, handler)
             except Exception as error:
                 result = self._shared(error)
@@ -291,17 +511,21 @@ class Replay(AnyReplay[Verdict]):
                 if isinstance(result, Exception):
                     del own, result  # its traceback holds this frame
             if isinstance(result, Settled):
-                self._settings.observer.emit_answer(result, request.key)
-                return outcome_of(result, replayed=result.replayed)
+                assert run is not None  # it has the result
+                return self._outcome(result, run, request)
             assert leader is not None  # or this call has a result
-            outcome = self._follow(leader, request, patience)
+            try:
+                outcome = self._follow(leader, request, patience)
+            except Exception as error:
+                self._tell(error, request)
+                raise
             if outcome is not None:
                 return outcome
             request.absent_at = None  # it was seen before the other's run
 
     def _follow(
         self, flight: Flight[object], request: Request, patience: Patience
-    ) -> Outcome | None:
+    ) -> Outcome[Any] | None:
         """Share the leader's result; ``None``: there is nothing to share, start over."""
         until_bound = self._begin_to_follow(flight, request, patience)
         if flight.thread == get_ident():  # a signal handler's call, or one on a loop's thread

@@ -20,8 +20,11 @@ class Codec(Generic[T]):
         encode: makes of a response what msgpack can hold.
         decode: makes the response again, of what was decoded from msgpack.
         name: what messages call the type.
+        is_typed: it is that of a type. Its ``encode`` has tried ``decode``, and its errors say
+            where the culprit is, and show no value.
     """
 
     encode: Callable[[T], object]
     decode: Callable[[Any], T]
     name: str
+    is_typed: bool = True

@@ -11,10 +11,11 @@ store too. The caller is told what ended the run, not what failed after it.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import attrs
 
+from kvreplay._protocol.failures import encode_failure
 from kvreplay._protocol.record import (
     ReplayRecord,
     State,
@@ -39,12 +40,14 @@ from kvreplay.events import EventKind
 
 __all__ = [
     "IN_DOUBT",
+    "NOTHING_KEPT",
     "NO_TRACE",
     "UNDONE",
     "answer_of",
     "claim_of",
     "complete",
     "end_in_doubt",
+    "failure_of",
     "in_doubt",
     "leaves_doubt",
     "says_unchanged",
@@ -56,6 +59,7 @@ __all__ = [
 
 IN_DOUBT: Final = "the handler ran, nothing was answered, and the key is in doubt until settled"
 NO_TRACE: Final = "the handler ran, nothing was stored, and a retry runs it again (lease=None)"
+NOTHING_KEPT: Final = "the handler ran, its answer was not to be kept, and a retry runs it again"
 UNDONE: Final = "the handler's writes were undone, and nothing happened"
 
 
@@ -74,10 +78,31 @@ def answer_of(
         ResponseNotStorableError: it cannot be stored; the error carries it.
     """
     try:
-        packed = encode_response(response, consequence)
+        packed = encode_response(response, consequence, request.codec)
         return packed, complete(record, packed, now, request.ttl, expected, policy, consequence)
     except InvalidResponseError as error:
         raise ResponseNotStorableError(str(error), response=response) from error.__cause__
+
+
+def failure_of(
+    record: ReplayRecord,
+    failure: Exception | None,
+    now: int,
+    expected: bytes | None,
+    request: Request,
+    policy: Policy,
+) -> CheckAndPut:
+    """Make the step that stores a final failure, without its arguments if they cannot be stored."""
+    assert failure is not None  # it is not taken yet
+    answer = now, request.ttl, expected, policy
+    try:
+        return _fail(record, encode_failure(failure), *answer)
+    except InvalidResponseError:
+        return _fail(record, encode_failure(failure, arguments=False), *answer)
+
+
+def _fail(record: ReplayRecord, packed: bytes, *answer: Any) -> CheckAndPut:
+    return complete(record, packed, *answer, state=State.FAILED, event="failed")
 
 
 def complete(
@@ -88,15 +113,21 @@ def complete(
     expected: bytes | None,
     policy: Policy,
     consequence: str = "nothing was changed",
+    *,
+    state: State = State.COMPLETED,
+    event: EventKind = "completed",
 ) -> CheckAndPut:
     """Make the step that stores an answer. The store may drop it when its tombstone ends.
+
+    Args:
+        state: that of the record: an answer, or a final failure.
 
     Raises:
         InvalidResponseError: the record would be larger than ``max_record_bytes``.
     """
     expires_at = now + ttl
     data = encode_fields(
-        *(State.COMPLETED, record.key, record.params, response),
+        *(state, record.key, record.params, response),
         *(record.created_at, expires_at, None),
     )
     if len(data) > policy.max_record_bytes:
@@ -104,7 +135,7 @@ def complete(
             f"a response makes a record of {len(data)} bytes, more than max_record_bytes"
             f" ({policy.max_record_bytes}): {consequence}"
         )
-    return CheckAndPut(expected, data, expires_at + policy.tombstone_ttl, "completed")
+    return CheckAndPut(expected, data, expires_at + policy.tombstone_ttl, event)
 
 
 # Without a trace, or in doubt.
@@ -190,7 +221,8 @@ def end_in_doubt(token: bytes) -> Flow[None]:
         record = claim_of(found, token)
         if record is not None and record.claim is not None:
             ended = attrs.evolve(record.claim, ended_at=now)
-            yield CheckAndPut(found, encode(attrs.evolve(record, claim=ended)), event="in_doubt")
+            data = encode(attrs.evolve(record, claim=ended))
+            yield CheckAndPut(found, data, event="doubt_begun")
     except Exception as failure:  # likewise
         yield Log("a run left its key in doubt, and could not tell other processes: %r", failure)
 

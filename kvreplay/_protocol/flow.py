@@ -19,6 +19,7 @@ What is always true:
   nobody knows yet how that earlier run ended.
 * A claim that has ended, or whose owner is gone, is *in doubt*.
 * A key in doubt is never run again, unless the policy or the caller's reconciler says so.
+* A failure that the policy names as final is an answer: it is stored, and raised for every retry.
 * A response is returned only after it is stored. It is decoded from the stored bytes.
 * A request whose params differ from the record's changes nothing, whatever state the record is in.
   Once a record has expired, params are not compared any more.
@@ -38,20 +39,24 @@ from enum import Enum
 
 import attrs
 
+from kvreplay._protocol.digests import ParamsDigest, ParamsKeys, unknown_key
 from kvreplay._protocol.endings import (
     IN_DOUBT,
     NO_TRACE,
+    NOTHING_KEPT,
     UNDONE,
     answer_of,
     claim_of,
     complete,
     end_in_doubt,
+    failure_of,
     in_doubt,
     leaves_doubt,
     says_unchanged,
     tells_of_doubt,
     withdraw,
 )
+from kvreplay._protocol.failures import is_final
 from kvreplay._protocol.keys import ReplayKey
 from kvreplay._protocol.record import (
     Claim,
@@ -69,10 +74,12 @@ from kvreplay._protocol.steps import (
     Applied,
     Call,
     CheckAndPut,
+    ExpiredPolicy,
     Flow,
     Free,
     HeldClaim,
     InDoubtPolicy,
+    NotStored,
     Policy,
     Probe,
     Raised,
@@ -101,6 +108,8 @@ __all__ = [
     "decide",
     "execute",
     "execute_in_transaction",
+    "forget",
+    "is_in_doubt",
     "lookup",
     "prune",
     "renew",
@@ -118,17 +127,37 @@ class Decision(Enum):
     CLAIMED = "claimed"
 
 
-def decide(record: ReplayRecord | None, params: bytes, now: int) -> Decision:
-    """Decide from what one read found. The params of an expired answer are not compared."""
+def decide(
+    record: ReplayRecord | None,
+    params: bytes,
+    now: int,
+    params_keys: ParamsKeys | None = None,
+    on_expired: ExpiredPolicy = ExpiredPolicy.STALE,
+) -> Decision:
+    """Decide from what one read found. The params of an expired answer are not compared.
+
+    Raises:
+        ConfigError: the record has a digest of its params that none of ``params_keys`` has made.
+    """
     if record is None:
         return Decision.FREE
-    if record.expires_at is None:
-        return Decision.CLAIMED if record.params == params else Decision.MISMATCH
-    if now >= record.expires_at:
-        return Decision.FREE if record.state is State.TOMBSTONE else Decision.EXPIRED
-    if record.state is State.TOMBSTONE:
+    is_over = record.expires_at is not None and now >= record.expires_at
+    if is_over or record.state is State.TOMBSTONE:
+        is_absent = is_over and record.state is State.TOMBSTONE
+        if is_absent or on_expired is ExpiredPolicy.RERUN:
+            return Decision.FREE
         return Decision.EXPIRED
-    return Decision.REPLAY if record.params == params else Decision.MISMATCH
+    if not _has_params(record, params, params_keys):
+        return Decision.MISMATCH
+    return Decision.CLAIMED if record.expires_at is None else Decision.REPLAY
+
+
+def _has_params(record: ReplayRecord, params: bytes, params_keys: ParamsKeys | None) -> bool:
+    if not isinstance(record.params, ParamsDigest):
+        return record.params == params
+    if params_keys is None:
+        raise unknown_key()
+    return params_keys.is_of(record.params, record.key, params)
 
 
 # The protocol.
@@ -178,14 +207,47 @@ def settle(
                 _retry_after(record.claim, now),
             )
         if response is None:
-            step = CheckAndPut(found, None, event="released")
+            step = CheckAndPut(found, None, event="released_by_operator")
         else:
-            step = complete(record, response, now, ttl, found, policy)
+            step = complete(record, response, now, ttl, found, policy, event="resolved")
         there, now = yield step
         if there == found:
             return True
         found = there
     return False
+
+
+def forget(key: ReplayKey, seen: ReplayRecord | None) -> Flow[bool]:
+    """Remove an answer before its time; say whether this call did it.
+
+    A key without a record is left alone, and so is a record that is not equal to ``seen``.
+    """
+    found, now = yield READ
+    while found is not None:
+        record = decode(found, key)
+        if record.claim is not None:
+            if (yield from _is_running(record.claim, now)):
+                raise InFlightError(
+                    "the key's owner is running it, or may be; nothing was changed: try again"
+                    " later",
+                    _retry_after(record.claim, now),
+                )
+            raise InDoubtError(
+                "the key is in doubt, and has no answer to forget; nothing was changed: find out,"
+                " then resolve() or release() it"
+            )
+        if seen is not None and record != seen:
+            break
+        there, now = yield CheckAndPut(found, None, event="forgotten")
+        if there == found:
+            return True
+        found = there
+    return False
+
+
+def is_in_doubt(record: ReplayRecord, now: int) -> Flow[bool]:
+    """Say whether the record is a claim whose owner is gone, or whose run has ended."""
+    return record.claim is not None and not (yield from _is_running(record.claim, now))
 
 
 def _is_same_claim(seen: Claim | None, claim: Claim) -> bool:
@@ -224,7 +286,7 @@ def prune(found: bytes, record: ReplayRecord, now: int, policy: Policy) -> Flow[
     if record.expires_at is None or now < record.expires_at:
         return False
     until = record.expires_at
-    if record.state is State.COMPLETED:
+    if record.state is not State.TOMBSTONE:
         until += policy.tombstone_ttl
     if now >= until:
         step = CheckAndPut(found, None)
@@ -282,13 +344,13 @@ def _admit(
     """
     while True:
         record = None if found is None else decode(found, request.key)
-        decision = decide(record, request.params, now)
+        decision = _decide(record, request, now, policy)
         if decision is Decision.FREE:
             return Free(found, now)
         assert found is not None  # only FREE has no record
         assert record is not None
         if decision is Decision.REPLAY:
-            return Settled(_response_of(record), replayed=True)
+            return _settled(record)
         if decision is Decision.MISMATCH:
             raise _mismatch()
         if decision is Decision.EXPIRED:
@@ -331,11 +393,15 @@ def _admit(
                 " doubt"
             )
         response = encode_response(
-            verdict.response, "on_in_doubt returned it; nothing ran, and the key is still in doubt"
+            verdict.response,
+            "on_in_doubt returned it; nothing ran, and the key is still in doubt",
+            request.codec,
         )
-        seen, now = yield complete(record, response, now, request.ttl, found, policy)
+        until = now + request.ttl
+        step = complete(record, response, now, request.ttl, found, policy, event="reconciled")
+        seen, now = yield step
         if seen == found:
-            return Settled(response, replayed=True)
+            return Settled(response, True, record.created_at, until)
         found = seen
 
 
@@ -344,10 +410,13 @@ def _run_claimed(entry: Free, request: Request, policy: Policy) -> Flow[Settled 
     assert policy.lease is not None  # or there is no claim
     token, owner = yield BEGIN
     claim = Claim(token, entry.now + policy.lease, owner)
-    held = HeldClaim(_record_of(request, entry.now, claim))
+    held = HeldClaim(_record_of(request, entry.now, policy, claim))
     _check_size(held.data, policy)
     event: EventKind | None = "taken_over" if entry.in_doubt else None
-    call, claimed, raised = Call(held), False, False
+    # Under "rerun" a failure of this run says nothing about the one before: its claim is put back.
+    reran = entry.in_doubt and policy.on_in_doubt is InDoubtPolicy.RERUN
+    before = entry.found if reran else None
+    call, claimed, raised, told = Call(held), False, False, False
     try:
         found, now = yield CheckAndPut(entry.found, held.data, event=event)
         if found != entry.found:
@@ -355,18 +424,25 @@ def _run_claimed(entry: Free, request: Request, policy: Policy) -> Flow[Settled 
         claimed = True
         end, now = yield call
         if isinstance(end, Raised):
+            if is_final(end.error, policy.store_errors) and not reran:
+                yield from _record_failure(held, end, now, request, policy)
+                told = True
             raised = True
             raise end.take()
+        if isinstance(end.response, NotStored):
+            left: EventKind = "released" if before is None else "in_doubt"
+            step = CheckAndPut(held.data, before, event=left)
+            yield from _replace_claim(held, step, end.response.response)
+            told = True
+            return _not_kept(end.response, held.record, NOTHING_KEPT, request)
         return (yield from _record_answer(held, end.response, now, request, policy))
     except GeneratorExit:
         raise  # nobody answers any more
     except BaseException as error:  # whatever breaks the run off, even an interrupt
-        if not claimed and says_unchanged(error):
+        if told or (not claimed and says_unchanged(error)):
             raise
         if not call.begun or (raised and not leaves_doubt(error, policy.doubt_on)):
-            # Under "rerun" this says nothing about the run before: its claim is put back.
-            reran = entry.in_doubt and policy.on_in_doubt is InDoubtPolicy.RERUN
-            yield from withdraw(held, entry.found if reran else None, error)
+            yield from withdraw(held, before, error)
             raise
         yield from end_in_doubt(token)
         if tells_of_doubt(error, raised):
@@ -379,9 +455,35 @@ def _record_answer(
 ) -> Flow[Settled]:
     """Put the answer in the place of this run's claim."""
     packed, step = answer_of(held.record, response, now, held.data, request, policy, IN_DOUBT)
+    yield from _replace_claim(held, step, response)
+    return Settled(packed, False, held.record.created_at, now + request.ttl)
+
+
+def _record_failure(
+    held: HeldClaim, end: Raised, now: int, request: Request, policy: Policy
+) -> Flow[None]:
+    """Put a final failure in the place of this run's claim."""
+    try:
+        step = failure_of(held.record, end.error, now, held.data, request, policy)
+        yield from _replace_claim(held, step)
+    except (InDoubtError, ClaimLostError) as error:
+        error.add_note(f"the handler had raised a {type(end.error).__name__}, a final failure")
+        raise
+
+
+def _not_kept(
+    answer: NotStored[object], record: ReplayRecord, consequence: str, request: Request
+) -> Settled:
+    """Encode an answer that is only for those who wait for it now."""
+    packed = encode_response(answer.response, consequence, request.codec)
+    return Settled(packed, False, record.created_at)
+
+
+def _replace_claim(held: HeldClaim, step: CheckAndPut, response: object = None) -> Flow[None]:
+    """Make the put that ends this run."""
     while True:
         try:
-            found, now = yield step
+            found, _ = yield step
         except Exception as error:  # the store's or the clock's
             raise InDoubtError(
                 "the handler ran, but the store may not have saved its response: the key is in"
@@ -390,7 +492,7 @@ def _record_answer(
                 response=response,
             ) from error
         if found == step.expected:
-            return Settled(packed, replayed=False)
+            return
         if claim_of(found, held.token) is None:
             raise ClaimLostError(
                 "the handler ran, but another owner took this key over meanwhile: that owner's"
@@ -402,7 +504,7 @@ def _record_answer(
 
 def _run_claimless(entry: Free, request: Request, policy: Policy) -> Flow[Settled | Free]:
     """Run the handler without a claim; the first to store an answer decides for all."""
-    record = _record_of(request, entry.now)
+    record = _record_of(request, entry.now, policy)
     _check_size(encode(record), policy)
     call = Call(None)
     try:
@@ -416,8 +518,24 @@ def _run_claimless(entry: Free, request: Request, policy: Policy) -> Flow[Settle
             response=call.response,
         ) from error
     if isinstance(end, Raised):
+        answer = None
+        if is_final(end.error, policy.store_errors):
+            step = failure_of(record, end.error, now, entry.found, request, policy)
+            answer = yield from _put_first(step, request, policy, None)
+        if answer is not None:
+            return answer
         raise end.take()
+    if isinstance(end.response, NotStored):
+        return _not_kept(end.response, record, NOTHING_KEPT, request)
     packed, step = answer_of(record, end.response, now, entry.found, request, policy, NO_TRACE)
+    answer = yield from _put_first(step, request, policy, end.response)
+    return answer or Settled(packed, False, record.created_at, now + request.ttl)
+
+
+def _put_first(
+    step: CheckAndPut, request: Request, policy: Policy, response: object
+) -> Flow[Settled | None]:
+    """Put an answer that was made without a claim; return another owner's, if that was faster."""
     while True:
         try:
             found, now = yield step
@@ -425,21 +543,21 @@ def _run_claimless(entry: Free, request: Request, policy: Policy) -> Flow[Settle
             raise InDoubtError(
                 "the handler ran, but the store may not have saved its response; there is no claim"
                 " (lease=None), so a retry runs the handler again if the response was not saved",
-                response=end.response,
+                response=response,
             ) from error
         if found == step.expected:
-            return Settled(packed, replayed=False)
+            return None
         try:
             winner = None if found is None else decode(found, request.key)
-            decision = decide(winner, request.params, now)
+            decision = _decide(winner, request, now, policy)
             if decision is Decision.REPLAY:
                 assert winner is not None  # it has the response
-                return Settled(_response_of(winner), replayed=True)
-        except RecordError as error:
+                return _settled(winner)
+        except (RecordError, ConfigError) as error:
             raise InDoubtError(
                 "the handler ran without a claim (lease=None), and meanwhile a record that cannot"
                 " be used has taken the key: this response was not stored",
-                response=end.response,
+                response=response,
             ) from error
         if decision is not Decision.FREE:
             raise ClaimLostError(
@@ -450,28 +568,52 @@ def _run_claimless(entry: Free, request: Request, policy: Policy) -> Flow[Settle
 
 
 def _transact(entry: Free, request: Request, policy: Policy) -> Flow[Settled | Free]:
-    """Run the handler inside a transaction."""
-    end: Settled | Free = yield Transact(_run_in_transaction(entry, request, policy))
-    return end
+    """Run the handler inside a transaction; a final failure is stored when that is undone."""
+    call = Call(None)
+    try:
+        end: Settled | Free = yield Transact(_run_in_transaction(entry, request, policy, call))
+        return end
+    except Exception as error:
+        if call.failed_at is None or not is_final(error, policy.store_errors):
+            raise
+        now, record = call.failed_at, _record_of(request, entry.now, policy)
+        step = failure_of(record, error, now, entry.found, request, policy)
+        found, now = yield step  # nothing has happened: if this fails, a retry runs it again
+        if found == step.expected:
+            raise
+    return Free(found, now)
 
 
-def _run_in_transaction(entry: Free, request: Request, policy: Policy) -> Flow[Settled | Free]:
+def _run_in_transaction(
+    entry: Free, request: Request, policy: Policy, call: Call
+) -> Flow[Settled | Free]:
     """Run the handler inside the transaction that this flow is driven in."""
     found, now = yield READ
     if found != entry.found:
         return Free(found, now)
-    record = _record_of(request, now)
+    record = _record_of(request, now, policy)
     _check_size(encode(record), policy)
-    end, now = yield Call(None)
+    end, now = yield call
     if isinstance(end, Raised):
+        call.failed_at = now
         raise end.take()
-    packed = encode_response(end.response, UNDONE)
+    if isinstance(end.response, NotStored):
+        return _not_kept(end.response, record, UNDONE, request)
+    packed = encode_response(end.response, UNDONE, request.codec)
     yield complete(record, packed, now, request.ttl, found, policy, UNDONE)
-    return Settled(packed, replayed=False)
+    return Settled(packed, False, record.created_at, now + request.ttl)
 
 
-def _record_of(request: Request, now: int, claim: Claim | None = None) -> ReplayRecord:
-    return ReplayRecord(State.IN_PROGRESS, request.key, request.params, None, now, None, claim)
+def _decide(record: ReplayRecord | None, request: Request, now: int, policy: Policy) -> Decision:
+    return decide(record, request.params, now, policy.params_keys, policy.on_expired)
+
+
+def _record_of(
+    request: Request, now: int, policy: Policy, claim: Claim | None = None
+) -> ReplayRecord:
+    keys = policy.params_keys
+    params = request.params if keys is None else keys.digest(request.key, request.params)
+    return ReplayRecord(State.IN_PROGRESS, request.key, params, None, now, None, claim)
 
 
 def _check_size(data: bytes, policy: Policy) -> None:
@@ -489,15 +631,18 @@ def _is_running(claim: Claim, now: int) -> Flow[bool]:
     return now < claim.lease_expires_at if runs is None else bool(runs)
 
 
-def _response_of(record: ReplayRecord) -> bytes:
-    """Return a completed record's response, which everybody can decode.
+def _settled(record: ReplayRecord) -> Settled:
+    """Return what a record answers; its response is one that everybody can decode.
 
     Raises:
-        CorruptRecordError: it is not msgpack.
+        CorruptRecordError: it is not msgpack, or no failure where it should be one.
     """
-    assert record.response is not None  # decode() checked it for a completed record
+    assert record.response is not None  # decode() checked it for an answer
+    times = record.created_at, record.expires_at
+    if record.load_failure() is not None:
+        return Settled(b"", True, *times, record)
     decode_response(record.response)
-    return record.response
+    return Settled(record.response, True, *times)
 
 
 def _retry_after(claim: Claim, now: int) -> float:

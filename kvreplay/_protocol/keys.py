@@ -11,7 +11,7 @@ import attrs
 from kvreplay.errors import InvalidParamsError
 from kvreplay.store import NAME
 
-__all__ = ["ReplayKey", "name", "scope_name", "stored_id"]
+__all__ = ["ReplayKey", "identity", "name", "scope_name", "stored_id"]
 
 _HASHED: Final = "sha256-"
 _AFTER_OPERATION: Final = b"\xff"  # no byte of UTF-8, so it parts two texts, and is in no text
@@ -72,9 +72,13 @@ class ReplayKey:
         """Return 16 hex digits that stand for the key in logs and events, and do not show it."""
         import hashlib  # late, since few callers need it
 
-        scope = self.scope.encode()
-        text = len(scope).to_bytes(8, "big") + scope + _identity(self.id, self.operation)
-        return hashlib.sha256(text).hexdigest()[:16]
+        return hashlib.sha256(identity(self)).hexdigest()[:16]
+
+
+def identity(key: ReplayKey) -> bytes:
+    """Return bytes that no other key has."""
+    scope = key.scope.encode()
+    return len(scope).to_bytes(8, "big") + scope + _identity(key.id, key.operation)
 
 
 def stored_id(id_: str, operation: str | None) -> str | list[str]:

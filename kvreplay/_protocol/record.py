@@ -6,8 +6,7 @@ One msgpack array, positional, version first::
 
 ``docs/format.md`` describes each field. ``crc`` is the CRC-32 (zlib) of all bytes before its own
 five, as a fixed-width msgpack uint32. A later version keeps the first and the last element,
-so that this code can tell *newer* from *damaged*. State 4, and params that are a msgpack extension,
-are reserved for a later kvreplay, which writes them in records of this version.
+so that this code can tell *newer* from *damaged*.
 """
 
 from __future__ import annotations
@@ -19,6 +18,9 @@ from typing import Any, Final
 import attrs
 import msgpack
 
+from kvreplay._protocol.codec import Codec
+from kvreplay._protocol.culprit import culprit
+from kvreplay._protocol.digests import ParamsDigest, packed_digest, unpacked_digest
 from kvreplay._protocol.keys import ReplayKey, stored_id
 from kvreplay._protocol.packing import packer
 from kvreplay.errors import (
@@ -44,8 +46,6 @@ TOKEN_SIZE: Final = 16
 _FIELDS: Final = 10
 _CRC_SIZE: Final = 5  # the marker of a uint32, then its four bytes
 _UINT32: Final = b"\xce"
-_FAILED: Final = 4  # reserved: the state of a stored failure
-
 
 _pack: Final = packer()
 _unpackb: Final = msgpack.unpackb
@@ -58,6 +58,7 @@ class State(IntEnum):
     IN_PROGRESS = 1
     COMPLETED = 2
     TOMBSTONE = 3
+    FAILED = 4
 
 
 _COMPLETED: Final = int(State.COMPLETED)
@@ -81,15 +82,16 @@ class Claim:
 class ReplayRecord:
     """One key's record. Times are milliseconds since the epoch, UTC.
 
-    ``params`` and ``response`` are msgpack bytes; :meth:`load_params` and :meth:`load_response`
-    decode them. ``response`` is ``None`` until the run is complete, and in a tombstone, whose
+    ``params`` and ``response`` are msgpack bytes; :meth:`load_params`, :meth:`load_response` and
+    :meth:`load_failure` decode them. With ``params_key`` the params are a keyed digest.
+    ``response`` is ``None`` until the run is complete, and in a tombstone, whose
     ``params`` are empty bytes too. ``expires_at`` is ``None`` for a run in progress, which has a
     ``claim`` instead.
     """
 
     state: State
     key: ReplayKey
-    params: bytes
+    params: bytes | ParamsDigest
     response: bytes | None
     created_at: int
     expires_at: int | None
@@ -102,12 +104,33 @@ class ReplayRecord:
         )
 
     def load_params(self) -> Any:
-        """Decode the original parameters, tuples as lists; ``None`` for a tombstone."""
-        return None if self.state is State.TOMBSTONE else decode_response(self.params)
+        """Decode the original parameters, tuples as lists; ``None`` for a tombstone or a digest."""
+        if self.state is State.TOMBSTONE or isinstance(self.params, ParamsDigest):
+            return None
+        return decode_response(self.params)
 
     def load_response(self) -> Any:
-        """Decode the response; ``None`` if there is none."""
-        return None if self.response is None else decode_response(self.response)
+        """Decode the response, as msgpack holds it; ``None`` if there is none."""
+        if self.response is None or self.state is State.FAILED:
+            return None
+        return decode_response(self.response)
+
+    def load_failure(self) -> tuple[str, list[Any] | None] | None:
+        """Decode a stored failure: its class's full name, and its arguments.
+
+        The arguments are ``None`` if msgpack could not hold them. ``None``: it is no failure.
+
+        Raises:
+            CorruptRecordError: somebody has written something else there.
+        """
+        if self.response is None or self.state is not State.FAILED:
+            return None
+        match decode_response(self.response):
+            case [str(name), list(arguments)]:
+                return name, arguments
+            case [str(name), None]:
+                return name, None
+        raise _corrupt("holds no failure where its state says so")
 
 
 def encode(record: ReplayRecord) -> bytes:
@@ -126,7 +149,7 @@ def encode(record: ReplayRecord) -> bytes:
 def encode_fields(
     state: State,
     key: ReplayKey,
-    params: bytes,
+    params: bytes | ParamsDigest,
     response: bytes | None,
     created_at: int,
     expires_at: int | None,
@@ -140,7 +163,7 @@ def encode_fields(
             state,
             key.scope,
             stored_id(key.id, key.operation),
-            params,
+            packed_digest(params) if isinstance(params, ParamsDigest) else params,
             response,
             created_at,
             expires_at,
@@ -189,18 +212,20 @@ def _record_of(fields: Any) -> ReplayRecord:
     """Check every field's type and the shape that its state demands."""
     if type(fields) is list and len(fields) == _FIELDS:
         version, state, scope, id_, params, response, created_at, expires_at, claim, _ = fields
-        if version == VERSION and (state == _FAILED or type(params) is msgpack.ExtType):
-            raise UnsupportedRecordVersionError(
-                "a stored record holds what only a later kvreplay writes (a failure, or digested"
-                " params): upgrade kvreplay; the record was not touched"
-            )
+        if type(params) is msgpack.ExtType and version == VERSION:
+            params = unpacked_digest(params)
+            if params is None:
+                raise UnsupportedRecordVersionError(
+                    "a stored record holds params of a kind that only a later kvreplay writes:"
+                    " upgrade kvreplay; the record was not touched"
+                )
         shape = _SHAPES.get(state) if type(state) is int else None
         if (
             shape == (response is not None, expires_at is not None, claim is not None)
             and version == VERSION
             and type(version) is int
             and (key := _key_of(scope, id_)) is not None
-            and type(params) is bytes
+            and type(params) in (bytes, ParamsDigest)
             and (response is None or type(response) is bytes)
             and type(created_at) is int
             and (expires_at is None or type(expires_at) is int)
@@ -226,7 +251,12 @@ def _key_of(scope: Any, id_: Any) -> ReplayKey | None:
 
 
 # state -> whether it has a response, an expiry, a claim
-_SHAPES: Final = {1: (False, False, True), 2: (True, True, False), 3: (False, True, False)}
+_SHAPES: Final = {
+    1: (False, False, True),
+    2: (True, True, False),
+    3: (False, True, False),
+    4: (True, True, False),
+}
 _STATES: Final = {int(state): state for state in State}
 
 
@@ -245,12 +275,16 @@ def _claim_of(packed: Any) -> Claim:
 
 
 def answer_in(
-    data: bytes, scope: str, id_: str | list[str], params: bytes, now: int
-) -> bytes | None:
-    """Return the response if these bytes are plainly that key's live answer to these params.
+    data: bytes, scope: str, id_: str | list[str], params: object, now: int
+) -> tuple[bytes, int, int] | None:
+    """Return the response, and from when until when it is kept (ms).
 
-    ``id_``: as :func:`~kvreplay._protocol.keys.stored_id` makes it.
-    ``None``: they are not; :func:`decode` finds out what they are.
+    It does so if these bytes are plainly that key's live answer to these params. ``None``: they are
+    not; :func:`decode` finds out what they are.
+
+    Args:
+        id_: as :func:`~kvreplay._protocol.keys.stored_id` makes it.
+        params: bytes, or the packed digest of params.
     """
     try:  # quick way, for decode(): bench_hit
         version, state, own_scope, own_id, own, response, created, until, claim, crc = _unpackb(
@@ -269,14 +303,14 @@ def answer_in(
             and type(response) is bytes
             and type(created) is type(until) is int
         ):
-            return response
+            return response, created, until
     except (TypeError, ValueError):
         pass  # not a record; decode() says what is wrong
     return None
 
 
-def encode_response(response: object, consequence: str) -> bytes:
-    """Encode a response: what msgpack can hold, tuples as lists.
+def encode_response(response: object, consequence: str, codec: Codec[Any] | None = None) -> bytes:
+    """Encode a response: what msgpack can hold, tuples as lists; or what ``codec`` makes such.
 
     Args:
         consequence: what the error says about the handler and the key.
@@ -284,14 +318,40 @@ def encode_response(response: object, consequence: str) -> bytes:
     Raises:
         InvalidResponseError: it cannot be encoded, or not be decoded afterwards.
     """
+    if codec is None:
+        return _packed(response, response, consequence)
     try:
-        packed: bytes = msgpack.packb(response)
+        plain = codec.encode(response)
+    except Exception as error:  # the caller's own code, or that of a type
+        # A type's own says where the culprit is; a caller's may show a payload.
+        why = error if codec.is_typed else f"encode= raised a {type(error).__name__}"
+        raise _not_storable(response, f"as {codec.name}", why, consequence) from error
+    packed = _packed(plain, response, consequence)
+    if not codec.is_typed:  # one of a type has tried this
+        try:
+            codec.decode(decode_response(packed))
+        except Exception as error:  # likewise
+            why = f"decode= raised a {type(error).__name__}"
+            raise _not_storable(response, "and read again", why, consequence) from error
+    return packed
+
+
+def _packed(plain: object, response: object, consequence: str) -> bytes:
+    try:
+        packed: bytes = msgpack.packb(plain)
         msgpack.unpackb(packed, strict_map_key=False)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise InvalidResponseError(
-            f"a response ({type(response).__name__}) cannot be stored as msgpack: {consequence}"
-        ) from error
+        why = f"response{culprit(plain)}"
+        raise _not_storable(response, "as msgpack", why, consequence) from error
     return packed
+
+
+def _not_storable(
+    response: object, how: str, why: object, consequence: str
+) -> InvalidResponseError:
+    return InvalidResponseError(
+        f"a response ({type(response).__name__}) cannot be stored {how} ({why}): {consequence}"
+    )
 
 
 def decode_response(packed: bytes) -> Any:

@@ -12,6 +12,8 @@ from typing import Any, Final, Generic, TypeVar
 
 import attrs
 
+from kvreplay._protocol.codec import Codec
+from kvreplay._protocol.digests import ParamsKeys
 from kvreplay._protocol.keys import ReplayKey
 from kvreplay._protocol.record import Claim, ReplayRecord, encode
 from kvreplay.errors import ConfigError
@@ -25,6 +27,7 @@ __all__ = [
     "Begin",
     "Call",
     "CheckAndPut",
+    "ExpiredPolicy",
     "Flow",
     "Free",
     "HeldClaim",
@@ -62,11 +65,20 @@ class InDoubtPolicy(Enum):
     RECONCILE = "reconcile"
 
 
+class ExpiredPolicy(Enum):
+    """What a request does when it finds that its key's answer has expired."""
+
+    STALE = "stale"
+    RERUN = "rerun"
+
+
 @attrs.frozen
 class Policy:
     """How a replay namespace behaves; durations in milliseconds.
 
     ``doubt_on``: the exceptions of a handler that leave its end unknown.
+    ``store_errors``: those that are final failures, and are stored.
+    ``params_keys``: the secrets of digests that are stored instead of params.
     """
 
     lease: int | None
@@ -74,6 +86,9 @@ class Policy:
     on_in_doubt: InDoubtPolicy
     max_record_bytes: int
     doubt_on: tuple[type[BaseException], ...]
+    store_errors: tuple[type[Exception], ...] = ()
+    on_expired: ExpiredPolicy = ExpiredPolicy.STALE
+    params_keys: ParamsKeys | None = None
 
 
 @attrs.define(repr=False)
@@ -81,12 +96,16 @@ class Request:
     """One request: the key, its canonical params, and for how long (ms) its answer is kept.
 
     ``absent_at``: when its key was last seen without a record; ``None``: not known, so read.
+    ``codec``: what makes of its response what can be stored; ``None``: it can be.
+    ``began``: when, in seconds of a clock that only goes forward; 0: nobody wants to know.
     """
 
     key: ReplayKey
     params: bytes
     ttl: int
     absent_at: int | None = None
+    codec: Codec[Any] | None = None
+    began: float = 0.0
 
 
 # What a flow asks for, and what it is sent.
@@ -128,12 +147,14 @@ class Call:
 
     The driver sets ``begun`` just before it calls the handler. An exception that is *thrown* here
     is not an ``Exception`` that the handler raised: if the handler had begun, nobody knows how it
-    ended, else nothing ran. ``response`` is what it returned, if it had returned by then.
+    ended, else nothing ran. ``response`` is what it returned, if it had returned by then;
+    ``failed_at``: when it raised, if the flow of a transaction has noted it.
     """
 
     held: HeldClaim | None
     begun: bool = False
     response: Any = None
+    failed_at: int | None = None
 
 
 @attrs.define(repr=False)
@@ -204,10 +225,18 @@ BEGIN: Final = Begin()
 
 @attrs.define(repr=False, unsafe_hash=True)
 class Settled:
-    """The key's answer, as stored; ``replayed``: the handler did not run for this request."""
+    """The key's answer, as stored.
+
+    ``replayed``: the handler did not run for this request. ``created_at`` and ``expires_at``: when
+    its run began, and until when it is kept (ms); ``None``: it is not kept. ``failure``: the answer
+    is this final failure, and ``response`` is empty.
+    """
 
     response: bytes
     replayed: bool
+    created_at: int = attrs.field(default=0, eq=False)
+    expires_at: int | None = attrs.field(default=None, eq=False)
+    failure: ReplayRecord | None = None
 
 
 @attrs.define(repr=False, unsafe_hash=True)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Final, TypeVar
 
 from kvreplay._protocol import flow
+from kvreplay._protocol.codec import Codec
 from kvreplay._protocol.record import ReplayRecord, encode_response
 from kvreplay._protocol.steps import Flow, Request, Settled
 from kvreplay._runtime.decorating import (
+    Called,
+    Calling,
     Functions,
     arguments_of,
     check_comparable,
     check_decorable,
 )
-from kvreplay._runtime.patience import FROM_SETTINGS, FromSettings, Patience, patience_ms
+from kvreplay._runtime.patience import FromSettings, Patience, patience_ms
 from kvreplay._runtime.requests import (
     Key,
     Outcome,
@@ -25,7 +28,7 @@ from kvreplay._runtime.requests import (
     ttl_of,
 )
 from kvreplay._runtime.run import Run
-from kvreplay._runtime.settings import Configured
+from kvreplay._runtime.settings import Configured, hooks
 from kvreplay._runtime.singleflight import Flight, flights, fresh
 from kvreplay._runtime.sweeping import Walk
 from kvreplay.clock import Duration
@@ -34,13 +37,13 @@ from kvreplay.errors import (
     InFlightError,
     InvalidParamsError,
     ParamsMismatchError,
+    ReplayError,
+    ResponseTypeError,
 )
 from kvreplay.store import SweepResult
 
 __all__ = ["LOOK_AGAIN", "AnyReplay", "Protocol"]
 
-P = ParamSpec("P")
-R = TypeVar("R")
 V = TypeVar("V")
 
 Protocol = Callable[[Request, Any], Flow[Settled]]
@@ -48,6 +51,16 @@ Protocol = Callable[[Request, Any], Flow[Settled]]
 
 LOOK_AGAIN = 1.0
 """Seconds, after which a follower looks again whether its leader's loop was closed."""
+
+
+_CHECKED: Final[set[object]] = set()
+"""The code of handlers whose annotations were looked at."""
+
+_MANY: Final = 512
+
+
+def _says_what_it_returns(function: object) -> bool:
+    return "return" in getattr(function, "__annotations__", ())
 
 
 def _say_no_more(params: object) -> None:
@@ -61,36 +74,20 @@ class AnyReplay(Configured[V]):
         self._walk = Walk(self._settings)
         self._functions = Functions()
 
-    def idempotent(
+    def _decorator(
         self,
         *,
-        key: Callable[P, Key],
-        params: Callable[P, object] | None = None,
-        ttl: Duration | None = None,
-        wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
-        operation: str | None = None,
-    ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-        """Decorate a function so that a call with the same key returns its first response.
-
-        ``Replay`` decorates plain functions, ``AsyncReplay`` coroutine functions. A second function
-        of one replay needs an operation of its own, so that no two of them share an answer.
-
-        Args:
-            key: called with the call's own arguments; returns its key.
-            params: called in the same way; returns what must be equal in a retry. Without it all
-                arguments are compared, by name and with their defaults, except the ``self`` of a
-                method and the ``cls`` of a class method. So what tells two objects apart belongs
-                into the key.
-            ttl: how long an answer is kept, in seconds or a timedelta; by default the setting.
-            wait_timeout: how long a call waits for others; by default the setting.
-            operation: the name that the stored keys of this function have, so that other functions
-                have other keys; ``lookup``, ``resolve`` and ``release`` take it too. A new name
-                forgets all answers, so do not derive it from the function's own.
-
-        Raises:
-            ConfigError: an argument is wrong, the function is the wrong kind, or another function
-                of this replay has the operation.
-        """
+        key: Callable[..., Key],
+        params: Callable[..., object] | None,
+        ttl: Duration | None,
+        wait_timeout: Duration | FromSettings | None,
+        operation: str | None,
+        returns: object,
+        encode: Callable[[Any], object] | None,
+        decode: Callable[[Any], Any] | None,
+        outcome: bool,
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Check what :meth:`kvreplay.Replay.idempotent` is given, and return its decorator."""
         for what, given in (("key", key), ("params", key if params is None else params)):
             if not callable(given):
                 raise ConfigError(
@@ -99,39 +96,69 @@ class AnyReplay(Configured[V]):
                 )
         ttl_of(self._settings, ttl)
         self._limit_of(wait_timeout)
+        own = hooks(encode, decode)
+        if own is not None and returns is not None:
+            raise ConfigError(
+                "returns= and encode= both say how an answer is stored: give one of them; nothing"
+                " was decorated"
+            )
 
-        def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
             check_decorable(function)
             params_of = arguments_of(function) if params is None else params
+            codec = self._codec_of(returns) if own is None else own
+            if codec is None and returns is None and _says_what_it_returns(function):
+                from kvreplay._typed.codecs import annotated  # late, as below
 
-            def call_of(*args: Any, **kwargs: Any) -> tuple[Key, object, Callable[[], R]]:
-                return (
+                codec = annotated(function)
+
+            def call_of(*args: Any, **kwargs: Any) -> Called:
+                return Called(
                     replay_key(key(*args, **kwargs), operation),
                     params_of(*args, **kwargs),
                     functools.partial(function, *args, **kwargs),
                 )
 
             explain = check_comparable if params is None else _say_no_more
-            replayed: Callable[P, R] = self._replaying(
-                function, call_of, ttl, wait_timeout, explain
-            )
-            self._functions.add(function, operation)
+            calling = Calling(call_of, ttl, wait_timeout, explain, codec, outcome)
+            replayed = self._replaying(function, calling)
+            self._functions.add(function, operation, codec)
             return functools.wraps(function)(replayed)
 
         return decorate
 
-    def _replaying(
-        self,
-        function: Callable[..., Any],
-        call_of: Callable[..., tuple[Key, object, Callable[[], Any]]],
-        ttl: Duration | None,
-        wait_timeout: Duration | FromSettings | None,
-        explain: Callable[[Any], None],
-    ) -> Callable[..., Any]:
-        """Return the function that answers each call by ``execute``.
+    def _codec_of(self, returns: object) -> Codec[Any] | None:
+        """Return how a call's answer is stored: as it says itself, or as the settings say."""
+        if returns is not None:
+            from kvreplay._typed.codecs import codec_of  # late: most answers have no type
 
-        ``explain`` raises a better error, if it has one, for params that were refused.
+            return codec_of(returns, "returns= is")
+        return self._settings.codec
+
+    def _check_answer(self, handler: Callable[..., Any], request: Request) -> None:
+        """Refuse a handler whose annotation shows that its answer cannot be stored.
+
+        Raises:
+            ConfigError: nothing ran.
         """
+        code = getattr(handler, "__code__", None)
+        if request.codec is None and code not in _CHECKED and _says_what_it_returns(handler):
+            from kvreplay._typed.codecs import check_plain_answer  # late, likewise
+
+            check_plain_answer(handler)
+            if len(_CHECKED) >= _MANY:
+                _CHECKED.clear()
+            _CHECKED.add(code)
+
+    def _codec_to_look(self, returns: object, key: Key, operation: str | None) -> Codec[Any] | None:
+        """Return how an answer is read: the function that has the operation may say it."""
+        if returns is not None:
+            return self._codec_of(returns)
+        own = replay_key(key, operation)
+        return self._functions.codec_of(own.operation) or self._settings.codec
+
+    def _replaying(self, function: Callable[..., Any], calling: Calling) -> Callable[..., Any]:
+        """Return the function that answers each call."""
         raise NotImplementedError  # each of the two answers in its own way
 
     # Settling a key in doubt, and looking a key up: the flow, and the run that answers its steps.
@@ -143,8 +170,10 @@ class AnyReplay(Configured[V]):
         response: object,
         ttl: Duration | None,
         seen: ReplayRecord | None,
+        returns: object,
     ) -> tuple[Flow[bool], Run]:
-        packed = encode_response(response, "nothing was changed")
+        codec = self._codec_to_look(returns, key, operation)
+        packed = encode_response(response, "nothing was changed", codec)
         return self._settling(key, operation, packed, ttl, seen)
 
     def _releasing(
@@ -161,26 +190,57 @@ class AnyReplay(Configured[V]):
         seen: ReplayRecord | None,
     ) -> tuple[Flow[bool], Run]:
         settings, own = self._settings, replay_key(key, operation)
-        if not isinstance(seen, ReplayRecord | None):
-            raise InvalidParamsError(
-                f"seen= is a {type(seen).__name__}; give the record that was looked at, as"
-                " records() yields it; nothing was changed"
-            )
+        _check_seen(seen)
         steps = flow.settle(own, response, ttl_of(settings, ttl), settings.policy, seen)
-        return steps, Run(settings, own)
+        return steps, Run(settings, own, began=settings.observer.began())
+
+    def _forgetting(
+        self, key: Key, operation: str | None, seen: ReplayRecord | None
+    ) -> tuple[Flow[bool], Run]:
+        own = replay_key(key, operation)
+        _check_seen(seen)
+        return flow.forget(own, seen), Run(
+            self._settings, own, began=self._settings.observer.began()
+        )
 
     def _looking_up(
-        self, key: Key, operation: str | None, params: object
-    ) -> tuple[Flow[Settled | None], Run]:
-        request = request_of(self._settings, replay_key(key, operation), params, None)
-        self._refuse_running(request)
-        return flow.lookup(request, self._settings.policy), Run(self._settings, request.key)
+        self, key: Key, operation: str | None, params: object, returns: object
+    ) -> tuple[Flow[Settled | None], Run, Request]:
+        codec = self._codec_to_look(returns, key, operation)
+        request = request_of(self._settings, replay_key(key, operation), params, None, codec)
+        self._refuse(request)
+        run = Run(self._settings, request.key, began=request.began)
+        return flow.lookup(request, self._settings.policy), run, request
 
-    def _found(self, settled: Settled | None, run: Run) -> Outcome | None:
+    def _found(self, settled: Settled | None, run: Run, request: Request) -> Outcome[Any] | None:
         if settled is None:
             return None
-        self._settings.observer.emit_answer(settled, run.key)
-        return outcome_of(settled, replayed=True)
+        return self._outcome(settled, run, request)
+
+    def _outcome(self, settled: Settled, run: Run, request: Request) -> Outcome[Any]:
+        """Return a run's outcome, or raise the final failure; tell how the request ended."""
+        try:
+            outcome = outcome_of(self._settings, settled, request, replayed=settled.replayed)
+        except ResponseTypeError as error:
+            run.failed(error)
+            raise
+        except Exception:
+            run.answered(settled)
+            raise
+        run.answered(settled)
+        return outcome
+
+    def _tell(self, error: BaseException, request: Request) -> None:
+        """Tell how a request ended that has run nothing itself."""
+        self._settings.observer.emit_error(error, request.key, request.began)
+
+    def _refuse(self, request: Request) -> None:
+        """Raise for a key that this process is running, and tell so."""
+        try:
+            self._refuse_running(request)
+        except ReplayError as error:
+            self._tell(error, request)
+            raise
 
     def _refuse_running(self, request: Request) -> None:
         """Raise for a key that this process is running."""
@@ -188,7 +248,7 @@ class AnyReplay(Configured[V]):
         if flight is None:
             return
         if flight.params != request.params:
-            raise self._running_with_others(request)
+            raise self._running_with_others()
         raise InFlightError("this process is running the key; nothing was changed", 1.0)
 
     # Leading and following in single-flight.
@@ -213,8 +273,9 @@ class AnyReplay(Configured[V]):
             )
         if flight.params != request.params:
             return True
-        if patience.left(LOOK_AGAIN):
-            self._settings.observer.emit("waited", request.key)
+        if patience.left(LOOK_AGAIN) and not patience.has_waited:
+            patience.has_waited = True
+            self._settings.observer.emit("waited", request.key, request.began)
         return False
 
     def _time_to_follow(self, patience: Patience) -> float:
@@ -234,16 +295,17 @@ class AnyReplay(Configured[V]):
 
     def _share(
         self, flight: Flight[object], request: Request, patience: Patience
-    ) -> Outcome | None:
+    ) -> Outcome[Any] | None:
         """Return or raise a follower's own copy of the leader's result; ``None``: start over."""
         if flight.params != request.params:
             if flight.bound:
-                raise self._running_with_others(request)
+                raise self._running_with_others()
             return None
         result = flight.result
         if isinstance(result, Settled):
-            self._settings.observer.emit("replayed", request.key)
-            return outcome_of(result, replayed=True)
+            outcome = outcome_of(self._settings, result, request, replayed=True)
+            self._settings.observer.emit("replayed", request.key, request.began)
+            return outcome
         if flight.out_of_time and patience.left(LOOK_AGAIN):
             return None  # its leader has waited long enough for another owner, and this has not
         if isinstance(result, Exception):
@@ -257,14 +319,22 @@ class AnyReplay(Configured[V]):
         """
         return fresh(error).with_traceback(error.__traceback__)
 
-    def _running_with_others(self, request: Request) -> ParamsMismatchError:
-        self._settings.observer.emit("params_mismatch", request.key)
+    def _running_with_others(self) -> ParamsMismatchError:
         return ParamsMismatchError(
             "this key is being run with other params; nothing ran here, and that run is untouched"
         )
 
     # Sweeping.
 
-    def _emit_swept(self, result: SweepResult) -> SweepResult:
-        self._settings.observer.emit("swept", None, result)
+    def _emit_swept(self, result: SweepResult, began: float) -> SweepResult:
+        if result.removed:
+            self._settings.observer.emit("swept", None, began, result)
         return result
+
+
+def _check_seen(seen: object) -> None:
+    if not isinstance(seen, ReplayRecord | None):
+        raise InvalidParamsError(
+            f"seen= is a {type(seen).__name__}; give the record that was looked at, as record() or"
+            " records() shows it; nothing was changed"
+        )

@@ -62,6 +62,7 @@ class AsyncDriver:
         self._owners_block = settings.owners_file is not None
         self._looks = Threads("kvreplay-look", AT_ONCE)
         self._changes = Threads("kvreplay-change", AT_ONCE)
+        self._waits = Threads("kvreplay-wait", None)
         self._transactions = Threads("kvreplay-transaction", None)
         self._changers: _OfLoops = WeakKeyDictionary()
         self._askers: _OfLoops = WeakKeyDictionary()
@@ -107,6 +108,10 @@ class AsyncDriver:
     async def look(self, function: Callable[..., T], *args: Any) -> T:
         """Call in a thread what only looks."""
         return await self._looks.call(function, *args)
+
+    async def wait(self, function: Callable[..., T], *args: Any) -> T:
+        """Call in a thread of its own what waits for handlers."""
+        return await self._waits.call(function, *args)
 
     async def change(self, function: Callable[..., T], *args: Any) -> T:
         """Call in a thread what changes the store."""

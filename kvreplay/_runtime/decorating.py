@@ -7,13 +7,46 @@ from collections.abc import Callable, Mapping
 from types import FunctionType
 from typing import Any
 
+import attrs
+
+from kvreplay._protocol.codec import Codec
 from kvreplay._protocol.keys import ReplayKey
 from kvreplay._protocol.params import canonical
+from kvreplay._runtime.patience import FromSettings
+from kvreplay._runtime.requests import Key
+from kvreplay.clock import Duration
 from kvreplay.errors import ConfigError, InvalidParamsError
 
-__all__ = ["Functions", "arguments_of", "check_comparable", "check_decorable"]
+__all__ = ["Called", "Calling", "Functions", "arguments_of", "check_comparable", "check_decorable"]
 
 _UNDONE = "nothing was decorated"
+
+
+@attrs.define(repr=False)
+class Called:
+    """One call of a decorated function: its key, what is compared, and the handler."""
+
+    key: Key
+    params: Any
+    handler: Callable[[], Any]
+
+
+@attrs.frozen(repr=False)
+class Calling:
+    """How the calls of one decorated function are answered.
+
+    Attributes:
+        of: makes a :class:`Called` of a call's arguments.
+        explain: raises a better error, if it has one, for params that were refused.
+        outcome: the caller gets the :class:`~kvreplay.Outcome`, not the response alone.
+    """
+
+    of: Callable[..., Called]
+    ttl: Duration | None
+    wait_timeout: Duration | FromSettings | None
+    explain: Callable[[Any], None]
+    codec: Codec[Any] | None
+    outcome: bool
 
 
 class Functions:
@@ -25,8 +58,18 @@ class Functions:
 
     def __init__(self) -> None:
         self._by_operation: dict[str | None, Callable[..., object]] = {}
+        self._codecs: dict[str | None, Codec[Any] | None] = {}
 
-    def add(self, function: Callable[..., object], operation: str | None) -> None:
+    def codec_of(self, operation: str | None) -> Codec[Any] | None:
+        """Return how the answers of an operation are decoded, if a function has it."""
+        return self._codecs.get(operation)
+
+    def add(
+        self,
+        function: Callable[..., object],
+        operation: str | None,
+        codec: Codec[Any] | None,
+    ) -> None:
         """Give the operation to the function; ``None``: the requests that name no operation.
 
         The same function may come again, even from a reloaded module, if its code, its defaults,
@@ -48,6 +91,7 @@ class Functions:
                 f' are decorated on one replay with {has}; give each its own operation="…", and'
                 f" keep that when you rename the function; {_UNDONE}"
             )
+        self._codecs[operation] = codec
 
 
 def check_decorable(function: object) -> None:

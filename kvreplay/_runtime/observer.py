@@ -13,54 +13,114 @@ from kvreplay.errors import (
     CorruptRecordError,
     ExpiredError,
     InDoubtError,
+    InFlightError,
     ParamsMismatchError,
-    ResponseNotStorableError,
+    ResponseTypeError,
+    StoreError,
 )
-from kvreplay.events import EventKind, ReplayEvent, logger
+from kvreplay.events import AnswerKind, EventKind, ReplayEvent, logger
 from kvreplay.store import SweepResult
 
-__all__ = ["Observer", "event_of"]
+__all__ = ["Observer", "OnEvent", "event_of"]
+
+OnEvent = Callable[[ReplayEvent], object]
 
 # The event of each error that is a decision about the key.
-_EVENT_OF: Final[Mapping[type[BaseException], EventKind]] = {
+_EVENT_OF: Final[Mapping[type[BaseException], AnswerKind]] = {
     ParamsMismatchError: "params_mismatch",
     ExpiredError: "expired",
+    InFlightError: "in_flight",
     InDoubtError: "in_doubt",
-    ResponseNotStorableError: "in_doubt",
     ClaimLostError: "claim_lost",
     CorruptRecordError: "corrupt_record",
+    ResponseTypeError: "response_type",
+    StoreError: "store_error",
 }
 
+_REMEMBERED: Final = 1024  # keys in doubt that were logged
 
-def event_of(error: BaseException) -> EventKind | None:
+
+def event_of(error: BaseException) -> AnswerKind | None:
     """Return the event of an error that is a decision about its key."""
-    return _EVENT_OF.get(type(error))
+    return next((_EVENT_OF[kind] for kind in type(error).__mro__ if kind in _EVENT_OF), None)
 
 
 class Observer:
-    """Gives events to the caller's ``on_event``, if there is one."""
+    """Logs each doubt, and gives the events to the caller's ``on_event``, if there is one."""
 
     def __init__(
-        self, namespace: str, clock: Clock, on_event: Callable[[ReplayEvent], object] | None
+        self,
+        namespace: str,
+        clock: Clock,
+        monotonic: Callable[[], float],
+        on_event: tuple[OnEvent, ...],
     ) -> None:
         self._namespace = namespace
-        self._clock = clock
+        self._now_ms = clock.now_ms
+        self._monotonic = monotonic
         self._on_event = on_event
-        self.is_there = on_event is not None
+        self._logged: dict[ReplayKey, None] = {}
+        self.is_there = bool(on_event)
+
+    def began(self) -> float:
+        """Return the time from which durations are measured; 0 if nobody is told of them."""
+        return self._monotonic() if self.is_there else 0.0
 
     def emit(
-        self, kind: EventKind, key: ReplayKey | None, swept: SweepResult | None = None
+        self,
+        kind: EventKind,
+        key: ReplayKey | None,
+        began: float,
+        swept: SweepResult | None = None,
     ) -> None:
-        """Emit an event. A failure of the observer is logged, and never fails the request."""
-        if self._on_event is None:
-            return
-        digest = None if key is None else key.digest()
-        try:
-            self._on_event(ReplayEvent(kind, self._namespace, digest, self._clock.now_ms(), swept))
-        except Exception:  # the observer's own, whatever it is
-            logger().exception("on_event raised on %r; the request goes on", kind)
+        """Emit an event. A failure of the observer is logged, and never fails the request.
 
-    def emit_answer(self, settled: Settled, key: ReplayKey) -> None:
-        """Emit ``replayed`` if the handler did not run; ``completed`` was emitted by the put."""
+        Args:
+            began: when the call began that it tells of; see :meth:`began`.
+        """
+        if key is not None and kind in _DOUBTS:
+            self._log_doubt(_DOUBTS[kind], kind, key)
+        if self.is_there:
+            self.tell(kind, None if key is None else key.digest, self._now_ms(), began, swept)
+
+    def tell(
+        self,
+        kind: EventKind,
+        digest: Callable[[], str] | None,
+        now: int,
+        began: float,
+        swept: SweepResult | None = None,
+    ) -> None:
+        """Give ``on_event`` an event."""
+        event = ReplayEvent(kind, self._namespace, now, self._monotonic() - began, swept, digest)
+        for on_event in self._on_event:
+            try:
+                on_event(event)
+            except Exception:  # the observer's own, whatever it is
+                logger().exception("on_event raised on %r; the request goes on", kind)
+
+    def emit_answer(self, settled: Settled, key: ReplayKey, began: float) -> None:
+        """Emit ``replayed`` if the handler did not run; a put has emitted what it has stored."""
         if settled.replayed:
-            self.emit("replayed", key)
+            self.emit("replayed", key, began)
+
+    def emit_error(self, error: BaseException, key: ReplayKey, began: float) -> None:
+        """Emit what an error decides for a request that runs nothing itself."""
+        self.emit(event_of(error) or "released", key, began)
+
+    def _log_doubt(self, text: str, kind: EventKind, key: ReplayKey) -> None:
+        """Log a doubt once: when it begins, or when it is first met."""
+        if kind == "doubt_begun" or key not in self._logged:
+            logger().warning(text, self._namespace, key.digest())
+        self._logged[key] = None
+        while len(self._logged) > _REMEMBERED:
+            self._logged.pop(next(iter(self._logged)), None)
+
+
+_DOUBTS: Final[Mapping[EventKind, str]] = {
+    "doubt_begun": "a run in %r has left its key in doubt (%s): its effect may or may not have"
+    " happened; find out, then resolve() or release() the key",
+    "in_doubt": "a request in %r was refused, since its key is in doubt (%s): a run began, and"
+    " nobody knows how it ended; find out, then resolve() or release() the key",
+}
+"""The warning for each kind of event that tells of a doubt: the namespace, and the key's digest."""

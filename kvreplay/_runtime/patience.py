@@ -42,14 +42,17 @@ def patience_ms(wait_timeout: Duration | None) -> int | None:
 class Patience:
     """How long one request may still wait; it begins when this is made.
 
+    ``has_waited``: the request has been told to wait, which is told once.
+
     Args:
         limit: milliseconds; 0: not at all; ``None``: no limit.
         monotonic: seconds, on a clock that only goes forward.
     """
 
-    __slots__ = ("_end", "_monotonic")
+    __slots__ = ("_end", "_monotonic", "has_waited")
 
     def __init__(self, limit: int | None, monotonic: Callable[[], float]) -> None:
+        self.has_waited = False
         self._monotonic = monotonic
         self._end = math.inf if limit is None else monotonic() + limit / 1000 if limit else 0.0
 

@@ -6,10 +6,12 @@ import inspect
 from collections.abc import Callable
 from functools import partial
 from types import FunctionType, MethodType
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 
 import attrs
 
+from kvreplay._protocol.codec import Codec
+from kvreplay._protocol.failures import built_again
 from kvreplay._protocol.keys import ReplayKey, name, scope_name, stored_id
 from kvreplay._protocol.params import canonical, comparable
 from kvreplay._protocol.record import answer_in, decode_response
@@ -17,7 +19,14 @@ from kvreplay._protocol.steps import Request, Settled
 from kvreplay._runtime.settings import Settings
 from kvreplay._runtime.singleflight import flights
 from kvreplay.clock import Duration, to_ms
-from kvreplay.errors import ConfigError, CorruptRecordError, InvalidParamsError, KeyNotFoundError
+from kvreplay.errors import (
+    ConfigError,
+    CorruptRecordError,
+    InvalidParamsError,
+    KeyNotFoundError,
+    ResponseTypeError,
+    StoreError,
+)
 
 __all__ = [
     "Key",
@@ -30,27 +39,43 @@ __all__ = [
     "ttl_of",
 ]
 
+T = TypeVar("T")
+
 Key = ReplayKey | tuple[str, str]
 """A replay key, or its ``(scope, id)``."""
 
 
 @attrs.define  # not frozen, which would cost a replay some percent
-class Outcome:
-    """A request's answer. ``response`` is decoded from the record, a new copy for each caller.
+class Outcome(Generic[T]):
+    """A request's answer.
 
-    ``replayed``: the handler did not run for this request.
+    Attributes:
+        response: decoded from the record, a new copy for each caller.
+        replayed: the handler did not run for this request.
+        created_at: when the run that gave it began, in milliseconds since the epoch, UTC.
+        expires_at: until when it is kept, likewise; ``None``: it is not, see ``NotStored``.
     """
 
-    response: Any = attrs.field(repr=False)
+    response: T = attrs.field(repr=False)
     replayed: bool
+    created_at: int
+    expires_at: int | None
 
 
-def peek(settings: Settings, key: Any, params: object, ttl: Duration | None) -> Outcome | Request:
+def peek(
+    settings: Settings,
+    key: Any,
+    params: object,
+    ttl: Duration | None,
+    codec: Codec[Any] | None = None,
+) -> Outcome[Any] | Request:
     """Answer from a live record, after one read and without single-flight: the path of most hits.
 
     In every other case return the request, and the flow decides. A wrong key or wrong params raise
     what :func:`request_of` raises.
     """
+    observer = settings.observer
+    began = observer.began() if observer.is_there else 0.0
     if ttl is not None:
         to_ms(ttl, "ttl")  # a wrong one raises, even if a hit does not need it
     packed = comparable(params)
@@ -61,25 +86,43 @@ def peek(settings: Settings, key: Any, params: object, ttl: Duration | None) -> 
         key = replay_key(key)
         scope, own, operation, plain = key.scope, key.id, key.operation, True
     if packed is None or not plain:
-        return request_of(settings, key, params, ttl)
+        return request_of(settings, key, params, ttl, codec, began)
     try:
         data = settings.store.read(settings.name, scope_name(scope), name(own, operation))
     except (KeyNotFoundError, UnicodeEncodeError):
-        return request_of(settings, key, params, ttl, packed, settings.now())
+        return request_of(settings, key, params, ttl, codec, began, packed, settings.now())
+    except StoreError as error:
+        observer.emit_error(error, replay_key(key), began)
+        raise
+    asked: object = packed
+    if settings.policy.params_keys is not None:
+        own_key = replay_key(key)
+        asked = settings.policy.params_keys.packed(own_key, canonical(params, packed))
     now = settings.clock.now_ms()
-    response = answer_in(data, scope, stored_id(own, operation), packed, now)
-    if response is None:
-        return request_of(settings, key, params, ttl)
+    found = answer_in(data, scope, stored_id(own, operation), asked, now)
+    if found is None:
+        return request_of(settings, key, params, ttl, codec, began)
     if flights.table and flights.bound(settings.flight_key(replay_key(key))) is not None:
         # An answer that can be read may not be durable yet: follow its run.
-        return request_of(settings, key, params, ttl)
+        return request_of(settings, key, params, ttl, codec, began)
+    response, created_at, expires_at = found
     try:
         decoded = decode_response(response)
     except CorruptRecordError:
-        return request_of(settings, key, params, ttl)
-    if settings.observer.is_there:
-        settings.observer.emit("replayed", replay_key(key))
-    return Outcome(decoded, True)
+        return request_of(settings, key, params, ttl, codec, began)
+    if codec is not None:
+        try:
+            decoded = codec.decode(decoded)
+        except Exception as error:  # the caller's own code, or that of a type
+            observer.emit("response_type", replay_key(key), began)
+            raise _unfit(codec) from error
+    if observer.is_there:
+        observer.tell("replayed", partial(_digest, key), now, began)
+    return Outcome(decoded, True, created_at, expires_at)
+
+
+def _digest(key: Key) -> str:
+    return replay_key(key).digest()
 
 
 def request_of(
@@ -87,16 +130,26 @@ def request_of(
     key: Key,
     params: object,
     ttl: Duration | None,
+    codec: Codec[Any] | None = None,
+    began: float | None = None,
     packed: bytes | None = None,
     absent_at: int | None = None,
 ) -> Request:
     """Check and encode what a caller gives, before anything runs.
 
     Args:
+        began: when the call began; ``None``: now.
         packed: what :func:`~kvreplay._protocol.params.comparable` made of the params.
         absent_at: when the key was last seen without a record; ``None``: not known, so read.
     """
-    return Request(replay_key(key), canonical(params, packed), ttl_of(settings, ttl), absent_at)
+    return Request(
+        replay_key(key),
+        canonical(params, packed),
+        ttl_of(settings, ttl),
+        absent_at,
+        codec,
+        settings.observer.began() if began is None else began,
+    )
 
 
 # The kinds of functions whose call runs nothing of them.
@@ -104,7 +157,9 @@ _GENERATORS: Final = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 _COROUTINES: Final = inspect.CO_COROUTINE | inspect.CO_ITERABLE_COROUTINE
 
 
-def check_handler(handler: Callable[..., Any], *, awaited: bool) -> None:
+def check_handler(
+    handler: Callable[..., Any], *, awaited: bool, instead: str = "use AsyncReplay.execute"
+) -> None:
     """Refuse a handler that would not run when it is called, before anything is stored.
 
     A function that returns a generator or a coroutine is not refused: it may have done something
@@ -112,6 +167,7 @@ def check_handler(handler: Callable[..., Any], *, awaited: bool) -> None:
 
     Args:
         awaited: a coroutine function is welcome.
+        instead: what to do where it is not.
 
     Raises:
         ConfigError: it cannot be called, is a generator function, or is a coroutine function that
@@ -130,7 +186,8 @@ def check_handler(handler: Callable[..., Any], *, awaited: bool) -> None:
     flags = getattr(getattr(function, "__code__", None), "co_flags", 0)
     if flags & _COROUTINES and not awaited:
         raise ConfigError(
-            "the handler is a coroutine function: use AsyncReplay.execute; nothing ran"
+            f"the handler is a coroutine function, and nobody awaits it here: {instead}; nothing"
+            " ran"
         )
     if flags & _GENERATORS and not flags & _COROUTINES:
         raise ConfigError(
@@ -165,6 +222,28 @@ def replay_key(key: Key, operation: str | None = None) -> ReplayKey:
     )
 
 
-def outcome_of(settled: Settled, *, replayed: bool) -> Outcome:
-    """Decode a copy of the answer for one caller."""
-    return Outcome(decode_response(settled.response), replayed)
+def outcome_of(
+    settings: Settings, settled: Settled, request: Request, *, replayed: bool
+) -> Outcome[Any]:
+    """Decode a copy of the answer for one caller, or raise the final failure that it is.
+
+    Raises:
+        ResponseTypeError: the answer does not fit the type that this request asks for.
+    """
+    if settled.failure is not None:
+        raise built_again(settled.failure, settings.policy.store_errors)
+    response, codec = decode_response(settled.response), request.codec
+    if codec is not None:
+        try:
+            response = codec.decode(response)
+        except Exception as error:  # the caller's own code, or that of a type
+            raise _unfit(codec) from error
+    return Outcome(response, replayed, settled.created_at, settled.expires_at)
+
+
+def _unfit(codec: Codec[Any]) -> ResponseTypeError:
+    return ResponseTypeError(
+        f"the stored answer cannot be read as {codec.name}: its type has changed since it was"
+        " stored; nothing ran, and the record is untouched: record(key) shows it, and"
+        " forget(key) removes it"
+    )

@@ -22,8 +22,8 @@ from kvreplay._runtime.observer import event_of
 from kvreplay._runtime.patience import Patience
 from kvreplay._runtime.settings import Settings
 from kvreplay._runtime.singleflight import Flight, flights
-from kvreplay.errors import InFlightError, KeyNotFoundError, StoreError
-from kvreplay.events import EventKind, logger
+from kvreplay.errors import InFlightError, KeyNotFoundError, RecordError, StoreError
+from kvreplay.events import ANSWERS, AnswerKind, EventKind, logger
 from kvreplay.store import Change, PromptKVStore
 from kvreplay.store.locks import ProcessMark
 
@@ -31,6 +31,8 @@ __all__ = ["PLAIN", "ReadsAndPuts", "Run"]
 
 PLAIN: Final = frozenset((Begin, CheckAndPut, Log, Probe, Read))
 """The steps that a run answers alone: they need no function of the caller's and no sleep."""
+
+_ENDS: Final = frozenset(ANSWERS)
 
 _RUNNING: Final[Mapping[liveness.Liveness, bool | None]] = {
     liveness.Liveness.RUNNING: True,
@@ -62,13 +64,15 @@ class Run:
     """One drive of a flow on one key: the blocking answers to its steps, and its token."""
 
     __slots__ = (
-        "_address",
+        "_began",
         "_caller",
         "_is_over",
         "_patience",
         "_store",
         "_token",
         "_told",
+        "_whole",
+        "address",
         "flight",
         "is_observed",
         "key",
@@ -83,16 +87,20 @@ class Run:
         flight: Flight[Any] | None = None,
         patience: Patience | None = None,
         *,
+        began: float = 0.0,
         transaction: ReadsAndPuts | None = None,
+        whole: Run | None = None,
     ) -> None:
         self.settings = settings
         self.key = key
         self.flight = flight
         self._patience = patience
+        self._began = began
+        self._whole = whole  # not the run itself: only the collector would free it
         # Nothing is decided before a transaction commits.
-        self.is_observed = settings.observer.is_there and transaction is None
+        self.is_observed = transaction is None
         self._store: ReadsAndPuts = settings.store if transaction is None else transaction
-        self._address = (settings.name, scope_name(key.scope), name(key.id, key.operation))
+        self.address = (settings.name, scope_name(key.scope), name(key.id, key.operation))
         self.raised: Exception | None = None
         self._token: bytes | None = None
         self._is_over = False
@@ -101,13 +109,23 @@ class Run:
 
     def inside(self, transaction: ReadsAndPuts) -> Run:
         """Return the same run on a transaction of the store."""
-        return Run(self.settings, self.key, self.flight, transaction=transaction)
+        return Run(
+            *(self.settings, self.key, self.flight),
+            began=self._began,
+            transaction=transaction,
+            whole=self,
+        )
 
     def calling(self) -> None:
-        """Note that the handler is about to run: the key belongs to this run's params."""
+        """Note that the handler is about to run: the key belongs to this run's params.
+
+        Raises:
+            ReplayClosedError: the replay was closed; the handler must not run.
+        """
+        self.settings.running.begin(self._whole or self, self.key)
         self._caller = liveness.this_process()
         self.bind()
-        self.settings.observer.emit("started", self.key)
+        self.settings.observer.emit("started", self.key, self._began)
 
     def waiting(self, delay: int) -> float:
         """Note that another owner runs the key, with this run's params.
@@ -117,9 +135,10 @@ class Run:
         """
         self.bind()
         left = self._patience.left(delay / 1000) if self._patience is not None else 0.0
-        if left:
-            self.settings.observer.emit("waited", self.key)
-        elif self.flight is not None:
+        if left and self._patience is not None and not self._patience.has_waited:
+            self._patience.has_waited = True
+            self.settings.observer.emit("waited", self.key, self._began)
+        elif not left and self.flight is not None:
             self.flight.out_of_time = True
         return left
 
@@ -153,18 +172,39 @@ class Run:
     def failed(self, error: BaseException) -> StopIteration | None:
         """Emit the event of the error that ended this run, and forget what leads to the error.
 
-        The event is emitted if the error is a decision about the key, and was not told yet.
-
         Returns the handler's StopIteration, if that is what ended the run: the flow, as every
         generator does, has made a RuntimeError of it.
         """
         raised, self.raised, self.flight = self.raised, None, None
+        if isinstance(error, RecordError) and not error.addresses:
+            error.addresses = (self.address,)
+        stopped = isinstance(raised, StopIteration) and error.__cause__ is raised
+        if self._told is None:
+            kind = self._end_of(error, is_own=stopped or error is raised)
+            if kind is not None:
+                self._tell(kind)
+        return raised if stopped and isinstance(raised, StopIteration) else None
+
+    def _end_of(self, error: BaseException, *, is_own: bool) -> AnswerKind | None:
+        """Return how the request ended that this error ends, if no put has told it.
+
+        ``is_own``: the handler raised it.
+        """
+        if is_own:  # a claim is still there: it could not be withdrawn
+            return "released" if self._token is None else "doubt_begun"
         kind = event_of(error)
-        if kind is not None and kind != self._told and error is not raised:
-            self.settings.observer.emit(kind, self.key)
-        if isinstance(raised, StopIteration) and error.__cause__ is raised:
-            return raised
-        return None
+        has_begun = self._caller is not None
+        return "doubt_begun" if kind == "in_doubt" and has_begun else kind
+
+    def answered(self, settled: Settled) -> None:
+        """Emit how the request ended, if no put has told it."""
+        if self._told is None:
+            self._tell("replayed" if settled.replayed else "released")
+
+    def _tell(self, kind: EventKind) -> None:
+        if kind in _ENDS:
+            self._told = kind
+        self.settings.observer.emit(kind, self.key, self._began)
 
     def bind(self) -> None:
         """Note that the key belongs to this run's params: requests with others are now refused."""
@@ -176,7 +216,7 @@ class Run:
         if isinstance(step, CheckAndPut):
             self.refuse_child()
             seen = self._store.check_and_put(
-                *self._address,
+                *self.address,
                 expected=step.expected,
                 value=step.value,
                 expires_at=step.expires_at,
@@ -184,7 +224,7 @@ class Run:
             return seen, self.settings.now()
         if isinstance(step, Read):
             try:
-                found = self._store.read(*self._address)
+                found = self._store.read(*self.address)
             except KeyNotFoundError:
                 return None, self.settings.now()
             return found, self.settings.now()
@@ -204,7 +244,7 @@ class Run:
         """
         store = cast(PromptKVStore, self.settings.store)
         seen = store.check_and_put_at_once(
-            *self._address,
+            *self.address,
             expected=step.expected,
             value=step.value,
             expires_at=step.expires_at,
@@ -213,15 +253,15 @@ class Run:
 
     def change(self, step: CheckAndPut) -> Change:
         """Return a check-and-put of this key as what a batching store takes."""
-        return Change(*self._address, step.expected, step.value, step.expires_at)
+        return Change(*self.address, step.expected, step.value, step.expires_at)
 
     def emit_decision(self, step: object, answer: Any) -> None:
         """Emit what a successful put or transaction has decided, if the run ``is_observed``."""
-        if isinstance(step, CheckAndPut) and step.event and answer[0] == step.expected:
-            self._told = step.event
-            self.settings.observer.emit(step.event, self.key)
+        if isinstance(step, CheckAndPut):
+            if step.event and answer[0] == step.expected:
+                self._tell(step.event)
         elif isinstance(step, Transact) and isinstance(answer, Settled):
-            self.settings.observer.emit("completed", self.key)
+            self._tell("released" if answer.expires_at is None else "completed")
 
     def _begin(self) -> tuple[bytes, str]:
         if self._token is not None:
@@ -239,5 +279,7 @@ class Run:
             closing: see :func:`kvreplay._runtime.liveness.end`.
         """
         self._is_over = True
+        if self._whole is None:
+            self.settings.running.end(self)
         if self._token is not None:
             liveness.end(self._token, closing)

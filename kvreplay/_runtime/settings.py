@@ -8,19 +8,21 @@ a field of :class:`Settings` or of its :class:`~kvreplay._protocol.steps.Policy`
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Final, Generic, Literal, Required, TypedDict, TypeVar
 
 import attrs
 
+from kvreplay._protocol.codec import Codec
+from kvreplay._protocol.digests import LEAST, ParamsKeys
 from kvreplay._protocol.keys import ReplayKey
 from kvreplay._protocol.record import ReplayRecord
-from kvreplay._protocol.steps import InDoubtPolicy, Policy, Verdict
-from kvreplay._runtime.observer import Observer
+from kvreplay._protocol.steps import ExpiredPolicy, InDoubtPolicy, Policy, Verdict
+from kvreplay._runtime.observer import Observer, OnEvent
 from kvreplay._runtime.patience import patience_ms
+from kvreplay._runtime.running import Running
 from kvreplay.clock import Clock, Duration, SystemClock, to_ms
-from kvreplay.errors import ConfigError, InvalidNameError
-from kvreplay.events import ReplayEvent
+from kvreplay.errors import ConfigError, InvalidNameError, KVReplayError
 from kvreplay.store import (
     AtomicKVStore,
     ExpiringKVStore,
@@ -29,7 +31,7 @@ from kvreplay.store import (
     missing_methods,
 )
 
-__all__ = ["IN_A_FILE", "Configured", "ReplaySettings", "Settings"]
+__all__ = ["IN_A_FILE", "Configured", "ReplaySettings", "Settings", "hooks"]
 
 V = TypeVar("V")
 
@@ -43,6 +45,7 @@ class ReplaySettings(TypedDict, total=False):
     tombstone_ttl: float
     wait_timeout: float | None
     on_in_doubt: Literal["raise", "rerun"] | Callable[[ReplayRecord], Verdict]
+    on_expired: Literal["stale", "rerun"]
     max_record_bytes: int
     renew: bool
 
@@ -53,6 +56,7 @@ IN_A_FILE: Final[Mapping[str, str | tuple[str, ...]]] = {
     "tombstone_ttl": "duration",
     "wait_timeout": "time limit",
     "on_in_doubt": ("raise", "rerun"),
+    "on_expired": ("stale", "rerun"),
     "max_record_bytes": "size",
     "renew": "boolean",
 }
@@ -69,6 +73,8 @@ class Settings:
         monotonic: seconds, on a clock that only goes forward.
         sweeps_itself: the store has an index of expiry.
         owners_file: where its owners hold their locks; ``None``: it has no such file.
+        codec: the caller's ``encode`` and ``decode``.
+        running: the handlers that are running.
     """
 
     store: AtomicKVStore
@@ -84,6 +90,8 @@ class Settings:
     sweeps_itself: bool
     has_transactions: bool
     owners_file: str | None
+    codec: Codec[Any] | None
+    running: Running
     _identity: Hashable
 
     def now(self) -> int:
@@ -127,15 +135,20 @@ class Configured(Generic[V]):
         tombstone_ttl: Duration = 0.0,
         wait_timeout: Duration | None = 10.0,
         on_in_doubt: str | Callable[[ReplayRecord], V] = "raise",
+        on_expired: str = "stale",
         max_record_bytes: int = 1024 * 1024,
         renew: bool = False,
         doubt_on: tuple[type[BaseException], ...] = (TimeoutError, ConnectionError),
+        store_errors: tuple[type[Exception], ...] = (),
+        params_key: bytes | Sequence[bytes] | None = None,
+        encode: Callable[[Any], object] | None = None,
+        decode: Callable[[Any], Any] | None = None,
         clock: Clock | None = None,
-        on_event: Callable[[ReplayEvent], object] | None = None,
+        on_event: OnEvent | Sequence[OnEvent] | None = None,
     ) -> None:
         """Check the settings. No file is opened and no thread started. The caller closes the store.
 
-        Durations are seconds or a timedelta.
+        Durations are seconds, a timedelta, or text such as ``"10min"``.
 
         Args:
             store: an :class:`~kvreplay.AtomicKVStore`.
@@ -154,6 +167,9 @@ class Configured(Generic[V]):
                 :class:`~kvreplay.ReplayRecord` in doubt, asks the system that the handler acts on,
                 and returns ``Applied(response)``, ``NOT_APPLIED`` if the effect did not happen *and
                 cannot any more*, or ``Unknown(retry_after=seconds)``.
+            on_expired: ``"stale"``: a request for an expired key raises ``ExpiredError``, for as
+                long as ``tombstone_ttl`` lasts whether or not a sweep came first. ``"rerun"``: an
+                expired answer counts as absent, so the handler runs anew; so does its tombstone.
             max_record_bytes: the largest record to store, params and response together.
             renew: keep renewing the lease while a handler runs.
             doubt_on: exception classes of a handler that leave it unknown whether its effect
@@ -161,10 +177,23 @@ class Configured(Generic[V]):
                 instead of free. ``ConnectionError`` does not mean ``ConnectionRefusedError``. Add
                 those of your client library; with ``(Exception,)`` a handler frees its key only by
                 ``NotAppliedError``. With ``lease=None`` there is no claim that could stay.
+            store_errors: exception classes of a handler that are final failures, such as a declined
+                card. Such a failure is stored like an answer, by its class's name and its
+                arguments, and raised for every retry. Only a class that is itself in this tuple is
+                built again; for others a retry gets a :class:`~kvreplay.StoredFailureError`. A
+                handler of a transaction has its writes undone first. Neither exception groups nor
+                kvreplay's own errors are stored.
+            params_key: a secret of at least 16 bytes, or several: a record then keeps a keyed
+                digest (HMAC-SHA-256) of the params, not the params. The first one digests what is
+                stored now; all are compared with, so that a new one can be put first. A record with
+                a digest by a key that is not here is a ``ConfigError``.
+            encode: makes of each response what msgpack can hold, unless a call says ``returns=``.
+            decode: makes the response again; given if ``encode`` is.
             clock: an object with ``now_ms()``; the system's clock by default. It may also have
                 ``monotonic()``, by which waiting is measured; see :class:`~kvreplay.clock.Clock`.
             on_event: called with a :class:`~kvreplay.ReplayEvent` for each decision, on the thread
-                that makes it. What it raises is logged, and never fails a request.
+                that makes it; or several such functions. What one raises is logged, and never fails
+                a request.
 
         Raises:
             ConfigError: a setting is wrong, or the store lacks a capability; it names which.
@@ -178,7 +207,9 @@ class Configured(Generic[V]):
         if type(max_record_bytes) is not int or max_record_bytes < 1:
             raise ConfigError("max_record_bytes must be an int of at least 1")
         _check_doubt_on(doubt_on)
+        _check_store_errors(store_errors)
         clock = SystemClock() if clock is None else clock
+        monotonic = getattr(clock, "monotonic", time.monotonic)
         self._settings = Settings(
             store=store,
             name=namespace,
@@ -190,15 +221,20 @@ class Configured(Generic[V]):
                 on_in_doubt=_in_doubt_policy(on_in_doubt),
                 max_record_bytes=max_record_bytes,
                 doubt_on=doubt_on,
+                store_errors=store_errors,
+                on_expired=_expired_policy(on_expired),
+                params_keys=_params_keys(params_key),
             ),
             reconcile=on_in_doubt if callable(on_in_doubt) else None,
             renew=renew,
             clock=clock,
-            monotonic=getattr(clock, "monotonic", time.monotonic),
-            observer=Observer(namespace, clock, on_event),
+            monotonic=monotonic,
+            observer=Observer(namespace, clock, monotonic, _listeners(on_event)),
             sweeps_itself=not missing_methods(store, ExpiringKVStore),
             has_transactions=not missing_methods(store, TransactionalKVStore),
             owners_file=getattr(store, "owners_file", None),
+            codec=hooks(encode, decode),
+            running=Running(),
             identity=getattr(store, "identity", None) or id(store),
         )
         self._set_up()
@@ -227,6 +263,74 @@ def _in_doubt_policy(on_in_doubt: object) -> InDoubtPolicy:
     raise ConfigError(
         f"on_in_doubt is {on_in_doubt!r}; it can be 'raise', 'rerun' or a callable that reconciles"
     )
+
+
+def _expired_policy(on_expired: object) -> ExpiredPolicy:
+    if on_expired in ("stale", "rerun"):
+        return ExpiredPolicy(on_expired)
+    raise ConfigError(f"on_expired is {on_expired!r}; it can be 'stale' or 'rerun'")
+
+
+def _params_keys(params_key: object) -> ParamsKeys | None:
+    """Check the secrets, which no message shows."""
+    if params_key is None:
+        return None
+    secrets = [params_key] if isinstance(params_key, bytes) else params_key
+    if not isinstance(secrets, list | tuple) or not secrets:
+        raise ConfigError(
+            f"params_key is a {type(params_key).__name__}; give a secret as bytes, or a tuple of"
+            " them"
+        )
+    for each in secrets:
+        if not isinstance(each, bytes) or len(each) < LEAST:
+            raise ConfigError(
+                f"params_key must be at least {LEAST} random bytes, such as those of"
+                " secrets.token_bytes(32)"
+            )
+    return ParamsKeys(secrets)
+
+
+def _listeners(on_event: object) -> tuple[OnEvent, ...]:
+    if on_event is None:
+        return ()
+    listeners = tuple(on_event) if isinstance(on_event, list | tuple) else (on_event,)
+    for each in listeners:
+        if not callable(each):
+            raise ConfigError(
+                f"on_event is a {type(each).__name__}; give a function of an event, or several"
+            )
+    return listeners
+
+
+def hooks(encode: object, decode: object) -> Codec[Any] | None:
+    """Return the codec of a caller's two functions; ``None`` if there are none.
+
+    Raises:
+        ConfigError: only one was given, or one is no function.
+    """
+    if encode is None and decode is None:
+        return None
+    if not (callable(encode) and callable(decode)):
+        raise ConfigError(
+            "encode= and decode= belong together: give two functions; nothing was stored by them"
+        )
+    return Codec(encode, decode, "decode= makes it", is_typed=False)
+
+
+def _check_store_errors(store_errors: object) -> None:
+    if not isinstance(store_errors, tuple):
+        raise ConfigError(
+            f"store_errors is a {type(store_errors).__name__}; give a tuple of exception classes,"
+            " such as (CardDeclined,)"
+        )
+    for each in store_errors:
+        if not (isinstance(each, type) and issubclass(each, Exception)):
+            raise ConfigError(f"store_errors names {each!r}, which is not a class of Exception")
+        if issubclass(each, KVReplayError | BaseExceptionGroup):
+            raise ConfigError(
+                f"store_errors names {each.__name__}, which is never a final failure: it says that"
+                " something else failed"
+            )
 
 
 def _check_doubt_on(doubt_on: object) -> None:

@@ -79,12 +79,12 @@ def test_a_sweeper_sweeps_all_that_is_due_and_ends_with_its_block(store: Any) ->
     clock.pass_seconds(60)
     with replay.sweeping(every=0.01, limit=2) as sweeper:
         assert isinstance(sweeper, Sweeper)
-        watcher.wait_for("swept", 4)
+        watcher.wait_for("swept", 3)
         (thread,) = threads("kvreplay-sweeper")
         assert thread.daemon, "a block that is never left must not keep the process alive"
     assert not threads("kvreplay-sweeper")
     swept = [event.swept for event in watcher.events if event.kind == "swept"]
-    assert [each.removed for each in swept[:3]] == [2, 2, 1]
+    assert [each.removed for each in swept] == [2, 2, 1], "only what has removed something"
     assert store.list("ns", "s") == []
 
 
@@ -98,7 +98,7 @@ def test_an_async_sweeper_does_the_same(store: Any) -> None:
         clock.pass_seconds(60)
         async with replay.sweeping(every=0.01, limit=2) as sweeper:
             assert isinstance(sweeper, AsyncSweeper)
-            await asyncio.to_thread(watcher.wait_for, "swept", 4)
+            await asyncio.to_thread(watcher.wait_for, "swept", 3)
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     asyncio.run(main())
@@ -111,6 +111,7 @@ def test_a_failing_store_does_not_end_the_sweeper(
     caplog.set_level(logging.WARNING, "kvreplay")
     for face in (Replay, AsyncReplay):
         watcher = Watcher()
+        Replay(store, "ns", ttl=0).execute(("s", "due"), PARAMS, Handler("r"))
         flaky = Flaky(store, "sweep", StoreUnavailableError("busy"))
         replay: Any = face(flaky, "ns", ttl=60, on_event=watcher)
         if face is Replay:
@@ -345,6 +346,7 @@ def test_a_sweeper_outlives_whatever_a_store_raises(
 ) -> None:
     caplog.set_level(logging.WARNING, "kvreplay")
     watcher = Watcher()
+    Replay(store, "ns", ttl=0).execute(("s", "due"), PARAMS, Handler("r"))
     flaky = Flaky(store, "sweep", RuntimeError("a bug of the store"))
     with Replay(flaky, "ns", ttl=60, on_event=watcher).sweeping(every=0.01):
         watcher.wait_for("swept", 1)

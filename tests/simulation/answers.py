@@ -37,7 +37,7 @@ UNKNOWN_ENDS = {
 }
 """How a handler tells that it does not know its end: what it does, and what it raises."""
 
-TELLS_AN_END = ("released", "in_doubt")
+TELLS_AN_END = ("released", "in_doubt", "doubt_begun")
 """The events of the puts that tell how a run without an answer has ended."""
 
 Move = tuple[str, World]

@@ -120,7 +120,7 @@ class Script:
         assert before.claim is not None
         ended = attrs.evolve(before.claim, ended_at=now)
         assert after == attrs.evolve(before, claim=ended)
-        assert self.step.event == "in_doubt"
+        assert self.step.event == "doubt_begun"
         return self.puts(now=now)
 
     def waits(self) -> int:

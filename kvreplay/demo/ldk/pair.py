@@ -136,7 +136,7 @@ class Pair:
 
     # What is in the commit of a turn beside LDK's own
 
-    def request_invoice(self, name: str, session: tuple[str, str], msat: int) -> Outcome:
+    def request_invoice(self, name: str, session: tuple[str, str], msat: int) -> Outcome[Any]:
         """Answer ``async_order.request_invoice``: the same bolt11 for each retry, made once.
 
         The record of the answer, the ledger's entry and the channel manager are one commit.

@@ -54,7 +54,7 @@ def test_an_exception_that_leaves_doubt_is_told_as_doubt(
     with pytest.raises(InDoubtError) as told:
         replay.execute(KEY, PARAMS, Handler(error))
     assert told.value.__cause__ is error
-    assert events == ["started", "in_doubt"]  # once
+    assert events == ["started", "doubt_begun"]  # once
     with pytest.raises(InDoubtError):
         make().execute(KEY, PARAMS, Handler("never"))
     assert replay.execute(KEY, PARAMS, Handler("again")).response == "again"
@@ -108,7 +108,7 @@ def test_an_indeterminate_end_leaves_the_key_in_doubt_at_once(
     with pytest.raises(ParamsMismatchError):
         replay.execute(KEY, OTHER, handler)
     assert handler.runs == 0
-    assert events == ["started", "in_doubt", "in_doubt", "in_doubt", "params_mismatch"]
+    assert events == ["started", "doubt_begun", "in_doubt", "in_doubt", "params_mismatch"]
 
 
 def test_a_claim_never_expires_and_is_never_swept(replay: Any, clock: FakeClock) -> None:
@@ -125,7 +125,7 @@ def test_rerun_runs_again_and_says_so(make: Callable[..., Any], events: list[str
     handler = Handler("again")
     assert replay.execute(KEY, PARAMS, handler).response == "again"
     assert handler.runs == 1
-    assert events == ["started", "in_doubt", "taken_over", "started", "completed"]
+    assert events == ["started", "doubt_begun", "taken_over", "started", "completed"]
 
 
 def test_reconcile_answers_from_the_ledger(make: Callable[..., Any]) -> None:
@@ -202,7 +202,9 @@ def test_an_operator_resolves_or_releases(replay: Any, events: list[str]) -> Non
     assert replay.release(("s", "2")) is True
     assert replay.release(("s", "2")) is False
     assert replay.execute(("s", "2"), OTHER, Handler("anew")).response == "anew"
-    assert "released" in events
+    assert "resolved" in events
+    assert "released_by_operator" in events
+    assert "released" not in events
 
 
 def test_an_operator_settles_the_run_that_was_looked_at_and_no_newer_one(
@@ -283,7 +285,7 @@ def test_a_response_that_cannot_be_stored_leaves_the_key_in_doubt(
     with pytest.raises(ResponseNotStorableError, match="in doubt") as error:
         replay.execute(KEY, PARAMS, Handler(response))
     assert error.value.response is response
-    assert events == ["started", "in_doubt"]
+    assert events == ["started", "doubt_begun"]
     handler = Handler("never")
     with pytest.raises(InDoubtError):
         replay.execute(KEY, PARAMS, handler)

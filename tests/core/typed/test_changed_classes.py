@@ -15,7 +15,7 @@ import msgpack
 import pydantic
 import pytest
 
-from kvreplay._runtime.typed import codec_of
+from kvreplay._typed.codecs import codec_of
 
 Make = Callable[[dict[str, Any], dict[str, Any]], Any]
 

@@ -13,7 +13,7 @@ for name in {blocked!r}:
     sys.modules[name] = None
 import attrs, datetime
 from kvreplay import ConfigError
-from kvreplay._runtime.typed import codec_of
+from kvreplay._typed.codecs import codec_of
 
 @attrs.define
 class Invoice:

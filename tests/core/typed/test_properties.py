@@ -14,8 +14,8 @@ import msgpack
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvreplay._runtime.typed import codec_of
-from kvreplay._runtime.typed_sameness import difference
+from kvreplay._typed.codecs import codec_of
+from kvreplay._typed.sameness import difference
 
 
 class Colour(enum.Enum):

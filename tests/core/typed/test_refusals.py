@@ -18,7 +18,7 @@ import pytest
 import typing_extensions
 
 from kvreplay import ConfigError
-from kvreplay._runtime.typed import codec_of
+from kvreplay._typed.codecs import codec_of
 
 if TYPE_CHECKING:
     from decimal import Decimal

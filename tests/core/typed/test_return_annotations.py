@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import attrs
 import pytest
 
-from kvreplay._runtime.typed import codec_of, return_annotation
+from kvreplay._typed.codecs import codec_of, return_annotation
 
 if TYPE_CHECKING:
     from decimal import Decimal

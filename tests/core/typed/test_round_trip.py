@@ -37,8 +37,8 @@ import pytest
 import typing_extensions
 
 from kvreplay._protocol.steps import NotStored
-from kvreplay._runtime.typed import codec_of
-from kvreplay._runtime.typed_sameness import difference
+from kvreplay._typed.codecs import codec_of
+from kvreplay._typed.sameness import difference
 
 T = TypeVar("T")
 Sats = NewType("Sats", int)

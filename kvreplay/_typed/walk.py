@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, TypeVar
 import attrs
 
 from kvreplay._protocol.culprit import step
-from kvreplay._runtime.typed_annotations import (
+from kvreplay._typed.annotations import (
     SCALARS,
     STORED_AS,
     bare,
@@ -21,9 +21,9 @@ from kvreplay._runtime.typed_annotations import (
     is_typeddict,
     named,
 )
-from kvreplay._runtime.typed_leaves import LEAVES
-from kvreplay._runtime.typed_pydantic import is_model, is_of_pydantic, is_secret, unstorable_in
-from kvreplay._runtime.typed_shapes import (
+from kvreplay._typed.leaves import LEAVES
+from kvreplay._typed.pydantic import is_model, is_of_pydantic, is_secret, unstorable_in
+from kvreplay._typed.shapes import (
     Kind,
     Misfit,
     Shape,

@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 
 from kvreplay._protocol.culprit import find_culprit, kind_of, step
-from kvreplay._runtime.typed_annotations import SCALARS, required_keys
+from kvreplay._typed.annotations import SCALARS, required_keys
 
 __all__ = [
     "Kind",

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 
 from kvreplay._protocol.codec import Codec
 from kvreplay._protocol.culprit import kind_of, step
-from kvreplay._runtime.typed_annotations import bare, is_typeddict
+from kvreplay._typed.annotations import bare, is_typeddict
 from kvreplay.errors import ConfigError
 
 __all__ = ["Unstorable", "is_model", "is_of_pydantic", "is_secret", "model_codec", "unstorable_in"]

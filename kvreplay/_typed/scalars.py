@@ -8,8 +8,8 @@ from enum import Enum, Flag
 from typing import Any, NoReturn
 
 from kvreplay._protocol.culprit import kind_of
-from kvreplay._runtime.typed_annotations import SCALARS
-from kvreplay._runtime.typed_leaves import Leaf
+from kvreplay._typed.annotations import SCALARS
+from kvreplay._typed.leaves import Leaf
 
 __all__ = [
     "Decode",

@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 
 from kvreplay._protocol.culprit import step
-from kvreplay._runtime.typed_leaves import LEAVES
+from kvreplay._typed.leaves import LEAVES
 
 __all__ = ["difference"]
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar, Union
 import attrs
 
 from kvreplay._protocol.codec import Codec
-from kvreplay._runtime.typed_annotations import (
+from kvreplay._typed.annotations import (
     SCALARS,
     STORED_AS,
     bare,
@@ -23,9 +23,9 @@ from kvreplay._runtime.typed_annotations import (
     required_keys,
     union_of,
 )
-from kvreplay._runtime.typed_leaves import LEAVES
-from kvreplay._runtime.typed_pydantic import model_codec
-from kvreplay._runtime.typed_scalars import (
+from kvreplay._typed.leaves import LEAVES
+from kvreplay._typed.pydantic import model_codec
+from kvreplay._typed.scalars import (
     Decode,
     decode_checked,
     decode_enum,
@@ -37,8 +37,8 @@ from kvreplay._runtime.typed_scalars import (
     plain_of,
     refuse,
 )
-from kvreplay._runtime.typed_shapes import Kind, Misfit, Shape
-from kvreplay._runtime.typed_walk import Shapes
+from kvreplay._typed.shapes import Kind, Misfit, Shape
+from kvreplay._typed.walk import Shapes
 from kvreplay.errors import ConfigError
 
 __all__ = ["cattrs_codec"]

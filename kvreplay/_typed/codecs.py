@@ -1,6 +1,6 @@
 """A type becomes a codec, before anything runs: what msgpack cannot hold needs one.
 
-Which library stores what is in ``typed_pydantic.py`` and ``typed_cattrs.py``. What both have in
+Which library stores what is in ``pydantic.py`` and ``cattrs.py``. What both have in
 common is here: before a response is stored it is checked, and made again. So an answer that would
 lose anything is an error of the run that made it, and never of a later one.
 """
@@ -18,14 +18,15 @@ from typing import Any, Final, Union
 from kvreplay._protocol.codec import Codec
 from kvreplay._protocol.culprit import find_culprit, kind_of
 from kvreplay._protocol.steps import NotStored
-from kvreplay._runtime.typed_annotations import bare, named, union_of
-from kvreplay._runtime.typed_cattrs import cattrs_codec
-from kvreplay._runtime.typed_pydantic import Unstorable, model_codec
-from kvreplay._runtime.typed_sameness import difference
-from kvreplay._runtime.typed_shapes import Kind, Misfit, Shape
-from kvreplay._runtime.typed_walk import Shapes
+from kvreplay._typed.annotations import bare, named, union_of
+from kvreplay._typed.cattrs import cattrs_codec
+from kvreplay._typed.pydantic import Unstorable, model_codec
+from kvreplay._typed.sameness import difference
+from kvreplay._typed.shapes import Kind, Misfit, Shape
+from kvreplay._typed.walk import Shapes
+from kvreplay.errors import ConfigError
 
-__all__ = ["codec_of", "return_annotation"]
+__all__ = ["annotated", "check_plain_answer", "codec_of", "return_annotation"]
 
 _AWAITED: Final = (abc.Awaitable, abc.Coroutine)
 _MANY_TYPES: Final = 256
@@ -68,6 +69,36 @@ def _codec_of(annotation: Any, what: str) -> Codec[Any] | None:
     if _is_model(shape):
         return _whole(shape, model_codec(annotation, name, shapes.said))
     return _whole(shape, cattrs_codec(shape, shapes, name))
+
+
+def annotated(function: object) -> Codec[Any] | None:
+    """Return the :func:`codec_of` what a function says that it returns."""
+    name = getattr(function, "__qualname__", None) or type(function).__qualname__
+    return codec_of(return_annotation(function), f"{name} returns")
+
+
+def check_plain_answer(handler: object) -> None:
+    """Refuse a handler that says that it returns what only a codec can store.
+
+    Raises:
+        ConfigError: it does; nothing ran.
+    """
+    annotation = _answer_in(return_annotation(handler))
+    if annotation is inspect.Signature.empty or annotation is None:
+        return
+    name = named(annotation)
+    shapes = Shapes(f"the handler returns {name}", "response")
+    shapes.of(annotation)
+    for each in shapes.all():
+        origin = typing.get_origin(each.annotation) or each.annotation
+        if each.kind in _NEEDS_A_CODEC or origin in (set, frozenset):
+            raise ConfigError(
+                f"the handler returns {name}, which msgpack cannot hold: say returns=, so that it"
+                " is stored and made again as that type; nothing ran"
+            )
+
+
+_NEEDS_A_CODEC: Final = (Kind.LEAF, Kind.FIELDS, Kind.MODEL)
 
 
 def _answer_in(annotation: Any) -> Any:

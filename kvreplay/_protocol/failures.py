@@ -1,0 +1,63 @@
+"""Final failures, such as a declined card: stored with the key, and raised again for a retry.
+
+Stored are the class's full name and the arguments. Only a class that the caller lists is ever built
+again, and none is imported by its name.
+"""
+
+from __future__ import annotations
+
+from kvreplay._protocol.record import ReplayRecord, encode_response
+from kvreplay.errors import KVReplayError, StoredFailureError
+
+__all__ = ["built_again", "encode_failure", "is_final"]
+
+
+def is_final(error: BaseException | None, store_errors: tuple[type[Exception], ...]) -> bool:
+    """Say whether what a handler raised is stored. A group is not, nor is an error of kvreplay."""
+    return isinstance(error, store_errors) and not isinstance(
+        error, KVReplayError | BaseExceptionGroup
+    )
+
+
+def encode_failure(error: Exception, *, arguments: bool = True) -> bytes:
+    """Encode the class's name, and the arguments or ``None``.
+
+    Raises:
+        InvalidResponseError: msgpack cannot hold the arguments.
+    """
+    name = _name_of(type(error))
+    return encode_response([name, list(error.args) if arguments else None], "nothing was stored")
+
+
+def built_again(record: ReplayRecord, store_errors: tuple[type[Exception], ...]) -> Exception:
+    """Return the stored failure as an exception of its class, if that is listed and takes it.
+
+    Raises:
+        CorruptRecordError: the record does not hold a failure.
+    """
+    failure = record.load_failure()
+    assert failure is not None  # its state says that it is one
+    name, arguments = failure
+    listed = next((each for each in store_errors if _name_of(each) == name), None)
+    if listed is None or arguments is None:
+        why = "its arguments could not be stored" if listed else "store_errors does not list it"
+        return _stored(name, arguments, why)
+    try:
+        return listed(*arguments)
+    except Exception as problem:  # of the class's own code
+        error = _stored(name, arguments, "its class cannot be built from its arguments")
+        error.__cause__ = problem
+        return error
+
+
+def _stored(name: str, arguments: list[object] | None, why: str) -> StoredFailureError:
+    return StoredFailureError(
+        f"this key was answered with a final failure, a {name}; {why}, so this error stands for it;"
+        " nothing ran",
+        name,
+        None if arguments is None else tuple(arguments),
+    )
+
+
+def _name_of(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"

@@ -1,0 +1,84 @@
+"""The runs of one replay whose handlers have begun: what ``close()`` waits for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Final
+
+from kvreplay._protocol.keys import ReplayKey
+from kvreplay.errors import ReplayClosedError
+from kvreplay.events import logger
+from kvreplay.store import Bell
+from kvreplay.store.locks import ProcessMark, this_process
+
+__all__ = ["Running"]
+
+_LOOK_AGAIN: Final = 1.0
+"""Seconds: an interrupt may lose a wake-up."""
+
+
+class Running:
+    """The runs that have called their handlers and have not ended. A forked child has none."""
+
+    def __init__(self) -> None:
+        self._runs: dict[object, ReplayKey] = {}
+        self._owner: ProcessMark | None = None  # the process whose runs they are
+        self._bells: dict[Bell, None] = {}
+        self.is_closed = False
+
+    def check_open(self) -> None:
+        """Refuse to begin a handler after ``close()``.
+
+        Raises:
+            ReplayClosedError: it was called.
+        """
+        if self.is_closed:
+            raise ReplayClosedError(
+                "this replay was closed, so no handler begins any more: nothing ran, and the key is"
+                " as it was; ask another process, or ask again after the restart"
+            )
+
+    def begin(self, run: object, key: ReplayKey) -> None:
+        """Note that a run is about to call its handler."""
+        self.check_open()
+        if self._owner is None or not self._owner[0]:
+            self._runs, self._owner = {}, this_process()
+        self._runs[run] = key
+
+    def end(self, run: object) -> None:
+        """Note that it has ended; a second call does nothing."""
+        if self._runs.pop(run, None) is not None:
+            for bell in list(self._bells):
+                bell.ring()
+
+    def close(self, namespace: str, timeout: int | None, monotonic: Callable[[], float]) -> int:
+        """Let no handler begin any more, wait for those that run, and log those that are left.
+
+        Args:
+            timeout: for how long to wait (ms); ``None``: no limit.
+
+        Returns:
+            How many are left.
+        """
+        self.is_closed = True
+        bell = Bell()
+        end = math.inf if timeout is None else monotonic() + timeout / 1000
+        try:
+            self._bells[bell] = None
+            while (left := self._left()) and (time_left := end - monotonic()) > 0:
+                bell.wait(min(time_left, _LOOK_AGAIN))
+        finally:
+            self._bells.pop(bell, None)
+        for key in left:
+            logger().warning(
+                "close() of %r left a handler running (%s): if this process ends now, its key is in"
+                " doubt",
+                namespace,
+                key.digest(),
+            )
+        return len(left)
+
+    def _left(self) -> list[ReplayKey]:
+        is_ours = self._owner is not None and bool(self._owner[0])
+        return list(self._runs.values()) if is_ours else []

@@ -1,0 +1,1 @@
+"""What types become: codecs, by cattrs and pydantic. ``codecs.py`` is the way in."""
