@@ -37,6 +37,19 @@ def test_the_example_does_what_it_says(
         assert "stale flow: this key is bound to other params" in capsys.readouterr().out
 
 
+def test_the_typed_example_does_what_it_says() -> None:
+    pytest.importorskip("cattrs")
+    names: dict[str, Any] = {"__name__": "readme"}
+    exec(compile(blocks("python")[1], "README.md", "exec", dont_inherit=True), names)
+    assert type(names["request_invoice"]("02lsp", "2", 5)) is names["Invoice"]
+    first, second = (names["request_invoice"]("02lsp", "3", 0) for _ in range(2))
+    assert first != second, "it was not kept"
+    for _ in range(2):
+        with pytest.raises(names["CardDeclined"], match="limit"):
+            names["request_invoice"]("02lsp", "4", 2_000_000)
+    names["store"].close()
+
+
 @needs_cli
 def test_the_configuration_is_valid(tmp_path: Path) -> None:
     file = tmp_path / "node.toml"
