@@ -6,6 +6,7 @@ milliseconds since the epoch, UTC; durations are milliseconds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator
 from enum import Enum
 from typing import Any, Final, Generic, TypeVar
@@ -18,6 +19,7 @@ from kvreplay._protocol.keys import ReplayKey
 from kvreplay._protocol.record import Claim, ReplayRecord, encode
 from kvreplay.errors import ConfigError
 from kvreplay.events import EventKind
+from kvreplay.store.durations import Duration, seconds_of
 
 __all__ = [
     "BEGIN",
@@ -292,27 +294,31 @@ sent a request that is still on its way. If that is possible, answer :class:`Unk
 """
 
 
+def _seconds(retry_after: Duration | None) -> float | None:
+    left = None if retry_after is None else seconds_of(retry_after, "retry_after")
+    if left is not None and not 0 <= left < math.inf:  # true for NaN too
+        raise ConfigError(
+            f"retry_after is {left!r} s; give a time of at least 0, or None; the key is still in"
+            " doubt"
+        )
+    return left
+
+
 @attrs.frozen
 class Unknown:
     """A reconciler's answer: nobody knows yet. The request gets an ``InDoubtError`` at once.
 
-    Nothing runs and nothing is stored. ``retry_after``: in how many seconds to ask again, which
-    the error tells; ``None``: not known.
+    Nothing runs and nothing is stored.
+
+    Args:
+        retry_after: in what time to ask again, which the error tells in seconds: seconds, a
+            timedelta, or text such as ``"10min"``; ``None``: not known.
 
     Raises:
-        ConfigError: ``retry_after`` is not a number of seconds, or is negative.
+        ConfigError: it is no time, or negative.
     """
 
-    retry_after: float | None = None
-
-    def __attrs_post_init__(self) -> None:
-        left = self.retry_after
-        is_number = isinstance(left, int | float) and not isinstance(left, bool)
-        if left is not None and not (is_number and 0 <= left < float("inf")):
-            raise ConfigError(
-                f"retry_after is {left!r}; give seconds of at least 0, or None; the key is still in"
-                " doubt"
-            )
+    retry_after: float | None = attrs.field(default=None, converter=_seconds)
 
 
 Verdict = Applied | NotApplied | Unknown
