@@ -90,6 +90,17 @@ class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
         *,
         ttl: Duration | None = None,
         wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
+        returns: type[Any],
+    ) -> Outcome[object]: ...  # the handler returns something else
+    @overload
+    async def execute(
+        self,
+        key: Key,
+        params: object,
+        handler: Callable[[], Any],
+        *,
+        ttl: Duration | None = None,
+        wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
         returns: object = None,
     ) -> Outcome[Any]: ...
     async def execute(
@@ -117,6 +128,17 @@ class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
         wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
         returns: type[T],
     ) -> Outcome[T]: ...
+    @overload
+    async def execute_in_transaction(
+        self,
+        key: Key,
+        params: object,
+        handler: Callable[[KVTransaction], Any],
+        *,
+        ttl: Duration | None = None,
+        wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
+        returns: type[Any],
+    ) -> Outcome[object]: ...  # the handler returns something else
     @overload
     async def execute_in_transaction(
         self,

@@ -75,6 +75,17 @@ class Replay(AnyReplay[Verdict]):
         *,
         ttl: Duration | None = None,
         wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
+        returns: type[Any],
+    ) -> Outcome[object]: ...  # the handler returns something else
+    @overload
+    def execute(
+        self,
+        key: Key,
+        params: object,
+        handler: Callable[[], Any],
+        *,
+        ttl: Duration | None = None,
+        wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
         returns: object = None,
     ) -> Outcome[Any]: ...
     def execute(
@@ -161,6 +172,17 @@ class Replay(AnyReplay[Verdict]):
         wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
         returns: type[T],
     ) -> Outcome[T]: ...
+    @overload
+    def execute_in_transaction(
+        self,
+        key: Key,
+        params: object,
+        handler: Callable[[KVTransaction], Any],
+        *,
+        ttl: Duration | None = None,
+        wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
+        returns: type[Any],
+    ) -> Outcome[object]: ...  # the handler returns something else
     @overload
     def execute_in_transaction(
         self,
