@@ -22,7 +22,8 @@ from support.forking import Child  # noqa: E402
 collect_ignore = ["kit/third_party"]
 
 TESTS = Path(__file__).parent
-ON_REQUEST = (TESTS / "torture", TESTS / "ldk")  # what they need is not on every machine
+# What they need is not on every machine.
+ON_REQUEST = (TESTS / "torture", TESTS / "ldk", TESTS / "core" / "test_types.py")
 QUICKEST_FIRST = {"core": 0, "kit": 1, "backends": 2}  # whatever else there is follows
 _EXHAUSTIVE = pytest.StashKey[int]()  # how many tests were left out as exhaustive
 

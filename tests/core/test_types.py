@@ -18,16 +18,6 @@ import pytest
 from support.needs import missing
 
 SUPPORT = Path(__file__).parent.parent / "support"
-MARK = re.compile(r"# error: (.*)$")
-
-
-def run(*command: str | Path, folder: Path) -> str:
-    # Away from the sources, which a checker would find in the directory where it starts.
-    done = subprocess.run(
-        [sys.executable, "-m", *command], cwd=folder, capture_output=True, text=True, check=False
-    )
-    assert done.returncode in (0, 1), done.stdout + done.stderr  # otherwise it has not checked
-    return done.stdout
 
 
 def mypy(file: Path, folder: Path) -> dict[int, str]:
@@ -49,34 +39,38 @@ def pyright(file: Path, folder: Path) -> dict[int, str]:
     }
 
 
+def run(*command: str | Path, folder: Path) -> str:
+    # Away from the sources: a checker takes those of the directory where it starts.
+    done = subprocess.run(
+        [sys.executable, "-m", *command], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode in (0, 1), done.stdout + done.stderr  # it has checked
+    return done.stdout
+
+
 Checker = Callable[[Path, Path], dict[int, str]]
 
 
-@pytest.fixture(params=[mypy, pyright], ids=["mypy", "pyright"])
-def checker(request: pytest.FixtureRequest) -> Checker:
-    check: Checker = request.param
-    if find_spec(check.__name__) is None:
-        pytest.skip(f"{check.__name__} is not installed: tox -e types")
-    return check
+@pytest.fixture(params=[mypy, pyright], ids=lambda checker: checker.__name__)
+def errors(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], dict[int, str]]:
+    """``errors("consumer.py")``: what a checker finds in the file, by the line."""
+    checker: Checker = request.param
+    if find_spec(checker.__name__) is None:
+        missing(f"needs {checker.__name__}: tox -e types")
+    return lambda name: checker(SUPPORT / name, tmp_path)
 
 
-def test_a_consumer_is_right(checker: Checker, tmp_path: Path) -> None:
-    assert checker(SUPPORT / "consumer.py", tmp_path) == {}
+def test_a_consumer_is_right(errors: Callable[[str], dict[int, str]]) -> None:
+    assert errors("consumer.py") == {}
 
 
 def test_each_misuse_is_seen_at_its_line_and_nothing_else(
-    checker: Checker, tmp_path: Path
+    errors: Callable[[str], dict[int, str]],
 ) -> None:
-    file = SUPPORT / "misuses.py"
-    lines = file.read_text(encoding="utf-8").splitlines()
-    marks = {number: MARK.search(line) for number, line in enumerate(lines, start=1)}
-    planted = {
-        number
-        for number, mark in marks.items()
-        if mark is not None and checker.__name__ in mark[1].split()
-    }
-    seen = checker(file, tmp_path)
-    unseen = [f"{number}: {lines[number - 1].strip()}" for number in sorted(planted - seen.keys())]
-    unplanted = {number: text for number, text in seen.items() if number not in planted}
-    assert (unseen, unplanted) == ([], {})
+    lines = (SUPPORT / "misuses.py").read_text(encoding="utf-8").splitlines()
+    planted = {number for number, line in enumerate(lines, start=1) if line.endswith("  # error")}
+    found = errors("misuses.py")
+    unseen = [f"{number}: {lines[number - 1].strip()}" for number in sorted(planted - found.keys())]
+    unplanted = {number: text for number, text in found.items() if number not in planted}
     assert planted
+    assert (unseen, unplanted) == ([], {})

@@ -1,6 +1,6 @@
 """What a type checker must refuse in a consumer: each marked line is wrong, and no other.
 
-It is checked, not run. The mark names the checkers that report the line.
+It is checked, not run.
 """
 
 from __future__ import annotations
@@ -63,42 +63,42 @@ async def count_later() -> int:
 
 def typed(replay: Replay) -> None:
     invoice = replay.execute(KEY, 1, make_invoice, returns=Invoice)
-    invoice.response.no_such  # error: mypy pyright
-    invoice.answer  # error: mypy pyright
-    invoice.created_at.year  # error: mypy pyright
-    invoice.expires_at + 1  # error: mypy pyright
+    invoice.response.no_such  # error
+    invoice.answer  # error
+    invoice.created_at.year  # error
+    invoice.expires_at + 1  # error
     many = replay.execute(KEY, 1, lambda: [make_invoice()], returns=list[Invoice])
-    many.response.bolt11  # error: mypy pyright
-    replay.execute(KEY, 1, ask_for_an_invoice, returns=Invoice).response.response  # error: mypy pyright
-    NotStored(Invoice("")).response.no_such  # error: mypy pyright
-    replay.execute(KEY, 1, count, returns=Invoice).response.bolt11  # error: mypy pyright
-    replay.execute(KEY, 1, lambda: 5, returns=Invoice).response.bolt11  # error: mypy pyright
-    replay.execute(KEY, 1, make_invoice(), returns=Invoice)  # error: mypy pyright
-    replay.execute(KEY, 1, make_invoice_in, returns=Invoice)  # error: mypy pyright
-    replay.execute(KEY, 1, make_invoice, ttl=None, returns=Invoice).bolt11  # error: mypy pyright
-    replay.execute("node", 1, make_invoice)  # error: mypy pyright
-    replay.execute(("node", "session", "more"), 1, make_invoice)  # error: mypy pyright
-    replay.execute(KEY, 1, make_invoice, ttl=b"10min")  # error: mypy pyright
-    replay.execute(KEY, 1, make_invoice, timeout=5)  # error: mypy pyright
-    replay.execute(KEY, 1, make_invoice, wait_timeout=[5])  # error: mypy pyright
-    replay.execute(KEY, make_invoice)  # error: mypy pyright
+    many.response.bolt11  # error
+    replay.execute(KEY, 1, ask_for_an_invoice, returns=Invoice).response.response  # error
+    NotStored(Invoice("")).response.no_such  # error
+    replay.execute(KEY, 1, count, returns=Invoice).response.bolt11  # error
+    replay.execute(KEY, 1, lambda: 5, returns=Invoice).response.bolt11  # error
+    replay.execute(KEY, 1, make_invoice(), returns=Invoice)  # error
+    replay.execute(KEY, 1, make_invoice_in, returns=Invoice)  # error
+    replay.execute(KEY, 1, make_invoice, ttl=None, returns=Invoice).bolt11  # error
+    replay.execute("node", 1, make_invoice)  # error
+    replay.execute(("node", "session", "more"), 1, make_invoice)  # error
+    replay.execute(KEY, 1, make_invoice, ttl=b"10min")  # error
+    replay.execute(KEY, 1, make_invoice, timeout=5)  # error
+    replay.execute(KEY, 1, make_invoice, wait_timeout=[5])  # error
+    replay.execute(KEY, make_invoice)  # error
 
 
 def typed_in_a_transaction(replay: Replay) -> None:
     outcome = replay.execute_in_transaction(KEY, 1, make_invoice_in, returns=Invoice)
-    outcome.response.no_such  # error: mypy pyright
-    replay.execute_in_transaction(KEY, 1, make_invoice)  # error: mypy pyright
-    replay.execute_in_transaction(KEY, 1, lambda t: t.commit())  # error: mypy pyright
-    replay.execute_in_transaction(KEY, 1, lambda t: 5, returns=Invoice).response.bolt11  # error: mypy pyright
+    outcome.response.no_such  # error
+    replay.execute_in_transaction(KEY, 1, make_invoice)  # error
+    replay.execute_in_transaction(KEY, 1, lambda t: t.commit())  # error
+    replay.execute_in_transaction(KEY, 1, lambda t: 5, returns=Invoice).response.bolt11  # error
 
 
 def looked_up(replay: Replay) -> None:
     found = replay.lookup(KEY, 1, returns=Invoice)
-    found.response  # error: mypy pyright
+    found.response  # error
     if found is not None:
-        found.response.no_such  # error: mypy pyright
-    replay.lookup(KEY)  # error: mypy pyright
-    replay.lookup(KEY, 1, operation=5)  # error: mypy pyright
+        found.response.no_such  # error
+    replay.lookup(KEY)  # error
+    replay.lookup(KEY, 1, operation=5)  # error
 
 
 def decorated(replay: Replay) -> None:
@@ -106,34 +106,34 @@ def decorated(replay: Replay) -> None:
     def request_invoice(node: str, session: str = "first", *, msat: int = 0) -> Invoice:
         return Invoice(node)
 
-    request_invoice()  # error: mypy pyright
-    request_invoice("node", "session", 5)  # error: mypy pyright
-    request_invoice(5)  # error: mypy pyright
-    request_invoice(nodes="node")  # error: mypy pyright
-    request_invoice("node", msat="5")  # error: mypy pyright
-    request_invoice("node").no_such  # error: mypy pyright
-    request_invoice("node").response  # error: mypy pyright
+    request_invoice()  # error
+    request_invoice("node", "session", 5)  # error
+    request_invoice(5)  # error
+    request_invoice(nodes="node")  # error
+    request_invoice("node", msat="5")  # error
+    request_invoice("node").no_such  # error
+    request_invoice("node").response  # error
 
     @replay.idempotent(key=lambda node: (node, "x"), operation="told", outcome=True)
     def told(node: str) -> Invoice:
         return Invoice(node)
 
-    told("node").bolt11  # error: mypy pyright
-    told("node").response.no_such  # error: mypy pyright
-    told(5)  # error: mypy pyright
+    told("node").bolt11  # error
+    told("node").response.no_such  # error
+    told(5)  # error
 
     @replay.idempotent(key=lambda node: (node, "x"), operation="maybe")
     def asked(node: str) -> Invoice | NotStored[Invoice]:
         return NotStored(Invoice(node))
 
-    asked("node").response  # error: mypy pyright
+    asked("node").response  # error
 
-    replay.idempotent()  # error: mypy pyright
-    replay.idempotent(lambda node: (node, "x"))  # error: mypy pyright
-    replay.idempotent(key=KEY)  # error: mypy pyright
-    replay.idempotent(key=lambda node: (node, "x"), params={"msat": 1})  # error: mypy pyright
-    replay.idempotent(key=lambda node: (node, "x"), encode="json")  # error: mypy pyright
-    replay.idempotent(key=lambda node: (node, "x"), outcome="yes")  # error: mypy pyright
+    replay.idempotent()  # error
+    replay.idempotent(lambda node: (node, "x"))  # error
+    replay.idempotent(key=KEY)  # error
+    replay.idempotent(key=lambda node: (node, "x"), params={"msat": 1})  # error
+    replay.idempotent(key=lambda node: (node, "x"), encode="json")  # error
+    replay.idempotent(key=lambda node: (node, "x"), outcome="yes")  # error
 
 
 REPLAY = Replay(MemoryStore(), "wallet", ttl="1h")
@@ -151,47 +151,47 @@ class Wallet:
 
 
 def methods(wallet: Wallet) -> None:
-    wallet.pay()  # error: mypy pyright
-    wallet.pay(5)  # error: mypy pyright
-    wallet.pay("session").no_such  # error: mypy pyright
-    Wallet.open("session", "more")  # error: mypy pyright
+    wallet.pay()  # error
+    wallet.pay(5)  # error
+    wallet.pay("session").no_such  # error
+    Wallet.open("session", "more")  # error
 
 
 async def awaited(replay: AsyncReplay, blocking: Replay) -> None:
-    replay.execute(KEY, 1, make_invoice_later)  # error: mypy pyright
-    replay.execute(KEY, 1, make_invoice_later, returns=Invoice).response  # error: mypy pyright
-    replay.execute_in_transaction(KEY, 1, make_invoice_in)  # error: mypy pyright
-    await blocking.execute(KEY, 1, make_invoice, returns=Invoice)  # error: mypy pyright
-    await blocking.record(KEY)  # error: mypy pyright
+    replay.execute(KEY, 1, make_invoice_later)  # error
+    replay.execute(KEY, 1, make_invoice_later, returns=Invoice).response  # error
+    replay.execute_in_transaction(KEY, 1, make_invoice_in)  # error
+    await blocking.execute(KEY, 1, make_invoice, returns=Invoice)  # error
+    await blocking.record(KEY)  # error
     outcome = await replay.execute(KEY, 1, make_invoice_later, returns=Invoice)
-    outcome.response.no_such  # error: mypy pyright
-    await outcome.response  # error: mypy pyright
-    (await replay.execute(KEY, 1, count_later, returns=Invoice)).response.bolt11  # error: mypy pyright
-    (await replay.execute_in_transaction(KEY, 1, lambda t: 5, returns=Invoice)).response.bolt11  # error: mypy pyright
-    (await replay.lookup(KEY, 1, returns=Invoice)).response  # error: mypy pyright
-    blocking.execute(KEY, 1, make_invoice_later, returns=Invoice).response.bolt11  # error: mypy pyright
+    outcome.response.no_such  # error
+    await outcome.response  # error
+    (await replay.execute(KEY, 1, count_later, returns=Invoice)).response.bolt11  # error
+    (await replay.execute_in_transaction(KEY, 1, lambda t: 5, returns=Invoice)).response.bolt11  # error
+    (await replay.lookup(KEY, 1, returns=Invoice)).response  # error
+    blocking.execute(KEY, 1, make_invoice_later, returns=Invoice).response.bolt11  # error
 
     @replay.idempotent(key=lambda node: (node, "x"))
     async def request_invoice(node: str) -> Invoice:
         return Invoice(node)
 
-    request_invoice("node")  # error: mypy pyright
-    request_invoice("node").bolt11  # error: mypy pyright
-    await request_invoice(5)  # error: mypy pyright
-    (await request_invoice("node")).no_such  # error: mypy pyright
+    request_invoice("node")  # error
+    request_invoice("node").bolt11  # error
+    await request_invoice(5)  # error
+    (await request_invoice("node")).no_such  # error
 
-    @replay.idempotent(key=lambda node: (node, "x"))  # error: mypy pyright
+    @replay.idempotent(key=lambda node: (node, "x"))  # error
     def blocks(node: str) -> Invoice:
         return Invoice(node)
 
-    replay.release(KEY)  # error: mypy pyright
-    replay.close()  # error: mypy pyright
-    replay.sweep()  # error: mypy pyright
-    async for record in await replay.records():  # error: mypy pyright
+    replay.release(KEY)  # error
+    replay.close()  # error
+    replay.sweep()  # error
+    async for record in await replay.records():  # error
         print(record)
-    for record in replay.records():  # error: mypy pyright
+    for record in replay.records():  # error
         print(record)
-    with replay.sweeping():  # error: mypy pyright
+    with replay.sweeping():  # error
         pass
 
 
@@ -206,71 +206,71 @@ async def reconciles_later(record: ReplayRecord) -> None: ...
 
 
 def configured(store: AtomicKVStore) -> None:
-    Replay(store, "ns")  # error: mypy pyright
-    Replay(store, "ns", ttl=b"1h")  # error: mypy pyright
-    Replay(store, "ns", ttl=None)  # error: mypy pyright
-    Replay(store, "ns", ttl=1, lease=[30])  # error: mypy pyright
-    Replay(store, "ns", ttl=1, expired="rerun")  # error: mypy pyright
-    Replay(store, "ns", ttl=1, on_expired="ignore")  # error: mypy pyright
-    Replay(store, "ns", ttl=1, on_in_doubt="ignore")  # error: mypy pyright
-    Replay(store, "ns", ttl=1, on_in_doubt=tells_a_bool)  # error: mypy pyright
-    Replay(store, "ns", ttl=1, store_errors=(CardDeclined(),))  # error: mypy pyright
-    Replay(store, "ns", ttl=1, store_errors=CardDeclined)  # error: mypy pyright
-    Replay(store, "ns", ttl=1, store_errors=(KeyboardInterrupt,))  # error: mypy pyright
-    Replay(store, "ns", ttl=1, doubt_on=TimeoutError)  # error: mypy pyright
-    Replay(store, "ns", ttl=1, params_key=5)  # error: mypy pyright
-    Replay(store, "ns", ttl=1, params_key="a text is no secret of bytes")  # error: mypy pyright
-    Replay(store, "ns", ttl=1, params_key=("a text", "another"))  # error: mypy pyright
-    Replay(store, "ns", ttl=1, on_event=takes_a_text)  # error: mypy pyright
-    Replay(store, "ns", ttl=1, on_event=[takes_a_text])  # error: mypy pyright
-    Replay(store, "ns", ttl=1, encode="json")  # error: mypy pyright
-    Replay(store, "ns", ttl=1, clock=0)  # error: mypy pyright
-    Replay("memory:", "ns", ttl=1)  # error: mypy pyright
-    AsyncReplay(store, "ns", ttl=1, on_in_doubt=reconciles_later)  # error: mypy pyright
+    Replay(store, "ns")  # error
+    Replay(store, "ns", ttl=b"1h")  # error
+    Replay(store, "ns", ttl=None)  # error
+    Replay(store, "ns", ttl=1, lease=[30])  # error
+    Replay(store, "ns", ttl=1, expired="rerun")  # error
+    Replay(store, "ns", ttl=1, on_expired="ignore")  # error
+    Replay(store, "ns", ttl=1, on_in_doubt="ignore")  # error
+    Replay(store, "ns", ttl=1, on_in_doubt=tells_a_bool)  # error
+    Replay(store, "ns", ttl=1, store_errors=(CardDeclined(),))  # error
+    Replay(store, "ns", ttl=1, store_errors=CardDeclined)  # error
+    Replay(store, "ns", ttl=1, store_errors=(KeyboardInterrupt,))  # error
+    Replay(store, "ns", ttl=1, doubt_on=TimeoutError)  # error
+    Replay(store, "ns", ttl=1, params_key=5)  # error
+    Replay(store, "ns", ttl=1, params_key="a text is no secret of bytes")  # error
+    Replay(store, "ns", ttl=1, params_key=("a text", "another"))  # error
+    Replay(store, "ns", ttl=1, on_event=takes_a_text)  # error
+    Replay(store, "ns", ttl=1, on_event=[takes_a_text])  # error
+    Replay(store, "ns", ttl=1, encode="json")  # error
+    Replay(store, "ns", ttl=1, clock=0)  # error
+    Replay("memory:", "ns", ttl=1)  # error
+    AsyncReplay(store, "ns", ttl=1, on_in_doubt=reconciles_later)  # error
 
 
 def audit(event: ReplayEvent) -> None:
     if event.kind == "completed":
-        print(event.swept.removed)  # error: mypy pyright
-    event.key.lower()  # error: mypy pyright
-    event.response  # error: mypy pyright
+        print(event.swept.removed)  # error
+    event.key.lower()  # error
+    event.response  # error
 
 
 def looked_at(replay: Replay) -> None:
-    replay.record(KEY).state  # error: mypy pyright
-    replay.records(state="failed")  # error: mypy pyright
-    replay.records(State.FAILED)  # error: mypy pyright
-    replay.records(in_doubt="yes")  # error: mypy pyright
-    replay.resolve(KEY)  # error: mypy pyright
-    replay.resolve(KEY, response=1, seen=KEY)  # error: mypy pyright
-    replay.forget("node")  # error: mypy pyright
-    replay.release(KEY, response=1)  # error: mypy pyright
-    replay.close(b"10s")  # error: mypy pyright
-    replay.close().left  # error: mypy pyright
-    with replay.sweeping(every=None):  # error: mypy pyright
+    replay.record(KEY).state  # error
+    replay.records(state="failed")  # error
+    replay.records(State.FAILED)  # error
+    replay.records(in_doubt="yes")  # error
+    replay.resolve(KEY)  # error
+    replay.resolve(KEY, response=1, seen=KEY)  # error
+    replay.forget("node")  # error
+    replay.release(KEY, response=1)  # error
+    replay.close(b"10s")  # error
+    replay.close().left  # error
+    with replay.sweeping(every=None):  # error
         pass
 
 
 def answered_with_an_error(error: StoredFailureError, damage: RecordError) -> None:
-    error.arguments[0]  # error: mypy pyright
-    error.name()  # error: mypy pyright
-    for primary, name in damage.addresses:  # error: mypy pyright
+    error.arguments[0]  # error
+    error.name()  # error
+    for primary, name in damage.addresses:  # error
         print(primary, name)
 
 
 def transacts() -> None:
-    open_store("memory:").transaction()  # error: mypy pyright
-    open_store("memory:", transactional=False).transaction()  # error: mypy pyright
-    open_store("memory:", transactional="yes")  # error: mypy pyright
-    open_store("memory:", transactional=True).commit()  # error: mypy pyright
+    open_store("memory:").transaction()  # error
+    open_store("memory:", transactional=False).transaction()  # error
+    open_store("memory:", transactional="yes")  # error
+    open_store("memory:", transactional=True).commit()  # error
 
 
 def tests_its_handlers(path: Path, replay: Replay) -> None:
-    ManualClock("noon")  # error: mypy pyright
-    ManualClock().advance(b"1h")  # error: mypy pyright
-    FaultyStore(path)  # error: mypy pyright
+    ManualClock("noon")  # error
+    ManualClock().advance(b"1h")  # error
+    FaultyStore(path)  # error
     store = FaultyStore(FilesystemStore(path))
-    store.fail(on=5)  # error: mypy pyright
-    store.lose_outcome()  # error: mypy pyright
-    kill_in_handler(store, replay.execute(KEY, 1, make_invoice))  # error: mypy pyright
-    kill_in_handler(replay, make_invoice)  # error: mypy pyright
+    store.fail(on=5)  # error
+    store.lose_outcome()  # error
+    kill_in_handler(store, replay.execute(KEY, 1, make_invoice))  # error
+    kill_in_handler(replay, make_invoice)  # error
