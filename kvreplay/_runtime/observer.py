@@ -10,11 +10,11 @@ from kvreplay._protocol.steps import Settled
 from kvreplay.clock import Clock
 from kvreplay.errors import (
     ClaimLostError,
-    CorruptRecordError,
     ExpiredError,
     InDoubtError,
     InFlightError,
     ParamsMismatchError,
+    RecordError,
     ResponseTypeError,
     StoreError,
 )
@@ -32,7 +32,7 @@ _EVENT_OF: Final[Mapping[type[BaseException], AnswerKind]] = {
     InFlightError: "in_flight",
     InDoubtError: "in_doubt",
     ClaimLostError: "claim_lost",
-    CorruptRecordError: "corrupt_record",
+    RecordError: "corrupt_record",
     ResponseTypeError: "response_type",
     StoreError: "store_error",
 }

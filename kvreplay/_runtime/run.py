@@ -74,6 +74,7 @@ class Run:
         "_whole",
         "address",
         "flight",
+        "has_begun",
         "is_observed",
         "key",
         "raised",
@@ -105,6 +106,7 @@ class Run:
         self._token: bytes | None = None
         self._is_over = False
         self._told: EventKind | None = None
+        self.has_begun = False  # the handler, even inside a transaction
         self._caller: ProcessMark | None = None  # the process that runs the handler
 
     def inside(self, transaction: ReadsAndPuts) -> Run:
@@ -122,7 +124,9 @@ class Run:
         Raises:
             ReplayClosedError: the replay was closed; the handler must not run.
         """
-        self.settings.running.begin(self._whole or self, self.key)
+        whole = self._whole or self
+        self.settings.running.begin(whole, self.key)
+        whole.has_begun = True
         self._caller = liveness.this_process()
         self.bind()
         self.settings.observer.emit("started", self.key, self._began)
@@ -193,8 +197,11 @@ class Run:
         if is_own:  # a claim is still there: it could not be withdrawn
             return "released" if self._token is None else "doubt_begun"
         kind = event_of(error)
-        has_begun = self._caller is not None
-        return "doubt_begun" if kind == "in_doubt" and has_begun else kind
+        if not self.has_begun:
+            return kind
+        if kind is None:  # the answer cannot be stored, and nothing is in doubt by it
+            return "released"
+        return "doubt_begun" if kind == "in_doubt" else kind
 
     def answered(self, settled: Settled) -> None:
         """Emit how the request ended, if no put has told it."""
