@@ -326,7 +326,9 @@ def configured(store: AtomicKVStore, secrets: Sequence[bytes]) -> None:
         on_event=audit,
     )
     Replay(store, "ns", ttl=60, lease=None, params_key=secrets, on_event=[audit, heard.append])
-    Replay(store, "ns", ttl=60, on_in_doubt="rerun", store_errors=(CardDeclined,), on_event=(audit,))
+    Replay(
+        store, "ns", ttl=60, on_in_doubt="rerun", store_errors=(CardDeclined,), on_event=(audit,)
+    )
     AsyncReplay(store, "ns", ttl=0.5, on_in_doubt=reconcile_later, store_errors=(CardDeclined,))
     AsyncReplay(store, "ns", ttl=0.5, on_in_doubt=reconcile, params_key=secrets, on_event=audit)
 

@@ -3,6 +3,8 @@
 It is checked, not run.
 """
 
+# ruff: noqa: B018  # to look at an attribute is what many of them do
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -167,7 +169,8 @@ async def awaited(replay: AsyncReplay, blocking: Replay) -> None:
     outcome.response.no_such  # error
     await outcome.response  # error
     (await replay.execute(KEY, 1, count_later, returns=Invoice)).response.bolt11  # error
-    (await replay.execute_in_transaction(KEY, 1, lambda t: 5, returns=Invoice)).response.bolt11  # error
+    wrong = await replay.execute_in_transaction(KEY, 1, lambda t: 5, returns=Invoice)
+    wrong.response.bolt11  # error
     (await replay.lookup(KEY, 1, returns=Invoice)).response  # error
     blocking.execute(KEY, 1, make_invoice_later, returns=Invoice).response.bolt11  # error
 

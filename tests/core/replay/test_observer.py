@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from typing import Any
 
+import msgpack
 import pytest
 
-from kvreplay import ParamsMismatchError, ReplayKey
+from kvreplay import (
+    InvalidResponseError,
+    ParamsMismatchError,
+    ReplayKey,
+    UnsupportedRecordVersionError,
+)
 from support.replaying import START, Handler
 from support.requesting import KEY, NAMESPACE, PARAMS
 
@@ -36,3 +43,30 @@ def test_no_key_and_no_payload_is_shown(make: Callable[..., Any], face: Any) -> 
     assert {event.key for event in seen} == {ReplayKey(*key).digest()}
     assert {event.namespace for event in seen} == {NAMESPACE}
     assert {event.at for event in seen} == {START}
+
+
+@pytest.mark.parametrize(
+    ("answer", "end"), [(object(), "released"), ("r", "completed")], ids=["no answer", "answer"]
+)
+def test_a_transaction_that_began_ends(
+    face: Any, transactional: Any, answer: Any, end: str
+) -> None:
+    seen: list[str] = []
+    replay = face(transactional, NAMESPACE, ttl=60, on_event=lambda event: seen.append(event.kind))
+    try:
+        replay.execute_in_transaction(KEY, PARAMS, lambda transaction: answer)
+    except InvalidResponseError:
+        pass  # the writes were undone
+    assert seen == ["started", end]
+
+
+def test_a_newer_record_is_told_as_one_that_cannot_be_used(
+    replay: Any, store: Any, events: list[str]
+) -> None:
+    body = msgpack.packb([9, "later", 0xFFFFFFFF])[:-5]
+    store.write(NAMESPACE, *KEY, body + b"\xce" + zlib.crc32(body).to_bytes(4, "big"))
+    with pytest.raises(UnsupportedRecordVersionError):
+        replay.execute(KEY, PARAMS, Handler("never"))
+    assert events == ["corrupt_record"]
+    replay.execute(("s", "intact"), PARAMS, Handler("r"))
+    assert events[1:] == ["started", "completed"]
