@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from kvreplay.errors import ConfigError
-from kvreplay.metrics.tally import Family, Sums, Tally
+from kvreplay.metrics.tally import BUCKETS, Family, Sums, Tally
 
 try:
     from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
@@ -22,7 +22,7 @@ except ModuleNotFoundError as error:
         " counted. Install it: pip install 'kvreplay[prometheus]'"
     ) from error
 
-__all__ = ["BUCKETS", "PrometheusMetrics"]
+__all__ = ["PrometheusMetrics"]
 
 _SECONDS: Final = "kvreplay_request_seconds"
 _SECONDS_HELP: Final = "How long requests took, by how they ended."
@@ -39,13 +39,6 @@ _COUNTERS: Final[dict[Family, tuple[str, str, tuple[str, ...]]]] = {
     ),
     "swept": ("kvreplay_swept_records", "Records that sweeps have removed.", ("namespace",)),
 }
-# fmt: off
-BUCKETS: Final = (
-    5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3,
-    0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
-)
-# fmt: on
-"""The upper bounds of the histogram, in seconds: from a replay in memory to a long handler."""
 
 
 class PrometheusMetrics(Tally):
@@ -87,6 +80,7 @@ class _Sums:
     """How many numbers are at most each bound of :data:`BUCKETS`."""
 
     def plus(self, numbers: list[float]) -> _Sums:
+        """Return the sums with these numbers too."""
         numbers.sort()
         return _Sums(
             self.many + len(numbers),
@@ -117,6 +111,7 @@ class _Collector:
         counters, seconds = _families()
         for namespace, count in self._tally.counted():
             sums, labels = count.sums, _labels(namespace, count.family, count.kind)
+            assert isinstance(sums, _Sums)  # all of this process
             value = sums.total if count.family == "swept" else sums.many
             counters[count.family].add_metric(labels, value)
             if count.family == "requests" and sums.many:
@@ -155,6 +150,7 @@ class _Shared:
         )
 
     def begin(self, namespace: str, family: Family, kind: str) -> Sums:
+        """Show a counter from 0 on, as no rate is known of one that begins with 1."""
         labels = _labels(namespace, family, kind)
         seconds = self.seconds if family == "requests" else None
         return _SharedSums(family, self.counters[family].labels(*labels), seconds, labels)
@@ -168,10 +164,10 @@ class _SharedSums:
     labels: tuple[str, ...]
 
     def plus(self, numbers: list[float]) -> _SharedSums:
+        """Add the numbers to what all processes share."""
         self.counter.inc(sum(numbers) if self.family == "swept" else len(numbers))
         if self.seconds is not None:
+            seconds = self.seconds.labels(*self.labels)
             for each in numbers:
-                self.seconds.labels(*self.labels).observe(each)
+                seconds.observe(each)
         return self
-
-

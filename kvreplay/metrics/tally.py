@@ -21,7 +21,7 @@ from kvreplay.events import ANSWERS, EVENT_KINDS, ReplayEvent
 from kvreplay.store import ForkSafeLock
 from kvreplay.store.locks import ProcessMark, this_process
 
-__all__ = ["OTHER_KINDS", "Count", "Family", "Sums", "Tally", "is_of_request"]
+__all__ = ["BUCKETS", "OTHER_KINDS", "Count", "Family", "Sums", "Tally", "is_of_request"]
 
 Family = Literal["requests", "events", "swept"]
 """What is counted: the ends of requests, other events, and the records that sweeps removed."""
@@ -33,6 +33,15 @@ _DAMAGED: Final = "corrupt_record"
 
 OTHER_KINDS: Final = (*(kind for kind in EVENT_KINDS if kind not in (*ANSWERS, "swept")), _DAMAGED)
 """The kinds of the events that end no request, without sweeps."""
+
+
+# fmt: off
+BUCKETS: Final = (
+    5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3,
+    0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
+)
+# fmt: on
+"""The upper bounds of a histogram of durations, in seconds: from a replay in memory to a long handler."""
 
 
 def is_of_request(event: ReplayEvent) -> bool:
