@@ -12,7 +12,7 @@ from typing import Final
 
 from kvreplay.errors import ConfigError
 from kvreplay.events import ReplayEvent
-from kvreplay.metrics.tally import BUCKETS, is_of_request
+from kvreplay.metrics._tally import BUCKETS, is_of_request
 
 try:
     from opentelemetry import metrics, trace

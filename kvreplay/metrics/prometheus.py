@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections.abc import Iterator
-from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import attrs
 
 from kvreplay.errors import ConfigError
-from kvreplay.metrics.tally import BUCKETS, Family, Sums, Tally
+from kvreplay.metrics._tally import BUCKETS, Family, Sums, Tally
 
 try:
     from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram

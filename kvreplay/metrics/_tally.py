@@ -41,7 +41,7 @@ BUCKETS: Final = (
     0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
 )
 # fmt: on
-"""The upper bounds of a histogram of durations, in seconds: from a replay in memory to a long handler."""
+"""The upper bounds of a histogram of durations, in seconds: from a replay to a long handler."""
 
 
 def is_of_request(event: ReplayEvent) -> bool:
