@@ -11,10 +11,17 @@ __all__ = ["needs_cli", "needs_demo", "needs_opentelemetry", "needs_prometheus"]
 
 
 def _needs(extra: str, *modules: str) -> pytest.MarkDecorator:
-    missing = [module for module in modules if find_spec(module) is None]
+    missing = [module for module in modules if not _is_there(module)]
     if missing and os.environ.get("CI") == "true":
         raise ImportError(f"the extra {extra!r} is missing: {missing}")
     return pytest.mark.skipif(bool(missing), reason=f"the extra {extra!r} is missing: {missing}")
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # not even the package that it is in
+        return False
 
 
 needs_cli = _needs("cli", "click", "rich")
