@@ -42,6 +42,15 @@ def _threads(engine: str, threads: int) -> tuple[str, str]:
 TARGETS: Final = (
     Target("replay hit on LMDB, x the raw floor", "hit/Replay, lmdb", "x floor", 2.0),
     Target("replay hit on SQLite, x its own floor", "hit/Replay, sqlite", "x floor", 2.0),
+    *(
+        Target(
+            f"hit on {name} with Prometheus metrics, x the hit without events",
+            f"events/{engine}, Prometheus",
+            "x without",
+            1.2,
+        )
+        for engine, name in (("lmdb", "LMDB"), ("memory", "memory"))
+    ),
     Target("memory hits of 4 threads, x one thread's", *_threads("memory", 4), at_least=0.8),
     Target("LMDB hits of 64 threads, x one thread's", *_threads("lmdb", 64), at_least=0.7),
     Target("`AsyncReplay` hit, x the blocking hit", "hit/AsyncReplay, lmdb", "x Replay", 3.0),
