@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 import kvreplay.store
 from kvreplay import Replay, StoreNotFoundError, load_config
 from kvreplay.cli import main
-from support.extras import needs_cli
+from support.extras import needs_cli, needs_opentelemetry, needs_prometheus
 
 pytest_plugins = ["pytester"]
 
@@ -179,3 +181,25 @@ def test_the_examples_for_an_ldk_node(tmp_path: Path, monkeypatch: pytest.Monkey
         assert names["request_invoice"]("02lsp", "session-1", {"msat": 1}) == "lnbcrt1..."
     assert node.done == ["made"]
     names["inner"].close()
+
+
+@needs_prometheus
+@needs_opentelemetry
+def test_the_examples_of_metrics_show_what_they_say(tmp_path: Path) -> None:
+    """Each in a process of its own, since the registry is that of a process."""
+
+    def printed(example: str, folder: Path) -> str:
+        folder.mkdir()
+        command = [sys.executable, "-W", "error", "-c", example]
+        return subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, check=True
+        ).stdout
+
+    prometheus, opentelemetry = blocks("python", "docs/metrics.md")
+    shown = printed(prometheus, tmp_path / "prometheus")
+    for decision in ("completed", "replayed"):
+        line = f'kvreplay_requests_total{{decision="{decision}",namespace="payments"}} 1.0'
+        assert line in shown
+    spans = printed(opentelemetry, tmp_path / "opentelemetry")
+    assert '"name": "kvreplay.completed"' in spans
+    assert '"name": "pay"' in spans

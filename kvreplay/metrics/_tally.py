@@ -92,9 +92,7 @@ class _Counts:
         }
         # Where an event's kind alone says what it adds to.
         self.plain = {
-            kind: count.numbers
-            for (_, kind), count in self.all.items()
-            if kind not in (_DAMAGED, "swept")
+            kind: count for (_, kind), count in self.all.items() if kind not in (_DAMAGED, "swept")
         }
 
 
@@ -128,21 +126,25 @@ class Tally:
         if not own.mark[0]:
             own = self._begin_anew()
         try:
-            numbers = own.counts[event.namespace].plain[event.kind]
+            count = own.counts[event.namespace].plain[event.kind]
         except KeyError:
             self._add_rare(own, event)
             return
+        numbers = count.numbers
         numbers.append(event.duration)
         if len(numbers) >= self._batch:
-            self._fold(own)
+            self._fold(count)
 
     def counted(self) -> Iterator[tuple[str, Count]]:
         """Yield each namespace and count, with all events in the sums."""
         own = self._own if self._own.mark[0] else self._begin_anew()
-        self._fold(own)
-        for namespace, counts in list(own.counts.items()):
-            for count in counts.all.values():
-                yield namespace, count
+        found = [
+            (namespace, count)
+            for namespace, counts in list(own.counts.items())
+            for count in counts.all.values()
+        ]
+        self._fold(*(count for _, count in found))
+        yield from found
 
     def _add_rare(self, own: _Own, event: ReplayEvent) -> None:
         """Add the first event of a namespace, or one of a kind that is not plain."""
@@ -150,21 +152,20 @@ class Tally:
         counts = own.counts.get(namespace)
         if counts is None:
             counts = own.counts.setdefault(namespace, _Counts(namespace, self._begin))
+        number = event.duration
         if event.swept is not None:
-            counts.all["swept", kind].numbers.append(event.swept.removed)
-        elif is_of_request(event):
-            counts.all["requests", kind].numbers.append(event.duration)
+            count, number = counts.all["swept", kind], event.swept.removed
         else:
-            counts.all["events", kind].numbers.append(event.duration)
-        self._fold(own)
+            count = counts.all["requests" if is_of_request(event) else "events", kind]
+        count.numbers.append(number)
+        self._fold(count)
 
-    def _fold(self, own: _Own) -> None:
+    def _fold(self, *counts: Count) -> None:
         if self._lock.is_mine:
             return  # this thread is folding, and was interrupted
         with self._lock.own():
-            for counts in list(own.counts.values()):
-                for count in counts.all.values():
-                    count.fold()
+            for count in counts:
+                count.fold()
 
     def _begin_anew(self) -> _Own:
         """Return what this process counts in, which is a forked child."""

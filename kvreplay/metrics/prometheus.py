@@ -155,18 +155,20 @@ class _Shared:
         return _SharedSums(family, self.counters[family].labels(*labels), seconds, labels)
 
 
-@attrs.frozen
+@attrs.define
 class _SharedSums:
     family: Family
     counter: Any
-    seconds: Any
+    seconds: Any  # the histogram of all; its part for these labels is made when it is needed
     labels: tuple[str, ...]
+    own_seconds: Any = None
 
     def plus(self, numbers: list[float]) -> _SharedSums:
         """Add the numbers to what all processes share."""
         self.counter.inc(sum(numbers) if self.family == "swept" else len(numbers))
         if self.seconds is not None:
-            seconds = self.seconds.labels(*self.labels)
+            if self.own_seconds is None:
+                self.own_seconds = self.seconds.labels(*self.labels)
             for each in numbers:
-                seconds.observe(each)
+                self.own_seconds.observe(each)
         return self
