@@ -33,6 +33,7 @@ _SECTIONS: Final = {
     "typed decoding": (
         "Decoding a typed answer",
         "The codec alone, beside the library's own call.",
+    ),
     "events": (
         "A replay that is counted",
         "One thread's hit with an `on_event`, beside the same without. *An empty function*: what"
