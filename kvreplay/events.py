@@ -8,7 +8,7 @@ fails by its reconciler's mistake.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import attrs
 
@@ -83,12 +83,13 @@ class ReplayEvent:
     at: int
     duration: float
     swept: SweepResult | None = None
-    _digest: Callable[[], str] | None = None
+    _key: Any = None
+    _digest: Callable[[Any], str] | None = None
 
     @property
     def key(self) -> str | None:
         """:meth:`kvreplay.ReplayKey.digest`; ``None`` for a sweep and for a record in a walk."""
-        return None if self._digest is None else self._digest()
+        return None if self._digest is None else self._digest(self._key)
 
     def __repr__(self) -> str:
         return (

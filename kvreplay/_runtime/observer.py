@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Any, Final
 
 from kvreplay._protocol.keys import ReplayKey
 from kvreplay._protocol.steps import Settled
@@ -57,14 +57,14 @@ class Observer:
     ) -> None:
         self._namespace = namespace
         self._now_ms = clock.now_ms
-        self._monotonic = monotonic
+        self.monotonic = monotonic
         self._on_event = on_event
         self._logged: dict[ReplayKey, None] = {}
         self.is_there = bool(on_event)
 
     def began(self) -> float:
         """Return the time from which durations are measured; 0 if nobody is told of them."""
-        return self._monotonic() if self.is_there else 0.0
+        return self.monotonic() if self.is_there else 0.0
 
     def emit(
         self,
@@ -81,18 +81,23 @@ class Observer:
         if key is not None and kind in _DOUBTS:
             self._log_doubt(_DOUBTS[kind], kind, key)
         if self.is_there:
-            self.tell(kind, None if key is None else key.digest, self._now_ms(), began, swept)
+            self.tell(
+                kind, key, None if key is None else ReplayKey.digest, self._now_ms(), began, swept
+            )
 
     def tell(
         self,
         kind: EventKind,
-        digest: Callable[[], str] | None,
+        key: Any,
+        digest: Callable[[Any], str] | None,
         now: int,
         began: float,
         swept: SweepResult | None = None,
     ) -> None:
-        """Give ``on_event`` an event."""
-        event = ReplayEvent(kind, self._namespace, now, self._monotonic() - began, swept, digest)
+        """Give ``on_event`` an event; who asks for its key calls ``digest(key)``."""
+        event = ReplayEvent(
+            kind, self._namespace, now, self.monotonic() - began, swept, key, digest
+        )
         for on_event in self._on_event:
             try:
                 on_event(event)

@@ -75,7 +75,7 @@ def peek(
     what :func:`request_of` raises.
     """
     observer = settings.observer
-    began = observer.began() if observer.is_there else 0.0
+    began = observer.monotonic() if observer.is_there else 0.0
     if ttl is not None:
         to_ms(ttl, "ttl")  # a wrong one raises, even if a hit does not need it
     packed = comparable(params)
@@ -117,7 +117,7 @@ def peek(
             observer.emit("response_type", replay_key(key), began)
             raise _unfit(codec) from error
     if observer.is_there:
-        observer.tell("replayed", partial(_digest, key), now, began)
+        observer.tell("replayed", key, _digest, now, began)
     return Outcome(decoded, True, created_at, expires_at)
 
 
