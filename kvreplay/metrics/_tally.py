@@ -34,7 +34,6 @@ _DAMAGED: Final = "corrupt_record"
 OTHER_KINDS: Final = (*(kind for kind in EVENT_KINDS if kind not in (*ANSWERS, "swept")), _DAMAGED)
 """The kinds of the events that end no request, without sweeps."""
 
-
 # fmt: off
 BUCKETS: Final = (
     5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3,
