@@ -166,7 +166,7 @@ def test_a_reconciler_that_does_not_know_yet_leaves_the_key_in_doubt(
     assert replay.execute(KEY, PARAMS, Handler("never")).response == "found"
 
 
-@pytest.mark.parametrize("retry_after", [-1, float("nan"), float("inf"), True, "1"])
+@pytest.mark.parametrize("retry_after", [-1, float("nan"), float("inf"), True, "1 sec"])
 def test_a_reconciler_says_in_seconds_when_to_ask_again(retry_after: Any) -> None:
     with pytest.raises(ConfigError, match="retry_after"):
         Unknown(retry_after)
