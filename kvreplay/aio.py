@@ -348,7 +348,6 @@ class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
             request = request_of(self._settings, key, params, ttl, codec)
         self._check_answer(handler, request)
         check_handler(handler, awaited=protocol is flow.execute, instead=_PLAIN_FUNCTION)
-        self._settings.running.check_open()
         patience = Patience(limit, self._settings.monotonic)
         while True:
             own = self._flight_of(request)

@@ -198,7 +198,8 @@ class ResponseTypeError(ReplayError):
 class StoredFailureError(ReplayError):
     """The key was answered with a final failure whose class is not built again.
 
-    ``store_errors`` does not list that very class, or it cannot be built from what is stored.
+    ``store_errors`` does not list that very class, or it cannot be built from what is stored so
+    that it has the same arguments.
 
     Attributes:
         name: the full name of the class.

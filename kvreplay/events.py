@@ -1,8 +1,8 @@
 """What ``on_event`` receives: one value for each decision, without payload or key.
 
 ``docs/reference.md`` has the kinds in a table. Each request ends with exactly one of
-:data:`ANSWERS`, unless it is broken off (cancelled, interrupted), was refused for its arguments, or
-fails by its reconciler's mistake.
+:data:`ANSWERS`, unless it is broken off (cancelled, interrupted), was refused for its arguments or
+a setting, or is a lookup that finds nothing.
 """
 
 from __future__ import annotations

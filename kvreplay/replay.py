@@ -502,7 +502,6 @@ class Replay(AnyReplay[Verdict]):
         handler: Callable[..., Any],
     ) -> Outcome[Any]:
         check_handler(handler, awaited=False)
-        self._settings.running.check_open()
         # What a caller's transaction sees may be undone, so it is shared with nobody. And it waits
         # for nobody, since it holds the write lock. So others start over when it has ended.
         unshared = Abandoned() if self._settings.is_in_transaction() else None

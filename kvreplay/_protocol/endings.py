@@ -30,6 +30,7 @@ from kvreplay.errors import (
     IndeterminateError,
     InDoubtError,
     InvalidResponseError,
+    KVReplayError,
     NotAppliedError,
     OutcomeUnknownError,
     RecordError,
@@ -49,6 +50,7 @@ __all__ = [
     "end_in_doubt",
     "failure_of",
     "in_doubt",
+    "is_final",
     "leaves_doubt",
     "says_unchanged",
     "tells_of_doubt",
@@ -136,6 +138,26 @@ def complete(
             f" ({policy.max_record_bytes}): {consequence}"
         )
     return CheckAndPut(expected, data, expires_at + policy.tombstone_ttl, event)
+
+
+def is_final(error: BaseException | None, policy: Policy) -> bool:
+    """Say whether what a handler raised is a final failure. No group is, nor is kvreplay's own.
+
+    If ``doubt_on`` names it too, the class that is nearer to its own decides, and at the same
+    distance the doubt: ``store_errors=(OSError,)`` makes no answer of a ``TimeoutError``.
+    """
+    if not isinstance(error, policy.store_errors) or isinstance(
+        error, KVReplayError | BaseExceptionGroup
+    ):
+        return False
+    if not leaves_doubt(error, policy.doubt_on):
+        return True
+    return _distance(error, policy.store_errors) < _distance(error, policy.doubt_on)
+
+
+def _distance(error: BaseException, named: tuple[type[BaseException], ...]) -> int:
+    classes = type(error).__mro__
+    return next((far for far, each in enumerate(classes) if each in named), len(classes))
 
 
 # Without a trace, or in doubt.

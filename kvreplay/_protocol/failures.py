@@ -7,16 +7,9 @@ again, and none is imported by its name.
 from __future__ import annotations
 
 from kvreplay._protocol.record import ReplayRecord, encode_response
-from kvreplay.errors import KVReplayError, StoredFailureError
+from kvreplay.errors import StoredFailureError
 
-__all__ = ["built_again", "encode_failure", "is_final"]
-
-
-def is_final(error: BaseException | None, store_errors: tuple[type[Exception], ...]) -> bool:
-    """Say whether what a handler raised is stored. A group is not, nor is an error of kvreplay."""
-    return isinstance(error, store_errors) and not isinstance(
-        error, KVReplayError | BaseExceptionGroup
-    )
+__all__ = ["built_again", "encode_failure"]
 
 
 def encode_failure(error: Exception, *, arguments: bool = True) -> bytes:
@@ -42,12 +35,17 @@ def built_again(record: ReplayRecord, store_errors: tuple[type[Exception], ...])
     if listed is None or arguments is None:
         why = "its arguments could not be stored" if listed else "store_errors does not list it"
         return _stored(name, arguments, why)
+    why = "its class makes other arguments of those that it had"
+    problem: Exception | None = None
     try:
-        return listed(*arguments)
-    except Exception as problem:  # of the class's own code
-        error = _stored(name, arguments, "its class cannot be built from its arguments")
-        error.__cause__ = problem
-        return error
+        again = listed(*arguments)
+        if encode_failure(again) == record.response:
+            return again
+    except Exception as error:  # of the class's own code
+        problem, why = error, "its class cannot be built from its arguments"
+    stored = _stored(name, arguments, why)
+    stored.__cause__ = problem
+    return stored
 
 
 def _stored(name: str, arguments: list[object] | None, why: str) -> StoredFailureError:

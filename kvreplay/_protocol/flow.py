@@ -51,12 +51,12 @@ from kvreplay._protocol.endings import (
     end_in_doubt,
     failure_of,
     in_doubt,
+    is_final,
     leaves_doubt,
     says_unchanged,
     tells_of_doubt,
     withdraw,
 )
-from kvreplay._protocol.failures import is_final
 from kvreplay._protocol.keys import ReplayKey
 from kvreplay._protocol.record import (
     Claim,
@@ -405,6 +405,11 @@ def _admit(
         found = seen
 
 
+def _is_rerun(entry: Free, policy: Policy) -> bool:
+    """Say whether a failure of this run says nothing about the one before, whose claim stays."""
+    return entry.in_doubt and policy.on_in_doubt is InDoubtPolicy.RERUN
+
+
 def _run_claimed(entry: Free, request: Request, policy: Policy) -> Flow[Settled | Free]:
     """Claim the key, run the handler, record its answer; ``Free`` if another owner was faster."""
     assert policy.lease is not None  # or there is no claim
@@ -413,8 +418,7 @@ def _run_claimed(entry: Free, request: Request, policy: Policy) -> Flow[Settled 
     held = HeldClaim(_record_of(request, entry.now, policy, claim))
     _check_size(held.data, policy)
     event: EventKind | None = "taken_over" if entry.in_doubt else None
-    # Under "rerun" a failure of this run says nothing about the one before: its claim is put back.
-    reran = entry.in_doubt and policy.on_in_doubt is InDoubtPolicy.RERUN
+    reran = _is_rerun(entry, policy)
     before = entry.found if reran else None
     call, claimed, raised, told = Call(held), False, False, False
     try:
@@ -424,7 +428,7 @@ def _run_claimed(entry: Free, request: Request, policy: Policy) -> Flow[Settled 
         claimed = True
         end, now = yield call
         if isinstance(end, Raised):
-            if is_final(end.error, policy.store_errors) and not reran:
+            if is_final(end.error, policy) and not reran:
                 yield from _record_failure(held, end, now, request, policy)
                 told = True
             raised = True
@@ -519,7 +523,7 @@ def _run_claimless(entry: Free, request: Request, policy: Policy) -> Flow[Settle
         ) from error
     if isinstance(end, Raised):
         answer = None
-        if is_final(end.error, policy.store_errors):
+        if is_final(end.error, policy) and not _is_rerun(entry, policy):
             step = failure_of(record, end.error, now, entry.found, request, policy)
             answer = yield from _put_first(step, request, policy, None)
         if answer is not None:
@@ -574,7 +578,7 @@ def _transact(entry: Free, request: Request, policy: Policy) -> Flow[Settled | F
         end: Settled | Free = yield Transact(_run_in_transaction(entry, request, policy, call))
         return end
     except Exception as error:
-        if call.failed_at is None or not is_final(error, policy.store_errors):
+        if call.failed_at is None or not is_final(error, policy) or _is_rerun(entry, policy):
             raise
         now, record = call.failed_at, _record_of(request, entry.now, policy)
         step = failure_of(record, error, now, entry.found, request, policy)
@@ -598,7 +602,10 @@ def _run_in_transaction(
         call.failed_at = now
         raise end.take()
     if isinstance(end.response, NotStored):
-        return _not_kept(end.response, record, UNDONE, request)
+        settled = _not_kept(end.response, record, UNDONE, request)
+        if found is not None and not _is_rerun(entry, policy):
+            yield CheckAndPut(found, None)  # what had expired, or was found not to be applied
+        return settled
     packed = encode_response(end.response, UNDONE, request.codec)
     yield complete(record, packed, now, request.ttl, found, policy, UNDONE)
     return Settled(packed, False, record.created_at, now + request.ttl)

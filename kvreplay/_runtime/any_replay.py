@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 from kvreplay._protocol import flow
 from kvreplay._protocol.codec import Codec
+from kvreplay._protocol.endings import is_final
 from kvreplay._protocol.record import ReplayRecord, encode_response
 from kvreplay._protocol.steps import Flow, Request, Settled
 from kvreplay._runtime.decorating import (
@@ -37,8 +40,10 @@ from kvreplay.errors import (
     InFlightError,
     InvalidParamsError,
     ParamsMismatchError,
+    ReplayClosedError,
     ReplayError,
     ResponseTypeError,
+    StoredFailureError,
 )
 from kvreplay.store import SweepResult
 
@@ -54,7 +59,7 @@ LOOK_AGAIN = 1.0
 
 
 _CHECKED: Final[set[object]] = set()
-"""The code of handlers whose annotations were looked at."""
+"""The handlers whose annotations were looked at: the code, and the annotation itself."""
 
 _MANY: Final = 512
 
@@ -141,14 +146,21 @@ class AnyReplay(Configured[V]):
         Raises:
             ConfigError: nothing ran.
         """
-        code = getattr(handler, "__code__", None)
-        if request.codec is None and code not in _CHECKED and _says_what_it_returns(handler):
-            from kvreplay._typed.codecs import check_plain_answer  # late, likewise
+        if request.codec is not None or not _says_what_it_returns(handler):
+            return
+        # Code alone would not do: a decorator gives that of its wrapper to all functions.
+        own = inspect.unwrap(handler)
+        look = getattr(own, "__code__", None), getattr(own, "__annotations__", {}).get("return")
+        with contextlib.suppress(TypeError):  # an annotation is any object
+            if look in _CHECKED:
+                return
+        from kvreplay._typed.codecs import check_plain_answer  # late, likewise
 
-            check_plain_answer(handler)
-            if len(_CHECKED) >= _MANY:
-                _CHECKED.clear()
-            _CHECKED.add(code)
+        check_plain_answer(handler)
+        if len(_CHECKED) >= _MANY:
+            _CHECKED.clear()
+        with contextlib.suppress(TypeError):
+            _CHECKED.add(look)
 
     def _codec_to_look(self, returns: object, key: Key, operation: str | None) -> Codec[Any] | None:
         """Return how an answer is read: the function that has the operation may say it."""
@@ -232,7 +244,11 @@ class AnyReplay(Configured[V]):
 
     def _tell(self, error: BaseException, request: Request) -> None:
         """Tell how a request ended that has run nothing itself."""
-        self._settings.observer.emit_error(error, request.key, request.began)
+        settings = self._settings
+        if is_final(error, settings.policy) or isinstance(error, StoredFailureError):
+            settings.observer.emit("replayed", request.key, request.began)
+        else:
+            settings.observer.emit_error(error, request.key, request.began)
 
     def _refuse(self, request: Request) -> None:
         """Raise for a key that this process is running, and tell so."""
@@ -308,6 +324,8 @@ class AnyReplay(Configured[V]):
             return outcome
         if flight.out_of_time and patience.left(LOOK_AGAIN):
             return None  # its leader has waited long enough for another owner, and this has not
+        if isinstance(result, ReplayClosedError):
+            return None  # the leader's replay was closed, and this one may be another
         if isinstance(result, Exception):
             raise fresh(result) from result
         return None  # interrupted; the record shows how the run ended

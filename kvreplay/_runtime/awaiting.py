@@ -88,6 +88,7 @@ class AsyncDriver:
                         if isinstance(error, StopIteration):
                             return cast(T, error.value)
                         answer = None  # it may be the error, whose traceback holds this frame
+                        run.locate(error)
                         raise
                     if run.is_inherited:
                         raise  # in a forked child the flow is its parent's
@@ -144,7 +145,7 @@ class AsyncDriver:
             return left > 0
         if isinstance(step, Reconcile):
             assert settings.reconcile is not None  # else the policy is another
-            run.bind()
+            run.reconciling()
             return await _awaited(settings.reconcile(step.record)), settings.now()
         if isinstance(step, Transact):
             assert handler is not None

@@ -75,6 +75,7 @@ def drive(
                     if isinstance(error, StopIteration):
                         return cast(T, error.value)
                     answer = None  # it may be the error, whose traceback holds this frame
+                    run.locate(error)
                     raise
                 if run.is_inherited:
                     raise  # in a forked child the flow is its parent's
@@ -140,7 +141,7 @@ def _answer(
         return left > 0
     if isinstance(step, Reconcile):
         assert settings.reconcile is not None  # else the policy is another
-        run.bind()
+        run.reconciling()
         return settings.reconcile(step.record), settings.now()
     assert isinstance(step, Transact)  # the last step that needs a handler
     assert handler is not None

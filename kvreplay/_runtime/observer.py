@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 from kvreplay._protocol.keys import ReplayKey
@@ -80,6 +81,8 @@ class Observer:
         """
         if key is not None and kind in _DOUBTS:
             self._log_doubt(_DOUBTS[kind], kind, key)
+        elif key is not None and kind in _NO_DOUBT:
+            self._logged.pop(key, None)
         if self.is_there:
             self.tell(
                 kind, key, None if key is None else ReplayKey.digest, self._now_ms(), began, swept
@@ -119,7 +122,8 @@ class Observer:
             logger().warning(text, self._namespace, key.digest())
         self._logged[key] = None
         while len(self._logged) > _REMEMBERED:
-            self._logged.pop(next(iter(self._logged)), None)
+            with suppress(RuntimeError, StopIteration):  # another thread changes it just now
+                self._logged.pop(next(iter(self._logged)), None)
 
 
 _DOUBTS: Final[Mapping[EventKind, str]] = {
@@ -129,3 +133,8 @@ _DOUBTS: Final[Mapping[EventKind, str]] = {
     " nobody knows how it ended; find out, then resolve() or release() the key",
 }
 """The warning for each kind of event that tells of a doubt: the namespace, and the key's digest."""
+
+_NO_DOUBT: Final = frozenset(
+    ("completed", "failed", "replayed", "expired", "reconciled", "resolved", "released_by_operator")
+)
+"""Who then meets a doubt meets a new one, which is logged anew."""

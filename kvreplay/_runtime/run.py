@@ -22,7 +22,14 @@ from kvreplay._runtime.observer import event_of
 from kvreplay._runtime.patience import Patience
 from kvreplay._runtime.settings import Settings
 from kvreplay._runtime.singleflight import Flight, flights
-from kvreplay.errors import InFlightError, KeyNotFoundError, RecordError, StoreError
+from kvreplay.errors import (
+    ConfigError,
+    InFlightError,
+    InvalidParamsError,
+    KeyNotFoundError,
+    RecordError,
+    StoreError,
+)
 from kvreplay.events import ANSWERS, AnswerKind, EventKind, logger
 from kvreplay.store import Change, PromptKVStore
 from kvreplay.store.locks import ProcessMark
@@ -64,8 +71,10 @@ class Run:
     """One drive of a flow on one key: the blocking answers to its steps, and its token."""
 
     __slots__ = (
+        "_asked_about_doubt",
         "_began",
         "_caller",
+        "_has_lost_claim",
         "_is_over",
         "_patience",
         "_store",
@@ -74,7 +83,6 @@ class Run:
         "_whole",
         "address",
         "flight",
-        "has_begun",
         "is_observed",
         "key",
         "raised",
@@ -105,8 +113,9 @@ class Run:
         self.raised: Exception | None = None
         self._token: bytes | None = None
         self._is_over = False
+        self._asked_about_doubt = False
+        self._has_lost_claim = False
         self._told: EventKind | None = None
-        self.has_begun = False  # the handler, even inside a transaction
         self._caller: ProcessMark | None = None  # the process that runs the handler
 
     def inside(self, transaction: ReadsAndPuts) -> Run:
@@ -124,12 +133,15 @@ class Run:
         Raises:
             ReplayClosedError: the replay was closed; the handler must not run.
         """
-        whole = self._whole or self
-        self.settings.running.begin(whole, self.key)
-        whole.has_begun = True
-        self._caller = liveness.this_process()
+        self.settings.running.begin(self._whole or self, self.key)
+        self._caller, self._asked_about_doubt = liveness.this_process(), False
         self.bind()
         self.settings.observer.emit("started", self.key, self._began)
+
+    def reconciling(self) -> None:
+        """Note that the key is in doubt, and that the reconciler is asked about it."""
+        self._asked_about_doubt = True
+        self.bind()
 
     def waiting(self, delay: int) -> float:
         """Note that another owner runs the key, with this run's params.
@@ -173,6 +185,11 @@ class Run:
         """Whether this process is a forked child of the one whose handler this run has called."""
         return self._caller is not None and not self._caller[0]
 
+    def locate(self, error: BaseException) -> None:
+        """Say in an error about the key's record where that is."""
+        if isinstance(error, RecordError) and not error.addresses:
+            error.addresses = (self.address,)
+
     def failed(self, error: BaseException) -> StopIteration | None:
         """Emit the event of the error that ended this run, and forget what leads to the error.
 
@@ -180,8 +197,6 @@ class Run:
         generator does, has made a RuntimeError of it.
         """
         raised, self.raised, self.flight = self.raised, None, None
-        if isinstance(error, RecordError) and not error.addresses:
-            error.addresses = (self.address,)
         stopped = isinstance(raised, StopIteration) and error.__cause__ is raised
         if self._told is None:
             kind = self._end_of(error, is_own=stopped or error is raised)
@@ -194,14 +209,18 @@ class Run:
 
         ``is_own``: the handler raised it.
         """
+        if is_own and self._has_lost_claim:
+            return "claim_lost"
         if is_own:  # a claim is still there: it could not be withdrawn
             return "released" if self._token is None else "doubt_begun"
         kind = event_of(error)
-        if not self.has_begun:
-            return kind
-        if kind is None:  # the answer cannot be stored, and nothing is in doubt by it
-            return "released"
-        return "doubt_begun" if kind == "in_doubt" else kind
+        if kind == "in_doubt" and self._caller is not None:
+            return "doubt_begun"
+        if kind is None and self._asked_about_doubt:  # the reconciler failed, or its verdict did
+            return "in_doubt"
+        if kind is None and not isinstance(error, InvalidParamsError | ConfigError):
+            return "released"  # closed, undone, no thread: the key is as it was
+        return kind
 
     def answered(self, settled: Settled) -> None:
         """Emit how the request ended, if no put has told it."""
@@ -267,10 +286,13 @@ class Run:
         if isinstance(step, CheckAndPut):
             if step.event and answer[0] == step.expected:
                 self._tell(step.event)
+            elif step.event in _ENDS:
+                self._has_lost_claim = True
         elif isinstance(step, Transact) and isinstance(answer, Settled):
             self._tell("released" if answer.expires_at is None else "completed")
 
     def _begin(self) -> tuple[bytes, str]:
+        self.settings.running.check_open()  # before a claim is stored
         if self._token is not None:
             liveness.end(self._token)  # of an attempt in which another owner was faster
         token = self._token = liveness.new_token()

@@ -22,8 +22,7 @@ class Running:
     """The runs that have called their handlers and have not ended. A forked child has none."""
 
     def __init__(self) -> None:
-        self._runs: dict[object, ReplayKey] = {}
-        self._owner: ProcessMark | None = None  # the process whose runs they are
+        self._runs: dict[object, tuple[ReplayKey, ProcessMark]] = {}  # with the run's process
         self._bells: dict[Bell, None] = {}
         self.is_closed = False
 
@@ -40,11 +39,18 @@ class Running:
             )
 
     def begin(self, run: object, key: ReplayKey) -> None:
-        """Note that a run is about to call its handler."""
-        self.check_open()
-        if self._owner is None or not self._owner[0]:
-            self._runs, self._owner = {}, this_process()
-        self._runs[run] = key
+        """Note that a run is about to call its handler.
+
+        Raises:
+            ReplayClosedError: ``close()`` was called. If that comes just now, it waits for this
+                run, or this run is refused.
+        """
+        self._runs[run] = key, this_process()
+        try:
+            self.check_open()
+        except ReplayClosedError:
+            self.end(run)
+            raise
 
     def end(self, run: object) -> None:
         """Note that it has ended; a second call does nothing."""
@@ -80,5 +86,4 @@ class Running:
         return len(left)
 
     def _left(self) -> list[ReplayKey]:
-        is_ours = self._owner is not None and bool(self._owner[0])
-        return list(self._runs.values()) if is_ours else []
+        return [key for key, process in list(self._runs.values()) if process[0]]

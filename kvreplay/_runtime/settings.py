@@ -180,9 +180,11 @@ class Configured(Generic[V]):
             store_errors: exception classes of a handler that are final failures, such as a declined
                 card. Such a failure is stored like an answer, by its class's name and its
                 arguments, and raised for every retry. Only a class that is itself in this tuple is
-                built again; for others a retry gets a :class:`~kvreplay.StoredFailureError`. A
-                handler of a transaction has its writes undone first. Neither exception groups nor
-                kvreplay's own errors are stored.
+                built again, and only if it comes out with the same arguments; for others a retry
+                gets a :class:`~kvreplay.StoredFailureError`. If ``doubt_on`` names the exception
+                too, the class that is nearer to its own decides: ``(OSError,)`` makes no answer of
+                a ``TimeoutError``. A handler of a transaction has its writes undone first. Neither
+                exception groups nor kvreplay's own errors are stored.
             params_key: a secret of at least 16 bytes, or several: a record then keeps a keyed
                 digest (HMAC-SHA-256) of the params, not the params. The first one digests what is
                 stored now; all are compared with, so that a new one can be put first. A record with

@@ -7,6 +7,7 @@ from typing import Any
 import attrs
 
 from kvreplay import ReplayKey, ReplayRecord
+from kvreplay._protocol.failures import encode_failure
 from kvreplay._protocol.flow import execute, execute_in_transaction, settle
 from kvreplay._protocol.params import canonical
 from kvreplay._protocol.record import Claim, State, decode, encode, encode_response
@@ -26,6 +27,7 @@ from kvreplay._protocol.steps import (
     Transact,
     Wait,
 )
+from support.final_failures import Declined
 
 KEY = ReplayKey("lsp", "session")
 PARAMS = canonical({"amount": 1})
@@ -55,6 +57,12 @@ def claimed(
 ) -> bytes:
     claim = Claim(token, lease_expires_at, "owner", ended_at)
     return encode(ReplayRecord(State.IN_PROGRESS, KEY, params, None, NOW - 5, None, claim))
+
+
+def failed(error: Exception | None = None, expires_at: int = NOW + 1) -> bytes:
+    """A final failure; by default the one that ``Declined()`` is."""
+    packed = encode_failure(Declined() if error is None else error)
+    return encode(record(State.FAILED, PARAMS, expires_at, packed))
 
 
 def tombstone(expires_at: int = NOW + 1) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import threading
 from collections.abc import Callable, Sequence
@@ -35,14 +36,17 @@ class Sync:
         self.lookup = self.replay.lookup
         self.resolve = self.replay.resolve
         self.release = self.replay.release
+        self.record = self.replay.record
+        self.forget = self.replay.forget
         self.sweep = self.replay.sweep
+        self.close = self.replay.close
         self.execute_in_transaction = self.replay.execute_in_transaction
 
     def execute(self, *args: Any, **options: Any) -> Outcome:
         return self.replay.execute(*args, **options)
 
-    def records(self) -> list[ReplayRecord]:
-        return list(self.replay.records())
+    def records(self, **options: Any) -> list[ReplayRecord]:
+        return list(self.replay.records(**options))
 
     def decorated(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
         return self.replay.idempotent(**options)(function)
@@ -72,12 +76,21 @@ class Async:
     def release(self, *args: Any, **options: Any) -> bool:
         return asyncio.run(self.replay.release(*args, **options))
 
+    def record(self, *args: Any, **options: Any) -> ReplayRecord | None:
+        return asyncio.run(self.replay.record(*args, **options))
+
+    def forget(self, *args: Any, **options: Any) -> bool:
+        return asyncio.run(self.replay.forget(*args, **options))
+
     def sweep(self, limit: int = 1000) -> SweepResult:
         return asyncio.run(self.replay.sweep(limit))
 
-    def records(self) -> list[ReplayRecord]:
+    def close(self, *args: Any, **options: Any) -> int:
+        return asyncio.run(self.replay.close(*args, **options))
+
+    def records(self, **options: Any) -> list[ReplayRecord]:
         async def collect() -> list[ReplayRecord]:
-            return [record async for record in self.replay.records()]
+            return [record async for record in self.replay.records(**options)]
 
         return asyncio.run(collect())
 
@@ -94,6 +107,8 @@ def awaited(function: Callable[..., Any]) -> Callable[..., Any]:
             return await asyncio.to_thread(function, *args, **kwargs)
         return function(*args, **kwargs)
 
+    if inspect.isfunction(function):
+        functools.update_wrapper(wrapper, function)  # with what it says that it returns
     wrapper.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
     return wrapper
 

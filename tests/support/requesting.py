@@ -9,7 +9,7 @@ import pytest
 from kvreplay._protocol.keys import name
 from support.replaying import Handler, Interrupt
 
-__all__ = ["KEY", "NAMESPACE", "OTHER", "PARAMS", "abandon", "entry"]
+__all__ = ["KEY", "NAMESPACE", "OTHER", "PARAMS", "abandon", "entry", "reopened"]
 
 KEY = ("02lsp", "session-1")
 PARAMS = {"amount_msat": 1000, "hash": b"\x01" * 32}
@@ -27,3 +27,10 @@ def abandon(replay: Any, key: tuple[str, str] = KEY, params: Any = PARAMS) -> No
     """Leave the key in doubt, as an interrupt of the handler does."""
     with pytest.raises(Interrupt):
         replay.execute(key, params, Handler(Interrupt()))
+
+
+def reopened(engine: Any, store: Any) -> Any:
+    """The store after a restart, as far as its entries outlive the process."""
+    if engine.durable:
+        store.close()
+    return engine.open()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -27,8 +28,10 @@ def events() -> list[str]:
 
 
 @pytest.fixture
-def make(face: Any, store: Any, clock: FakeClock, events: list[str]) -> Callable[..., Any]:
-    def make(**settings: Any) -> Any:
+def make_on(face: Any, clock: FakeClock, events: list[str]) -> Callable[..., Any]:
+    """``make_on(store, **settings)`` makes a replay; its events' kinds are in ``events``."""
+
+    def make_on(store: Any, **settings: Any) -> Any:
         settings = {
             "ttl": 60,
             "clock": clock,
@@ -38,7 +41,12 @@ def make(face: Any, store: Any, clock: FakeClock, events: list[str]) -> Callable
         }
         return face(store, NAMESPACE, **settings)
 
-    return make
+    return make_on
+
+
+@pytest.fixture
+def make(make_on: Callable[..., Any], store: Any) -> Callable[..., Any]:
+    return functools.partial(make_on, store)
 
 
 @pytest.fixture

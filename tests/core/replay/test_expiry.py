@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kvreplay import ExpiredError, StaleFlowError
+from kvreplay import ConfigError, ExpiredError, InDoubtError, StaleFlowError
 from kvreplay._protocol.record import State, decode
 from support.replaying import FakeClock, Handler
 from support.requesting import KEY, OTHER, PARAMS, abandon, entry
@@ -90,3 +90,107 @@ def test_a_sweep_waits_for_the_tombstones(make: Callable[..., Any], clock: FakeC
     clock.pass_seconds(1)
     assert replay.sweep().removed == 1
     assert replay.records() == []
+
+
+# on_expired="rerun"
+
+
+@pytest.mark.parametrize("lease", [30.0, None])
+@pytest.mark.parametrize("swept", [False, True])
+@pytest.mark.parametrize("tombstone_ttl", [0, 100])
+def test_an_expired_answer_can_count_as_absent(
+    make: Callable[..., Any],
+    clock: FakeClock,
+    lease: float | None,
+    swept: bool,
+    tombstone_ttl: float,
+    events: list[str],
+) -> None:
+    replay = make(on_expired="rerun", lease=lease, tombstone_ttl=tombstone_ttl)
+    handler = Handler("first", "second", "third")
+    replay.execute(KEY, PARAMS, handler)
+    clock.pass_seconds(59.999)
+    assert replay.execute(KEY, PARAMS, handler).response == "first"
+    clock.pass_seconds(0.001)
+    if swept:
+        replay.sweep()
+    assert replay.lookup(KEY, PARAMS) is None
+    second = replay.execute(KEY, OTHER, handler)
+    assert (second.response, second.replayed) == ("second", False)
+    assert second.expires_at == clock.now + 60_000
+    assert replay.lookup(KEY, OTHER).response == "second"
+    assert "expired" not in events
+    assert handler.runs == 2
+
+
+def test_a_tombstone_of_a_strict_replay_counts_as_absent_too(
+    make: Callable[..., Any], clock: FakeClock
+) -> None:
+    strict, again = make(tombstone_ttl=100), make(tombstone_ttl=100, on_expired="rerun")
+    strict.execute(KEY, PARAMS, Handler("first"))
+    clock.pass_seconds(60)
+    for _ in range(2):
+        with pytest.raises(ExpiredError):
+            strict.lookup(KEY, PARAMS)
+    assert strict.record(KEY).state is State.TOMBSTONE
+    assert again.lookup(KEY, PARAMS) is None
+    assert again.execute(KEY, PARAMS, Handler("second")).response == "second"
+    assert strict.execute(KEY, PARAMS, Handler("never")).response == "second"
+
+
+def test_a_transaction_reruns_an_expired_answer(
+    make_on: Callable[..., Any], transactional: Any, clock: FakeClock
+) -> None:
+    answers = ["second", "first"]
+    for on_expired in ("rerun", "stale"):
+        replay = make_on(transactional, on_expired=on_expired)
+        if on_expired == "stale":
+            with pytest.raises(ExpiredError):
+                replay.execute_in_transaction(KEY, PARAMS, lambda transaction: "never")
+            break
+        for _ in range(2):
+            replay.execute_in_transaction(KEY, PARAMS, lambda transaction: answers.pop())
+            clock.pass_seconds(60)
+    assert answers == []
+
+
+def test_a_rerun_of_an_expired_answer_that_fails_leaves_a_free_key(
+    make: Callable[..., Any], store: Any, clock: FakeClock
+) -> None:
+    replay = make(on_expired="rerun")
+    replay.execute(KEY, PARAMS, Handler("first"))
+    clock.pass_seconds(60)
+    with pytest.raises(ValueError, match="no"):
+        replay.execute(KEY, PARAMS, Handler(ValueError("no")))
+    assert entry(store) is None
+
+
+def test_a_doubt_is_never_too_old_to_be_told(make: Callable[..., Any], clock: FakeClock) -> None:
+    replay = make(on_expired="rerun")
+    abandon(replay)
+    clock.pass_seconds(100 * 86_400)
+    with pytest.raises(InDoubtError):
+        replay.execute(KEY, PARAMS, Handler("never"))
+
+
+@pytest.mark.parametrize("swept", [False, True])
+@pytest.mark.parametrize("seconds", [60, 159.999])
+def test_a_tombstone_lasts_as_long_whether_or_not_a_sweep_came_first(
+    make: Callable[..., Any], clock: FakeClock, swept: bool, seconds: float
+) -> None:
+    replay = make(tombstone_ttl=100)
+    replay.execute(KEY, PARAMS, Handler("first"))
+    clock.pass_seconds(seconds)
+    if swept:
+        replay.sweep()
+    for params in (PARAMS, OTHER):
+        with pytest.raises(ExpiredError):
+            replay.execute(KEY, params, Handler("never"))
+
+
+@pytest.mark.parametrize("on_expired", ["again", None, True, 1])
+def test_what_to_do_with_what_has_expired_is_one_of_two(
+    make: Callable[..., Any], on_expired: Any
+) -> None:
+    with pytest.raises(ConfigError, match="on_expired"):
+        make(on_expired=on_expired)

@@ -1,0 +1,63 @@
+"""An operator forgets an answer: exactly the one that was read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from kvreplay import InDoubtError, InFlightError, ReplayRecord
+from kvreplay._protocol.flow import forget
+from kvreplay._protocol.record import decode
+from support.flow_script import (
+    KEY,
+    NOW,
+    Script,
+    claimed,
+    completed,
+    failed,
+    tombstone,
+)
+
+
+def forgetting(seen: ReplayRecord | None = None) -> Script:
+    return Script(forget(KEY, seen))
+
+
+@pytest.mark.parametrize(
+    "found", [completed(), failed(), tombstone(), completed(expires_at=NOW - 1)]
+)
+def test_exactly_the_answer_that_was_read_is_forgotten(found: bytes) -> None:
+    for seen in (None, decode(found)):
+        script = forgetting(seen).reads(found)
+        step = script.step
+        assert (step.expected, step.value, step.event) == (found, None, "forgotten")
+        assert script.puts().result is True
+
+
+def test_what_another_has_stored_meanwhile_is_looked_at_again() -> None:
+    first, second = completed(), completed(response="newer")
+    script = forgetting(decode(first)).reads(first).puts(second)
+    assert script.result is False
+    script = forgetting().reads(first).puts(second)
+    assert script.step.expected == second
+    assert script.puts(None).result is False
+    with pytest.raises(InFlightError):
+        forgetting().reads(first).puts(claimed()).probes(True)
+
+
+def test_nothing_is_forgotten_of_a_claim() -> None:
+    assert forgetting().reads(None).result is False
+    cases: list[tuple[bytes, Callable[[Script], object], type[Exception]]] = [
+        (claimed(), lambda script: script.probes(True), InFlightError),
+        (claimed(), lambda script: script.probes(None), InFlightError),
+        (claimed(), lambda script: script.probes(False), InDoubtError),
+        (claimed(lease_expires_at=NOW), lambda script: script.probes(None), InDoubtError),
+    ]
+    for found, go_on, error in cases:
+        for seen in (None, decode(found), decode(completed())):
+            script = forgetting(seen).reads(found)
+            with pytest.raises(error, match="nothing was changed"):
+                go_on(script)
+    with pytest.raises(InDoubtError):
+        forgetting().reads(claimed(ended_at=NOW))
