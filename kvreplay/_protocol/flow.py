@@ -232,6 +232,10 @@ def forget(key: ReplayKey, seen: ReplayRecord | None) -> Flow[bool]:
                     " later",
                     _retry_after(record.claim, now),
                 )
+            there, now = yield READ
+            if there != found:  # its owner has answered, and was gone when we looked
+                found = there
+                continue
             raise InDoubtError(
                 "the key is in doubt, and has no answer to forget; nothing was changed: find out,"
                 " then resolve() or release() it"

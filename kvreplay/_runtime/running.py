@@ -72,8 +72,7 @@ class Running:
         end = math.inf if timeout is None else monotonic() + timeout / 1000
         try:
             self._bells[bell] = None
-            while (left := self._left()) and (time_left := end - monotonic()) > 0:
-                bell.wait(min(time_left, _LOOK_AGAIN))
+            left = self._left_at(end, bell, monotonic)
         finally:
             self._bells.pop(bell, None)
         for key in left:
@@ -84,6 +83,15 @@ class Running:
                 key.digest(),
             )
         return len(left)
+
+    def _left_at(self, end: float, bell: Bell, monotonic: Callable[[], float]) -> list[ReplayKey]:
+        """Wait until no handler runs, but not beyond ``end``; return the keys that are left.
+
+        The loop has a function of its own for the sake of interrupts: see ``test_loops.py``.
+        """
+        while (left := self._left()) and (time_left := end - monotonic()) > 0:
+            bell.wait(min(time_left, _LOOK_AGAIN))
+        return left
 
     def _left(self) -> list[ReplayKey]:
         return [key for key, process in list(self._runs.values()) if process[0]]

@@ -9,9 +9,21 @@ from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any, Final
 
+import attrs
+
 from interrupts.points import Ended
-from interrupts.world import World
-from kvreplay import AsyncReplay, Change, Entry, InDoubtError, Outcome, Replay
+from interrupts.world import World, enter_as_it_is
+from kvreplay import (
+    AsyncReplay,
+    Change,
+    Entry,
+    InDoubtError,
+    NotStored,
+    Outcome,
+    Replay,
+    ReplayClosedError,
+    State,
+)
 from kvreplay.errors import KeyNotFoundError
 from kvreplay.ldk import TurnStore
 
@@ -21,6 +33,7 @@ Operation = Generator[Callable[[], Any], Ended, None]
 
 ENGINES: Final = ("lmdb", "memory", "filesystem", "sqlite")
 KEY: Final = ("peer", "session")
+FINAL: Final = (ZeroDivisionError,)  # what a walk takes for the call's own
 PARAMS: Final = {"amount": 1}
 SMALL: Final = 1 << 17  # a map in bytes: four databases and a few entries fit in
 
@@ -266,8 +279,26 @@ def closing(world: World) -> Operation:
 # Requests. ``ask`` makes the call of one kind of replay.
 
 
-def execute(world: World, replay: Any, handler: Callable[..., Any], method: str = "execute") -> Any:
-    call = getattr(replay, method)(KEY, PARAMS, handler)
+@attrs.frozen(eq=False)
+class Answered:
+    """What an outcome is equal to, whenever its run began."""
+
+    response: Any
+    replayed: bool
+
+    def __eq__(self, other: object) -> bool:
+        told = isinstance(other, Outcome) and (other.response, other.replayed)
+        return told == (self.response, self.replayed)
+
+
+def execute(
+    world: World,
+    replay: Any,
+    handler: Callable[..., Any],
+    method: str = "execute",
+    **options: Any,
+) -> Any:
+    call = getattr(replay, method)(KEY, PARAMS, handler, **options)
     return world.run(call) if isinstance(replay, AsyncReplay) else call
 
 
@@ -279,10 +310,10 @@ def request(asynchronous: bool, **settings: Any) -> Callable[[World], Operation]
         ended = yield lambda: execute(world, replay, handler)
         assert world.runs <= 1
         if not ended.error:
-            assert ended.result == Outcome("answer", False)
+            assert ended.result == Answered("answer", False)
         again = _ask_again(world)
         claimed = settings.get("lease", 30) is not None
-        if again == Outcome("answer", True):
+        if again == Answered("answer", True):
             assert world.runs == 1
         elif again is None:
             assert world.runs == 0 or not claimed, "it ran, and is forgotten"
@@ -307,22 +338,161 @@ def request_in_transaction(asynchronous: bool) -> Callable[[World], Operation]:
         ended = yield lambda: execute(world, replay, handler, "execute_in_transaction")
         assert world.runs <= 1
         if not ended.error:
-            assert ended.result == Outcome("answer", False)
+            assert ended.result == Answered("answer", False)
         again = _ask_again(world)
         assert again in (
-            (None, Outcome("answer", True)) if ended.error else (Outcome("answer", True),)
+            (None, Answered("answer", True)) if ended.error else (Answered("answer", True),)
         )
         assert (found(world, "effect") is not None) == (again is not None)
 
     return requesting
 
 
-def _ask_again(world: World) -> Any:
-    """What the key is now: an outcome, ``None`` if it is free, or the error that it is in doubt."""
+def _ask_again(world: World, **options: Any) -> Any:
+    """What the key is now: an outcome, ``None`` if it is free, or the error that it is in doubt.
+
+    A stored failure is an error too.
+    """
     try:
-        return world.replay().lookup(KEY, PARAMS)
-    except InDoubtError as error:
+        return world.replay(store_errors=FINAL).lookup(KEY, PARAMS, **options)
+    except (InDoubtError, *FINAL) as error:
         return error
+
+
+def failing(asynchronous: bool, method: str = "execute") -> Callable[[World], Operation]:
+    """A request whose handler ends with a final failure."""
+
+    def failing(world: World) -> Operation:
+        world.ends_with = ZeroDivisionError("refused")
+        make = world.async_replay if asynchronous else world.replay
+        replay, handler = make(store_errors=FINAL), _handler_of(world, asynchronous, method)
+        ended = yield lambda: execute(world, replay, handler, method)
+        assert world.runs <= 1
+        again = _ask_again(world)
+        if isinstance(again, ZeroDivisionError):
+            assert again.args == ("refused",)
+            assert world.runs == 1
+            return
+        assert ended.point is not None, "a final failure that is not stored"
+        if isinstance(again, InDoubtError):
+            assert method == "execute"
+            world.in_doubt_for_nothing = world.runs == 0
+            assert world.replay().release(KEY)
+        else:
+            assert again is None
+            assert world.runs == 0 or method != "execute", "it failed finally, and is forgotten"
+
+    return failing
+
+
+def not_stored(asynchronous: bool, method: str = "execute") -> Callable[[World], Operation]:
+    """A request whose answer is not to be kept."""
+
+    def not_stored(world: World) -> Operation:
+        world.ends_with = NotStored("answer")
+        make = world.async_replay if asynchronous else world.replay
+        replay, handler = make(), _handler_of(world, asynchronous, method)
+        ended = yield lambda: execute(world, replay, handler, method)
+        assert world.runs <= 1
+        if not ended.error:
+            assert ended.result == Answered("answer", False)
+        again = _ask_again(world)
+        if isinstance(again, InDoubtError):
+            assert method == "execute"
+            assert ended.error
+            world.in_doubt_for_nothing = world.runs == 0
+            assert world.replay().release(KEY)
+        else:
+            assert again is None, "what was not to be kept is kept"
+
+    return not_stored
+
+
+def _handler_of(world: World, asynchronous: bool, method: str) -> Callable[..., Any]:
+    if method == "execute_in_transaction":
+        return lambda txn: world.handler()
+    return world.async_handler if asynchronous else world.handler
+
+
+@attrs.frozen
+class Invoice:
+    """What a typed request answers."""
+
+    amount: int
+
+
+def typed(asynchronous: bool) -> Callable[[World], Operation]:
+    def typed(world: World) -> Operation:
+        world.ends_with = Invoice(1)
+        # What a type becomes is made once, and whatever that needs is imported then.
+        world.replay().execute(("peer", "first"), PARAMS, world.handler, returns=Invoice)
+        world.runs = 0
+        replay = world.async_replay() if asynchronous else world.replay()
+        handler = world.async_handler if asynchronous else world.handler
+        ended = yield lambda: execute(world, replay, handler, returns=Invoice)
+        assert world.runs <= 1
+        if not ended.error:
+            assert ended.result == Answered(Invoice(1), False)
+        again = _ask_again(world, returns=Invoice)
+        if again == Answered(Invoice(1), True):
+            assert world.runs == 1
+        elif again is None:
+            assert ended.error
+            assert world.runs == 0, "it ran, and is forgotten"
+        else:
+            assert ended.error
+            world.in_doubt_for_nothing = world.runs == 0
+            assert world.replay().release(KEY)
+
+    return typed
+
+
+def forgetting(asynchronous: bool) -> Callable[[World], Operation]:
+    def forgetting(world: World) -> Operation:
+        world.replay().execute(KEY, PARAMS, world.handler)
+        seen = world.replay().record(KEY)
+        replay = world.async_replay() if asynchronous else world.replay()
+        call = partial(replay.forget, KEY, seen=seen)
+        ended = yield lambda: world.run(call()) if asynchronous else call()
+        assert ended.error or ended.result is True
+        again = _ask_again(world)
+        assert again is None or (ended.error and again == Answered("answer", True))
+
+    return forgetting
+
+
+def looking_at_the_record(asynchronous: bool) -> Callable[[World], Operation]:
+    def looking(world: World) -> Operation:
+        world.replay().execute(KEY, PARAMS, world.handler)
+        replay = world.async_replay() if asynchronous else world.replay()
+        ended = yield lambda: world.run(replay.record(KEY)) if asynchronous else replay.record(KEY)
+        assert ended.error or ended.result.state is State.COMPLETED
+        assert _ask_again(world) == Answered("answer", True)
+
+    return looking
+
+
+def closing_a_replay(asynchronous: bool) -> Callable[[World], Operation]:
+    def closing(world: World) -> Operation:
+        replay = world.async_replay() if asynchronous else world.replay()
+        handler = world.async_handler if asynchronous else world.handler
+        assert execute(world, replay, handler) == Answered("answer", False)
+        close = lambda: world.run(replay.close()) if asynchronous else replay.close()  # noqa: E731
+        ended = yield close
+        world.enter = enter_as_it_is
+        assert ended.error or ended.result == 0
+        assert close() == 0
+        assert execute(world, replay, handler) == Answered("answer", True)
+        try:
+            if asynchronous:
+                world.run(replay.execute(("peer", "other"), PARAMS, handler))
+            else:
+                replay.execute(("peer", "other"), PARAMS, handler)
+        except ReplayClosedError:
+            return
+        raise AssertionError("a handler has begun after close()")
+
+    return closing
 
 
 def hit(asynchronous: bool, method: str = "execute") -> Callable[[World], Operation]:
@@ -335,9 +505,9 @@ def hit(asynchronous: bool, method: str = "execute") -> Callable[[World], Operat
         else:
             ask = lambda: execute(world, replay, world.handler)  # noqa: E731
         ended = yield ask
-        assert ended.error or ended.result == Outcome("answer", True)
+        assert ended.error or ended.result == Answered("answer", True)
         assert world.runs == 1
-        assert _ask_again(world) == Outcome("answer", True)
+        assert _ask_again(world) == Answered("answer", True)
 
     return hitting
 
@@ -360,7 +530,7 @@ def settling(asynchronous: bool, how: str) -> Callable[[World], Operation]:
         )
         assert ended.error or ended.result is True
         again = _ask_again(world)
-        settled = Outcome("answer", True) if how == "resolve" else None
+        settled = Answered("answer", True) if how == "resolve" else None
         assert again == settled or (ended.error and isinstance(again, InDoubtError))
 
     return settling
@@ -375,7 +545,7 @@ def sweeping_answers(asynchronous: bool) -> Callable[[World], Operation]:
         ended = yield lambda: world.run(replay.sweep()) if asynchronous else replay.sweep()
         assert ended.error or ended.result.removed == 1
         world.replay().sweep()
-        assert world.replay().execute(KEY, PARAMS, world.handler) == Outcome("answer", False)
+        assert world.replay().execute(KEY, PARAMS, world.handler) == Answered("answer", False)
 
     return sweeping
 
@@ -437,15 +607,17 @@ def request_in_a_turn(world: World) -> Operation:
         txn.write("p", "s", "effect", b"1")
         return world.handler()
 
-    def take_turn() -> Outcome:
+    def take_turn() -> Outcome[Any]:
         with turns.turn():
             turns.write("p", "s", "a", b"1")
             return replay.execute_in_transaction(KEY, PARAMS, handler)
 
     ended = yield take_turn
-    assert ended.error or ended.result == Outcome("answer", False)
+    assert ended.error or ended.result == Answered("answer", False)
     again = _ask_again(world)
-    assert again in ((None, Outcome("answer", True)) if ended.error else (Outcome("answer", True),))
+    assert again in (
+        (None, Answered("answer", True)) if ended.error else (Answered("answer", True),)
+    )
     stored = {found(world, key) is not None for key in ("a", "effect")}
     assert stored == {again is not None}, "half of a turn"
     assert not turns._turns
@@ -484,11 +656,19 @@ def _requests(asynchronous: bool) -> dict[str, Callable[[World], Operation]]:
         "execute": request(asynchronous),
         "execute, lease=None": request(asynchronous, lease=None),
         "execute, renew=True": request(asynchronous, renew=True),
+        "execute, a final failure": failing(asynchronous),
+        "execute, an answer that is not kept": not_stored(asynchronous),
+        "execute, typed": typed(asynchronous),
         "execute_in_transaction": request_in_transaction(asynchronous),
+        "execute_in_transaction, a final failure": failing(asynchronous, "execute_in_transaction"),
+        "execute_in_transaction, not kept": not_stored(asynchronous, "execute_in_transaction"),
         "hit": hit(asynchronous),
         "lookup": hit(asynchronous, "lookup"),
         "resolve": settling(asynchronous, "resolve"),
         "release": settling(asynchronous, "release"),
+        "forget": forgetting(asynchronous),
+        "record": looking_at_the_record(asynchronous),
+        "close a replay": closing_a_replay(asynchronous),
         "sweep answers": sweeping_answers(asynchronous),
     }
 

@@ -26,7 +26,7 @@ from kvreplay.backends.sqlite import SQLiteStore
 from support.disks import in_memory
 from support.waiting import until
 
-__all__ = ["Neighbour", "World", "have_few_lock_files", "open_store"]
+__all__ = ["Neighbour", "World", "enter_as_it_is", "have_few_lock_files", "open_store"]
 
 PATIENCE: Final = 8.0  # seconds; the walk kills what takes longer
 
@@ -60,11 +60,13 @@ class World:
         self.path = self.folder / "store"
         self.map_size = 1 << 20  # bytes, of LMDB
         self.runs = 0  # of the handler
+        self.ends_with: Any = "answer"  # what it returns, or raises
         self.in_doubt_for_nothing = False
-        self.enter: Callable[[Callable[[], Any]], Any] = lambda call: call()
+        self.enter: Callable[[Callable[[], Any]], Any] = enter_as_it_is
         self._neighbour = neighbour
         self.store = self.open()
         self._replays: list[Any] = []
+        self._async_replays: list[Any] = []
         self.kept: dict[str, bytes] = {}
         self.keep()
         self.store.list("p", "kept")  # whoever reads for the first time may open something
@@ -101,19 +103,24 @@ class World:
         return replay
 
     def async_replay(self, **settings: Any) -> AsyncReplay:
-        return AsyncReplay(self.store, "pay", ttl=600, wait_timeout=0.3, **settings)
+        replay = AsyncReplay(self.store, "pay", ttl=600, wait_timeout=0.3, **settings)
+        self._async_replays.append(replay)
+        return replay
 
     @property
-    def handler(self) -> partial[str]:
+    def handler(self) -> partial[Any]:
         """A callable that is C's, as that of a decorated function: after it there is a point."""
         return partial(self._handle)
 
-    async def async_handler(self) -> str:
+    async def async_handler(self) -> Any:
         return self._handle()
 
-    def _handle(self) -> str:
-        self.runs += 1
-        return "answer"
+    def _handle(self) -> Any:
+        is_failure = isinstance(self.ends_with, Exception)
+        self.runs += 1  # there is no point from here on
+        if is_failure:
+            raise self.ends_with
+        return self.ends_with
 
     def check(self) -> None:
         """Assert that the interrupt left nothing behind, and that everybody can go on."""
@@ -136,6 +143,10 @@ class World:
         for replay in self._replays:
             if replay._renewing is not None:
                 assert getattr(replay._renewing, "is_idle", True), "a claim is still renewed"
+        for replay in self._replays + self._async_replays:
+            running = replay._settings.running
+            assert not running._runs, "a handler counts as running, and close() waits for it"
+            assert not running._bells, "somebody counts as closing"
         if self.engine in ("lmdb", "sqlite"):
             removals = self.store._opened().removals
             assert not removals.flying, "a transaction counts as under way"
@@ -161,6 +172,11 @@ class World:
 
     def temporaries(self) -> list[str]:
         return [path.name for path in self.folder.rglob("*.tmp")]
+
+
+def enter_as_it_is(call: Callable[[], Any]) -> Any:
+    """Make the call, with all the room that there is on the stack."""
+    return call()
 
 
 def use(store: Any, who: str) -> None:

@@ -77,6 +77,17 @@ TARGETS = [
         ("tests/core/test_record.py", "tests/core/flow", "tests/core/replay", *IN_MEMORY),
     ),
     Target(
+        "kvreplay._protocol.failures",
+        ("tests/protocol", "tests/core/flow", "tests/core/replay", *IN_MEMORY),
+    ),
+    Target(
+        "kvreplay._protocol.digests",
+        (
+            *("tests/protocol", "tests/core/flow", "tests/core/test_record.py"),
+            *("tests/core/replay", *IN_MEMORY),
+        ),
+    ),
+    Target(
         "kvreplay._protocol.params",
         ("tests/core/test_params.py", "tests/core/replay/test_memory.py"),
     ),

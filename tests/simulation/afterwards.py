@@ -10,21 +10,21 @@ from typing import Any
 import attrs
 
 from kvreplay import NOT_APPLIED, Applied, KVReplayError
-from kvreplay._protocol.record import TOKEN_SIZE, decode_response
+from kvreplay._protocol.record import TOKEN_SIZE
 from kvreplay._protocol.steps import (
     BEGIN,
     READ,
     Call,
     CheckAndPut,
+    ExpiredPolicy,
     InDoubtPolicy,
     Probe,
     Reconcile,
     Request,
-    Settled,
     Wait,
 )
 from simulation.flows import Protocol
-from simulation.invariants import Violation
+from simulation.invariants import Violation, answer_of
 from simulation.scenario import KEY, PARAMS, TICK, Scenario
 from simulation.world import describe, place_of, view
 
@@ -63,6 +63,8 @@ def _allowed(scenario: Scenario, data: bytes | None, now: int, effect: str | Non
         return {outcome, "ends with ParamsMismatchError"}
     if entry.response is not None and now < entry.expires_at:
         return {f"gets {entry.response}", "ends with ParamsMismatchError"}
+    if scenario.on_expired is ExpiredPolicy.RERUN:
+        return {"runs"}
     return (
         {"ends with ExpiredError"}
         if entry.response is not None or now < entry.expires_at
@@ -87,9 +89,7 @@ class _Latecomer:
             while not isinstance(step, Call | Wait):
                 step = flow.send(self._answer(step))
         except StopIteration as returned:
-            settled = returned.value
-            assert isinstance(settled, Settled)
-            return f"gets {decode_response(settled.response)}"
+            return f"gets {answer_of('(later)', returned.value)}"
         except KVReplayError as error:
             return f"ends with {type(error).__name__}"
         return "runs" if isinstance(step, Call) else "waits"

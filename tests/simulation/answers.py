@@ -13,6 +13,7 @@ from kvreplay._protocol.steps import (
     READ,
     Call,
     CheckAndPut,
+    InDoubtPolicy,
     Log,
     Probe,
     Reconcile,
@@ -21,14 +22,29 @@ from kvreplay._protocol.steps import (
     Wait,
 )
 from simulation import invariants
-from simulation.flows import ERRORS, Answer, Ended, Make, Node, Protocol, Sent, Thrown
+from simulation.flows import (
+    ERRORS,
+    Answer,
+    Committed,
+    Ended,
+    Make,
+    Node,
+    Protocol,
+    Refused,
+    Sent,
+    Thrown,
+    Undone,
+)
 from simulation.scenario import TICK, Scenario, name_of
-from simulation.world import Actor, Run, World, describe, in_doubt, look_up, owner_of, view
+from simulation.world import Actor, Run, RunEnd, World, describe, in_doubt, look_up, owner_of, view
 
 ANYTHING: Any = object()
 """As ``expected`` of a planted bug's put: whatever is there."""
 
 REQUESTS = ("execute", "transact")
+
+RUNS: tuple[RunEnd, ...] = ("returns", "fails", "keeps nothing")
+"""The ends of a handler that others must reckon with while it runs."""
 
 UNKNOWN_ENDS = {
     "unsure": ("loses contact", "IndeterminateError"),
@@ -152,7 +168,7 @@ class Answers:
     def _effect(self, world: World) -> str | None:
         """Return the response of the effect that no stored answer tells of yet."""
         for run in reversed(world.runs):
-            if world.answer(run.response) is None:
+            if run.end == "returns" and world.answer(run.response) is None:
                 return run.response
         return None
 
@@ -179,22 +195,28 @@ class Answers:
             label = f"{who} is interrupted, and nothing happened"
             began = world.with_actor(index, actor._replace(began=True))
             yield self._tell(label, began, index, Thrown("Interrupted", begun=True))
-        label = f"{who} runs the handler"
-        ran = self._effected(label, world, index)
-        if ends == ("returns",) and not world.left.ticks and not (held and actor.renewals):
-            # Nobody can see whether it has returned yet, and a crash has the same effect.
-            yield self._ended(f"{label}, which returns", ran, index, held)
-            return
-        running = ran.actors[index]._replace(phase="running", held=held)
-        yield label, ran.with_actor(index, running)
+        is_seen = not set(ends) <= set(RUNS) or world.left.ticks or (held and actor.renewals)
+        for end in RUNS:
+            if end not in ends:
+                continue
+            label = f"{who} runs the handler" + ("" if end == "returns" else f", which {end} later")
+            ran = self._ran(label, world, index, end)
+            if is_seen:
+                running = ran.actors[index]._replace(phase="running", held=held)
+                yield label, ran.with_actor(index, running)
+            else:
+                # Nobody can see whether it has ended yet, and a crash has the same effect.
+                yield self._ends(f"{who} runs the handler, which {end}", ran, index, held, end)
 
-    def _effected(self, label: str, world: World, index: int) -> World:
-        """Return the world with the handler's effect in the ledger."""
+    def _ran(self, label: str, world: World, index: int, end: RunEnd) -> World:
+        """Return the world with a run of the handler; if it returns, the ledger has its effect."""
         actor = world.actors[index]
         token = actor.token if isinstance(actor.node.step, Call) else None
-        run = Run(index, actor.attempt, token, len(world.answers))
+        run = Run(index, actor.attempt, token, len(world.answers), end)
         invariants.check_run(label, self.scenario, world, run)
         world = world._replace(runs=(*world.runs, run))
+        if end == "fails" and isinstance(actor.node.step, Transact):
+            return world  # it is undone
         return world.with_actor(index, actor._replace(began=True, ran=True))
 
     def _running(self, world: World, index: int, actor: Actor) -> Iterator[Move]:
@@ -209,6 +231,11 @@ class Answers:
             )
             renewing = actor._replace(renewal=root, renewals=actor.renewals - 1)
             yield from self._renewing(world.with_actor(index, renewing), index, renewing, root)
+        run = world.run_of(index)
+        assert run is not None  # it is under way
+        if run.end != "returns":
+            yield self._ends(f"{who}: the handler {run.end}", world, index, actor.held, run.end)
+            return
         ends = self.scenario.ends
         for end, (what, error) in UNKNOWN_ENDS.items():
             if end in ends:
@@ -218,15 +245,23 @@ class Answers:
             label = f"{who} is interrupted, and it happened"
             asking = world.with_actor(index, actor._replace(phase="asking", held=None))
             yield self._tell(label, asking, index, Thrown("Interrupted", begun=True))
-        yield self._ended(f"{who}: the handler returns", world, index, actor.held)
+        yield self._ends(f"{who}: the handler returns", world, index, actor.held, "returns")
 
-    def _ended(
-        self, label: str, world: World, index: int, held: bytes | None, error: str | None = None
-    ) -> Move:
-        actor = world.actors[index]
-        response = name_of(index, actor.attempt) if error is None else None
-        asking = world.with_actor(index, actor._replace(phase="asking", held=None, began=True))
-        return self._tell(label, asking, index, Ended(response, error, world.now, held))
+    def _ends(self, label: str, world: World, index: int, held: bytes | None, end: RunEnd) -> Move:
+        """End a run that answers something, or fails with it."""
+        return self._call_over(label, world, index, self._end_of(world, index, held, end))
+
+    def _end_of(self, world: World, index: int, held: bytes | None, end: RunEnd) -> Ended:
+        response = name_of(index, world.actors[index].attempt)
+        error = "Refused" if end == "fails" else None
+        return Ended(response, error, world.now, held, end != "keeps nothing")
+
+    def _ended(self, label: str, world: World, index: int, held: bytes | None, error: str) -> Move:
+        return self._call_over(label, world, index, Ended(None, error, world.now, held))
+
+    def _call_over(self, label: str, world: World, index: int, ended: Ended) -> Move:
+        actor = world.actors[index]._replace(phase="asking", held=None, began=True)
+        return self._tell(label, world.with_actor(index, actor), index, ended)
 
     def _renewing(self, world: World, index: int, actor: Actor, node: Node) -> Iterator[Move]:
         """The renewer's next step, while the handler runs."""
@@ -271,15 +306,18 @@ class Answers:
         """Run the handler and store its answer in one step, or undo both."""
         who = self._who(index, actor)
         world = self._bind(world, index)
-        actor = world.actors[index]._replace(saw=self._sees(world, index, world.data))
+        saw = self._sees(world, index, world.data)
+        reran = saw == "doubt" and self.scenario.on_in_doubt is InDoubtPolicy.RERUN
+        actor = world.actors[index]._replace(saw=saw, reran=reran)
         world = world.with_actor(index, actor)
-        for end in ("returns", "declines"):
+        for end in (*RUNS, "declines"):
             if end not in self.scenario.ends:
                 continue
             label = f"{who} runs a transaction, whose handler {end}"
             inside, answer = self._inside(label, world, index, end)
-            if isinstance(answer, Thrown) or inside is world:
-                yield self._tell(label, world, index, answer)  # nothing to commit
+            if isinstance(answer, Thrown | Undone) or inside is world:
+                undone = inside if isinstance(answer, Undone) else world
+                yield self._tell(label, undone, index, answer)  # nothing to commit
                 continue
             yield self._tell(label, inside, index, answer)
             unknown = "OutcomeUnknownError"
@@ -289,7 +327,8 @@ class Answers:
 
     def _inside(self, label: str, world: World, index: int, end: str) -> tuple[World, Answer]:
         flow = world.actors[index].node.again().flow
-        response = name_of(index, world.actors[index].attempt)
+        before = world.data
+        ended: Ended | None = None
         try:
             inner = next(flow)
             while True:
@@ -297,11 +336,11 @@ class Answers:
                 if inner is READ:
                     inner = flow.send((found, world.now))
                 elif isinstance(inner, Call):
-                    ended = Ended(
-                        response, None if end == "returns" else "Declined", world.now, None
-                    )
-                    if end == "returns":
-                        world = self._effected(label, world, index)
+                    if end == "declines":
+                        ended = Ended(None, "Declined", world.now, None)
+                    else:
+                        ended = self._end_of(world, index, None, end)
+                        world = self._ran(label, world, index, end)
                     inner = ended.give(flow, inner)
                 else:
                     assert isinstance(inner, CheckAndPut)
@@ -309,11 +348,13 @@ class Answers:
                         world = self._stored(label, world, index, inner)
                     inner = flow.send((found, world.now))
         except StopIteration as returned:
-            return world, Sent(returned.value)
+            return world, Committed(returned.value, end != "keeps nothing")
         except Exception as error:
             if type(error).__name__ not in ERRORS:
                 raise
-            return world, Thrown(type(error).__name__)
+            if ended is None:
+                return world, Thrown(type(error).__name__)
+            return world, Undone(before, ended)
 
     _ANSWERS: ClassVar[dict[type, Any]] = {
         CheckAndPut: _put,
@@ -359,12 +400,19 @@ class Answers:
             label = f"{label}; it ends with {end}"
             invariants.check_error(label, self.scenario, world, index, node.error)
             invariants.check_left(label, world, index)
+            if isinstance(node.error, Refused):
+                world = invariants.refuse(label, self.scenario, world, index, node.error)
         elif isinstance(node.result, Settled):
             answered = invariants.answer_of(label, node.result)
             label = f"{label}; it is answered {answered!r}"
-            invariants.check_looked(label, world, answered, looked)
-            world = invariants.acknowledge(label, self.scenario, world, index, answered)
-            end = "replayed" if node.result.replayed else "answered"
+            if node.result.expires_at is None:
+                invariants.check_not_kept(label, world, index, answered)
+                end = "answered, and nothing kept"
+            else:
+                invariants.check_looked(label, world, answered, looked)
+                world = invariants.acknowledge(label, self.scenario, world, index, answered)
+                end = "replayed" if node.result.replayed else "answered"
+                end += " a failure" * (node.result.failure is not None)
         else:
             end = str(node.result)
             label = f"{label}; it ends with {end}"
@@ -392,7 +440,12 @@ class Answers:
             if starts_over or not isinstance(node.error, Exception | None):
                 world = world.with_actor(other, actor._replace(phase="new"))
             elif node.error is not None:
+                if isinstance(node.error, Refused) and world.answer(node.error.args[0]):
+                    answered = node.error.args[0]
+                    world = invariants.acknowledge(label, self.scenario, world, other, answered)
                 world = self._end(world, other, f"shares {type(node.error).__name__}")
+            elif node.result.expires_at is None:
+                world = self._end(world, other, "shares what is not kept")
             else:
                 answered = invariants.answer_of(label, node.result)
                 world = invariants.acknowledge(label, self.scenario, world, other, answered)

@@ -18,11 +18,26 @@ from kvreplay import (
 )
 from kvreplay._protocol import flow as real_flow
 from kvreplay._protocol.record import decode
-from kvreplay._protocol.steps import BEGIN, READ, Call, Flow, HeldClaim, Policy, Raised, Returned
+from kvreplay._protocol.steps import (
+    BEGIN,
+    READ,
+    Call,
+    Flow,
+    HeldClaim,
+    NotStored,
+    Policy,
+    Raised,
+    Returned,
+    Transact,
+)
 
 
 class Declined(Exception):
     """A handler's own, which says that nothing happened."""
+
+
+class Refused(Exception):
+    """A handler's own, which is its answer: a final failure."""
 
 
 class Interrupted(BaseException):
@@ -40,6 +55,7 @@ ERRORS: dict[str, Callable[[str], BaseException]] = {
         each.__name__: each
         for each in (
             Declined,
+            Refused,
             Interrupted,
             IndeterminateError,
             NotAppliedError,
@@ -73,12 +89,16 @@ class Thrown(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """The end of a call, and the claim as the renewals of that time have left it."""
+    """The end of a call, and the claim as the renewals of that time have left it.
+
+    ``kept``: what it returned is to be stored.
+    """
 
     response: str | None
     error: str | None
     now: int
     held: bytes | None
+    kept: bool = True
 
     def give(self, flow: Flow[Any], step: Call) -> Any:
         if step.held is not None:
@@ -86,11 +106,37 @@ class Ended(NamedTuple):
             step.held.data = self.held
         step.begun = True
         if self.error is None:
-            return flow.send((Returned(self.response), self.now))
-        return flow.send((Raised(ERRORS[self.error]("simulated")), self.now))
+            response = self.response if self.kept else NotStored(self.response)
+            return flow.send((Returned(response), self.now))
+        return flow.send((Raised(ERRORS[self.error](self.response or "simulated")), self.now))
 
 
-Answer = Sent | Thrown | Ended
+class Undone(NamedTuple):
+    """A transaction that was undone, since its handler has raised: what it read, and that end."""
+
+    found: bytes | None
+    ended: Ended
+
+    def give(self, flow: Flow[Any], step: Transact) -> Any:
+        next(step.flow)
+        try:
+            self.ended.give(step.flow, step.flow.send((self.found, self.ended.now)))
+        except Exception as error:  # the handler's own: the outer flow decides about it
+            return flow.throw(error.with_traceback(None))
+        raise AssertionError("the transaction went on")
+
+
+class Committed(NamedTuple):
+    """What a transaction returned; ``kept``: an answer is stored. Two that differ so are equal."""
+
+    value: Any
+    kept: bool
+
+    def give(self, flow: Flow[Any], step: Transact) -> Any:
+        return flow.send(self.value)
+
+
+Answer = Sent | Thrown | Ended | Undone | Committed
 Make = Callable[[], tuple[Flow[Any], HeldClaim | None]]
 
 
@@ -151,6 +197,7 @@ class Protocol(NamedTuple):
     execute_in_transaction: Callable[..., Flow[Any]]
     lookup: Callable[..., Flow[Any]]
     settle: Callable[..., Flow[Any]]
+    forget: Callable[..., Flow[Any]]
     renew: Callable[..., Flow[Any]]
     prune: Callable[..., Flow[Any]]
 

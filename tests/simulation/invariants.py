@@ -10,11 +10,11 @@ from kvreplay import (
     KVReplayError,
     ParamsMismatchError,
 )
-from kvreplay._protocol.record import decode_response
-from kvreplay._protocol.steps import InDoubtPolicy, Settled
-from simulation.flows import Declined, Interrupted, Node
+from kvreplay._protocol.record import State, decode_response
+from kvreplay._protocol.steps import ExpiredPolicy, InDoubtPolicy, Settled
+from simulation.flows import Declined, Interrupted, Node, Refused
 from simulation.scenario import TICK, Scenario
-from simulation.world import Actor, Run, Stored, World, in_doubt, place_of, view
+from simulation.world import Actor, Run, Stored, View, World, failure_in, in_doubt, place_of, view
 
 LONGEST = 60  # answers that a flow may need
 
@@ -34,6 +34,8 @@ class Violation(Exception):
 def answer_of(label: str, settled: object) -> str:
     if not isinstance(settled, Settled):
         raise Violation(label, f"a request got {settled!r} instead of an answer")
+    if settled.failure is not None:
+        return failure_in(settled.failure)
     return decode_response(settled.response)
 
 
@@ -49,11 +51,31 @@ def acknowledge(label: str, scenario: Scenario, world: World, index: int, respon
         if other == response:
             continue
         first, second = sorted((stored, world.answer(other)), key=world.answers.index)
-        if second.at < _over(scenario, first.expires_at):
+        if second.at < _over(scenario, first):
             raise Violation(label, f"two answers in one lifetime: {other!r} and {response!r}")
     world = world._replace(acknowledged=world.acknowledged | {response})
     check_kept(label, world)
     return world
+
+
+def refuse(label: str, scenario: Scenario, world: World, index: int, error: Refused) -> World:
+    """A final failure is an answer, unless its run stood for one in doubt: then it is only told."""
+    (response,) = error.args
+    if not world.actors[index].reran:
+        return acknowledge(label, scenario, world, index, response)
+    if world.answer(response) is not None:
+        raise Violation(label, f"the failure {response!r} settles the run before it")
+    return world
+
+
+def check_not_kept(label: str, world: World, index: int, response: str) -> None:
+    """What is not to be kept is for its own caller, and its run leaves nothing behind."""
+    run, entry = world.run_of(index), view(world.data)
+    if run is None or run.end != "keeps nothing" or run.response != response:
+        raise Violation(label, "a request got an answer of another's run that is not kept")
+    claim = None if entry is None else entry.claim
+    if claim is not None and claim.token == world.actors[index].token:
+        raise Violation(label, "an answer that is not kept leaves its claim")
 
 
 def check_looked(
@@ -85,7 +107,7 @@ def check_run(label: str, scenario: Scenario, world: World, run: Run) -> None:
     """The handler runs once, unless the policy allows more; never twice while its owner lives."""
     for other in world.runs:
         if any(
-            index >= other.born and _over(scenario, stored.expires_at) <= world.now
+            index >= other.born and _over(scenario, stored) <= world.now
             for index, stored in enumerate(world.answers)
         ):
             continue  # of an earlier lifetime
@@ -106,6 +128,12 @@ def _check_pair(label: str, scenario: Scenario, world: World, run: Run, other: R
         return
     if scenario.lease is None and theirs.kind == "execute" and not answered:
         return  # a run without a claim, which loses against this transaction
+    if other.end != "returns" and not answered:
+        # It had no effect, and holds others off while it lives and its claim does.
+        if theirs.kind == "transact" or other.token in world.barred or not alive:
+            return
+        if world.actors[other.caller].withdrew:
+            return
     who = f"{other.response!r}"
     if theirs.params != mine.params:
         raise Violation(label, f"the handler runs for other params than the run of {who} had")
@@ -125,11 +153,25 @@ def note_put(
     if new is not None and new.response is not None:
         if world.answer(new.response) is not None:
             raise Violation(label, f"the answer {new.response!r} is stored a second time")
+        _check_stored(label, scenario, world, index, new)
         stored = Stored(new.response, new.expires_at, world.now)
         world = world._replace(answers=(*world.answers, stored))
     claim = None if old is None else old.claim
-    if claim is None or claim.token == world.actors[index].token:
+    actor = world.actors[index]
+    if scenario.callers[index].kind in ("forget", "forget seen"):
+        if claim is not None:
+            raise Violation(label, "to forget an answer removes a claim")
+        if actor.seen is not None and actor.seen != world.data:
+            raise Violation(label, "another record than the one that was seen is forgotten")
+        return world._replace(answers=tuple(_forgotten(each, world) for each in world.answers))
+    if claim is None:
         return world
+    if claim.token == actor.token:
+        withdrew = new is None or new.claim is None or new.claim.token != actor.token
+        return world.with_actor(index, actor._replace(withdrew=withdrew))
+    if new is not None and new.claim is not None and new.claim.token == actor.token:
+        reran = scenario.on_in_doubt is InDoubtPolicy.RERUN
+        world = world.with_actor(index, actor._replace(reran=reran))
     elsewhere = place_of(claim) != scenario.places[scenario.callers[index].process]
     if (
         elsewhere
@@ -141,6 +183,30 @@ def note_put(
     return world
 
 
+def _check_stored(label: str, scenario: Scenario, world: World, index: int, new: View) -> None:
+    """What is stored is what its run ended with; a failure speaks for no other run."""
+    run = next((run for run in reversed(world.runs) if run.response == new.response), None)
+    if run is None:
+        raise Violation(label, f"the answer {new.response!r} is stored, and no run gave it")
+    if run.end == "keeps nothing":
+        raise Violation(label, "an answer that is not to be kept is stored")
+    if (run.end == "fails") is not (new.state is State.FAILED):
+        raise Violation(label, f"{new.response!r} is stored as a {new.state.name}")
+    if new.state is not State.FAILED:
+        return
+    actor, old = world.actors[index], view(world.data)
+    claim = None if old is None else old.claim
+    if actor.reran:
+        raise Violation(label, f"the failure {new.response!r} settles the run before it")
+    if claim is not None and claim.token != actor.token and claim.token not in world.barred:
+        raise Violation(label, f"the failure {new.response!r} is stored over another's claim")
+
+
+def _forgotten(stored: Stored, world: World) -> Stored:
+    until = min(stored.expires_at, world.now)
+    return stored._replace(expires_at=until, forgotten=True)
+
+
 # Ends.
 
 
@@ -149,7 +215,7 @@ def check_error(
 ) -> None:
     """An error is one that this can end with, and says the truth about what ran."""
     actor = world.actors[index]
-    due = (KVReplayError, Declined, Interrupted)
+    due = (KVReplayError, Declined, Refused, Interrupted)
     if scenario.lease is None:  # where there is no claim that could tell of doubt
         due = (*due, TimeoutError, ExceptionGroup)
     if not isinstance(error, due):
@@ -204,6 +270,8 @@ def check_length(label: str, node: Node) -> None:
         raise Violation(label, "a request does not come to an end")
 
 
-def _over(scenario: Scenario, expires_at: int) -> int:
-    """Return when the lifetime of an answer is over, its tombstone's included."""
-    return expires_at + scenario.tombstone * TICK
+def _over(scenario: Scenario, stored: Stored) -> int:
+    """Return when the lifetime of an answer is over, its tombstone's included if it binds."""
+    if stored.forgotten or scenario.on_expired is ExpiredPolicy.RERUN:
+        return stored.expires_at
+    return stored.expires_at + scenario.tombstone * TICK

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kvreplay._protocol.steps import InDoubtPolicy
+from kvreplay._protocol.steps import ExpiredPolicy, InDoubtPolicy
 from simulation.scenario import Caller, Left, Scenario
 
 POLICIES: dict[str, dict[str, Any]] = {
@@ -32,6 +32,8 @@ def _under_every_policy(
 
 
 _ELSEWHERE: Any = {"places": (0, 1, 2)}
+_RERUN_EXPIRED: Any = {"on_expired": ExpiredPolicy.RERUN}
+_ANSWERS: Any = {"ends": ("returns", "fails", "keeps nothing")}
 _ALL_ENDS: Any = {"ends": ("returns", "declines", "unsure", "interrupted")}
 
 EVERY_TIME: dict[str, Scenario] = {
@@ -207,6 +209,91 @@ EVERY_TIME: dict[str, Scenario] = {
         wait=0,
         ends=("returns", "declines", "denies"),
     ),
+    **_under_every_policy(
+        "other params, a final failure, an answer that is not kept, a crash",
+        _callers("AAB", "012"),
+        may=Left(crashes=1),
+        wait=0,
+        **_ANSWERS,
+    ),
+    **_under_every_policy(
+        "one process, other params, a final failure, an answer that is not kept, expiry",
+        _callers("AAB", "000"),
+        may=Left(ticks=1),
+        **_ANSWERS,
+    ),
+    **_under_every_policy(
+        "two machines, a final failure, an answer that is not kept, leases over, expiry",
+        _callers("AA", "01"),
+        may=Left(ticks=2),
+        **_ANSWERS,
+        **_ELSEWHERE,
+    ),
+    **_under_every_policy(
+        "a final failure, an answer that is not kept, a fault of the store, a crash",
+        _callers("AA", "01"),
+        may=Left(crashes=1, faults=1),
+        wait=0,
+        **_ANSWERS,
+    ),
+    **_under_every_policy(
+        "a transaction with a final failure and a run with a claim, a crash, a fault of the store",
+        _callers("AA", "01", ("transact", "execute")),
+        may=Left(crashes=1, faults=1),
+        wait=0,
+        **_ANSWERS,
+    ),
+    **_under_every_policy(
+        "lookups of a final failure, of an answer that is not kept, and of one that has expired",
+        _callers("AAB", "010", ("execute", "lookup", "lookup")),
+        may=Left(crashes=1, ticks=1),
+        **_ANSWERS,
+        **_RERUN_EXPIRED,
+    ),
+    **_under_every_policy(
+        "what has expired is run again, other params, a sweep",
+        _callers("AAB", "012"),
+        may=Left(ticks=1, sweeps=1),
+        wait=0,
+        **_RERUN_EXPIRED,
+    ),
+    **_under_every_policy(
+        "what has expired is run again, tombstones, a walk, a crash",
+        _callers("AAA", "012", ("execute", "execute", "walk")),
+        may=Left(crashes=1, ticks=1),
+        tombstone=1,
+        wait=0,
+        **_RERUN_EXPIRED,
+    ),
+    **_under_every_policy(
+        "two machines, what has expired is run again, leases over",
+        _callers("AA", "01"),
+        may=Left(ticks=3),
+        wait=0,
+        **_RERUN_EXPIRED,
+        **_ELSEWHERE,
+    ),
+    **_under_every_policy(
+        "an operator forgets, tombstones, a crash",
+        _callers("AAA", "012", ("execute", "execute", "forget")),
+        may=Left(crashes=1, ticks=1),
+        tombstone=1,
+        wait=0,
+    ),
+    **_under_every_policy(
+        "an operator forgets what he has seen, other params, a final failure",
+        _callers("ABA", "012", ("execute", "execute", "forget seen")),
+        may=Left(crashes=1, ticks=1),
+        wait=0,
+        ends=("returns", "fails"),
+    ),
+    **_under_every_policy(
+        "an operator forgets, a fault of the store, a crash",
+        _callers("AA", "01", ("execute", "forget")),
+        may=Left(crashes=1, faults=1),
+        wait=0,
+        **_ANSWERS,
+    ),
     "raise: an operator elsewhere settles the claim that it has looked at": Scenario(
         _callers("AAA", "012", ("execute", "execute", "operator")),
         may=Left(crashes=1, ticks=1),
@@ -263,6 +350,36 @@ AT_LENGTH: dict[str, Scenario] = {
         "three processes, every end of a handler",
         _callers("AAA", "012"),
         **_ALL_ENDS,
+    ),
+    **_under_every_policy(
+        "three machines, a final failure, leases over",
+        _callers("AAA", "012"),
+        may=Left(ticks=1),
+        ttl=2,
+        wait=0,
+        ends=("returns", "fails"),
+        **_ELSEWHERE,
+    ),
+    **_under_every_policy(
+        "a final failure, an answer that is not kept, a fault of the store, a crash, expiry",
+        _callers("AA", "01"),
+        may=Left(crashes=1, ticks=1, faults=1),
+        **_ANSWERS,
+    ),
+    **_under_every_policy(
+        "two transactions with a final failure, a crash, a fault, a run with a claim",
+        _callers("AAA", "012", ("transact", "transact", "execute")),
+        may=Left(crashes=1, faults=1),
+        wait=0,
+        **_ANSWERS,
+    ),
+    **_under_every_policy(
+        "what has expired is run again, other params, tombstones, a crash, a sweep",
+        _callers("AAB", "012"),
+        may=Left(crashes=1, ticks=2, sweeps=1),
+        tombstone=1,
+        wait=0,
+        **_RERUN_EXPIRED,
     ),
     "reconcile: three processes, a ledger that does not know yet, a crash": Scenario(
         _callers("AAA", "012"),

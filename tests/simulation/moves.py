@@ -15,6 +15,8 @@ from simulation.invariants import Violation
 from simulation.scenario import KEY, TICK, Scenario, name_of
 from simulation.world import FLYING, Actor, World, clock, describe, in_doubt, owner_of, view
 
+OPERATORS = ("operator", "forget", "forget seen")
+
 
 class Moves(Answers):
     """The moves of one scenario under one protocol."""
@@ -48,7 +50,7 @@ class Moves(Answers):
     def _is_done(self, index: int, actor: Actor) -> bool:
         """An operator whom nobody needs is done too."""
         if actor.phase == "new":
-            return self._callers[index].kind == "operator"
+            return self._callers[index].kind in OPERATORS
         return actor.phase == "ended"
 
     # What goes wrong, and time.
@@ -129,8 +131,9 @@ class Moves(Answers):
     def _start(self, world: World, index: int, actor: Actor) -> Iterator[Move]:
         caller = self._callers[index]
         who = self._who(index, actor)
-        if caller.kind == "operator":
-            yield from self._operate(world, index, actor)
+        if caller.kind in OPERATORS:
+            operate = self._operate if caller.kind == "operator" else self._forget
+            yield from operate(world, index, actor)
             return
         leader = self._leader(world, caller.process)
         if caller.kind in REQUESTS and leader is not None:
@@ -182,6 +185,23 @@ class Moves(Answers):
         )
         label = f"{self._who(index, actor)} asks the ledger, which knows of {effect or 'nothing'}"
         yield label, world.with_actor(index, actor._replace(phase="asking", node=root))
+
+    def _forget(self, world: World, index: int, actor: Actor) -> Iterator[Move]:
+        """An operator forgets what is there, or what he has just seen there."""
+        if world.data is None:
+            return
+        found = world.data if self._callers[index].kind == "forget seen" else None
+        seen = None if found is None else decode(found)
+        root = self._root(
+            index,
+            (actor.attempt, found),
+            without_held(lambda: self.protocol.forget(KEY, seen)),
+        )
+        begun = world.with_actor(index, actor._replace(phase="asking", node=root, seen=found))
+        if found is None:
+            yield from self._read(begun, index, begun.actors[index])
+        else:
+            yield f"{self._who(index, actor)} looks at {describe(found)}, to forget it", begun
 
     def _flow_of(self, index: int) -> Any:
         caller = self._callers[index]

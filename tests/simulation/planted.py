@@ -16,7 +16,7 @@ import attrs
 
 from kvreplay._protocol import endings as real_endings
 from kvreplay._protocol import flow as real_flow
-from kvreplay._protocol.steps import CheckAndPut, Flow, InDoubtPolicy
+from kvreplay._protocol.steps import CheckAndPut, ExpiredPolicy, Flow, InDoubtPolicy
 from simulation.answers import ANYTHING
 from simulation.flows import REAL, Protocol
 from simulation.scenario import Caller, Left, Scenario
@@ -99,8 +99,17 @@ _ELSEWHERE: Any = {"places": (0, 1, 2)}
 
 
 def _is_prune(step: CheckAndPut) -> bool:
-    entry = view(step.expected)
-    return step.event is None and entry is not None and entry.claim is None
+    return step.event is None and _is_answer(step.expected) and not _is_claim(step.value)
+
+
+def _is_claim(data: bytes | None) -> bool:
+    entry = view(data)
+    return entry is not None and entry.claim is not None
+
+
+def _is_answer(data: bytes | None) -> bool:
+    entry = view(data)
+    return entry is not None and entry.claim is None
 
 
 def _event(event: str) -> Callable[[CheckAndPut], bool]:
@@ -155,7 +164,7 @@ PLANTED = [
     ),
     Planted(
         "an operator's release that does not compare",
-        lambda: REAL._replace(settle=unconditional(_event("released")).settle),
+        lambda: REAL._replace(settle=unconditional(_event("released_by_operator")).settle),
         Scenario(
             (Caller("A", 0), Caller("A", 1), Caller("A", 2, "operator")),
             may=Left(crashes=1),
@@ -178,7 +187,7 @@ PLANTED = [
     ),
     Planted(
         "a ledger's answer that does not compare",
-        lambda: unconditional(_event("completed")),
+        lambda: unconditional(_event("reconciled")),
         _three(may=Left(crashes=1), **_RECONCILE),
         "'r.' is stored a second time",
     ),
@@ -223,34 +232,19 @@ PLANTED = [
     ),
     Planted(
         "params that are not compared with a claim's",
-        lambda: patched(
-            (
-                "Decision.CLAIMED if record.params == params else Decision.MISMATCH",
-                "Decision.CLAIMED",
-            )
-        ),
+        lambda: patched(("if not _has_params(", "if record.claim is None and not _has_params(")),
         Scenario((Caller("A", 0), Caller("B", 1)), may=Left(crashes=1), **_RERUN),
         "runs for other params than the run of 'r.' had",
     ),
     Planted(
         "params that are not compared with an answer's",
-        lambda: patched(
-            (
-                "Decision.REPLAY if record.params == params else Decision.MISMATCH",
-                "Decision.REPLAY",
-            )
-        ),
+        lambda: patched(("if not _has_params(", "if record.claim and not _has_params(")),
         Scenario((Caller("A", 0), Caller("B", 1))),
         "got the answer to other params",
     ),
     Planted(
         "an answer from an expired record",
-        lambda: patched(
-            (
-                "    if now >= record.expires_at:\n        return Decision.FREE",
-                "    if now > record.expires_at:\n        return Decision.FREE",
-            )
-        ),
+        lambda: patched(("None and now >= record.expires_at", "None and now > record.expires_at")),
         _two(may=Left(ticks=1)),
         "from an expired record",
     ),
@@ -259,9 +253,9 @@ PLANTED = [
         lambda: patched(
             (
                 """        if found == step.expected:
-            return Settled(packed, replayed=False)
+            return
         if claim_of""",
-                """        return Settled(packed, replayed=False)
+                """        return
         if claim_of""",
             )
         ),
@@ -327,12 +321,7 @@ PLANTED = [
     ),
     Planted(
         "a tombstone that binds nobody",
-        lambda: patched(
-            (
-                "    if record.state is State.TOMBSTONE:\n        return Decision.EXPIRED",
-                "    if record.state is State.TOMBSTONE:\n        return Decision.FREE",
-            )
-        ),
+        lambda: patched(("is_absent = is_over and record", "is_absent = record")),
         _three(may=Left(ticks=1), tombstone=1),
         "a request for . that comes later runs",
     ),
@@ -344,7 +333,7 @@ PLANTED = [
             raise InDoubtError(
                 "the handler ran, but the store may not have saved its response: the key""",
                 """        except Exception as error:  # the store's or the clock's
-            return Settled(packed, replayed=False)
+            return
             raise InDoubtError(
                 "the handler ran, but the store may not have saved its response: the key""",
             )
@@ -486,8 +475,8 @@ PLANTED = [
             (
                 """    if found != entry.found:
         return Free(found, now)
-    record = _record_of(request, now)""",
-                "    record = _record_of(request, now)",
+    record = _record_of(request, now, policy)""",
+                "    record = _record_of(request, now, policy)",
             )
         ),
         Scenario((Caller("A", 0, "transact"), Caller("A", 1, "transact"))),
@@ -498,10 +487,10 @@ PLANTED = [
         lambda: patched(
             (
                 """        if found == step.expected:
-            return Settled(packed, replayed=False)
+            return None
         try:""",
                 """        if True:
-            return Settled(packed, replayed=False)
+            return None
         try:""",
             )
         ),
@@ -513,6 +502,143 @@ PLANTED = [
         lambda: unconditional(_event("completed")),
         _two(lease=None),
         "the acknowledged answer 'r.' is lost",
+    ),
+    Planted(
+        "a final failure that does not compare",
+        lambda: unconditional(_event("failed")),
+        _two(may=Left(ticks=1), ends=("returns", "fails"), ttl=2, **_RERUN, **_ELSEWHERE),
+        "the failure 'r.' is stored over another's claim|the acknowledged answer 'r.' is lost",
+    ),
+    Planted(
+        "a final failure that is told, and leaves a free key",
+        lambda: patched(("if is_final(end.error, policy) and not reran:", "if False:")),
+        _two(ends=("returns", "fails")),
+        "an answer was given that was never stored",
+    ),
+    Planted(
+        "a final failure that settles the run before it",
+        lambda: patched(
+            (
+                "is_final(end.error, policy) and not reran",
+                "is_final(end.error, policy)",
+            )
+        ),
+        _two(may=Left(crashes=1), ends=("returns", "fails"), **_RERUN),
+        "the failure 'r.' settles the run before it",
+    ),
+    Planted(
+        "a transaction's final failure that settles the run before it",
+        lambda: patched((" or _is_rerun(entry, policy):", ":")),
+        Scenario(
+            (Caller("A", 0), Caller("A", 1, "transact")),
+            may=Left(crashes=1),
+            ends=("returns", "fails"),
+            **_RERUN,
+        ),
+        "the failure 'r.' settles the run before it",
+    ),
+    Planted(
+        "a final failure that is replayed as an answer",
+        lambda: patched(("if record.load_failure() is not None:", "if False:")),
+        _two(ends=("returns", "fails")),
+        "an answer was given that was never stored",
+    ),
+    Planted(
+        "an answer that is not kept, and leaves its claim",
+        lambda: patched(
+            ("            yield from _replace_claim(held, step, end.response.response)\n", "")
+        ),
+        _two(ends=("returns", "keeps nothing")),
+        "an answer that is not kept leaves its claim",
+    ),
+    Planted(
+        "an answer that is not kept, and forgets the run before",
+        lambda: patched(
+            (
+                "step = CheckAndPut(held.data, before, event=left)",
+                "step = CheckAndPut(held.data, None)",
+            )
+        ),
+        Scenario(
+            (Caller("A", 0), Caller("A", 1), Caller("B", 2)),
+            may=Left(crashes=1),
+            ends=("returns", "keeps nothing"),
+            wait=0,
+            **_RERUN,
+        ),
+        "runs for other params than the run of 'r.' had",
+    ),
+    Planted(
+        "an answer that is not to be kept, and is stored",
+        lambda: patched(
+            (
+                "        if isinstance(end.response, NotStored):\n            left",
+                """        if isinstance(end.response, NotStored):
+            end.response = end.response.response
+        if False:
+            left""",
+            )
+        ),
+        _two(ends=("returns", "keeps nothing")),
+        "an answer that is not to be kept is stored",
+    ),
+    Planted(
+        "a rerun of what has expired that answers it",
+        lambda: patched(
+            (
+                "        if is_absent or on_expired is ExpiredPolicy.RERUN:",
+                """        if on_expired is ExpiredPolicy.RERUN and record.response is not None:
+            return Decision.REPLAY
+        if is_absent or on_expired is ExpiredPolicy.RERUN:""",
+            )
+        ),
+        _two(may=Left(ticks=1), on_expired=ExpiredPolicy.RERUN),
+        "from an expired record",
+    ),
+    Planted(
+        "a rerun of what has expired that does not compare",
+        lambda: unconditional(lambda step: _is_claim(step.value) and _is_answer(step.expected)),
+        _three(may=Left(ticks=1), on_expired=ExpiredPolicy.RERUN),
+        "runs again while the owner of 'r.' lives|the acknowledged answer 'r.' is lost",
+    ),
+    Planted(
+        "an operator who forgets a claim",
+        lambda: patched(
+            (
+                """        if record.claim is not None:
+            if (yield from _is_running""",
+                """        if False:
+            if (yield from _is_running""",
+            )
+        ),
+        Scenario((Caller("A", 0), Caller("A", 1, "forget"))),
+        "to forget an answer removes a claim",
+    ),
+    Planted(
+        "an operator who forgets without comparing",
+        lambda: unconditional(_event("forgotten")),
+        Scenario(
+            (Caller("A", 0), Caller("A", 1), Caller("A", 2, "forget")),
+            may=Left(ticks=1),
+            on_expired=ExpiredPolicy.RERUN,
+        ),
+        "to forget an answer removes a claim",
+    ),
+    Planted(
+        "an operator who forgets whatever answer is there",
+        lambda: patched(("if seen is not None and record != seen:", "if False:")),
+        Scenario(
+            (Caller("A", 0), Caller("A", 1), Caller("A", 2, "forget seen")),
+            may=Left(ticks=1),
+            on_expired=ExpiredPolicy.RERUN,
+        ),
+        "another record than the one that was seen is forgotten",
+    ),
+    Planted(
+        "an operator who takes a key for in doubt that was answered meanwhile",
+        lambda: patched(("if there != found:  # its owner", "if False:  # its owner")),
+        Scenario((Caller("A", 0), Caller("A", 1, "forget")), may=Left(crashes=1)),
+        "in doubt that was not",
     ),
     Planted(
         "without a claim, although a lease is set",

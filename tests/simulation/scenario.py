@@ -8,23 +8,31 @@ import attrs
 
 from kvreplay import ReplayKey
 from kvreplay._protocol.params import canonical
-from kvreplay._protocol.steps import InDoubtPolicy, Policy, Request
+from kvreplay._protocol.steps import ExpiredPolicy, InDoubtPolicy, Policy, Request
+from simulation.flows import Refused
 
 TICK = 1000  # milliseconds: what the clock moves by
 START = 1_000_000
 KEY = ReplayKey("lsp", "session")
 PARAMS = {letter: canonical({"params": letter}) for letter in "AB"}
 
-Kind = Literal["execute", "transact", "lookup", "operator", "walk"]
+Kind = Literal["execute", "transact", "lookup", "operator", "walk", "forget", "forget seen"]
 End = Literal[
     *("returns", "declines", "unsure", "interrupted"),
     *("times out", "loses a leg", "never begins", "denies"),
+    *("fails", "keeps nothing"),
 ]
-"""How a handler ends. It denies by a NotAppliedError, and never begins for want of a thread."""
+"""How a handler ends. It denies by a NotAppliedError, and never begins for want of a thread.
+
+It fails by a final failure, and keeps nothing of an answer by returning it as NotStored.
+"""
 
 
 class Caller(NamedTuple):
-    """One request, or an operator who settles a key in doubt, or one visit of a sweeping walk."""
+    """One request, or one visit of a sweeping walk, or an operator.
+
+    An operator settles a key in doubt, or forgets an answer: any, or the one that he has seen.
+    """
 
     params: str
     process: int = 0
@@ -62,6 +70,7 @@ class Scenario:
     renewals: int = 0
     ends: tuple[End, ...] = ("returns",)
     doubt_on: tuple[type[Exception], ...] = (TimeoutError, ConnectionError)
+    on_expired: ExpiredPolicy = ExpiredPolicy.STALE
     slow_clocks: bool = False
     """Whether the clock may move between what a store does and the time that is told with it."""
 
@@ -73,6 +82,8 @@ class Scenario:
             on_in_doubt=self.on_in_doubt,
             max_record_bytes=10_000,
             doubt_on=self.doubt_on,
+            store_errors=(Refused,),
+            on_expired=self.on_expired,
         )
 
     def request(self, caller: Caller) -> Request:
@@ -94,6 +105,8 @@ class Scenario:
             settings.append(f"the handler {' or '.join(self.ends)}")
         if self.doubt_on == (Exception,):
             settings.append("every exception leaves doubt")
+        if self.on_expired is not ExpiredPolicy.STALE:
+            settings.append(f"expired: {self.on_expired.value}")
         if self.slow_clocks:
             settings.append("slow clocks")
         return "; ".join(settings)

@@ -61,8 +61,10 @@ def test_the_schedules_meet_every_end() -> None:
         ends.update(walked(name).ends)
     assert ends["execute: gives up"]
     shared = {"the answer", "ExpiredError", "InDoubtError", "ParamsMismatchError"}
+    shared |= {"Refused", "what is not kept"}
     assert ends.keys() >= {f"execute: shares {end}" for end in shared}
     answers = {"answered", "replayed", "ParamsMismatchError", "ExpiredError"}
+    answers |= {"Refused", "replayed a failure", "answered, and nothing kept"}
     assert ends.keys() >= {f"transact: {end}" for end in answers}
     assert ends.keys() >= {
         f"execute: {end}"
@@ -73,8 +75,19 @@ def test_the_schedules_meet_every_end() -> None:
             *("OutcomeUnknownError", "StoreUnavailableError"),
         )
     }
-    lookups = {"replayed", "None", "InDoubtError", "InFlightError", "ParamsMismatchError"}
+    lookups = {
+        "replayed",
+        "replayed a failure",
+        "None",
+        "InDoubtError",
+        "InFlightError",
+        "ParamsMismatchError",
+    }
     assert ends.keys() >= {f"lookup: {end}" for end in lookups}
+    forgets = ("True", "False", "InDoubtError", "InFlightError")
+    assert ends.keys() >= {
+        f"{each}: {end}" for each in ("forget", "forget seen") for end in forgets
+    }
     assert ends.keys() >= {"operator: True", "operator: False", "walk: True", "walk: False"}
 
 

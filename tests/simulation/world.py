@@ -5,12 +5,13 @@ from __future__ import annotations
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
-from kvreplay._protocol.record import Claim, State, decode
-from simulation.flows import Node
+from kvreplay._protocol.record import Claim, ReplayRecord, State, decode
+from simulation.flows import Node, Refused
 from simulation.scenario import START, TICK, Left, Scenario, name_of
 
 Phase = Literal["new", "asking", "slow", "running", "following", "ended"]
 Saw = Literal["", "answer", "doubt"]
+RunEnd = Literal["returns", "fails", "keeps nothing"]
 
 FLYING = ("asking", "slow", "running")
 
@@ -39,28 +40,37 @@ class Actor(NamedTuple):
     """What the entry truly was when the store was last asked: a live answer, or in doubt."""
     slow: tuple[bytes | None, int] | None = None
     """What the store said and when, with the time not looked at yet."""
+    reran: bool = False
+    """Its run stands for one in doubt, of which nobody knows how it ended."""
+    withdrew: bool = False
+    """Its claim is gone, by its own doing."""
+    seen: bytes | None = None
+    """The record that an operator has seen and wants forgotten."""
 
 
 class Run(NamedTuple):
-    """An effect of the handler: a line of the ledger that it acts on."""
+    """A run of the handler. One that returns has had an effect: a line of the ledger."""
 
     caller: int
     attempt: int
     token: bytes | None
     born: int
     """How many answers had been stored before."""
+    end: RunEnd = "returns"
 
     @property
     def response(self) -> str:
+        """What it answers, or the argument of its final failure."""
         return name_of(self.caller, self.attempt)
 
 
 class Stored(NamedTuple):
-    """An answer that was stored once."""
+    """An answer that was stored once, or a final failure. It ends early if it is forgotten."""
 
     response: str
     expires_at: int
     at: int
+    forgotten: bool = False
 
 
 class World(NamedTuple):
@@ -107,6 +117,12 @@ class World(NamedTuple):
     def answer(self, response: str) -> Stored | None:
         return next((each for each in self.answers if each.response == response), None)
 
+    def run_of(self, index: int) -> Run | None:
+        """Return the last run of what this caller attempts now."""
+        attempt = self.actors[index].attempt
+        runs = (run for run in reversed(self.runs) if run.caller == index)
+        return next((run for run in runs if run.attempt == attempt), None)
+
     def holder(self, token: bytes) -> int | None:
         """Return the caller whose living flow has begun with this token."""
         for index, actor in enumerate(self.actors):
@@ -129,7 +145,18 @@ def view(data: bytes | None) -> View | None:
     if data is None:
         return None
     record = decode(data)
-    return View(record.state, record.load_response(), record.expires_at, record.claim)
+    response = record.load_response()
+    if record.state is State.FAILED:
+        response = failure_in(record)
+    return View(record.state, response, record.expires_at, record.claim)
+
+
+def failure_in(record: ReplayRecord) -> Any:
+    """Return the one argument of a stored failure."""
+    name, arguments = record.load_failure()
+    assert name == f"{Refused.__module__}.{Refused.__qualname__}"
+    (argument,) = arguments
+    return argument
 
 
 def owner_of(scenario: Scenario, process: int, incarnation: int) -> str:
@@ -177,6 +204,8 @@ def describe(data: bytes | None) -> str:
     assert entry.expires_at is not None
     if entry.state is State.TOMBSTONE:
         return f"a tombstone (until {clock(entry.expires_at)})"
+    if entry.state is State.FAILED:
+        return f"the failure {entry.response!r} (until {clock(entry.expires_at)})"
     return f"the answer {entry.response!r} (until {clock(entry.expires_at)})"
 
 

@@ -19,6 +19,8 @@ from support.flow_script import (
     tombstone,
 )
 
+OTHER_CLAIMS = [claimed(token=b"A" * 16), claimed(token=b"Z" * 16)]  # less in bytes, or greater
+
 
 def forgetting(seen: ReplayRecord | None = None) -> Script:
     return Script(forget(KEY, seen))
@@ -48,11 +50,12 @@ def test_what_another_has_stored_meanwhile_is_looked_at_again() -> None:
 
 def test_nothing_is_forgotten_of_a_claim() -> None:
     assert forgetting().reads(None).result is False
+    over = claimed(lease_expires_at=NOW)
     cases: list[tuple[bytes, Callable[[Script], object], type[Exception]]] = [
         (claimed(), lambda script: script.probes(True), InFlightError),
         (claimed(), lambda script: script.probes(None), InFlightError),
-        (claimed(), lambda script: script.probes(False), InDoubtError),
-        (claimed(lease_expires_at=NOW), lambda script: script.probes(None), InDoubtError),
+        (claimed(), lambda script: script.probes(False).reads(claimed()), InDoubtError),
+        (over, lambda script: script.probes(None).reads(over), InDoubtError),
     ]
     for found, go_on, error in cases:
         for seen in (None, decode(found), decode(completed())):
@@ -60,4 +63,14 @@ def test_nothing_is_forgotten_of_a_claim() -> None:
             with pytest.raises(error, match="nothing was changed"):
                 go_on(script)
     with pytest.raises(InDoubtError):
-        forgetting().reads(claimed(ended_at=NOW))
+        forgetting().reads(claimed(ended_at=NOW)).reads(claimed(ended_at=NOW))
+
+
+def test_an_owner_that_was_gone_when_we_looked_may_have_answered() -> None:
+    script = forgetting().reads(claimed()).probes(False).reads(completed())
+    assert script.step.expected == completed()
+    assert script.puts().result is True
+    assert forgetting().reads(claimed()).probes(False).reads(None).result is False
+    for other in OTHER_CLAIMS:
+        with pytest.raises(InFlightError):
+            forgetting().reads(claimed()).probes(False).reads(other).probes(True)
