@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,13 +35,13 @@ def test_the_story_is_true(tmp_path: Path) -> None:
 class HotCache(Pair):
     """A node whose answers are forgotten with its process."""
 
-    def request_invoice(self, name: str, session: tuple[str, str], msat: int) -> Outcome:
+    def request_invoice(self, name: str, session: tuple[str, str], msat: int) -> Outcome[Any]:
         self._cache = getattr(self, "_cache", {})
         replayed = session in self._cache
         if not replayed:
             invoice = {"msat": msat, "description": "", "expiry_seconds": 3600}
             self._cache[session] = self.ask("invoice", node=name, **invoice)
-        return Outcome(self._cache[session], replayed=replayed)
+        return Outcome(self._cache[session], replayed, created_at=0, expires_at=None)
 
     def restart(self) -> None:
         self._cache = {}

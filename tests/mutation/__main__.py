@@ -78,12 +78,12 @@ TARGETS = [
     ),
     Target(
         "kvreplay._protocol.failures",
-        ("tests/protocol", "tests/core/flow", "tests/core/replay", *IN_MEMORY),
+        ("tests/core/test_failures.py", "tests/core/flow", "tests/core/replay", *IN_MEMORY),
     ),
     Target(
         "kvreplay._protocol.digests",
         (
-            *("tests/protocol", "tests/core/flow", "tests/core/test_record.py"),
+            *("tests/core/test_digests.py", "tests/core/flow", "tests/core/test_record.py"),
             *("tests/core/replay", *IN_MEMORY),
         ),
     ),

@@ -1,1 +1,0 @@
-"""The protocol's small parts, byte for byte."""
