@@ -8,18 +8,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, Literal, ParamSpec, TypeVar, overload
 
 from kvreplay._protocol import flow
 from kvreplay._protocol.codec import Codec
-from kvreplay._protocol.record import ReplayRecord, State
 from kvreplay._protocol.steps import Flow, NotStored, Request, Settled, Verdict
-from kvreplay._runtime.aio_sweeping import AsyncSweeper
-from kvreplay._runtime.any_replay import AnyReplay, Protocol
-from kvreplay._runtime.awaiting import AsyncDriver
+from kvreplay._runtime.aio_upkeep import AsyncUpkeep
+from kvreplay._runtime.any_replay import Protocol
 from kvreplay._runtime.decorating import Calling
 from kvreplay._runtime.patience import FROM_SETTINGS, FromSettings, Patience
 from kvreplay._runtime.requests import (
@@ -28,15 +24,13 @@ from kvreplay._runtime.requests import (
     check_handler,
     outcome_of,
     peek,
-    replay_key,
     request_of,
 )
 from kvreplay._runtime.run import Run
 from kvreplay._runtime.singleflight import Abandoned, Flight, flights
-from kvreplay._runtime.walking import record, records
-from kvreplay.clock import Duration, to_ms
-from kvreplay.errors import InvalidParamsError, KVReplayError
-from kvreplay.store import KVTransaction, SweepResult
+from kvreplay.clock import Duration
+from kvreplay.errors import InvalidParamsError
+from kvreplay.store import KVTransaction
 
 __all__ = ["AsyncReplay"]
 
@@ -49,10 +43,8 @@ _PLAIN_FUNCTION: Final = (
     " the store's write lock; do what must be awaited before, or use execute"
 )
 
-_PAGE: Final = 100  # records that one call in a thread brings back
 
-
-class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
+class AsyncReplay(AsyncUpkeep[Verdict | Awaitable[Verdict]]):
     """:class:`~kvreplay.Replay` for event loops: the same arguments, names, answers and errors.
 
     Handlers and reconcilers may be coroutine functions, or plain ones, which run on the loop. The
@@ -67,7 +59,6 @@ class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
 
     def _set_up(self) -> None:
         super()._set_up()
-        self._driver = AsyncDriver(self._settings)
         self._leaders: set[asyncio.Task[Settled]] = set()  # the loop keeps only weak references
 
     @overload
@@ -190,70 +181,6 @@ class AsyncReplay(AnyReplay[Verdict | Awaitable[Verdict]]):
             run.failed(error)
             raise
         return self._found(settled, run, request)
-
-    async def record(self, key: Key, *, operation: str | None = None) -> ReplayRecord | None:
-        """Return the key's record as it is stored; see :meth:`kvreplay.Replay.record`."""
-        return await self._driver.look(record, self._settings, replay_key(key, operation))
-
-    async def resolve(
-        self,
-        key: Key,
-        *,
-        response: object,
-        ttl: Duration | None = None,
-        operation: str | None = None,
-        seen: ReplayRecord | None = None,
-        returns: object = None,
-    ) -> bool:
-        """Record ``response`` for a key in doubt; see :meth:`kvreplay.Replay.resolve`."""
-        return await self._driver.drive(
-            *self._resolving(key, operation, response, ttl, seen, returns)
-        )
-
-    async def release(
-        self, key: Key, *, operation: str | None = None, seen: ReplayRecord | None = None
-    ) -> bool:
-        """Free a key in doubt; see :meth:`kvreplay.Replay.release`."""
-        return await self._driver.drive(*self._releasing(key, operation, seen))
-
-    async def forget(
-        self, key: Key, *, operation: str | None = None, seen: ReplayRecord | None = None
-    ) -> bool:
-        """Remove an answer before its time; see :meth:`kvreplay.Replay.forget`."""
-        return await self._driver.drive(*self._forgetting(key, operation, seen))
-
-    async def records(
-        self, *, state: State | None = None, in_doubt: bool | None = None
-    ) -> AsyncIterator[ReplayRecord]:
-        """Yield the records of the namespace; see :meth:`kvreplay.Replay.records`."""
-        walk = records(self._settings, state, in_doubt)
-        while page := await self._driver.look(_page, walk):
-            for each in page:
-                if isinstance(each, Exception):
-                    raise each
-                yield each
-
-    async def close(self, timeout: Duration | None = None) -> int:
-        """Let no handler begin any more, and wait; see :meth:`kvreplay.Replay.close`.
-
-        It waits for the handlers of all event loops that this object was used on.
-        """
-        limit = None if timeout is None else to_ms(timeout, "timeout")
-        settings = self._settings
-        return await self._driver.wait(
-            settings.running.close, settings.name, limit, settings.monotonic
-        )
-
-    async def sweep(self, limit: int = 1000) -> SweepResult:
-        """Remove at most ``limit`` records that nobody needs; see :meth:`kvreplay.Replay.sweep`."""
-        began = self._settings.observer.began()
-        return self._emit_swept(await self._driver.change(self._walk.sweep, limit), began)
-
-    def sweeping(
-        self, every: Duration = 60.0, limit: int = 1000
-    ) -> AbstractAsyncContextManager[AsyncSweeper]:
-        """Sweep from a task during an ``async with``; see :meth:`kvreplay.Replay.sweeping`."""
-        return AsyncSweeper(self.sweep, to_ms(every, "every"), limit)
 
     @overload
     def idempotent(
@@ -466,12 +393,3 @@ def _waker(changed: asyncio.Future[None]) -> Callable[[], None]:
             pass  # the loop is closed, so nobody waits on it
 
     return wake
-
-
-def _page(walk: Iterator[ReplayRecord]) -> list[ReplayRecord | KVReplayError]:
-    page: list[ReplayRecord | KVReplayError] = []
-    try:
-        page.extend(itertools.islice(walk, _PAGE))
-    except KVReplayError as error:  # the loop raises it, after the records before it
-        page.append(error)
-    return page

@@ -86,7 +86,7 @@ ORDER: dict[str, tuple[str, ...]] = {
             "blocking",
         ),
         *("renewal", "walking", "sweeping", "aio_sweeping", "batching", "awaiting", "decorating"),
-        *("any_replay", "__init__"),
+        *("any_replay", "upkeep", "aio_upkeep", "__init__"),
     ),
     "config": ("units", "location", "registry", "file", "__init__"),
     "_migration": (
