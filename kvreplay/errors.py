@@ -212,6 +212,9 @@ class StoredFailureError(ReplayError):
         self.name = name
         self.arguments = arguments
 
+    def __reduce__(self) -> tuple[Any, ...]:  # args has only the message, which all may see
+        return type(self), (*self.args, self.name, self.arguments), self.__dict__
+
 
 class ReplayClosedError(ReplayError):
     """``close()`` was called, so no handler begins here any more; nothing ran."""
