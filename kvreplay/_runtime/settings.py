@@ -7,6 +7,7 @@ a field of :class:`Settings` or of its :class:`~kvreplay._protocol.steps.Policy`
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Final, Generic, Literal, Required, TypedDict, TypeVar
@@ -300,6 +301,11 @@ def _listeners(on_event: object) -> tuple[OnEvent, ...]:
         if not callable(each):
             raise ConfigError(
                 f"on_event is a {type(each).__name__}; give a function of an event, or several"
+            )
+        if inspect.iscoroutinefunction(each):
+            raise ConfigError(
+                "on_event is a coroutine function, and nobody awaits it; give a plain function,"
+                " which may put the event into a queue"
             )
     return listeners
 

@@ -53,6 +53,9 @@ def test_bad_input_runs_nothing(
     assert handler.runs == 1
 
 
+async def awaited(_: object) -> None: ...
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
@@ -74,6 +77,8 @@ def test_bad_input_runs_nothing(
         ({"decode": str, "encode": "str"}, "belong together"),
         ({"on_event": "print"}, "a function of an event"),
         ({"on_event": (print, "print")}, "a function of an event"),
+        ({"on_event": awaited}, "nobody awaits it"),
+        ({"on_event": (print, awaited)}, "nobody awaits it"),
         ({"on_in_doubt": "ignore"}, "on_in_doubt"),
         ({"max_record_bytes": 0}, "max_record_bytes"),
         ({"renew": True, "lease": None}, "renew"),
