@@ -246,7 +246,7 @@ class AsyncReplay(AsyncUpkeep[Verdict | Awaitable[Verdict]]):
             limit = self._limit_of(calling.wait_timeout)
             try:
                 outcome = await self._execute(
-                    *(called.key, called.params, calling.ttl, limit, calling.codec),
+                    *(called.key, called.params, calling.ttl, limit, calling.answers.codec),
                     *(flow.execute, called.handler),
                 )
             except InvalidParamsError:

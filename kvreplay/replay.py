@@ -343,7 +343,9 @@ class Replay(Upkeep[Verdict]):
             called = calling.of(*args, **kwargs)
             limit = self._limit_of(calling.wait_timeout)
             try:
-                seen = peek(self._settings, called.key, called.params, calling.ttl, calling.codec)
+                seen = peek(
+                    self._settings, called.key, called.params, calling.ttl, calling.answers.codec
+                )
             except InvalidParamsError:
                 calling.explain(called.params)
                 raise

@@ -14,6 +14,7 @@ from kvreplay._protocol.endings import is_final
 from kvreplay._protocol.record import ReplayRecord, encode_response
 from kvreplay._protocol.steps import Flow, Request, Settled
 from kvreplay._runtime.decorating import (
+    Answers,
     Called,
     Calling,
     Functions,
@@ -111,11 +112,16 @@ class AnyReplay(Configured[V]):
         def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
             check_decorable(function)
             params_of = arguments_of(function) if params is None else params
-            codec = self._codec_of(returns) if own is None else own
-            if codec is None and returns is None and _says_what_it_returns(function):
-                from kvreplay._typed.codecs import annotated  # late, as below
 
-                codec = annotated(function)
+            def find() -> Codec[Any] | None:
+                codec = self._codec_of(returns) if own is None else own
+                if codec is None and returns is None and _says_what_it_returns(function):
+                    from kvreplay._typed.codecs import annotated  # late, as below
+
+                    codec = annotated(function)
+                return codec
+
+            answers = Answers(function, find)
 
             def call_of(*args: Any, **kwargs: Any) -> Called:
                 return Called(
@@ -125,9 +131,9 @@ class AnyReplay(Configured[V]):
                 )
 
             explain = check_comparable if params is None else _say_no_more
-            calling = Calling(call_of, ttl, wait_timeout, explain, codec, outcome)
+            calling = Calling(call_of, ttl, wait_timeout, explain, answers, outcome)
             replayed = self._replaying(function, calling)
-            self._functions.add(function, operation, codec)
+            self._functions.add(function, operation, answers)
             return functools.wraps(function)(replayed)
 
         return decorate

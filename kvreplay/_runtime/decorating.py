@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from types import FunctionType
 from typing import Any
 
@@ -17,7 +18,15 @@ from kvreplay._runtime.requests import Key
 from kvreplay.clock import Duration
 from kvreplay.errors import ConfigError, InvalidParamsError
 
-__all__ = ["Called", "Calling", "Functions", "arguments_of", "check_comparable", "check_decorable"]
+__all__ = [
+    "Answers",
+    "Called",
+    "Calling",
+    "Functions",
+    "arguments_of",
+    "check_comparable",
+    "check_decorable",
+]
 
 _UNDONE = "nothing was decorated"
 
@@ -45,8 +54,47 @@ class Calling:
     ttl: Duration | None
     wait_timeout: Duration | FromSettings | None
     explain: Callable[[Any], None]
-    codec: Codec[Any] | None
+    answers: Answers
     outcome: bool
+
+
+class Answers:
+    """How the answers of one decorated function are stored.
+
+    Its annotation may name a class that is made below it. Then its first call looks again.
+    """
+
+    def __init__(
+        self, function: Callable[..., object], find: Callable[[], Codec[Any] | None]
+    ) -> None:
+        self._function = function
+        self._find: Callable[[], Codec[Any] | None] | None = find
+        self._codec: Codec[Any] | None = None
+        with suppress(NameError):
+            self._look()
+
+    @property
+    def codec(self) -> Codec[Any] | None:
+        """How one is stored; ``None``: as msgpack.
+
+        Raises:
+            ConfigError: nobody can say, since a name is not there.
+        """
+        if self._find is not None:
+            try:
+                self._look()
+            except NameError as error:
+                raise ConfigError(
+                    f"the return annotation of {_named(self._function)} names what is not there at"
+                    f" run time: {error}; nothing ran: import it, even where TYPE_CHECKING is"
+                    " false, or give returns="
+                ) from error
+        return self._codec
+
+    def _look(self) -> None:
+        find = self._find  # another thread may find it just now
+        if find is not None:
+            self._codec, self._find = find(), None
 
 
 class Functions:
@@ -58,17 +106,18 @@ class Functions:
 
     def __init__(self) -> None:
         self._by_operation: dict[str | None, Callable[..., object]] = {}
-        self._codecs: dict[str | None, Codec[Any] | None] = {}
+        self._answers: dict[str | None, Answers] = {}
 
     def codec_of(self, operation: str | None) -> Codec[Any] | None:
         """Return how the answers of an operation are decoded, if a function has it."""
-        return self._codecs.get(operation)
+        answers = self._answers.get(operation)
+        return None if answers is None else answers.codec
 
     def add(
         self,
         function: Callable[..., object],
         operation: str | None,
-        codec: Codec[Any] | None,
+        answers: Answers,
     ) -> None:
         """Give the operation to the function; ``None``: the requests that name no operation.
 
@@ -91,7 +140,7 @@ class Functions:
                 f' are decorated on one replay with {has}; give each its own operation="…", and'
                 f" keep that when you rename the function; {_UNDONE}"
             )
-        self._codecs[operation] = codec
+        self._answers[operation] = answers
 
 
 def check_decorable(function: object) -> None:

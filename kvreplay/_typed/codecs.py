@@ -72,9 +72,19 @@ def _codec_of(annotation: Any, what: str) -> Codec[Any] | None:
 
 
 def annotated(function: object) -> Codec[Any] | None:
-    """Return the :func:`codec_of` what a function says that it returns."""
+    """Return the :func:`codec_of` what a function says that it returns.
+
+    Raises:
+        NameError: it names what is not there: not yet, or only for type checkers.
+    """
     name = getattr(function, "__qualname__", None) or type(function).__qualname__
-    return codec_of(return_annotation(function), f"{name} returns")
+    try:
+        said = _return_annotation(function)
+    except NameError:
+        raise
+    except Exception:  # an annotation is any expression
+        return None
+    return codec_of(said, f"{name} returns")
 
 
 def check_plain_answer(handler: object) -> None:

@@ -204,6 +204,37 @@ def test_a_field_that_nothing_can_store_is_refused_when_decorating(replay: Any) 
     assert [call("1"), call("1")] == [INVOICE, INVOICE]
 
 
+def test_a_class_below_the_function_that_returns_it(replay: Any, make: Callable[..., Any]) -> None:
+    def late(number: str) -> Below:
+        return Below(number)
+
+    call = replay.decorated(late, key=lambda number: KEY)
+
+    @attrs.frozen
+    class Below:
+        number: str
+
+    assert [call("1"), call("1")] == [Below("1")] * 2
+    # A program that has only looked so far finds it too.
+    other = make()
+    other.decorated(late, key=lambda number: KEY)
+    assert other.lookup(KEY, {"number": "1"}).response == Below("1")
+
+
+def test_a_name_that_is_never_there_is_told_before_anything_runs(replay: Any, store: Any) -> None:
+    def lost(number: str) -> Nowhere:  # type: ignore[name-defined]  # noqa: F821
+        return never()
+
+    call = replay.decorated(lost, key=lambda number: KEY)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="lost names.*Nowhere.*nothing ran.*returns="):
+            call("1")
+    assert entry(store) is None
+    said = replay.decorated(lost, key=lambda number: KEY, returns=Invoice, operation="said")
+    with pytest.raises(AssertionError):
+        said("1")
+
+
 @pytest.mark.parametrize(
     ("response", "returns", "where"),
     [
