@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from threading import get_ident
 from typing import Final
 
 from kvreplay._protocol.keys import ReplayKey
@@ -22,7 +23,8 @@ class Running:
     """The runs that have called their handlers and have not ended. A forked child has none."""
 
     def __init__(self) -> None:
-        self._runs: dict[object, tuple[ReplayKey, ProcessMark]] = {}  # with the run's process
+        # With the process and the thread of each.
+        self._runs: dict[object, tuple[ReplayKey, ProcessMark, int]] = {}
         self._bells: dict[Bell, None] = {}
         self.is_closed = False
 
@@ -45,7 +47,7 @@ class Running:
             ReplayClosedError: ``close()`` was called. If that comes just now, it waits for this
                 run, or this run is refused.
         """
-        self._runs[run] = key, this_process()
+        self._runs[run] = key, this_process(), get_ident()
         try:
             self.check_open()
         except ReplayClosedError:
@@ -60,6 +62,9 @@ class Running:
 
     def close(self, namespace: str, timeout: int | None, monotonic: Callable[[], float]) -> int:
         """Let no handler begin any more, wait for those that run, and log those that are left.
+
+        A handler on this very thread has called this, or a signal handler that interrupted it has:
+        it cannot end meanwhile, so it is left.
 
         Args:
             timeout: for how long to wait (ms); ``None``: no limit.
@@ -89,9 +94,14 @@ class Running:
 
         The loop has a function of its own for the sake of interrupts: see ``test_loops.py``.
         """
-        while (left := self._left()) and (time_left := end - monotonic()) > 0:
+        own = get_ident()
+        while self._left(beside=own) and (time_left := end - monotonic()) > 0:
             bell.wait(min(time_left, _LOOK_AGAIN))
-        return left
+        return self._left()
 
-    def _left(self) -> list[ReplayKey]:
-        return [key for key, process in list(self._runs.values()) if process[0]]
+    def _left(self, beside: int | None = None) -> list[ReplayKey]:
+        return [
+            key
+            for key, process, thread in list(self._runs.values())
+            if process[0] and thread != beside
+        ]

@@ -124,7 +124,9 @@ class Upkeep(AnyReplay[V]):
 
         Answers that are stored are still replayed, and the store stays open: close it afterwards.
         What is left running is logged as a warning; if its process ends now, its key is in doubt.
-        Do not call it from a handler, which would wait for itself.
+        A handler that this very thread runs is left, and not waited for: it has called this, or a
+        signal handler has that interrupted it. With ``AsyncReplay`` a handler must not await this:
+        it would wait for itself.
 
         Args:
             timeout: how long to wait: seconds, a timedelta, or text; ``None``: no limit.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from kvreplay import (
     ExpiredError,
     InDoubtError,
     ParamsMismatchError,
+    Replay,
     ReplayClosedError,
     ReplayKey,
 )
@@ -218,6 +220,42 @@ def test_a_transaction_is_waited_for_until_it_has_committed(
     with pytest.raises(ReplayClosedError):
         replay.execute_in_transaction(NEXT, PARAMS, write)
     assert entry(transactional, NEXT) is None
+
+
+@pytest.mark.parametrize("by_signal", [False, True], ids=["its own", "a signal handler's"])
+def test_a_handler_is_not_waited_for_on_its_own_thread(
+    store: Any, by_signal: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    replay = Replay(store, NAMESPACE, ttl=60)
+    other = Handler("other", held=True)
+    caller = Caller(replay.execute, NEXT, PARAMS, other)
+    assert other.started.wait(PATIENCE)
+    left: list[int] = []
+
+    def let_go() -> None:
+        until(lambda: replay._settings.running._bells)
+        other.let_go()
+
+    def close(*_: object) -> None:
+        left.append(replay.close(10))
+
+    def handler() -> str:
+        if by_signal:
+            before = signal.signal(signal.SIGUSR1, close)
+            signal.raise_signal(signal.SIGUSR1)
+            signal.signal(signal.SIGUSR1, before)
+        else:
+            close()
+        return "r"
+
+    helper, began = Caller(let_go), time.monotonic()
+    assert replay.execute(KEY, PARAMS, handler).response == "r"
+    assert time.monotonic() - began < 10
+    helper.result()
+    assert caller.result().response == "other"  # that one was waited for
+    assert left == [1]
+    assert ReplayKey(*KEY).digest() in caplog.text
+    assert ReplayKey(*NEXT).digest() not in caplog.text
 
 
 def test_a_forked_child_waits_for_none_of_its_parents_handlers(
