@@ -409,13 +409,14 @@ class Replay(Upkeep[Verdict]):
         self, flight: Flight[object], request: Request, patience: Patience
     ) -> Outcome[Any] | None:
         """Share the leader's result; ``None``: there is nothing to share, start over."""
-        until_bound = self._begin_to_follow(flight, request, patience)
-        if flight.thread == get_ident():  # a signal handler's call, or one on a loop's thread
+        # A signal handler's call, one on a loop's thread, or one out of on_event.
+        if flight.thread == get_ident() and not flights.is_aboard(flight):
             raise InFlightError(
                 "this very thread is running the key, and cannot wait for itself; nothing ran a"
                 " second time: ask again when that run has ended",
                 1.0,
             )
+        until_bound = self._begin_to_follow(flight, request, patience)
         changed = Bell()
         wake = changed.ring
 

@@ -10,12 +10,14 @@ import msgpack
 import pytest
 
 from kvreplay import (
+    InFlightError,
     InvalidResponseError,
     ParamsMismatchError,
+    Replay,
     ReplayKey,
     UnsupportedRecordVersionError,
 )
-from support.replaying import START, Handler
+from support.replaying import START, Handler, never
 from support.requesting import KEY, NAMESPACE, PARAMS
 
 
@@ -28,6 +30,20 @@ def test_an_observer_that_fails_fails_no_request(
     replay = make(on_event=observer)
     assert replay.execute(KEY, PARAMS, Handler("r")).response == "r"
     assert "metrics are down" in caplog.text
+
+
+def test_an_observer_that_asks_for_the_key_does_not_wait_for_its_own_thread(store: Any) -> None:
+    seen: list[str] = []
+
+    def observer(event: Any) -> None:
+        seen.append(event.kind)
+        if event.kind == "started":
+            with pytest.raises(InFlightError, match="this very thread"):
+                replay.execute(KEY, PARAMS, never)
+
+    replay = Replay(store, NAMESPACE, ttl=60, on_event=observer)
+    assert replay.execute(KEY, PARAMS, Handler("r")).response == "r"
+    assert seen == ["started", "in_flight", "completed"]  # and not waited
 
 
 def test_no_key_and_no_payload_is_shown(make: Callable[..., Any], face: Any) -> None:
