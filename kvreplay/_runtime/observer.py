@@ -38,7 +38,8 @@ _EVENT_OF: Final[Mapping[type[BaseException], AnswerKind]] = {
     StoreError: "store_error",
 }
 
-_REMEMBERED: Final = 1024  # keys in doubt that were logged
+_REMEMBERED: Final = 1024  # keys in doubt that were logged, each with its record's checksum
+_CHECKSUM: Final = 4  # bytes, at the end of a record
 
 
 def event_of(error: BaseException) -> AnswerKind | None:
@@ -60,7 +61,7 @@ class Observer:
         self._now_ms = clock.now_ms
         self.monotonic = monotonic
         self._on_event = on_event
-        self._logged: dict[ReplayKey, None] = {}
+        self._logged: dict[ReplayKey, bytes | None] = {}
         self.is_there = bool(on_event)
 
     def began(self) -> float:
@@ -73,14 +74,16 @@ class Observer:
         key: ReplayKey | None,
         began: float,
         swept: SweepResult | None = None,
+        found: bytes | None = None,
     ) -> None:
         """Emit an event. A failure of the observer is logged, and never fails the request.
 
         Args:
             began: when the call began that it tells of; see :meth:`began`.
+            found: the key's record, as far as the request has seen it.
         """
         if key is not None and kind in _DOUBTS:
-            self._log_doubt(_DOUBTS[kind], kind, key)
+            self._log_doubt(_DOUBTS[kind], kind, key, found)
         elif key is not None and kind in _NO_DOUBT:
             self._logged.pop(key, None)
         if self.is_there:
@@ -116,11 +119,16 @@ class Observer:
         """Emit what an error decides for a request that runs nothing itself."""
         self.emit(event_of(error) or "released", key, began)
 
-    def _log_doubt(self, text: str, kind: EventKind, key: ReplayKey) -> None:
-        """Log a doubt once: when it begins, or when it is first met."""
-        if kind == "doubt_begun" or key not in self._logged:
+    def _log_doubt(self, text: str, kind: EventKind, key: ReplayKey, found: bytes | None) -> None:
+        """Log a doubt once: when it begins, or when it is first met.
+
+        Others may have settled it meanwhile, and a run of theirs begun another: its record tells.
+        """
+        last = self._logged.get(key)
+        which = last if found is None else found[-_CHECKSUM:]
+        if kind == "doubt_begun" or key not in self._logged or which != last:
             logger().warning(text, self._namespace, key.digest())
-        self._logged[key] = None
+        self._logged[key] = which
         while len(self._logged) > _REMEMBERED:
             with suppress(RuntimeError, StopIteration):  # another thread changes it just now
                 self._logged.pop(next(iter(self._logged)), None)

@@ -74,6 +74,7 @@ class Run:
         "_asked_about_doubt",
         "_began",
         "_caller",
+        "_found",
         "_has_lost_claim",
         "_is_over",
         "_patience",
@@ -112,6 +113,7 @@ class Run:
         self.address = (settings.name, scope_name(key.scope), name(key.id, key.operation))
         self.raised: Exception | None = None
         self._token: bytes | None = None
+        self._found: bytes | None = None  # the key's record, as last seen
         self._is_over = False
         self._asked_about_doubt = False
         self._has_lost_claim = False
@@ -230,7 +232,7 @@ class Run:
     def _tell(self, kind: EventKind) -> None:
         if kind in _ENDS:
             self._told = kind
-        self.settings.observer.emit(kind, self.key, self._began)
+        self.settings.observer.emit(kind, self.key, self._began, found=self._found)
 
     def bind(self) -> None:
         """Note that the key belongs to this run's params: requests with others are now refused."""
@@ -253,6 +255,7 @@ class Run:
                 found = self._store.read(*self.address)
             except KeyNotFoundError:
                 return None, self.settings.now()
+            self._found = found
             return found, self.settings.now()
         if isinstance(step, Begin):
             return self._begin()
@@ -284,6 +287,7 @@ class Run:
     def emit_decision(self, step: object, answer: Any) -> None:
         """Emit what a successful put or transaction has decided, if the run ``is_observed``."""
         if isinstance(step, CheckAndPut):
+            self._found = step.value if answer[0] == step.expected else answer[0]
             if step.event and answer[0] == step.expected:
                 self._tell(step.event)
             elif step.event in _ENDS:

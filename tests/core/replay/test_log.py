@@ -59,6 +59,21 @@ def test_each_doubt_is_logged_once(
     assert "was refused" in met
 
 
+def test_a_doubt_that_others_began_is_logged_though_an_earlier_one_was(
+    make: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    replay, other = make(), make()
+    for _ in range(2):
+        abandon(other)
+        assert len(warnings_of(caplog)) == 1
+        for _ in range(2):
+            with contextlib.suppress(Exception):
+                replay.execute(KEY, PARAMS, never)
+        (met,) = warnings_of(caplog)
+        assert "was refused" in met
+        assert other.release(KEY)  # so ``replay`` sees nothing of it
+
+
 def test_a_doubt_that_cannot_be_stored_is_logged_all_the_same(
     make_on: Callable[..., Any], store: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
