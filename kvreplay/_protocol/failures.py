@@ -9,7 +9,7 @@ from __future__ import annotations
 from kvreplay._protocol.record import ReplayRecord, encode_response
 from kvreplay.errors import StoredFailureError
 
-__all__ = ["built_again", "encode_failure"]
+__all__ = ["built_again", "encode_failure", "name_of"]
 
 
 def encode_failure(error: Exception, *, arguments: bool = True) -> bytes:
@@ -18,7 +18,7 @@ def encode_failure(error: Exception, *, arguments: bool = True) -> bytes:
     Raises:
         InvalidResponseError: msgpack cannot hold the arguments.
     """
-    name = _name_of(type(error))
+    name = name_of(type(error))
     return encode_response([name, list(error.args) if arguments else None], "nothing was stored")
 
 
@@ -31,7 +31,7 @@ def built_again(record: ReplayRecord, store_errors: tuple[type[Exception], ...])
     failure = record.load_failure()
     assert failure is not None  # its state says that it is one
     name, arguments = failure
-    listed = next((each for each in store_errors if _name_of(each) == name), None)
+    listed = next((each for each in store_errors if name_of(each) == name), None)
     if listed is None or arguments is None:
         why = "its arguments could not be stored" if listed else "store_errors does not list it"
         return _stored(name, arguments, why)
@@ -57,5 +57,6 @@ def _stored(name: str, arguments: list[object] | None, why: str) -> StoredFailur
     )
 
 
-def _name_of(kind: type) -> str:
+def name_of(kind: type) -> str:
+    """Return the name of a class that a record keeps."""
     return f"{kind.__module__}.{kind.__qualname__}"

@@ -16,6 +16,7 @@ import attrs
 
 from kvreplay._protocol.codec import Codec
 from kvreplay._protocol.digests import LEAST, ParamsKeys
+from kvreplay._protocol.failures import name_of
 from kvreplay._protocol.keys import ReplayKey
 from kvreplay._protocol.record import ReplayRecord
 from kvreplay._protocol.steps import ExpiredPolicy, InDoubtPolicy, Policy, Verdict
@@ -339,6 +340,11 @@ def _check_store_errors(store_errors: object) -> None:
                 f"store_errors names {each.__name__}, which is never a final failure: it says that"
                 " something else failed"
             )
+    if len(set(map(name_of, store_errors))) < len(set(store_errors)):
+        raise ConfigError(
+            "store_errors names two classes of one name, which a record could not tell apart: give"
+            " one of them another __qualname__"
+        )
 
 
 def _check_doubt_on(doubt_on: object) -> None:

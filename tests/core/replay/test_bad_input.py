@@ -53,6 +53,12 @@ def test_bad_input_runs_nothing(
     assert handler.runs == 1
 
 
+def twin() -> type[Exception]:
+    class Twin(Exception): ...
+
+    return Twin
+
+
 async def awaited(_: object) -> None: ...
 
 
@@ -70,6 +76,7 @@ async def awaited(_: object) -> None: ...
         ({"store_errors": (KeyboardInterrupt,)}, "not a class of Exception"),
         ({"store_errors": (InvalidParamsError,)}, "never a final failure"),
         ({"store_errors": (ExceptionGroup,)}, "never a final failure"),
+        ({"store_errors": (twin(), twin())}, "two classes of one name"),
         ({"params_key": b"short"}, "at least 16 random bytes"),
         ({"params_key": "a text of more than 16"}, "give a secret as bytes"),
         ({"params_key": ()}, "give a secret as bytes"),
@@ -92,6 +99,10 @@ async def awaited(_: object) -> None: ...
 def test_bad_settings_are_named(make: Callable[..., Any], settings: Any, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         make(**settings)
+
+
+def test_a_class_may_be_listed_twice(make: Callable[..., Any]) -> None:
+    make(store_errors=(ValueError, ValueError, twin()))
 
 
 def test_a_namespace_obeys_the_name_rules(face: Any, store: Any) -> None:
