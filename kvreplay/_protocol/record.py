@@ -324,15 +324,17 @@ def encode_response(response: object, consequence: str, codec: Codec[Any] | None
         plain = codec.encode(response)
     except Exception as error:  # the caller's own code, or that of a type
         # A type's own says where the culprit is; a caller's may show a payload.
-        why = error if codec.is_typed else f"encode= raised a {type(error).__name__}"
-        raise _not_storable(response, f"as {codec.name}", why, consequence) from error
+        if codec.is_typed:
+            raise _not_storable(response, f"as {codec.name}", error, consequence) from error
+        why = f"encode= raised a {type(error).__name__}"
+        raise _not_storable(response, "by your encode=", why, consequence) from error
     packed = _packed(plain, response, consequence)
     if not codec.is_typed:  # one of a type has tried this
         try:
             codec.decode(decode_response(packed))
         except Exception as error:  # likewise
             why = f"decode= raised a {type(error).__name__}"
-            raise _not_storable(response, "and read again", why, consequence) from error
+            raise _not_storable(response, "and made again", why, consequence) from error
     return packed
 
 
