@@ -160,7 +160,7 @@ class Upkeep(AnyReplay[V]):
         round tries again.
 
         Args:
-            every: the time between two rounds, in seconds or a timedelta.
+            every: the time between two rounds: seconds, a timedelta, or text such as ``"1min"``.
 
         Raises:
             ConfigError: ``every`` is not a time, or 0.
