@@ -75,15 +75,17 @@ class Observer:
         began: float,
         swept: SweepResult | None = None,
         found: bytes | None = None,
+        claimed: bool = True,
     ) -> None:
         """Emit an event. A failure of the observer is logged, and never fails the request.
 
         Args:
             began: when the call began that it tells of; see :meth:`began`.
             found: the key's record, as far as the request has seen it.
+            claimed: not the end of a run without a claim, which leaves nothing to be settled.
         """
         if key is not None and kind in _DOUBTS:
-            self._log_doubt(_DOUBTS[kind], kind, key, found)
+            self._log_doubt(_DOUBTS[kind if claimed else "unclaimed"], kind, key, found)
         elif key is not None and kind in _NO_DOUBT:
             self._logged.pop(key, None)
         if self.is_there:
@@ -127,18 +129,21 @@ class Observer:
         last = self._logged.get(key)
         which = last if found is None else found[-_CHECKSUM:]
         if kind == "doubt_begun" or key not in self._logged or which != last:
-            logger().warning(text, self._namespace, key.digest())
+            with suppress(Exception):  # of a filter of the application's own
+                logger().warning(text, self._namespace, key.digest())
         self._logged[key] = which
         while len(self._logged) > _REMEMBERED:
             with suppress(RuntimeError, StopIteration):  # another thread changes it just now
                 self._logged.pop(next(iter(self._logged)), None)
 
 
-_DOUBTS: Final[Mapping[EventKind, str]] = {
+_DOUBTS: Final[Mapping[str, str]] = {
     "doubt_begun": "a run in %r has left its key in doubt (%s): its effect may or may not have"
     " happened; find out, then resolve() or release() the key",
     "in_doubt": "a request in %r was refused, since its key is in doubt (%s): a run began, and"
     " nobody knows how it ended; find out, then resolve() or release() the key",
+    "unclaimed": "a run without a claim (lease=None) in %r may not have stored its answer (%s): its"
+    " effect may have happened, and a retry runs the handler again unless the answer is there",
 }
 """The warning for each kind of event that tells of a doubt: the namespace, and the key's digest."""
 

@@ -242,8 +242,12 @@ def outcome_of(
 
 
 def _unfit(codec: Codec[Any]) -> ResponseTypeError:
+    problem = (
+        f"cannot be read as {codec.name}: its type has changed since it was stored"
+        if codec.is_typed
+        else "cannot be made again by your decode=, which raised"
+    )
     return ResponseTypeError(
-        f"the stored answer cannot be read as {codec.name}: its type has changed since it was"
-        " stored; nothing ran, and the record is untouched: record(key) shows it, and"
-        " forget(key) removes it"
+        f"the stored answer {problem}; nothing ran, and the record is untouched: record(key) shows"
+        " it, and forget(key) removes it"
     )

@@ -232,7 +232,8 @@ class Run:
     def _tell(self, kind: EventKind) -> None:
         if kind in _ENDS:
             self._told = kind
-        self.settings.observer.emit(kind, self.key, self._began, found=self._found)
+        claimed = self._caller is None or self._token is not None
+        self.settings.observer.emit(kind, self.key, self._began, found=self._found, claimed=claimed)
 
     def bind(self) -> None:
         """Note that the key belongs to this run's params: requests with others are now refused."""

@@ -211,7 +211,7 @@ class Configured(Generic[V]):
         if type(max_record_bytes) is not int or max_record_bytes < 1:
             raise ConfigError("max_record_bytes must be an int of at least 1")
         _check_doubt_on(doubt_on)
-        _check_store_errors(store_errors)
+        _check_store_errors(store_errors, doubt_on)
         clock = SystemClock() if clock is None else clock
         monotonic = getattr(clock, "monotonic", time.monotonic)
         self._settings = Settings(
@@ -326,7 +326,7 @@ def hooks(encode: object, decode: object) -> Codec[Any] | None:
     return Codec(encode, decode, "decode= makes it", is_typed=False)
 
 
-def _check_store_errors(store_errors: object) -> None:
+def _check_store_errors(store_errors: object, doubt_on: tuple[type[BaseException], ...]) -> None:
     if not isinstance(store_errors, tuple):
         raise ConfigError(
             f"store_errors is a {type(store_errors).__name__}; give a tuple of exception classes,"
@@ -339,6 +339,11 @@ def _check_store_errors(store_errors: object) -> None:
             raise ConfigError(
                 f"store_errors names {each.__name__}, which is never a final failure: it says that"
                 " something else failed"
+            )
+        if each in doubt_on:
+            raise ConfigError(
+                f"store_errors names {each.__name__}, and so does doubt_on: either it leaves the"
+                " key in doubt, or it is the final answer; name it in one of them"
             )
     if len(set(map(name_of, store_errors))) < len(set(store_errors)):
         raise ConfigError(

@@ -76,6 +76,7 @@ async def awaited(_: object) -> None: ...
         ({"store_errors": (KeyboardInterrupt,)}, "not a class of Exception"),
         ({"store_errors": (InvalidParamsError,)}, "never a final failure"),
         ({"store_errors": (ExceptionGroup,)}, "never a final failure"),
+        ({"store_errors": (TimeoutError,)}, "and so does doubt_on"),
         ({"store_errors": (twin(), twin())}, "two classes of one name"),
         ({"params_key": b"short"}, "at least 16 random bytes"),
         ({"params_key": "a text of more than 16"}, "give a secret as bytes"),

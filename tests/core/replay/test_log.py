@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from kvreplay import ReplayKey, StoreFullError
+from kvreplay import InDoubtError, ReplayKey, StoreFullError
 from kvreplay.testing import FaultyStore
 from support.ends import FINAL
 from support.final_failures import Declined
@@ -100,3 +101,31 @@ def test_what_ends_well_logs_nothing(
             replay.execute(("s", type(error).__name__), PARAMS, Handler(error))
     replay.close()
     assert caplog.records == []
+
+
+def test_without_a_claim_nothing_is_left_to_settle_and_the_log_says_so(
+    make: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    replay = make(lease=None)
+    with contextlib.suppress(Exception):
+        replay.execute(KEY, PARAMS, Handler(object()))
+    (told,) = warnings_of(caplog)
+    assert "a retry runs the handler again" in told
+    assert DIGEST in told
+    assert not replay.release(KEY)
+    assert replay.execute(KEY, PARAMS, Handler("r")).response == "r"
+
+
+def test_a_filter_that_raises_does_not_take_the_place_of_the_doubt(
+    make: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(record: logging.LogRecord) -> bool:
+        raise LookupError("no request id")
+
+    logger = logging.getLogger("kvreplay")
+    logger.addFilter(broken)
+    try:
+        with pytest.raises(InDoubtError):
+            make().execute(KEY, PARAMS, Handler(TimeoutError()))
+    finally:
+        logger.removeFilter(broken)
