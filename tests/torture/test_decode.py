@@ -10,6 +10,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from kvreplay import InvalidParamsError, RecordError, ReplayKey, ReplayRecord
+from kvreplay._protocol.digests import ParamsDigest
 from kvreplay._protocol.flow import Decision, decide
 from kvreplay._protocol.params import canonical
 from kvreplay._protocol.record import Claim, State, answer_in, decode, encode
@@ -18,6 +19,9 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 TIMES = st.integers(0, 2**63)
 KEYS = st.builds(ReplayKey, TEXT, TEXT.filter(bool))
 CLAIMS = st.builds(Claim, st.binary(min_size=16, max_size=16), TIMES, TEXT, st.none() | TIMES)
+DIGESTS = st.builds(
+    ParamsDigest, st.binary(min_size=8, max_size=8), st.binary(min_size=32, max_size=32)
+)
 SCALARS = (
     st.none()
     | st.booleans()
@@ -40,12 +44,12 @@ VALUES = st.recursive(
 @st.composite
 def records(draw: st.DrawFn) -> ReplayRecord:
     state = draw(st.sampled_from(State))
-    completed, claimed = state is State.COMPLETED, state is State.IN_PROGRESS
+    answered, claimed = state in (State.COMPLETED, State.FAILED), state is State.IN_PROGRESS
     return ReplayRecord(
         state,
         draw(KEYS),
-        draw(st.binary(max_size=40)),
-        draw(st.binary(max_size=40)) if completed else None,
+        draw(st.binary(max_size=40) | DIGESTS),
+        draw(st.binary(max_size=40)) if answered else None,
         draw(TIMES),
         None if claimed else draw(TIMES),
         draw(CLAIMS) if claimed else None,
@@ -91,7 +95,10 @@ def hold(data: bytes, key: ReplayKey, params: bytes, now: int) -> None:
         return
     event("a record")
     assert decode(encode(record)) == record
-    replays = decide(record, params, now) is Decision.REPLAY
+    if isinstance(record.params, ParamsDigest):
+        assert short is None, "these bytes are no digest"
+        return
+    replays = decide(record, params, now) is Decision.REPLAY and record.state is State.COMPLETED
     assert (short and short[0]) == (record.response if replays else None)
 
 
@@ -118,7 +125,8 @@ def test_mutated_records(tally: Any, mutated: bytes, data: st.DataObject) -> Non
 def test_records_come_back(tally: Any, record: ReplayRecord, now: int, others: bool) -> None:
     data = encode(record)
     assert decode(data, record.key) == record
-    hold(data, record.key, b"others" if others else record.params, now)
+    own = record.params if isinstance(record.params, bytes) else b"digested"
+    hold(data, record.key, b"others" if others else own, now)
     tally("inputs to decode", "intact")
 
 
