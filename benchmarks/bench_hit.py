@@ -150,8 +150,9 @@ def test_where_the_time_goes(
         params = comparable(PARAMS)
         assert params is not None
         data = store.read(NAMESPACE, *KEY)
-        response = answer_in(data, *KEY, params, 0)
-        assert response is not None
+        found = answer_in(data, *KEY, params, 0)
+        assert found is not None
+        response = found[0]
         parts: dict[str, Callable[[], object]] = {
             "a whole hit": lambda: replay.execute(KEY, PARAMS, never),
             "encode the params": lambda: comparable(PARAMS),
