@@ -150,9 +150,9 @@ class Replay(Upkeep[Verdict]):
             InvalidParamsError, ConfigError, RecordError, StoreError: nothing ran.
             InvalidResponseError: a reconciler's response cannot be stored; nothing ran.
         """
-        limit = self._limit_of(wait_timeout)
-        codec = self._settings.codec if returns is None else self._codec_of(returns)
-        seen = peek(self._settings, key, params, ttl, codec)
+        limit, settings = self._limit_of(wait_timeout), self._settings
+        codec = settings.codec if returns is None else self._codec_of(returns)
+        seen = peek(settings, key, params, ttl, codec)
         if isinstance(seen, Outcome):
             return seen
         self._check_answer(handler, seen)

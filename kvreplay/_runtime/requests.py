@@ -75,7 +75,8 @@ def peek(
     what :func:`request_of` raises.
     """
     observer = settings.observer
-    began = observer.monotonic() if observer.is_there else 0.0
+    told = observer.is_there
+    began = observer.monotonic() if told else 0.0
     if ttl is not None:
         to_ms(ttl, "ttl")  # a wrong one raises, even if a hit does not need it
     packed = comparable(params)
@@ -95,9 +96,9 @@ def peek(
         observer.emit_error(error, replay_key(key), began)
         raise
     asked: object = packed
-    if settings.policy.params_keys is not None:
-        own_key = replay_key(key)
-        asked = settings.policy.params_keys.packed(own_key, canonical(params, packed))
+    keys = settings.params_keys
+    if keys is not None:
+        asked = keys.packed(replay_key(key), canonical(params, packed))
     now = settings.clock.now_ms()
     found = answer_in(data, scope, stored_id(own, operation), asked, now)
     if found is None:
@@ -116,7 +117,7 @@ def peek(
         except Exception as error:  # the caller's own code, or that of a type
             observer.emit("response_type", replay_key(key), began)
             raise _unfit(codec) from error
-    if observer.is_there:
+    if told:
         observer.tell("replayed", key, _digest, now, began)
     return Outcome(decoded, True, created_at, expires_at)
 

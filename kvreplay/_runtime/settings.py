@@ -76,6 +76,7 @@ class Settings:
         sweeps_itself: the store has an index of expiry.
         owners_file: where its owners hold their locks; ``None``: it has no such file.
         codec: the caller's ``encode`` and ``decode``.
+        params_keys: those of the policy; a hit asks for them here: bench_hit.
         running: the handlers that are running.
     """
 
@@ -93,6 +94,7 @@ class Settings:
     has_transactions: bool
     owners_file: str | None
     codec: Codec[Any] | None
+    params_keys: ParamsKeys | None
     running: Running
     _identity: Hashable
 
@@ -212,6 +214,7 @@ class Configured(Generic[V]):
             raise ConfigError("max_record_bytes must be an int of at least 1")
         _check_doubt_on(doubt_on)
         _check_store_errors(store_errors, doubt_on)
+        secrets = _params_keys(params_key)
         clock = SystemClock() if clock is None else clock
         monotonic = getattr(clock, "monotonic", time.monotonic)
         self._settings = Settings(
@@ -227,7 +230,7 @@ class Configured(Generic[V]):
                 doubt_on=doubt_on,
                 store_errors=store_errors,
                 on_expired=_expired_policy(on_expired),
-                params_keys=_params_keys(params_key),
+                params_keys=secrets,
             ),
             reconcile=on_in_doubt if callable(on_in_doubt) else None,
             renew=renew,
@@ -238,6 +241,7 @@ class Configured(Generic[V]):
             has_transactions=not missing_methods(store, TransactionalKVStore),
             owners_file=getattr(store, "owners_file", None),
             codec=hooks(encode, decode),
+            params_keys=secrets,
             running=Running(),
             identity=getattr(store, "identity", None) or id(store),
         )
