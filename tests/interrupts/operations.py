@@ -687,9 +687,21 @@ OPERATIONS: Final = {
 }
 
 
+ON_MEMORY: Final = (
+    "execute, an answer that is not kept",
+    "execute, typed",
+    "forget",
+    "record",
+    "close a replay",
+)
+"""What asks an engine for nothing that other operations do not ask for too."""
+
+
 def operations_of(engine: str) -> list[str]:
     """The names of what this engine can do."""
     lacks: set[str] = set()
+    if engine != "memory":
+        lacks |= {prefix + name for prefix in ("", ASYNC) for name in ON_MEMORY}
     if engine == "filesystem":
         lacks |= {name for name in OPERATIONS if "transaction" in name or name in TURNS}
     if engine != "lmdb":
