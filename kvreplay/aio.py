@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import functools
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Final, Literal, ParamSpec, TypeVar, overload
+from typing import Any, Literal, ParamSpec, TypeVar, overload
 
 from kvreplay._protocol import flow
 from kvreplay._protocol.codec import Codec
@@ -19,6 +19,7 @@ from kvreplay._runtime.any_replay import Protocol
 from kvreplay._runtime.decorating import Calling
 from kvreplay._runtime.patience import FROM_SETTINGS, FromSettings, Patience
 from kvreplay._runtime.requests import (
+    PLAIN_FUNCTION,
     Key,
     Outcome,
     check_handler,
@@ -37,11 +38,6 @@ __all__ = ["AsyncReplay"]
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
-
-_PLAIN_FUNCTION: Final = (
-    "a transaction's handler is a plain function, which runs on a thread of its own while it holds"
-    " the store's write lock; do what must be awaited before, or use execute"
-)
 
 
 class AsyncReplay(AsyncUpkeep[Verdict | Awaitable[Verdict]]):
@@ -274,7 +270,7 @@ class AsyncReplay(AsyncUpkeep[Verdict | Awaitable[Verdict]]):
         else:
             request = request_of(self._settings, key, params, ttl, codec)
         self._check_answer(handler, request)
-        check_handler(handler, awaited=protocol is flow.execute, instead=_PLAIN_FUNCTION)
+        check_handler(handler, awaited=protocol is flow.execute, instead=PLAIN_FUNCTION)
         patience = Patience(limit, self._settings.monotonic)
         while True:
             own = self._flight_of(request)

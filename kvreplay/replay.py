@@ -14,7 +14,7 @@ from kvreplay._runtime.blocking import drive
 from kvreplay._runtime.decorating import Calling
 from kvreplay._runtime.patience import FROM_SETTINGS, FromSettings, Patience
 from kvreplay._runtime.renewal import Renewer
-from kvreplay._runtime.requests import Key, Outcome, check_handler, peek
+from kvreplay._runtime.requests import PLAIN_FUNCTION, Key, Outcome, check_handler, peek
 from kvreplay._runtime.run import Run
 from kvreplay._runtime.singleflight import Abandoned, Flight, flights
 from kvreplay._runtime.upkeep import Upkeep
@@ -362,7 +362,10 @@ class Replay(Upkeep[Verdict]):
         protocol: Protocol,
         handler: Callable[..., Any],
     ) -> Outcome[Any]:
-        check_handler(handler, awaited=False)
+        if protocol is flow.execute:
+            check_handler(handler, awaited=False)
+        else:
+            check_handler(handler, awaited=False, instead=PLAIN_FUNCTION)
         # What a caller's transaction sees may be undone, so it is shared with nobody. And it waits
         # for nobody, since it holds the write lock. So others start over when it has ended.
         unshared = Abandoned() if self._settings.is_in_transaction() else None

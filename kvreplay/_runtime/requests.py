@@ -29,6 +29,7 @@ from kvreplay.errors import (
 )
 
 __all__ = [
+    "PLAIN_FUNCTION",
     "Key",
     "Outcome",
     "check_handler",
@@ -156,6 +157,13 @@ def request_of(
 # The kinds of functions whose call runs nothing of them.
 _GENERATORS: Final = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 _COROUTINES: Final = inspect.CO_COROUTINE | inspect.CO_ITERABLE_COROUTINE
+
+
+PLAIN_FUNCTION: Final = (
+    "a transaction's handler is a plain function, since it holds the store's write lock; do what"
+    " must be awaited before, or use execute"
+)
+"""What to do instead of a coroutine function in a transaction."""
 
 
 def check_handler(

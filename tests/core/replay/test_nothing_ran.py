@@ -119,9 +119,17 @@ def test_an_event_loop_awaits_coroutines(store: Any, handler: Any) -> None:
 @pytest.mark.parametrize("handler", [*GENERATORS, *COROUTINES])
 def test_a_transaction_refuses_them_all(face: Any, store: Any, handler: Any) -> None:
     replay = face(store, NAMESPACE, ttl=60)
-    with pytest.raises(ConfigError, match="nothing ran"):
+    with pytest.raises(ConfigError, match="nothing ran") as refusal:
         replay.execute_in_transaction(KEY, PARAMS, handler)
+    assert "AsyncReplay" not in str(refusal.value), "it would not help"
     assert is_free(replay, store)
+
+
+@pytest.mark.parametrize("engine", ["memory", "lmdb", "sqlite"], indirect=True)
+def test_a_transaction_says_what_its_handler_must_be(face: Any, store: Any) -> None:
+    for handler in (awaits, functools.partial(awaits)):
+        with pytest.raises(ConfigError, match="a transaction's handler is a plain function"):
+            face(store, NAMESPACE, ttl=60).execute_in_transaction(KEY, PARAMS, handler)
 
 
 def test_an_answer_is_replayed_whatever_the_handler_is(store: Any) -> None:
