@@ -148,7 +148,7 @@ def _ldk_of(asked: Asked) -> tuple[LdkFiles | LdkDatabase, str] | None:
     if asked.backend == "filesystem":
         if layout is not None:
             # One of LAYOUTS, which are the versions.
-            version: Layout = parse(LAYOUTS, layout.value, layout.source)  # type: ignore[assignment]
+            version: Layout = parse(LAYOUTS, layout.value, layout.source)  # type: ignore[assignment]  # one of them
             others = {name: each for name, each in asked.options.items() if name != "layout"}
             asked = attrs.evolve(asked, options=others)
         else:

@@ -581,7 +581,7 @@ def _transact(entry: Free, request: Request, policy: Policy) -> Flow[Settled | F
     try:
         end: Settled | Free = yield Transact(_run_in_transaction(entry, request, policy, call))
         return end
-    except Exception as error:
+    except Exception as error:  # the handler's, once its writes are undone
         if call.failed_at is None or not is_final(error, policy) or _is_rerun(entry, policy):
             raise
         now, record = call.failed_at, _record_of(request, entry.now, policy)

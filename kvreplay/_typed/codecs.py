@@ -199,7 +199,7 @@ def _return_annotation(function: Any) -> object:
     if isinstance(function, type):
         return function  # to call a class returns one of it
     if not isinstance(function, FunctionType | MethodType):
-        function = getattr(type(function), "__call__", function)  # noqa: B004
+        function = getattr(type(function), "__call__", function)  # noqa: B004  # taken, not tested
     function = inspect.unwrap(function)
     function = getattr(function, "__func__", function)
     said = function.__annotations__.get("return", inspect.Signature.empty)
