@@ -7,7 +7,6 @@ from contextlib import suppress
 from typing import Any, Final
 
 from kvreplay._protocol.keys import ReplayKey
-from kvreplay._protocol.steps import Settled
 from kvreplay.clock import Clock
 from kvreplay.errors import (
     ClaimLostError,
@@ -111,11 +110,6 @@ class Observer:
                 on_event(event)
             except Exception:  # the observer's own, whatever it is
                 logger().exception("on_event raised on %r; the request goes on", kind)
-
-    def emit_answer(self, settled: Settled, key: ReplayKey, began: float) -> None:
-        """Emit ``replayed`` if the handler did not run; a put has emitted what it has stored."""
-        if settled.replayed:
-            self.emit("replayed", key, began)
 
     def emit_error(self, error: BaseException, key: ReplayKey, began: float) -> None:
         """Emit what an error decides for a request that runs nothing itself."""
