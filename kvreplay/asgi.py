@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, 
 from typing import Any
 
 from kvreplay import AsyncReplay, NotStored
-from kvreplay._http.answers import Answer, Headers
+from kvreplay._http.answers import ANSWERS, Answer, Headers
 from kvreplay._http.layer import Asking, InDoubtAnswerError, Layer, ProfileName, Request
 from kvreplay._http.problems import Refusal
 from kvreplay._http.requests import Ending, Incoming
@@ -28,16 +28,8 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _HEADER = b"idempotency-key"
 
-_NO_EXTENSION = frozenset(
-    {
-        "http.response.early_hint",
-        "http.response.pathsend",
-        "http.response.push",
-        "http.response.trailers",
-        "http.response.zerocopysend",
-    }
-)
-"""Ways to answer that the layer could not keep; without them an application answers plainly."""
+_WAYS_TO_ANSWER = "http.response."
+"""Extensions whose names begin so are other ways to answer, which the layer could not keep."""
 
 
 class IdempotencyMiddleware:
@@ -174,7 +166,11 @@ class IdempotencyMiddleware:
         layer, request = self._layer, run.request
         try:
             outcome = await self._replay.execute(
-                request.key, request.params, run, wait_timeout=layer.wait_timeout
+                request.key,
+                request.params,
+                run,
+                wait_timeout=layer.wait_timeout,
+                returns=ANSWERS,
             )
             if outcome.replayed:
                 return layer.replayed(outcome.response, incoming)
@@ -193,7 +189,9 @@ class IdempotencyMiddleware:
 
     async def _look(self, run: _Run, refused: InFlightError, incoming: Incoming) -> Answer:
         try:
-            outcome = await self._replay.lookup(run.request.key, run.request.params)
+            outcome = await self._replay.lookup(
+                run.request.key, run.request.params, returns=ANSWERS
+            )
         except KVReplayError as error:
             return self._layer.failed(error, None, incoming)
         if outcome is None:
@@ -271,7 +269,9 @@ class _Run:
             **self._scope,
             "kvreplay": self.request.told,
             "extensions": {
-                name: what for name, what in extensions.items() if name not in _NO_EXTENSION
+                name: what
+                for name, what in extensions.items()
+                if not name.startswith(_WAYS_TO_ANSWER)
             },
         }
         try:

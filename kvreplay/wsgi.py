@@ -11,7 +11,7 @@ from http import HTTPStatus
 from typing import Any
 
 from kvreplay import NotStored, Replay
-from kvreplay._http.answers import Answer, Headers
+from kvreplay._http.answers import ANSWERS, Answer, Headers
 from kvreplay._http.layer import Asking, InDoubtAnswerError, Layer, ProfileName, Request
 from kvreplay._http.problems import Refusal
 from kvreplay._http.requests import Ending, Incoming
@@ -146,7 +146,11 @@ class IdempotencyMiddleware:
         layer, request = self._layer, run.request
         try:
             outcome = self._replay.execute(
-                request.key, request.params, run, wait_timeout=layer.wait_timeout
+                request.key,
+                request.params,
+                run,
+                wait_timeout=layer.wait_timeout,
+                returns=ANSWERS,
             )
             if outcome.replayed:
                 return layer.replayed(outcome.response, incoming)
@@ -214,11 +218,12 @@ class _Run:
                 self._collect(part)
             if self._status is None:
                 raise RuntimeError("the application has not called start_response")
+            status = int(self._status[:3])
         except Exception as error:
             self.error = error
             raise self._layer.unanswered(self.request, error) from error
         whole = None if self._write is not None else bytes(self._collected)
-        self.answer = Answer(int(self._status[:3]), self._headers, whole)
+        self.answer = Answer(status, self._headers, whole)
         return self._layer.result(self.answer, self.request)
 
     def _start(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None, /) -> Write:

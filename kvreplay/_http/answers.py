@@ -11,9 +11,10 @@ from typing import Any, Final
 
 import attrs
 
+from kvreplay._protocol.codec import Codec
 from kvreplay.errors import ConfigError, InvalidResponseError
 
-__all__ = ["Answer", "Headers", "answer", "answer_in", "keeping", "stored"]
+__all__ = ["ANSWERS", "Answer", "Headers", "answer", "answer_in", "keeping", "stored"]
 
 Headers = tuple[tuple[bytes, bytes], ...]
 """Names and values, in their order."""
@@ -95,6 +96,23 @@ def answer_in(response: object) -> Answer | None:
             if all(type(name) is type(value) is bytes for name, value in headers):
                 return Answer(status, headers, body)
     return None
+
+
+def _encode(response: object) -> object:
+    if answer_in(response) is None:
+        raise TypeError("give what kvreplay.http.answer() returns")
+    return response
+
+
+def _decode(response: object) -> Answer:
+    found = answer_in(response)
+    if found is None:
+        raise TypeError("it is no HTTP answer")
+    return found
+
+
+ANSWERS: Final = Codec(_encode, _decode, "an HTTP answer")
+"""How the layer's replay reads answers, and refuses others, such as those of a reconciler."""
 
 
 def answer(

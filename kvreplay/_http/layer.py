@@ -18,7 +18,7 @@ from typing import Any, Final, Generic, Literal, TypeVar
 
 import attrs
 
-from kvreplay import AsyncReplay, NotStored, Replay, ReplayKey, ReplayRecord
+from kvreplay import AsyncReplay, NotStored, Replay, ReplayKey, ReplayRecord, State
 from kvreplay._http.acp import ACP
 from kvreplay._http.answers import Answer, answer_in, keeping, stored
 from kvreplay._http.header import MalformedKeyError
@@ -40,6 +40,7 @@ from kvreplay.errors import (
     ParamsMismatchError,
     RecordError,
     ReplayClosedError,
+    ResponseTypeError,
     StoreError,
     UnsupportedRecordVersionError,
 )
@@ -239,11 +240,8 @@ class Layer(Generic[C]):
         how = "ended without a complete answer" if error is None else f"raised {_name_of(error)}"
         return IndeterminateError(f"the application {how}: whether something happened is not known")
 
-    def replayed(self, response: object, incoming: Incoming) -> Answer:
+    def replayed(self, answer: Answer, incoming: Incoming) -> Answer:
         """Return the answer of a replay."""
-        answer = answer_in(response)
-        if answer is None:
-            return self.refuse(Refusal("damaged"), incoming)
         if answer.body is None:
             members = {"original_status": answer.status}
             return self.refuse(Refusal("not-kept", members=members), incoming)
@@ -281,7 +279,7 @@ class Layer(Generic[C]):
                 return Refusal("running", soon)
             case ReplayClosedError() | UnsupportedRecordVersionError() | StoreError():
                 return Refusal("unavailable", soon)
-            case RecordError():
+            case RecordError() | ResponseTypeError():
                 return Refusal("damaged")
         raise error
 
@@ -289,20 +287,17 @@ class Layer(Generic[C]):
         """Return the answer to a request that asks for the state of a key."""
         if record is None:
             return self.refuse(Refusal("unknown-key"), incoming)
-        answer = answer_in(record.load_response())
-        if in_doubt:
-            state = "in doubt"
-        elif record.claim is not None:
-            state = "running"
-        elif record.expires_at is not None and record.expires_at <= self._settings.now():
-            state, answer = "expired", None
+        body: dict[str, Any] = {"created_at": _iso(record.created_at)}
+        expires_at = record.expires_at
+        if expires_at is None:  # it is a claim
+            body["state"] = "in doubt" if in_doubt else "running"
+        elif record.state is State.TOMBSTONE or expires_at <= self._settings.now():
+            body["state"] = "expired"
         else:
-            state = "answered"
-        body: dict[str, Any] = {"state": state, "created_at": _iso(record.created_at)}
-        if answer is not None:
-            body["status"] = answer.status
-        if record.expires_at is not None:
-            body["expires_at"] = _iso(record.expires_at)
+            body |= {"state": "answered", "expires_at": _iso(expires_at)}
+            answer = answer_in(record.load_response())
+            if answer is not None:
+                body["status"] = answer.status
         headers = ((b"content-type", b"application/json"), *self.marks(incoming))
         return told(200, headers, body, Refusal("unknown-key"))
 

@@ -43,7 +43,7 @@ WINGS: dict[str, set[str]] = {
         ),
         "store",
     },
-    "_http": {"__init__", "clock", "errors"},
+    "_http": {"__init__", "_protocol", "clock", "errors"},
     "asgi": {"__init__", "_http", "clock", "errors"},
     "http": {"__init__", "_http"},
     "ldk": {"errors", "store"},
