@@ -15,7 +15,7 @@ from kvreplay._runtime.aio_sweeping import AsyncSweeper
 from kvreplay._runtime.any_replay import AnyReplay
 from kvreplay._runtime.awaiting import AsyncDriver
 from kvreplay._runtime.requests import Key, replay_key
-from kvreplay._runtime.walking import record, records
+from kvreplay._runtime.walking import in_doubt, record, records
 from kvreplay.clock import Duration, to_ms
 from kvreplay.errors import KVReplayError
 from kvreplay.store import SweepResult
@@ -37,6 +37,10 @@ class AsyncUpkeep(AnyReplay[V]):
     async def record(self, key: Key, *, operation: str | None = None) -> ReplayRecord | None:
         """Return the key's record as it is stored; see :meth:`kvreplay.Replay.record`."""
         return await self._driver.look(record, self._settings, replay_key(key, operation))
+
+    async def is_in_doubt(self, record: ReplayRecord) -> bool:
+        """Say whether the key of a record is in doubt; see :meth:`kvreplay.Replay.is_in_doubt`."""
+        return await self._driver.look(in_doubt, self._settings, record)
 
     async def resolve(
         self,

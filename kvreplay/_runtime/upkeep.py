@@ -15,7 +15,7 @@ from kvreplay._runtime.any_replay import AnyReplay
 from kvreplay._runtime.blocking import drive
 from kvreplay._runtime.requests import Key, replay_key
 from kvreplay._runtime.sweeping import Sweeper
-from kvreplay._runtime.walking import record, records
+from kvreplay._runtime.walking import in_doubt, record, records
 from kvreplay.clock import Duration, to_ms
 from kvreplay.store import SweepResult
 
@@ -39,6 +39,17 @@ class Upkeep(AnyReplay[V]):
             RecordError: it cannot be read; ``addresses`` says where it is.
         """
         return record(self._settings, replay_key(key, operation))
+
+    def is_in_doubt(self, record: ReplayRecord) -> bool:
+        """Say whether the key of a record is in doubt: a run began and ended without an answer.
+
+        ``False``: it is answered, or its run goes on, or may go on (an owner on another machine
+        whose lease is not over).
+
+        Args:
+            record: as :meth:`record` or :meth:`records` shows it.
+        """
+        return in_doubt(self._settings, record)
 
     def resolve(
         self,

@@ -17,7 +17,7 @@ from kvreplay.errors import (
     RecordError,
 )
 
-__all__ = ["Found", "record", "records", "walk"]
+__all__ = ["Found", "in_doubt", "record", "records", "walk"]
 
 Found = tuple[bytes, ReplayRecord | RecordError]
 """A stored record's bytes, and the record or the error that says what is wrong with it."""
@@ -77,7 +77,7 @@ def _chosen(
         if isinstance(found, RecordError):
             damaged.append(found)
         elif (state is None or found.state is state) and (
-            in_doubt is None or _is_in_doubt(settings, found) is in_doubt
+            in_doubt is None or _doubt_of(settings, found) is in_doubt
         ):
             yield found
     if damaged:
@@ -89,5 +89,14 @@ def _chosen(
         raise error from damaged[0]
 
 
-def _is_in_doubt(settings: Settings, found: ReplayRecord) -> bool:
+def in_doubt(settings: Settings, found: ReplayRecord) -> bool:
+    """Say whether the key is in doubt of which this is the record."""
+    if not isinstance(found, ReplayRecord):
+        raise InvalidParamsError(
+            f"the record is a {type(found).__name__}; give what record() or records() shows"
+        )
+    return _doubt_of(settings, found)
+
+
+def _doubt_of(settings: Settings, found: ReplayRecord) -> bool:
     return drive(is_in_doubt(found, settings.now()), Run(settings, found.key))

@@ -43,12 +43,16 @@ WINGS: dict[str, set[str]] = {
         ),
         "store",
     },
+    "_http": {"__init__", "_protocol", "clock", "errors"},
+    "asgi": {"__init__", "_http", "clock", "errors"},
+    "http": {"__init__", "_http"},
     "ldk": {"errors", "store"},
     "backends": {"errors", "store"},
     "metrics": {"errors", "events", "store"},
     "testing": {"errors", "store"},
     "demo": {"__init__", "errors", "ldk", "store"},
     "cli": {"_migration", "config", "demo", "errors"},
+    "wsgi": {"__init__", "_http", "clock", "errors"},
     "__main__": {"cli"},
 }
 # The modules of a wing in an order in which each may import those before it, and no other.
@@ -87,6 +91,10 @@ ORDER: dict[str, tuple[str, ...]] = {
         ),
         *("renewal", "walking", "sweeping", "aio_sweeping", "batching", "awaiting", "decorating"),
         *("any_replay", "upkeep", "aio_upkeep", "__init__"),
+    ),
+    "_http": (
+        *("header", "answers", "requests", "problems", "profile", "stripe", "acp", "policy"),
+        *("layer", "__init__"),
     ),
     "config": ("units", "location", "registry", "file", "__init__"),
     "_migration": (

@@ -1,0 +1,170 @@
+"""An HTTP answer: as the application gives it, and as a record keeps it.
+
+A record keeps a map: ``status`` (an int), ``headers`` (pairs of bytes, in order, repeated ones too)
+and ``body`` (bytes; ``None``: the answer was too large to keep).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+import attrs
+
+from kvreplay._protocol.codec import Codec
+from kvreplay.errors import ConfigError, InvalidResponseError
+
+__all__ = ["ANSWERS", "Answer", "Headers", "answer", "answer_in", "keeping", "stored"]
+
+Headers = tuple[tuple[bytes, bytes], ...]
+"""Names and values, in their order."""
+
+_NEVER: Final = frozenset(
+    {
+        *(b"set-cookie", b"set-cookie2", b"date", b"server", b"age", b"ratelimit"),
+        # What belongs to one connection (RFC 9110, 7.6.1).
+        *(b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer"),
+        *(b"transfer-encoding", b"upgrade", b"proxy-authenticate", b"www-authenticate"),
+    }
+)
+_NEVER_BEGINNING: Final = (b"ratelimit-", b"x-ratelimit-", b"x-rate-limit-")
+
+_KEPT: Final = frozenset(
+    {
+        *(b"cache-control", b"content-disposition", b"content-encoding", b"content-language"),
+        *(b"content-length", b"content-location", b"content-range", b"content-type"),
+        *(b"content-security-policy", b"deprecation", b"etag", b"expires", b"last-modified"),
+        *(b"link", b"location", b"sunset", b"vary", b"x-content-type-options"),
+    }
+)
+
+
+@attrs.frozen
+class Answer:
+    """An HTTP answer.
+
+    Attributes:
+        status: its status code.
+        headers: pairs of bytes, in their order.
+        body: ``None``: it was too large to be kept.
+    """
+
+    status: int
+    headers: Headers = attrs.field(repr=False)
+    body: bytes | None = attrs.field(repr=False)
+
+
+def keeping(further: Iterable[str]) -> frozenset[bytes]:
+    """Return the names, in lower case, of the headers that a record keeps.
+
+    Args:
+        further: those besides the usual ones.
+
+    Raises:
+        ConfigError: one of them is never kept, or no name of a header.
+    """
+    if isinstance(further, str):
+        raise ConfigError("stored_headers is a str; give a tuple of names of headers")
+    names = set(_KEPT)
+    for each in further:
+        if not isinstance(each, str) or not each.isascii() or not each:
+            raise ConfigError(f"stored_headers names {each!r}, which is no name of a header")
+        name = each.lower().encode()
+        if _is_never_kept(name):
+            raise ConfigError(
+                f"stored_headers names {each}, which belongs to one answer of one moment, and is"
+                " never replayed"
+            )
+        names.add(name)
+    return frozenset(names)
+
+
+def stored(answer: Answer, kept: frozenset[bytes]) -> dict[str, Any]:
+    """Return what a record keeps of an application's answer, for msgpack."""
+    return {
+        "status": answer.status,
+        "headers": [[name, value] for name, value in answer.headers if name.lower() in kept],
+        "body": answer.body,
+    }
+
+
+def answer_in(response: object) -> Answer | None:
+    """Return the answer that a record keeps; ``None``: it keeps something else."""
+    match response:
+        case {"status": int(status), "headers": list(pairs), "body": bytes() | None as body}:
+            headers = tuple((name, value) for name, value in pairs)
+            if all(type(name) is type(value) is bytes for name, value in headers):
+                return Answer(status, headers, body)
+    return None
+
+
+def _encode(response: object) -> object:
+    if answer_in(response) is None:
+        raise TypeError("give what kvreplay.http.answer() returns")
+    return response
+
+
+def _decode(response: object) -> Answer:
+    found = answer_in(response)
+    if found is None:
+        raise TypeError("it is no HTTP answer")
+    return found
+
+
+ANSWERS: Final = Codec(_encode, _decode, "an HTTP answer")
+"""How the layer's replay reads answers, and refuses others, such as those of a reconciler."""
+
+
+def answer(
+    status: int,
+    body: bytes | str = b"",
+    headers: Mapping[str, str] | Iterable[tuple[str | bytes, str | bytes]] = (),
+) -> dict[str, Any]:
+    """Return an HTTP answer as the layer stores it, to settle a key with.
+
+    Give it to ``Replay.resolve(key, response=…)``, or to ``Applied`` in a reconciler. Every retry
+    of that key then gets this answer.
+
+    Args:
+        status: the status code, 200 to 599.
+        body: a ``str`` is encoded as UTF-8.
+        headers: names and values, such as ``{"content-type": "application/json"}``.
+
+    Raises:
+        InvalidResponseError: it is no HTTP answer, or has a header that is never replayed, such as
+            ``Set-Cookie``; nothing was changed.
+    """
+    if type(status) is not int or not 200 <= status <= 599:
+        raise InvalidResponseError(
+            f"the status is {status!r}; give one of 200 to 599; nothing was changed"
+        )
+    if not isinstance(body, bytes | str):
+        raise InvalidResponseError(
+            f"the body is a {type(body).__name__}; give bytes or str, such as json.dumps returns;"
+            " nothing was changed"
+        )
+    given = headers.items() if isinstance(headers, Mapping) else headers
+    pairs = []
+    for each in given:
+        name, value = (_header_bytes(part) for part in each)
+        if _is_never_kept(name.lower()):
+            raise InvalidResponseError(
+                f"the header {name.decode('latin-1')} belongs to one answer of one moment, and is"
+                " never replayed; nothing was changed"
+            )
+        pairs.append([name, value])
+    encoded = body.encode() if isinstance(body, str) else body
+    return {"status": status, "headers": pairs, "body": encoded}
+
+
+def _header_bytes(part: object) -> bytes:
+    encoded = part.encode("latin-1", "replace") if isinstance(part, str) else part
+    if not isinstance(encoded, bytes) or any(each in encoded for each in b"\r\n\0"):
+        raise InvalidResponseError(
+            "a header is no pair of str or bytes, or has a line break; nothing was changed"
+        )
+    return encoded
+
+
+def _is_never_kept(name: bytes) -> bool:
+    return name in _NEVER or name.startswith(_NEVER_BEGINNING)

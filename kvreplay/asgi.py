@@ -1,0 +1,404 @@
+"""``Idempotency-Key`` for ASGI applications: Starlette, FastAPI, Litestar, Django, and any other.
+
+``docs/http.md`` has the table of answers, and a page for each framework.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, MutableMapping
+from typing import Any
+
+from kvreplay import AsyncReplay, NotStored
+from kvreplay._http.answers import ANSWERS, Answer, Headers
+from kvreplay._http.layer import Asking, InDoubtAnswerError, Layer, ProfileName, Request
+from kvreplay._http.problems import Refusal
+from kvreplay._http.requests import Ending, Incoming
+from kvreplay.clock import Duration
+from kvreplay.errors import InFlightError, KVReplayError
+
+__all__ = ["IdempotencyMiddleware"]
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_HEADER = b"idempotency-key"
+
+_WAYS_TO_ANSWER = "http.response."
+"""Extensions whose names begin so are other ways to answer, which the layer could not keep."""
+
+
+class IdempotencyMiddleware:
+    """Run each request that has an ``Idempotency-Key`` once, and give every retry its answer.
+
+    WebSocket, lifespan, and requests that are not covered pass through untouched. A client that
+    disconnects, or a server that cancels the call, does not stop the application: its answer is
+    stored all the same.
+
+    Args:
+        app: any ASGI application.
+        replay: an :class:`~kvreplay.AsyncReplay` with a lease, in a namespace of its own.
+        scope: returns the authenticated caller of an ASGI scope, or ``None``, for which the answer
+            is 401. It may be a coroutine function. No answer is ever given to another caller.
+        profile: ``"ietf"``, ``"stripe"`` or ``"acp"``.
+        methods: those that are covered; by default the profile's: ``POST``, under ``ietf`` also
+            ``PATCH``.
+        covers: says of a scope whether the layer covers the request; by default it covers all.
+        required: whether a covered request without a key is refused (``True``) or passed through;
+            or a function of the scope that says it. By default the profile's: ``True``, under
+            ``stripe`` ``False``.
+        bare_keys: profile ``ietf`` accepts keys without quotes too.
+        statuses: how a run ends by its answer's status, where the profile's table does not fit:
+            ``{404: "freed", "5xx": "in doubt"}``. A status counts before its class.
+        stored_headers: names of further headers of an answer that replays have.
+        replay_header: marks replays: ``Idempotent-Replayed: true``; ``None``: nothing does.
+        wait_timeout: how long a duplicate waits for the run of its key before it is refused; 0: not
+            at all; ``None``: no limit.
+        retry_after: the time in ``Retry-After``.
+        max_body_bytes: the largest body of a request with a key; one that is larger is refused.
+        max_answer_bytes: the largest answer, with its headers, that is kept; by default what the
+            replay's ``max_record_bytes`` leaves. A larger one is passed on as it comes, and a retry
+            is told that it was answered.
+        policy_path: where ``GET`` shows the policy of keys, and, with a key, that key's state;
+            below the application's root path. ``None``: nowhere.
+        policy_url: where problems link to, if the policy is published elsewhere too.
+        challenge: ``WWW-Authenticate`` of a 401.
+
+    Raises:
+        ConfigError: a setting is wrong; it names which.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        replay: AsyncReplay,
+        *,
+        scope: Callable[[Scope], str | Awaitable[str | None] | None],
+        profile: ProfileName = "ietf",
+        methods: Collection[str] | None = None,
+        covers: Callable[[Scope], bool] | None = None,
+        required: bool | Callable[[Scope], bool] | None = None,
+        bare_keys: bool = False,
+        statuses: Mapping[int | str, Ending] | None = None,
+        stored_headers: Iterable[str] = (),
+        replay_header: str | None = "Idempotent-Replayed",
+        wait_timeout: Duration | None = 0,
+        retry_after: Duration = 1,
+        max_body_bytes: int = 1024 * 1024,
+        max_answer_bytes: int | None = None,
+        policy_path: str | None = "/idempotency",
+        policy_url: str | None = None,
+        challenge: str = "Bearer",
+    ) -> None:
+        self._app = app
+        self._replay = replay
+        self._layer: Layer[Scope] = Layer(
+            replay,
+            kind=AsyncReplay,
+            scope=scope,
+            profile=profile,
+            methods=methods,
+            covers=covers,
+            required=required,
+            bare_keys=bare_keys,
+            statuses=statuses,
+            stored_headers=stored_headers,
+            replay_header=replay_header,
+            wait_timeout=wait_timeout,
+            retry_after=retry_after,
+            max_body_bytes=max_body_bytes,
+            max_answer_bytes=max_answer_bytes,
+            policy_path=policy_path,
+            policy_url=policy_url,
+            challenge=challenge,
+        )
+        self._running: set[asyncio.Task[None]] = set()  # the loop keeps only weak references
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or pass it through."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        incoming = _incoming(scope)
+        asking = self._layer.asking(incoming, scope)
+        if asking is None:
+            await self._app(scope, receive, send)
+        elif isinstance(asking, Answer):
+            await _tell(asking, send)
+        else:
+            await self._serve(asking, incoming, scope, receive, send)
+
+    async def _serve(
+        self, asking: Asking, incoming: Incoming, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        layer = self._layer
+        caller = layer.caller_of(scope)
+        if inspect.isawaitable(caller):
+            caller = await caller
+        key = layer.identify(asking, caller, incoming)
+        if isinstance(key, Answer):
+            await _tell(key, send)
+            return
+        if asking.of_state:
+            await _tell(await self._state(key, incoming), send)
+            return
+        body = await _body(receive, layer.max_body_bytes)
+        if body is None:
+            await _tell(layer.refuse(Refusal("body-too-large"), incoming), send)
+            return
+        if isinstance(body, _Gone):
+            return
+        run = _Run(self._app, layer, layer.request(key, incoming, body), scope, receive, send, body)
+        try:
+            answer = await self._execute(run, incoming)
+            if answer is not None:
+                await run.deliver(answer)
+        finally:
+            run.let_go(self._running)
+        await run.ended()
+
+    async def _execute(self, run: _Run, incoming: Incoming) -> Answer | None:
+        """Return the answer to send; ``None``: the application has ended without one."""
+        layer, request = self._layer, run.request
+        try:
+            outcome = await self._replay.execute(
+                request.key,
+                request.params,
+                run,
+                wait_timeout=layer.wait_timeout,
+                returns=ANSWERS,
+            )
+            if outcome.replayed:
+                return layer.replayed(outcome.response, incoming)
+        except InDoubtAnswerError:
+            if run.answer is None:  # it is of the run that this request waited for
+                return layer.refuse(Refusal("in-doubt"), incoming)
+        except InFlightError as error:
+            # On a store whose reads are not local, others may only be reading the same answer.
+            return await self._look(run, error, incoming)
+        except KVReplayError as error:
+            if run.has_begun and run.answer is None:
+                return None
+            ran = None if run.answer is None else run.answer.status
+            return layer.failed(error, ran, incoming)
+        return run.first_answer(layer.marks(incoming))
+
+    async def _look(self, run: _Run, refused: InFlightError, incoming: Incoming) -> Answer:
+        try:
+            outcome = await self._replay.lookup(
+                run.request.key, run.request.params, returns=ANSWERS
+            )
+        except KVReplayError as error:
+            return self._layer.failed(error, None, incoming)
+        if outcome is None:
+            return self._layer.failed(refused, None, incoming)
+        return self._layer.replayed(outcome.response, incoming)
+
+    async def _state(self, key: Any, incoming: Incoming) -> Answer:
+        try:
+            record = await self._replay.record(key)
+            in_doubt = record is not None and await self._replay.is_in_doubt(record)
+        except KVReplayError as error:
+            return self._layer.failed(error, None, incoming)
+        return self._layer.state(record, in_doubt, incoming)
+
+    def __repr__(self) -> str:
+        return f"<IdempotencyMiddleware {self._layer.profile.name} with {self._replay!r}>"
+
+
+class _Run:
+    """One run of the application: the handler that the replay calls, and what comes of it.
+
+    The application has a task of its own. At its answer's end it waits until the answer is stored
+    and sent; so background tasks come after that, and do not delay it.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        layer: Layer[Scope],
+        request: Request,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        body: bytes,
+    ) -> None:
+        self._app = app
+        self._layer = layer
+        self.request = request
+        self._scope = scope
+        self._body: bytes | None = body
+        self._receive_on = receive
+        self._send_on = send
+        self._task: asyncio.Task[None] | None = None
+        self._start: Message | None = None
+        self._collected = bytearray()
+        self._passes_on = False  # the answer is larger than what can be kept
+        self._last: Message | None = None
+        self.answer: Answer | None = None  # what can be kept of a complete one
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the application was called."""
+        return self._task is not None
+
+    async def __call__(self) -> dict[str, Any] | NotStored[Any]:
+        """Run the application up to its answer's end, for the replay."""
+        self._complete = asyncio.Event()
+        self._open = asyncio.Event()  # the answer was sent, or is passed on: disconnects count
+        self._delivered = asyncio.Event()
+        self._task = task = asyncio.create_task(self._call())
+        try:
+            await self._complete.wait()
+        except asyncio.CancelledError:
+            task.cancel()  # the loop ends
+            raise
+        if self.answer is not None:
+            return self._layer.result(self.answer, self.request)
+        await asyncio.wait((task,))
+        error = None if task.cancelled() else task.exception()
+        raise self._layer.unanswered(self.request, error)
+
+    async def _call(self) -> None:
+        extensions = self._scope.get("extensions") or {}
+        scope = {
+            **self._scope,
+            "kvreplay": self.request.told,
+            "extensions": {
+                name: what
+                for name, what in extensions.items()
+                if not name.startswith(_WAYS_TO_ANSWER)
+            },
+        }
+        try:
+            await self._app(scope, self._receive, self._send)
+        finally:
+            self._complete.set()
+
+    async def _receive(self) -> Message:
+        body, self._body = self._body, None
+        if body is not None:
+            return {"type": "http.request", "body": body, "more_body": False}
+        await self._open.wait()
+        if self._delivered.is_set():
+            return {"type": "http.disconnect"}
+        return await self._receive_on()
+
+    async def _send(self, message: Message) -> None:
+        if self.answer is not None:
+            raise RuntimeError("the application has sent something after the end of its answer")
+        if message["type"] == "http.response.start":
+            if self._start is not None:
+                raise RuntimeError("the application has begun two answers")
+            self._start = {**message, "headers": _pairs(message.get("headers", ()))}
+            return
+        if message["type"] != "http.response.body" or self._start is None:
+            raise RuntimeError(f"the application has sent {message['type']} in a wrong place")
+        self._collected += message.get("body", b"")
+        more = message.get("more_body", False)
+        headers = self._start["headers"]
+        if not self._passes_on and _size(headers) + len(self._collected) > self.request.most:
+            self._passes_on = True
+            await self._send_on(self._start)
+            self._open.set()
+        if self._passes_on:
+            part, self._collected = bytes(self._collected), bytearray()
+            onward = {"type": "http.response.body", "body": part, "more_body": more}
+            if more:
+                await self._send_on(onward)
+            else:
+                self._last = onward  # sent when it is stored that the answer was given
+        if not more:
+            whole = None if self._passes_on else bytes(self._collected)
+            self.answer = Answer(self._start["status"], headers, whole)
+            self._complete.set()
+            await self._delivered.wait()
+
+    def first_answer(self, marks: Headers) -> Answer | None:
+        """Return the application's answer as it gave it, with the marks of the profile."""
+        answer = self.answer
+        assert answer is not None  # the run has ended with it
+        return Answer(answer.status, answer.headers + marks, answer.body)
+
+    async def deliver(self, answer: Answer) -> None:
+        """Send the answer, or the rest of one that is passed on.
+
+        Raises:
+            RuntimeError: a part was passed on already, and the end must not follow: the server
+                breaks the connection, so the client sees that the answer is not complete.
+        """
+        if self._last is not None and answer.body is None:
+            await self._send_on(self._last)
+        elif self._passes_on:
+            raise RuntimeError("that the answer was given could not be stored, so it is broken off")
+        else:
+            await _tell(answer, self._send_on)
+
+    def let_go(self, running: set[asyncio.Task[None]]) -> None:
+        """Let the application go on after its answer; keep its task in ``running`` meanwhile."""
+        task = self._task
+        if task is not None:
+            running.add(task)
+            task.add_done_callback(running.discard)
+            self._delivered.set()
+            self._open.set()
+
+    async def ended(self) -> None:
+        """Wait for the application's end, and raise what it raises."""
+        task, self._task = self._task, None
+        if task is not None:
+            try:
+                await asyncio.shield(task)
+            finally:
+                del task  # it holds an error whose traceback holds this frame
+
+
+class _Gone:
+    """The client disconnected before its whole body had come."""
+
+
+async def _body(receive: Receive, most: int) -> bytes | _Gone | None:
+    """Return the request's body; ``None``: it is larger than ``most`` bytes."""
+    parts = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return _Gone()
+        parts += message.get("body", b"")
+        if len(parts) > most:
+            return None
+        if not message.get("more_body", False):
+            return bytes(parts)
+
+
+async def _tell(answer: Answer, send: Send) -> None:
+    await send(
+        {"type": "http.response.start", "status": answer.status, "headers": list(answer.headers)}
+    )
+    await send({"type": "http.response.body", "body": answer.body or b"", "more_body": False})
+
+
+def _incoming(scope: Scope) -> Incoming:
+    field = None
+    for name, value in scope["headers"]:
+        if name == _HEADER:
+            field = value if field is None else field + b", " + value
+    return Incoming(
+        scope["method"],
+        scope["path"].encode("utf-8", "surrogateescape"),
+        scope.get("root_path", "").encode("utf-8", "surrogateescape"),
+        scope.get("query_string", b""),
+        None if field is None else field.decode("latin-1"),
+    )
+
+
+def _pairs(headers: Iterable[Iterable[bytes]]) -> Headers:
+    return tuple((bytes(name), bytes(value)) for name, value in headers)
+
+
+def _size(headers: Headers) -> int:
+    return sum(len(name) + len(value) for name, value in headers)

@@ -1,0 +1,348 @@
+"""``Idempotency-Key`` for WSGI applications: Flask, Django, and any other.
+
+``docs/http.md`` has the table of answers, and a page for each framework.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from http import HTTPStatus
+from typing import Any
+
+from kvreplay import NotStored, Replay
+from kvreplay._http.answers import ANSWERS, Answer, Headers
+from kvreplay._http.layer import Asking, InDoubtAnswerError, Layer, ProfileName, Request
+from kvreplay._http.problems import Refusal
+from kvreplay._http.requests import Ending, Incoming
+from kvreplay.clock import Duration
+from kvreplay.errors import KVReplayError
+
+__all__ = ["IdempotencyMiddleware"]
+
+Environ = dict[str, Any]
+Write = Callable[[bytes], object]
+StartResponse = Callable[..., Write]
+WSGIApp = Callable[[Environ, StartResponse], Iterable[bytes]]
+
+
+class IdempotencyMiddleware:
+    """Run each request that has an ``Idempotency-Key`` once, and give every retry its answer.
+
+    Requests that are not covered pass through untouched. What the application does after its answer
+    (``close()`` of what it returned) comes after the answer is stored and sent.
+
+    Args:
+        app: any WSGI application.
+        replay: a :class:`~kvreplay.Replay` with a lease, in a namespace of its own.
+        scope: returns the authenticated caller of a WSGI environ, or ``None``, for which the answer
+            is 401. No answer is ever given to another caller.
+        profile: ``"ietf"``, ``"stripe"`` or ``"acp"``.
+        methods: those that are covered; by default the profile's: ``POST``, under ``ietf`` also
+            ``PATCH``.
+        covers: says of an environ whether the layer covers the request; by default it covers all.
+        required: whether a covered request without a key is refused (``True``) or passed through;
+            or a function of the environ that says it. By default the profile's: ``True``, under
+            ``stripe`` ``False``.
+        bare_keys: profile ``ietf`` accepts keys without quotes too.
+        statuses: how a run ends by its answer's status, where the profile's table does not fit:
+            ``{404: "freed", "5xx": "in doubt"}``. A status counts before its class.
+        stored_headers: names of further headers of an answer that replays have.
+        replay_header: marks replays: ``Idempotent-Replayed: true``; ``None``: nothing does.
+        wait_timeout: how long a duplicate waits for the run of its key before it is refused; 0: not
+            at all; ``None``: no limit.
+        retry_after: the time in ``Retry-After``.
+        max_body_bytes: the largest body of a request with a key; one that is larger is refused.
+        max_answer_bytes: the largest answer, with its headers, that is kept; by default what the
+            replay's ``max_record_bytes`` leaves. A larger one is passed on as it comes, and a retry
+            is told that it was answered.
+        policy_path: where ``GET`` shows the policy of keys, and, with a key, that key's state;
+            below the application's ``SCRIPT_NAME``. ``None``: nowhere.
+        policy_url: where problems link to, if the policy is published elsewhere too.
+        challenge: ``WWW-Authenticate`` of a 401.
+
+    Raises:
+        ConfigError: a setting is wrong; it names which.
+    """
+
+    def __init__(
+        self,
+        app: WSGIApp,
+        replay: Replay,
+        *,
+        scope: Callable[[Environ], str | None],
+        profile: ProfileName = "ietf",
+        methods: Collection[str] | None = None,
+        covers: Callable[[Environ], bool] | None = None,
+        required: bool | Callable[[Environ], bool] | None = None,
+        bare_keys: bool = False,
+        statuses: Mapping[int | str, Ending] | None = None,
+        stored_headers: Iterable[str] = (),
+        replay_header: str | None = "Idempotent-Replayed",
+        wait_timeout: Duration | None = 0,
+        retry_after: Duration = 1,
+        max_body_bytes: int = 1024 * 1024,
+        max_answer_bytes: int | None = None,
+        policy_path: str | None = "/idempotency",
+        policy_url: str | None = None,
+        challenge: str = "Bearer",
+    ) -> None:
+        self._app = app
+        self._replay = replay
+        self._layer: Layer[Environ] = Layer(
+            replay,
+            kind=Replay,
+            scope=scope,
+            profile=profile,
+            methods=methods,
+            covers=covers,
+            required=required,
+            bare_keys=bare_keys,
+            statuses=statuses,
+            stored_headers=stored_headers,
+            replay_header=replay_header,
+            wait_timeout=wait_timeout,
+            retry_after=retry_after,
+            max_body_bytes=max_body_bytes,
+            max_answer_bytes=max_answer_bytes,
+            policy_path=policy_path,
+            policy_url=policy_url,
+            challenge=challenge,
+        )
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer one request, or pass it through."""
+        incoming = _incoming(environ)
+        asking = self._layer.asking(incoming, environ)
+        if asking is None:
+            return self._app(environ, start_response)
+        if isinstance(asking, Asking):
+            return self._serve(asking, incoming, environ, start_response)
+        return _told(asking, start_response)
+
+    def _serve(
+        self, asking: Asking, incoming: Incoming, environ: Environ, start_response: StartResponse
+    ) -> Iterable[bytes]:
+        layer = self._layer
+        key = layer.identify(asking, layer.caller_of(environ), incoming)
+        if isinstance(key, Answer):
+            return _told(key, start_response)
+        if asking.of_state:
+            return _told(self._state(key, incoming), start_response)
+        body = _body(environ, layer.max_body_bytes)
+        if isinstance(body, Refusal):
+            return _told(layer.refuse(body, incoming), start_response)
+        request = layer.request(key, incoming, body)
+        run = _Run(self._app, layer, request, environ, start_response, body)
+        try:
+            answer = self._execute(run, incoming)
+            return run.delivered(answer)
+        except BaseException:
+            run.close()
+            raise
+
+    def _execute(self, run: _Run, incoming: Incoming) -> Answer:
+        """Return the answer to send; raise what the application has raised instead of one."""
+        layer, request = self._layer, run.request
+        try:
+            outcome = self._replay.execute(
+                request.key,
+                request.params,
+                run,
+                wait_timeout=layer.wait_timeout,
+                returns=ANSWERS,
+            )
+            if outcome.replayed:
+                return layer.replayed(outcome.response, incoming)
+        except InDoubtAnswerError:
+            if run.answer is None:  # it is of the run that this request waited for
+                return layer.refuse(Refusal("in-doubt"), incoming)
+        except KVReplayError as error:
+            if run.error is None:
+                ran = None if run.answer is None else run.answer.status
+                return layer.failed(error, ran, incoming)
+        if run.error is not None:
+            raise run.take_error()
+        return run.first_answer(layer.marks(incoming))
+
+    def _state(self, key: Any, incoming: Incoming) -> Answer:
+        try:
+            record = self._replay.record(key)
+            in_doubt = record is not None and self._replay.is_in_doubt(record)
+        except KVReplayError as error:
+            return self._layer.failed(error, None, incoming)
+        return self._layer.state(record, in_doubt, incoming)
+
+    def __repr__(self) -> str:
+        return f"<IdempotencyMiddleware {self._layer.profile.name} with {self._replay!r}>"
+
+
+class _Run:
+    """One run of the application: the handler that the replay calls, and what comes of it."""
+
+    def __init__(
+        self,
+        app: WSGIApp,
+        layer: Layer[Environ],
+        request: Request,
+        environ: Environ,
+        start_response: StartResponse,
+        body: bytes,
+    ) -> None:
+        self._app = app
+        self._layer = layer
+        self.request = request
+        self._start_on = start_response
+        self._environ = {
+            **environ,
+            "kvreplay": request.told,
+            "wsgi.input": io.BytesIO(body),
+            "CONTENT_LENGTH": str(len(body)),
+        }
+        self._environ.pop("HTTP_TRANSFER_ENCODING", None)
+        self._status: str | None = None
+        self._headers: Headers = ()
+        self._collected = bytearray()
+        self._write: Write | None = None  # the server's, once the answer is passed on
+        self._last = b""
+        self._returned: Any = None
+        self._first: Answer | None = None
+        self.answer: Answer | None = None  # what can be kept of a complete one
+        self.error: Exception | None = None  # what the application raised instead
+
+    def __call__(self) -> dict[str, Any] | NotStored[Any]:
+        """Run the application up to its answer's end, for the replay."""
+        try:
+            self._returned = self._app(self._environ, self._start)
+            for part in self._returned:
+                self._collect(part)
+            if self._status is None:
+                raise RuntimeError("the application has not called start_response")
+            status = int(self._status[:3])
+        except Exception as error:
+            self.error = error
+            raise self._layer.unanswered(self.request, error) from error
+        whole = None if self._write is not None else bytes(self._collected)
+        self.answer = Answer(status, self._headers, whole)
+        return self._layer.result(self.answer, self.request)
+
+    def _start(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None, /) -> Write:
+        try:
+            if exc_info is not None and self._write is not None:
+                raise exc_info[1].with_traceback(exc_info[2])  # a part is on its way already
+        finally:
+            exc_info = None
+        self._status = status
+        self._headers = tuple(
+            (name.encode("latin-1"), value.encode("latin-1")) for name, value in headers
+        )
+        return self._collect
+
+    def _collect(self, part: bytes) -> None:
+        if self._write is not None:
+            self._write(self._last)
+            self._last = part  # the end is sent when it is stored that the answer was given
+            return
+        self._collected += part
+        size = sum(len(name) + len(value) for name, value in self._headers)
+        if size + len(self._collected) > self.request.most and self._status is not None:
+            self._write = self._start_on(self._status, _as_text(self._headers))
+            self._last = bytes(self._collected)
+            self._collected.clear()
+
+    def take_error(self) -> Exception:
+        """Return what the application raised, and forget it: its traceback holds this object."""
+        error, self.error = self.error, None
+        assert error is not None  # it is taken once
+        return error
+
+    def first_answer(self, marks: Headers) -> Answer:
+        """Return the application's answer as it gave it, with the marks of the profile."""
+        answer = self.answer
+        assert answer is not None  # the run has ended with it
+        self._first = Answer(answer.status, answer.headers + marks, answer.body)
+        return self._first
+
+    def delivered(self, answer: Answer) -> Iterable[bytes]:
+        """Return what the server sends: the answer, or the rest of one that is passed on.
+
+        Raises:
+            RuntimeError: a part was passed on already, and the end must not follow: the server
+                breaks the connection, so the client sees that the answer is not complete.
+        """
+        if self._write is None:
+            status = self._status if answer is self._first else None
+            return _Body(_told(answer, self._start_on, status), self.close)
+        if answer.body is None:
+            return _Body([self._last], self.close)
+        raise RuntimeError("that the answer was given could not be stored, so it is broken off")
+
+    def close(self) -> None:
+        """Call ``close()`` of what the application returned: PEP 3333 promises it."""
+        returned, self._returned = self._returned, None
+        if hasattr(returned, "close"):
+            returned.close()
+
+
+class _Body:
+    """An answer's body, and what to call after it was sent."""
+
+    def __init__(self, parts: list[bytes], close: Callable[[], None]) -> None:
+        self._parts = parts
+        self.close = close
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+
+def _told(answer: Answer, start_response: StartResponse, status: str | None = None) -> list[bytes]:
+    start_response(status or _status_line(answer.status), _as_text(answer.headers))
+    return [answer.body or b""]
+
+
+def _status_line(status: int) -> str:
+    try:
+        return f"{status} {HTTPStatus(status).phrase}"
+    except ValueError:
+        return f"{status} Unknown"
+
+
+def _as_text(headers: Headers) -> list[tuple[str, str]]:
+    return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
+
+
+def _body(environ: Environ, most: int) -> bytes | Refusal:
+    """Return the request's body, or why it is refused."""
+    announced = environ.get("CONTENT_LENGTH") or None
+    source = environ["wsgi.input"]
+    if announced is not None:
+        if not announced.isascii() or not announced.isdigit():
+            return Refusal("incomplete-body")
+        length = int(announced)
+        if length > most:
+            return Refusal("body-too-large")
+        parts = bytearray()
+        while len(parts) < length:
+            part = source.read(length - len(parts))
+            if not part:
+                return Refusal("incomplete-body")
+            parts += part
+        return bytes(parts)
+    if not environ.get("wsgi.input_terminated"):
+        return b""  # without a length or an end, reading could wait for ever
+    body: bytes = source.read(most + 1)
+    return Refusal("body-too-large") if len(body) > most else body
+
+
+def _incoming(environ: Environ) -> Incoming:
+    root = environ.get("SCRIPT_NAME", "").encode("latin-1")
+    return Incoming(
+        environ["REQUEST_METHOD"],
+        root + environ.get("PATH_INFO", "").encode("latin-1"),
+        root,
+        environ.get("QUERY_STRING", "").encode("latin-1"),
+        environ.get("HTTP_IDEMPOTENCY_KEY"),
+    )
