@@ -6,6 +6,7 @@ and ``body`` (bytes; ``None``: the answer was too large to keep).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
@@ -14,7 +15,16 @@ import attrs
 from kvreplay._protocol.codec import Codec
 from kvreplay.errors import ConfigError, InvalidResponseError
 
-__all__ = ["ANSWERS", "Answer", "Headers", "answer", "answer_in", "keeping", "stored"]
+__all__ = [
+    "ANSWERS",
+    "Answer",
+    "Headers",
+    "answer",
+    "answer_in",
+    "is_header_name",
+    "keeping",
+    "stored",
+]
 
 Headers = tuple[tuple[bytes, bytes], ...]
 """Names and values, in their order."""
@@ -54,6 +64,9 @@ class Answer:
     body: bytes | None = attrs.field(repr=False)
 
 
+is_header_name: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
+
+
 def keeping(further: Iterable[str]) -> frozenset[bytes]:
     """Return the names, in lower case, of the headers that a record keeps.
 
@@ -67,7 +80,7 @@ def keeping(further: Iterable[str]) -> frozenset[bytes]:
         raise ConfigError("stored_headers is a str; give a tuple of names of headers")
     names = set(_KEPT)
     for each in further:
-        if not isinstance(each, str) or not each.isascii() or not each:
+        if not isinstance(each, str) or not is_header_name(each):
             raise ConfigError(f"stored_headers names {each!r}, which is no name of a header")
         name = each.lower().encode()
         if _is_never_kept(name):
