@@ -111,7 +111,7 @@ class WSGIClient(Client):
 
     def __init__(self, app: Any) -> None:
         self._client = httpx.Client(
-            transport=httpx.WSGITransport(validator(app), raise_app_exceptions=False),
+            transport=httpx.WSGITransport(validator(_served(app))),
             base_url="http://localhost",
         )
 
@@ -122,3 +122,16 @@ class WSGIClient(Client):
     def close(self) -> None:
         """Close it."""
         self._client.close()
+
+
+def _served(app: Any) -> Any:
+    """Answer 500 where the application lets an exception out, as servers do."""
+
+    def serve(environ: dict[str, Any], start_response: Any) -> Any:
+        try:
+            return app(environ, start_response)
+        except Exception:
+            start_response("500 Internal Server Error", [("Content-Type", "text/plain")])
+            return [b""]
+
+    return serve

@@ -139,9 +139,7 @@ def starlette(effects: Effects, replay: AsyncReplay, **settings: Any) -> Any:
     routes = starlette_routes(effects)
     return Starlette(
         routes=[Route(path, run, methods=["GET", "POST"]) for path, run in routes.items()],
-        middleware=[
-            Middleware(ASGIMiddleware, replay=replay, scope=caller_of_scope, **settings)
-        ],
+        middleware=[Middleware(ASGIMiddleware, replay=replay, scope=caller_of_scope, **settings)],
     )
 
 
@@ -426,9 +424,7 @@ def django_on(*, awaited: bool, asgi: bool) -> Callable[..., Any]:
             LOGGING_CONFIG=None,
         )
         if asgi:
-            return ASGIMiddleware(
-                get_asgi_application(), replay, scope=caller_of_scope, **settings
-            )
+            return ASGIMiddleware(get_asgi_application(), replay, scope=caller_of_scope, **settings)
         return WSGIMiddleware(get_wsgi_application(), replay, scope=caller_of_environ, **settings)
 
     return build
