@@ -87,7 +87,7 @@ class IdempotencyMiddleware(
             if answer is not None:
                 await run.deliver(answer)
         finally:
-            run.let_go(self._running)
+            run.leave(self._running)
         await run.ended()
 
     async def _execute(self, run: _Run, incoming: Incoming) -> Answer | None:
@@ -165,6 +165,8 @@ class _Run:
         self._collected = bytearray()
         self._passes_on = False  # the answer is larger than what can be kept
         self._last: Message | None = None
+        self._is_left = False  # nobody sends its answer any more
+        self._is_stored = False  # or it failed, or its answer is not to be stored
         self.answer: Answer | None = None  # what can be kept of a complete one
 
     @property
@@ -177,6 +179,9 @@ class _Run:
         self._complete = asyncio.Event()
         self._open = asyncio.Event()  # the answer was sent, or is passed on: disconnects count
         self._delivered = asyncio.Event()
+        leader = asyncio.current_task()
+        assert leader is not None  # the replay runs a handler in a task
+        leader.add_done_callback(self._stored)
         self._task = task = asyncio.create_task(self._call())
         try:
             await self._complete.wait()
@@ -245,7 +250,7 @@ class _Run:
             self._complete.set()
             await self._delivered.wait()
 
-    def first_answer(self, marks: Headers) -> Answer | None:
+    def first_answer(self, marks: Headers) -> Answer:
         """Return the application's answer as it gave it, with the marks of the profile."""
         answer = self.answer
         assert answer is not None  # the run has ended with it
@@ -265,12 +270,24 @@ class _Run:
         else:
             await _tell(answer, self._send_on)
 
-    def let_go(self, running: set[asyncio.Task[None]]) -> None:
-        """Let the application go on after its answer; keep its task in ``running`` meanwhile."""
+    def leave(self, running: set[asyncio.Task[None]]) -> None:
+        """Let the application go on after its answer, as soon as that is stored.
+
+        The caller has sent the answer, or was cancelled. ``running`` keeps the task meanwhile.
+        """
+        self._is_left = True
         task = self._task
         if task is not None:
             running.add(task)
             task.add_done_callback(running.discard)
+        self._go_on()
+
+    def _stored(self, leader: asyncio.Task[Any]) -> None:
+        self._is_stored = True
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if self._is_left and self._is_stored:
             self._delivered.set()
             self._open.set()
 
