@@ -216,7 +216,6 @@ class _Run:
             return {"type": "http.request", "body": body, "more_body": False}
         await self._open.wait()
         if self._delivered.is_set():
-            await self._complete.wait()  # if the server has cancelled the call, it runs to its end
             return {"type": "http.disconnect"}
         return await self._receive_on()
 

@@ -208,7 +208,7 @@ def test_authentication_outside_has_said_who_asks(layer: dict[str, Any]) -> None
             return None
 
     def caller(scope: Any) -> str | None:
-        return scope["user"].is_authenticated and scope["user"].username or None
+        return (scope["user"].is_authenticated and scope["user"].username) or None
 
     async def pay(request: Any) -> Any:
         return PlainTextResponse(request.scope["kvreplay"].key.scope)
