@@ -86,9 +86,10 @@ class IdempotencyMiddleware(
             answer = await self._execute(run, incoming)
             if answer is not None:
                 await run.deliver(answer)
-        finally:
+        except BaseException:  # cancelled, or the client is gone
             run.leave(self._running)
-        await run.ended()
+            raise
+        await run.end()
 
     async def _execute(self, run: _Run, incoming: Incoming) -> Answer | None:
         """Return the answer to send; ``None``: the application has ended without one."""
@@ -269,35 +270,37 @@ class _Run:
         else:
             await _tell(answer, self._send_on)
 
-    def leave(self, running: set[asyncio.Task[None]]) -> None:
-        """Let the application go on after its answer, as soon as that is stored.
+    async def end(self) -> None:
+        """Let the application go on after its answer, and raise what it raises then."""
+        task, self._task = self._task, None
+        if task is not None:
+            self._go_on()
+            try:
+                await asyncio.shield(task)
+            finally:
+                del task  # it holds an error whose traceback holds this frame
 
-        The caller has sent the answer, or was cancelled. ``running`` keeps the task meanwhile.
+    def leave(self, running: set[asyncio.Task[None]]) -> None:
+        """Let the application go on as soon as its answer is stored, though nobody sends it.
+
+        ``running`` keeps its task meanwhile.
         """
         self._is_left = True
         task = self._task
         if task is not None:
             running.add(task)
             task.add_done_callback(running.discard)
-        self._go_on()
+            if self._is_stored:
+                self._go_on()
 
     def _stored(self, leader: asyncio.Task[Any]) -> None:
         self._is_stored = True
-        self._go_on()
+        if self._is_left:
+            self._go_on()
 
     def _go_on(self) -> None:
-        if self._is_left and self._is_stored:
-            self._delivered.set()
-            self._open.set()
-
-    async def ended(self) -> None:
-        """Wait for the application's end, and raise what it raises."""
-        task, self._task = self._task, None
-        if task is not None:
-            try:
-                await asyncio.shield(task)
-            finally:
-                del task  # it holds an error whose traceback holds this frame
+        self._delivered.set()
+        self._open.set()
 
 
 class _Gone:
