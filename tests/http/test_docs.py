@@ -506,6 +506,17 @@ def test_what_they_say_of_themselves_gives_away_an_answer(
     assert stolen.headers["idempotent-replayed"] == "true"
 
 
+def test_the_example_of_the_readme(page: Page) -> None:
+    (example,) = (each for each in examples("../README.md") if "Idempotency" in each)
+    exec(compile(example, "README.md", "exec"), page.names)
+    page.names["store"] = page.replay._settings.store  # so that it is closed
+    page.app.post("/payments")(lambda: "paid")
+    client = page.served()
+    for key, who, status in ((None, ALICE, 400), ('"k"', BOB, 401), ('"k"', ALICE, 200)):
+        assert client.post("/payments", {}, key, who).status_code == status
+    assert client.post("/payments", {}, '"k"').headers["idempotent-replayed"] == "true"
+
+
 # What the tables of docs/http.md say, beside the code.
 
 
