@@ -254,7 +254,7 @@ def test_the_application_says_how_it_ends(served: Served, ending: str, runs: int
 
 def test_a_duplicate_of_a_running_request_is_refused_at_once(served: Served) -> None:
     if isinstance(served.client, ASGIClient):
-        refused = served.client.run(_duplicate_on_a_loop, served)
+        refused = served.client.run(asyncio.wait_for, _duplicate_on_a_loop(served), PATIENCE)
     else:
         refused = _duplicate_on_a_thread(served)
     assert (refused.status_code, refused.json()["type"]) == (409, "/idempotency#running")
@@ -291,7 +291,7 @@ def _duplicate_on_a_thread(served: Served) -> Any:
 def test_a_client_that_disconnects_stops_nothing(asgi: Served, how: str) -> None:
     """However the server tells of it; Django cancels a view that it tells of it."""
     assert isinstance(asgi.client, ASGIClient)
-    asgi.client.run(_disconnect, asgi, how)
+    asgi.client.run(asyncio.wait_for, _disconnect(asgi, how), PATIENCE)
     retry = asgi.post("/waits", 1)
     assert (retry.status_code, retry.text) == (200, "at last")
     assert retry.headers["idempotent-replayed"] == "true"
@@ -344,4 +344,5 @@ async def _disconnect(asgi: Served, how: str) -> None:
     await asyncio.gather(call, return_exceptions=True)
     record = None
     while record is None or (record.claim is not None and record.claim.ended_at is None):
+        await asyncio.sleep(0)
         record = await asgi.replay.record(ReplayKey("alice", "k-1"))
