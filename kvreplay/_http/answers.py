@@ -91,10 +91,15 @@ def answer_in(response: object) -> Answer | None:
     """Return the answer that a record keeps; ``None``: it keeps something else."""
     match response:
         case {"status": int(status), "headers": list(pairs), "body": bytes() | None as body}:
-            headers = tuple((name, value) for name, value in pairs)
-            if all(type(name) is type(value) is bytes for name, value in headers):
-                return Answer(status, headers, body)
+            if all(_is_pair(each) for each in pairs):
+                return Answer(status, tuple((name, value) for name, value in pairs), body)
     return None
+
+
+def _is_pair(each: object) -> bool:
+    return (
+        isinstance(each, list) and len(each) == 2 and type(each[0]) is type(each[1]) is bytes
+    )
 
 
 def answer(
