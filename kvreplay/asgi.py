@@ -10,13 +10,13 @@ import inspect
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, MutableMapping
 from typing import Any
 
-from kvreplay import AsyncReplay, NotStored
+from kvreplay import AsyncReplay, NotStored, Outcome
 from kvreplay._http.answers import Answer, Headers
 from kvreplay._http.layer import Asking, InDoubtAnswerError, Layer, ProfileName, Request
 from kvreplay._http.problems import Refusal
 from kvreplay._http.requests import Ending, Incoming
 from kvreplay.clock import Duration
-from kvreplay.errors import InFlightError, KVReplayError
+from kvreplay.errors import InFlightError, KVReplayError, NotAppliedError
 
 __all__ = ["IdempotencyMiddleware"]
 
@@ -171,11 +171,9 @@ class IdempotencyMiddleware:
 
     async def _execute(self, run: _Run, incoming: Incoming) -> Answer | None:
         """Return the answer to send; ``None``: the application has ended without one."""
-        layer, request = self._layer, run.request
+        layer = self._layer
         try:
-            outcome = await self._replay.execute(
-                request.key, request.params, run, wait_timeout=layer.wait_timeout
-            )
+            outcome = await self._outcome(run)
             if outcome.replayed:
                 return layer.replayed(outcome.response, incoming)
         except InDoubtAnswerError:
@@ -190,6 +188,17 @@ class IdempotencyMiddleware:
             ran = None if run.answer is None else run.answer.status
             return layer.failed(error, ran, incoming)
         return run.first_answer(layer.marks(incoming))
+
+    async def _outcome(self, run: _Run) -> Outcome[Any]:
+        request = run.request
+        while True:
+            try:
+                return await self._replay.execute(
+                    request.key, request.params, run, wait_timeout=self._layer.wait_timeout
+                )
+            except NotAppliedError:  # not of this run: of the one that this request waited for
+                if run.has_begun:
+                    raise
 
     async def _look(self, run: _Run, refused: InFlightError, incoming: Incoming) -> Answer:
         try:

@@ -10,13 +10,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from http import HTTPStatus
 from typing import Any
 
-from kvreplay import NotStored, Replay
+from kvreplay import NotStored, Outcome, Replay
 from kvreplay._http.answers import Answer, Headers
 from kvreplay._http.layer import Asking, InDoubtAnswerError, Layer, ProfileName, Request
 from kvreplay._http.problems import Refusal
 from kvreplay._http.requests import Ending, Incoming
 from kvreplay.clock import Duration
-from kvreplay.errors import KVReplayError
+from kvreplay.errors import KVReplayError, NotAppliedError
 
 __all__ = ["IdempotencyMiddleware"]
 
@@ -143,11 +143,9 @@ class IdempotencyMiddleware:
 
     def _execute(self, run: _Run, incoming: Incoming) -> Answer:
         """Return the answer to send; raise what the application has raised instead of one."""
-        layer, request = self._layer, run.request
+        layer = self._layer
         try:
-            outcome = self._replay.execute(
-                request.key, request.params, run, wait_timeout=layer.wait_timeout
-            )
+            outcome = self._outcome(run)
             if outcome.replayed:
                 return layer.replayed(outcome.response, incoming)
         except InDoubtAnswerError:
@@ -160,6 +158,17 @@ class IdempotencyMiddleware:
         if run.error is not None:
             raise run.take_error()
         return run.first_answer(layer.marks(incoming))
+
+    def _outcome(self, run: _Run) -> Outcome[Any]:
+        request = run.request
+        while True:
+            try:
+                return self._replay.execute(
+                    request.key, request.params, run, wait_timeout=self._layer.wait_timeout
+                )
+            except NotAppliedError:  # not of this run: of the one that this request waited for
+                if run.error is not None:
+                    raise
 
     def _state(self, key: Any, incoming: Incoming) -> Answer:
         try:
