@@ -164,7 +164,8 @@ class Layer(Generic[C]):
             *("max_body_bytes", max_body_bytes, "an int of at least 0"),
         )
         self.max_body_bytes = max_body_bytes
-        self._most = _most(max_answer_bytes, settings.policy.max_record_bytes)
+        self._room = _room(settings.policy.max_record_bytes)
+        self._most = _most(max_answer_bytes, self._room)
         _check_policy(policy_path, policy_url)
         self._policy_path = None if policy_path is None else policy_path.encode()
         self._policy_url = policy_url
@@ -212,9 +213,9 @@ class Layer(Generic[C]):
 
     def request(self, key: ReplayKey, incoming: Incoming, body: bytes) -> Request:
         """Return what to execute."""
-        most = self._most - len(incoming.path) - len(incoming.query) - 4 * len(key.scope)
+        room = self._room - len(incoming.path) - len(incoming.query) - 4 * len(key.scope)
         params = self.profile.params(incoming, body)
-        return Request(key, params, IdempotentRequest(key), max(0, most))
+        return Request(key, params, IdempotentRequest(key), max(0, min(self._most, room)))
 
     # After it has run.
 
@@ -356,14 +357,18 @@ def _statuses(statuses: Mapping[int | str, Ending] | None) -> Mapping[int | str,
     return chosen
 
 
-def _most(max_answer_bytes: int | None, max_record_bytes: int) -> int:
+def _room(max_record_bytes: int) -> int:
     room = max_record_bytes - _ROOM
+    if room < 1:
+        raise ConfigError(
+            f"the replay's max_record_bytes is {max_record_bytes}, which leaves no room for an"
+            f" answer: give it at least {_ROOM * 2}"
+        )
+    return room
+
+
+def _most(max_answer_bytes: int | None, room: int) -> int:
     if max_answer_bytes is None:
-        if room < 1:
-            raise ConfigError(
-                f"the replay's max_record_bytes is {max_record_bytes}, which leaves no room for an"
-                f" answer: give it at least {_ROOM * 2}"
-            )
         return room
     if type(max_answer_bytes) is not int or not 0 <= max_answer_bytes <= room:
         raise ConfigError(
