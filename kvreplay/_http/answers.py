@@ -97,9 +97,7 @@ def answer_in(response: object) -> Answer | None:
 
 
 def _is_pair(each: object) -> bool:
-    return (
-        isinstance(each, list) and len(each) == 2 and type(each[0]) is type(each[1]) is bytes
-    )
+    return isinstance(each, list) and len(each) == 2 and type(each[0]) is type(each[1]) is bytes
 
 
 def answer(
