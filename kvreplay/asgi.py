@@ -272,7 +272,10 @@ class _Run:
             return self._layer.result(self.answer, self.request)
         await asyncio.wait((task,))
         error = None if task.cancelled() else task.exception()
-        raise self._layer.unanswered(self.request, error)
+        try:
+            raise self._layer.unanswered(self.request, error)
+        finally:
+            del error, task  # their tracebacks would hold this frame, and this one them
 
     async def _call(self) -> None:
         extensions = self._scope.get("extensions") or {}
