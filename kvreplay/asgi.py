@@ -306,7 +306,10 @@ class _Run:
         if message["type"] == "http.response.start":
             if self._start is not None:
                 raise RuntimeError("the application has begun two answers")
-            self._start = {**message, "headers": _pairs(message.get("headers", ()))}
+            if not isinstance(message["status"], int):
+                raise RuntimeError("the application has begun an answer whose status is no int")
+            headers = _pairs(message.get("headers", ()))
+            self._start = {**message, "status": int(message["status"]), "headers": headers}
             return
         if message["type"] != "http.response.body" or self._start is None:
             raise RuntimeError(f"the application has sent {message['type']} in a wrong place")
