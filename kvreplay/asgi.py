@@ -246,6 +246,7 @@ class _Run:
         self._receive_on = receive
         self._send_on = send
         self._task: asyncio.Task[None] | None = None
+        self._kept_in: set[asyncio.Task[None]] | None = None  # it need not wait any more
         self._start: Message | None = None
         self._collected = bytearray()
         self._passes_on = False  # the answer is larger than what can be kept
@@ -263,6 +264,7 @@ class _Run:
         self._open = asyncio.Event()  # the answer was sent, or is passed on: disconnects count
         self._delivered = asyncio.Event()
         self._task = task = asyncio.create_task(self._call())
+        self._go_on()  # if the call was cancelled by now
         try:
             await self._complete.wait()
         except asyncio.CancelledError:
@@ -289,7 +291,8 @@ class _Run:
         try:
             await self._app(scope, self._receive, self._send)
         finally:
-            self._complete.set()
+            for each in (self._complete, self._delivered, self._open):
+                each.set()
 
     async def _receive(self) -> Message:
         body, self._body = self._body, None
@@ -332,6 +335,7 @@ class _Run:
             self.answer = Answer(self._start["status"], headers, whole)
             self._complete.set()
             await self._delivered.wait()
+            self._open.set()
 
     def first_answer(self, marks: Headers) -> Answer | None:
         """Return the application's answer as it gave it, with the marks of the profile."""
@@ -354,13 +358,19 @@ class _Run:
             await _tell(answer, self._send_on)
 
     def let_go(self, running: set[asyncio.Task[None]]) -> None:
-        """Let the application go on after its answer; keep its task in ``running`` meanwhile."""
-        task = self._task
-        if task is not None:
+        """Let the application go on after its answer; keep its task in ``running`` meanwhile.
+
+        If it has not begun yet, this counts from then on.
+        """
+        self._kept_in = running
+        self._go_on()
+
+    def _go_on(self) -> None:
+        task, running = self._task, self._kept_in
+        if task is not None and running is not None:
             running.add(task)
             task.add_done_callback(running.discard)
             self._delivered.set()
-            self._open.set()
 
     async def ended(self) -> None:
         """Wait for the application's end, and raise what it raises."""
