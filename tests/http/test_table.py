@@ -572,8 +572,6 @@ def test_running_elsewhere_gets_the_same_answer_as_running_here(web: Web) -> Non
 @pytest.fixture
 def another_process(web: Web) -> Iterator[Program]:
     """A process in whose application the request runs."""
-    if not web.engine.durable:
-        pytest.skip("memory is one process's own")
     told = {"face": web.face, "engine": web.engine.name, "path": str(web.engine.path)}
     process = ForkedProgram(PROGRAMS / "http_process.py", told)
     assert process.says() == "running"
@@ -581,6 +579,7 @@ def another_process(web: Web) -> Iterator[Program]:
     process.end()
 
 
+@pytest.mark.parametrize("web", ["lmdb", "filesystem"], indirect=True)
 def test_running_in_another_process(web: Web, another_process: Program) -> None:
     service = web.serve()
     refused_as_running(service.post())
@@ -591,6 +590,7 @@ def test_running_in_another_process(web: Web, another_process: Program) -> None:
     assert service.runs == []
 
 
+@pytest.mark.parametrize("web", ["lmdb", "filesystem"], indirect=True)
 def test_in_doubt_when_the_other_process_is_killed(web: Web, another_process: Program) -> None:
     another_process.kill()
     service = web.serve()
