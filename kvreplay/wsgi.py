@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from http import HTTPStatus
 from typing import Any
@@ -19,6 +20,8 @@ from kvreplay.clock import Duration
 from kvreplay.errors import KVReplayError, NotAppliedError
 
 __all__ = ["IdempotencyMiddleware"]
+
+_is_status = re.compile(r"[1-9][0-9]{2}(?: .*)?").fullmatch
 
 Environ = dict[str, Any]
 Write = Callable[[bytes], object]
@@ -236,6 +239,8 @@ class _Run:
                 raise exc_info[1].with_traceback(exc_info[2])  # a part is on its way already
         finally:
             exc_info = None
+        if not isinstance(status, str) or _is_status(status) is None:
+            raise RuntimeError("the application has begun an answer whose status is none")
         self._status = status
         self._headers = tuple(
             (name.encode("latin-1"), value.encode("latin-1")) for name, value in headers
