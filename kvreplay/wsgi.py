@@ -237,6 +237,8 @@ class _Run:
         try:
             if exc_info is not None and self._write is not None:
                 raise exc_info[1].with_traceback(exc_info[2])  # a part is on its way already
+            if exc_info is not None:
+                self._collected.clear()  # of the answer that this one replaces
         finally:
             exc_info = None
         if not isinstance(status, str) or _is_status(status) is None:
