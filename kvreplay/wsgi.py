@@ -226,6 +226,8 @@ class _Run:
                 self._collect(part)
             if self._status is None:
                 raise RuntimeError("the application has not called start_response")
+            if self._write is None:
+                self._pass_on_if_large()  # by its headers alone
         except Exception as error:
             self.error = error
             raise self._layer.unanswered(self.request, error) from error
@@ -255,6 +257,9 @@ class _Run:
             self._last = part  # the end is sent when it is stored that the answer was given
             return
         self._collected += part
+        self._pass_on_if_large()
+
+    def _pass_on_if_large(self) -> None:
         size = sum(len(name) + len(value) for name, value in self._headers)
         if size + len(self._collected) > self.request.most and self._status is not None:
             self._write = self._start_on(self._status, _as_text(self._headers))
