@@ -349,8 +349,12 @@ def _body(environ: Environ, most: int) -> bytes | Refusal:
         return bytes(parts)
     if not environ.get("wsgi.input_terminated"):
         return b""  # without a length or an end, reading could wait for ever
-    body: bytes = source.read(most + 1)
-    return Refusal("body-too-large") if len(body) > most else body
+    body = bytearray()
+    while part := source.read(most + 1 - len(body)):
+        body += part
+        if len(body) > most:
+            return Refusal("body-too-large")
+    return bytes(body)
 
 
 def _incoming(environ: Environ) -> Incoming:
