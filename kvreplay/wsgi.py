@@ -347,8 +347,11 @@ def _body(environ: Environ, most: int) -> bytes | Refusal:
                 return Refusal("incomplete-body")
             parts += part
         return bytes(parts)
-    if not environ.get("wsgi.input_terminated"):
-        return b""  # without a length or an end, reading could wait for ever
+    if not environ.get("wsgi.input_terminated"):  # reading could wait for ever
+        if environ.get("HTTP_TRANSFER_ENCODING"):
+            why = "It comes without a length, and this server does not show where it ends."
+            return Refusal("incomplete-body", why=why)
+        return b""
     body = bytearray()
     while part := source.read(most + 1 - len(body)):
         body += part
