@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 from kvreplay import AsyncReplay, NotStored, Outcome
-from kvreplay._http.answers import Answer, Headers
-from kvreplay._http.layer import Asking, InDoubtAnswerError, Layer, ProfileName, Request
+from kvreplay._http.answers import ANSWERS, Answer, Headers
+from kvreplay._http.layer import Asking, InDoubtAnswerError, Layer, Request
 from kvreplay._http.problems import Refusal
-from kvreplay._http.requests import Ending, Incoming
-from kvreplay.clock import Duration
+from kvreplay._http.requests import Incoming
+from kvreplay._http.settings import Configured
 from kvreplay.errors import InFlightError, KVReplayError, NotAppliedError
 
 __all__ = ["IdempotencyMiddleware"]
@@ -28,102 +28,23 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _HEADER = b"idempotency-key"
 
-_NO_EXTENSION = frozenset(
-    {
-        "http.response.early_hint",
-        "http.response.pathsend",
-        "http.response.push",
-        "http.response.trailers",
-        "http.response.zerocopysend",
-    }
-)
-"""Ways to answer that the layer could not keep; without them an application answers plainly."""
+_WAYS_TO_ANSWER = "http.response."
+"""Extensions whose names begin so are other ways to answer, which the layer could not keep."""
 
 
-class IdempotencyMiddleware:
+class IdempotencyMiddleware(
+    Configured[ASGIApp, AsyncReplay, Scope, str | Awaitable[str | None] | None]
+):
     """Run each request that has an ``Idempotency-Key`` once, and give every retry its answer.
 
     WebSocket, lifespan, and requests that are not covered pass through untouched. A client that
     disconnects, or a server that cancels the call, does not stop the application: its answer is
     stored all the same.
-
-    Args:
-        app: any ASGI application.
-        replay: an :class:`~kvreplay.AsyncReplay` with a lease, in a namespace of its own.
-        scope: returns the authenticated caller of an ASGI scope, or ``None``, for which the answer
-            is 401. It may be a coroutine function. No answer is ever given to another caller.
-        profile: ``"ietf"``, ``"stripe"`` or ``"acp"``.
-        methods: those that are covered; by default the profile's: ``POST``, under ``ietf`` also
-            ``PATCH``.
-        covers: says of a scope whether the layer covers the request; by default it covers all.
-        required: whether a covered request without a key is refused (``True``) or passed through;
-            or a function of the scope that says it. By default the profile's: ``True``, under
-            ``stripe`` ``False``.
-        bare_keys: profile ``ietf`` accepts keys without quotes too.
-        statuses: how a run ends by its answer's status, where the profile's table does not fit:
-            ``{404: "freed", "5xx": "in doubt"}``. A status counts before its class.
-        stored_headers: names of further headers of an answer that replays have.
-        replay_header: marks replays: ``Idempotent-Replayed: true``; ``None``: nothing does.
-        wait_timeout: how long a duplicate waits for the run of its key before it is refused; 0: not
-            at all; ``None``: no limit.
-        retry_after: the time in ``Retry-After``.
-        max_body_bytes: the largest body of a request with a key; one that is larger is refused.
-        max_answer_bytes: the largest answer, with its headers, that is kept; by default what the
-            replay's ``max_record_bytes`` leaves. A larger one is passed on as it comes, and a retry
-            is told that it was answered.
-        policy_path: where ``GET`` shows the policy of keys, and, with a key, that key's state;
-            below the application's root path. ``None``: nowhere.
-        policy_url: where problems link to, if the policy is published elsewhere too.
-        challenge: ``WWW-Authenticate`` of a 401.
-
-    Raises:
-        ConfigError: a setting is wrong; it names which.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        replay: AsyncReplay,
-        *,
-        scope: Callable[[Scope], str | Awaitable[str | None] | None],
-        profile: ProfileName = "ietf",
-        methods: Collection[str] | None = None,
-        covers: Callable[[Scope], bool] | None = None,
-        required: bool | Callable[[Scope], bool] | None = None,
-        bare_keys: bool = False,
-        statuses: Mapping[int | str, Ending] | None = None,
-        stored_headers: Iterable[str] = (),
-        replay_header: str | None = "Idempotent-Replayed",
-        wait_timeout: Duration | None = 0,
-        retry_after: Duration = 1,
-        max_body_bytes: int = 1024 * 1024,
-        max_answer_bytes: int | None = None,
-        policy_path: str | None = "/idempotency",
-        policy_url: str | None = None,
-        challenge: str = "Bearer",
-    ) -> None:
-        self._app = app
-        self._replay = replay
-        self._layer: Layer[Scope] = Layer(
-            replay,
-            kind=AsyncReplay,
-            scope=scope,
-            profile=profile,
-            methods=methods,
-            covers=covers,
-            required=required,
-            bare_keys=bare_keys,
-            statuses=statuses,
-            stored_headers=stored_headers,
-            replay_header=replay_header,
-            wait_timeout=wait_timeout,
-            retry_after=retry_after,
-            max_body_bytes=max_body_bytes,
-            max_answer_bytes=max_answer_bytes,
-            policy_path=policy_path,
-            policy_url=policy_url,
-            challenge=challenge,
-        )
+    _kind = AsyncReplay
+
+    def _set_up(self) -> None:
         self._running: set[asyncio.Task[None]] = set()  # the loop keeps only weak references
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -166,7 +87,7 @@ class IdempotencyMiddleware:
             if answer is not None:
                 await run.deliver(answer)
         finally:
-            run.let_go(self._running)
+            run.leave(self._running)
         await run.ended()
 
     async def _execute(self, run: _Run, incoming: Incoming) -> Answer | None:
@@ -194,7 +115,11 @@ class IdempotencyMiddleware:
         while True:
             try:
                 return await self._replay.execute(
-                    request.key, request.params, run, wait_timeout=self._layer.wait_timeout
+                    request.key,
+                    request.params,
+                    run,
+                    wait_timeout=self._layer.wait_timeout,
+                    returns=ANSWERS,
                 )
             except NotAppliedError:  # not of this run: of the one that this request waited for
                 if run.has_begun:
@@ -202,7 +127,9 @@ class IdempotencyMiddleware:
 
     async def _look(self, run: _Run, refused: InFlightError, incoming: Incoming) -> Answer:
         try:
-            outcome = await self._replay.lookup(run.request.key, run.request.params)
+            outcome = await self._replay.lookup(
+                run.request.key, run.request.params, returns=ANSWERS
+            )
         except KVReplayError as error:
             return self._layer.failed(error, None, incoming)
         if outcome is None:
@@ -216,9 +143,6 @@ class IdempotencyMiddleware:
         except KVReplayError as error:
             return self._layer.failed(error, None, incoming)
         return self._layer.state(record, in_doubt, incoming)
-
-    def __repr__(self) -> str:
-        return f"<IdempotencyMiddleware {self._layer.profile.name} with {self._replay!r}>"
 
 
 class _Run:
@@ -246,11 +170,12 @@ class _Run:
         self._receive_on = receive
         self._send_on = send
         self._task: asyncio.Task[None] | None = None
-        self._kept_in: set[asyncio.Task[None]] | None = None  # it need not wait any more
         self._start: Message | None = None
         self._collected = bytearray()
         self._passes_on = False  # the answer is larger than what can be kept
         self._last: Message | None = None
+        self._is_left = False  # nobody sends its answer any more
+        self._is_stored = False  # or it failed, or its answer is not to be stored
         self.answer: Answer | None = None  # what can be kept of a complete one
 
     @property
@@ -263,8 +188,10 @@ class _Run:
         self._complete = asyncio.Event()
         self._open = asyncio.Event()  # the answer was sent, or is passed on: disconnects count
         self._delivered = asyncio.Event()
+        leader = asyncio.current_task()
+        assert leader is not None  # the replay runs a handler in a task
+        leader.add_done_callback(self._stored)
         self._task = task = asyncio.create_task(self._call())
-        self._go_on()  # if the call was cancelled by now
         try:
             await self._complete.wait()
         except asyncio.CancelledError:
@@ -285,14 +212,15 @@ class _Run:
             **self._scope,
             "kvreplay": self.request.told,
             "extensions": {
-                name: what for name, what in extensions.items() if name not in _NO_EXTENSION
+                name: what
+                for name, what in extensions.items()
+                if not name.startswith(_WAYS_TO_ANSWER)
             },
         }
         try:
             await self._app(scope, self._receive, self._send)
         finally:
-            for each in (self._complete, self._delivered, self._open):
-                each.set()
+            self._complete.set()
 
     async def _receive(self) -> Message:
         body, self._body = self._body, None
@@ -335,9 +263,8 @@ class _Run:
             self.answer = Answer(self._start["status"], headers, whole)
             self._complete.set()
             await self._delivered.wait()
-            self._open.set()
 
-    def first_answer(self, marks: Headers) -> Answer | None:
+    def first_answer(self, marks: Headers) -> Answer:
         """Return the application's answer as it gave it, with the marks of the profile."""
         answer = self.answer
         assert answer is not None  # the run has ended with it
@@ -357,20 +284,26 @@ class _Run:
         else:
             await _tell(answer, self._send_on)
 
-    def let_go(self, running: set[asyncio.Task[None]]) -> None:
-        """Let the application go on after its answer; keep its task in ``running`` meanwhile.
+    def leave(self, running: set[asyncio.Task[None]]) -> None:
+        """Let the application go on after its answer, as soon as that is stored.
 
-        If it has not begun yet, this counts from then on.
+        The caller has sent the answer, or was cancelled. ``running`` keeps the task meanwhile.
         """
-        self._kept_in = running
+        self._is_left = True
+        task = self._task
+        if task is not None:
+            running.add(task)
+            task.add_done_callback(running.discard)
+        self._go_on()
+
+    def _stored(self, leader: asyncio.Task[Any]) -> None:
+        self._is_stored = True
         self._go_on()
 
     def _go_on(self) -> None:
-        task, running = self._task, self._kept_in
-        if task is not None and running is not None:
-            running.add(task)
-            task.add_done_callback(running.discard)
+        if self._is_left and self._is_stored:
             self._delivered.set()
+            self._open.set()
 
     async def ended(self) -> None:
         """Wait for the application's end, and raise what it raises."""
