@@ -76,8 +76,10 @@ def keeping(further: Iterable[str]) -> frozenset[bytes]:
     Raises:
         ConfigError: one of them is never kept, or no name of a header.
     """
-    if isinstance(further, str):
-        raise ConfigError("stored_headers is a str; give a tuple of names of headers")
+    if isinstance(further, str) or not isinstance(further, Iterable):
+        raise ConfigError(
+            f"stored_headers is a {type(further).__name__}; give a tuple of names of headers"
+        )
     names = set(_KEPT)
     for each in further:
         if not isinstance(each, str) or not is_header_name(each):
