@@ -86,9 +86,10 @@ class IdempotencyMiddleware(
             answer = await self._execute(run, incoming)
             if answer is not None:
                 await run.deliver(answer)
-        finally:
+            await run.end()
+        except BaseException:  # cancelled, or the client is gone
             run.leave(self._running)
-        await run.ended()
+            raise
 
     async def _execute(self, run: _Run, incoming: Incoming) -> Answer | None:
         """Return the answer to send; ``None``: the application has ended without one."""
@@ -185,7 +186,7 @@ class _Run:
 
     async def __call__(self) -> dict[str, Any] | NotStored[Any]:
         """Run the application up to its answer's end, for the replay."""
-        self._complete = asyncio.Event()
+        self._complete = asyncio.get_running_loop().create_future()
         self._open = asyncio.Event()  # the answer was sent, or is passed on: disconnects count
         self._delivered = asyncio.Event()
         leader = asyncio.current_task()
@@ -193,13 +194,12 @@ class _Run:
         leader.add_done_callback(self._stored)
         self._task = task = asyncio.create_task(self._call())
         try:
-            await self._complete.wait()
+            await asyncio.wait((task, self._complete), return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             task.cancel()  # the loop ends
             raise
         if self.answer is not None:
             return self._layer.result(self.answer, self.request)
-        await asyncio.wait((task,))
         error = None if task.cancelled() else task.exception()
         try:
             raise self._layer.unanswered(self.request, error)
@@ -217,10 +217,7 @@ class _Run:
                 if not name.startswith(_WAYS_TO_ANSWER)
             },
         }
-        try:
-            await self._app(scope, self._receive, self._send)
-        finally:
-            self._complete.set()
+        await self._app(scope, self._receive, self._send)
 
     async def _receive(self) -> Message:
         body, self._body = self._body, None
@@ -261,7 +258,7 @@ class _Run:
         if not more:
             whole = None if self._passes_on else bytes(self._collected)
             self.answer = Answer(self._start["status"], headers, whole)
-            self._complete.set()
+            self._complete.set_result(None)
             await self._delivered.wait()
 
     def first_answer(self, marks: Headers) -> Answer:
@@ -284,35 +281,38 @@ class _Run:
         else:
             await _tell(answer, self._send_on)
 
-    def leave(self, running: set[asyncio.Task[None]]) -> None:
-        """Let the application go on after its answer, as soon as that is stored.
+    async def end(self) -> None:
+        """Let the application go on after its answer, and raise what it raises then."""
+        task = self._task
+        if task is None:
+            return
+        self._go_on()
+        try:
+            await asyncio.shield(task)
+        finally:
+            self._task = task = None  # it holds an error whose traceback holds this frame
 
-        The caller has sent the answer, or was cancelled. ``running`` keeps the task meanwhile.
+    def leave(self, running: set[asyncio.Task[None]]) -> None:
+        """Let the application go on as soon as its answer is stored, though nobody sends it.
+
+        ``running`` keeps its task meanwhile.
         """
         self._is_left = True
         task = self._task
         if task is not None:
             running.add(task)
             task.add_done_callback(running.discard)
-        self._go_on()
+            if self._is_stored:
+                self._go_on()
 
     def _stored(self, leader: asyncio.Task[Any]) -> None:
         self._is_stored = True
-        self._go_on()
+        if self._is_left:
+            self._go_on()
 
     def _go_on(self) -> None:
-        if self._is_left and self._is_stored:
-            self._delivered.set()
-            self._open.set()
-
-    async def ended(self) -> None:
-        """Wait for the application's end, and raise what it raises."""
-        task, self._task = self._task, None
-        if task is not None:
-            try:
-                await asyncio.shield(task)
-            finally:
-                del task  # it holds an error whose traceback holds this frame
+        self._delivered.set()
+        self._open.set()
 
 
 class _Gone:

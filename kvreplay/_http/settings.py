@@ -153,7 +153,9 @@ class Configured(Generic[A, R, C, S]):
         _check_policy(policy_path, policy_url)
         room = _room(settings.policy.max_record_bytes)
         self._app = app
-        self._replay = replay
+        # Whatever goes wrong once the application has begun, the layer's own faults too, leaves the
+        # key in doubt: only what says so frees it.
+        self._replay: R = replay._with_policy(doubt_on=(Exception,), store_errors=())
         self._layer: Layer[C] = Layer(
             profile=own,
             caller_of=scope,
