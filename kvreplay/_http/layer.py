@@ -146,7 +146,8 @@ class Layer(Generic[C]):
                 f"scope= returned a {type(caller).__name__}; it must return the authenticated"
                 " caller as str, or None; nothing ran"
             )
-        return self.profile.replay_key(caller, asking.key, incoming)
+        # Of a subclass of str, such as Django's SafeString or a StrEnum, the text itself.
+        return self.profile.replay_key(str.__str__(caller), asking.key, incoming)
 
     def request(self, key: ReplayKey, incoming: Incoming, body: bytes) -> Request:
         """Return what to execute."""
