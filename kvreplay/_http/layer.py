@@ -39,6 +39,7 @@ from kvreplay.errors import (
     RecordError,
     ReplayClosedError,
     ResponseTypeError,
+    StoredFailureError,
     StoreError,
     UnsupportedRecordVersionError,
 )
@@ -217,7 +218,7 @@ class Layer(Generic[C]):
                 return Refusal("running", soon)
             case ReplayClosedError() | UnsupportedRecordVersionError() | StoreError():
                 return Refusal("unavailable", soon)
-            case RecordError() | ResponseTypeError():
+            case RecordError() | ResponseTypeError() | StoredFailureError():
                 return Refusal("damaged")
         raise error
 
