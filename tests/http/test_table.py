@@ -23,6 +23,7 @@ the state of a key                        ``test_state_*``
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -744,28 +745,28 @@ def test_in_doubt_and_a_reconciler_that_fails(web: Web, verdict: Any) -> None:
 # Expired.
 
 
-@pytest.mark.parametrize("swept", [False, True], ids=["unswept", "swept"])
-def test_expired_and_stale(web: Web, swept: bool) -> None:
+@pytest.mark.parametrize("pruned", [False, True], ids=["answer", "tombstone"])
+def test_expired_and_stale(web: Web, pruned: bool) -> None:
     service = web.serve(settings={"ttl": 60, "tombstone_ttl": 60})
     service.post()
     web.clock.pass_seconds(59.999)
     assert service.post().is_replay
     web.clock.pass_seconds(0.001)
-    if swept:
-        service.replay.sweep()
+    if pruned:
+        refused(service.post(), 422, "expired", "answered")
     reply = refused(service.post(), 422, "expired", "answered")
     assert reply.header("retry-after") is None
     refused(service.post(), 422, "expired", "answered")
     assert len(service.runs) == 1
 
 
-@pytest.mark.parametrize("swept", [False, True], ids=["unswept", "swept"])
-def test_expired_and_run_anew(web: Web, swept: bool) -> None:
+@pytest.mark.parametrize("pruned", [False, True], ids=["answer", "tombstone"])
+def test_expired_and_run_anew(web: Web, pruned: bool) -> None:
     service = web.serve(settings={"ttl": 60, "tombstone_ttl": 60, "on_expired": "rerun"})
     service.post()
     web.clock.pass_seconds(60)
-    if swept:
-        service.replay.sweep()
+    if pruned:
+        refused(web.serve(settings={"tombstone_ttl": 60}).post(), 422, "expired", "answered")
     assert not service.post().is_replay
     assert service.post().is_replay
     assert len(service.runs) == 2
@@ -942,6 +943,17 @@ def test_record_is_no_http_answer(plain: Web, response: Any) -> None:
     assert service.runs == []
 
 
+def test_record_is_a_stored_failure(web: Web) -> None:
+    """As another program leaves it in the same namespace."""
+    service = web.serve()
+    params = {"body": hashlib.sha256(BODY).digest(), "method": "POST"}
+    params |= {"path": PATH.encode(), "query": b""}
+    with pytest.raises(IndexError):
+        web.replay(store_errors=(IndexError,)).execute(OWN, params, lambda: [][0])
+    refused(service.post(), 500, "damaged", "unknown")
+    assert service.runs == []
+
+
 # The state of a key.
 
 
@@ -990,13 +1002,14 @@ def test_state_of_a_key_in_doubt(web: Web) -> None:
     assert state(web.serve()).json == {"state": "in doubt", **created}
 
 
-@pytest.mark.parametrize("swept", [False, True], ids=["unswept", "swept"])
-def test_state_of_a_key_that_has_expired(web: Web, swept: bool) -> None:
+@pytest.mark.parametrize("pruned", [False, True], ids=["answer", "tombstone"])
+def test_state_of_a_key_that_has_expired(web: Web, pruned: bool) -> None:
     service = web.serve(settings={"ttl": 60, "tombstone_ttl": 60})
     service.post()
     web.clock.pass_seconds(60)
-    if swept:
-        service.replay.sweep()
+    if pruned:
+        service.post()
+        assert service.replay.record(OWN).state is State.TOMBSTONE
     found = state(service).json
     assert found["state"] == "expired"
     assert "status" not in found
