@@ -18,7 +18,7 @@ LAYERS = {"asgi": (ASGILayer, AsyncReplay), "wsgi": (WSGILayer, Replay)}
 def make(face: str, replay: Any = None, **settings: Any) -> Any:
     layer, kind = LAYERS[face]
     if replay is None:
-        replay = kind(MemoryStore(), "http", ttl=60)
+        replay = kind(MemoryStore(), "http", ttl="1d")
     return layer(lambda *given: None, replay, **{"scope": lambda at: "alice", **settings})  # type: ignore[arg-type, return-value]
 
 
@@ -118,7 +118,7 @@ def test_a_wrong_setting_is_refused(face: str, settings: dict[str, Any], text: s
 RIGHT: list[dict[str, Any]] = [
     {},
     {"scope": lambda at: None},
-    *({"profile": name} for name in ("ietf", "stripe")),
+    *({"profile": name} for name in ("ietf", "stripe", "acp")),
     {"methods": ["POST"]},
     {"methods": {"delete", "PUT"}},
     {"covers": lambda at: True},
@@ -156,13 +156,13 @@ def test_a_right_setting_is_accepted(face: str, settings: dict[str, Any]) -> Non
 def test_a_layer_without_a_scope_does_not_start(face: str) -> None:
     layer, kind = LAYERS[face]
     with pytest.raises(TypeError, match="scope"):
-        layer(lambda *given: None, kind(MemoryStore(), "http", ttl=60))  # type: ignore[call-arg, arg-type]
+        layer(lambda *given: None, kind(MemoryStore(), "http", ttl="1d"))  # type: ignore[call-arg, arg-type]
 
 
 def test_settings_are_named(face: str) -> None:
     layer, kind = LAYERS[face]
     with pytest.raises(TypeError, match="positional"):
-        layer(lambda *given: None, kind(MemoryStore(), "http", ttl=60), lambda at: "a")  # type: ignore[misc, call-arg, arg-type]
+        layer(lambda *given: None, kind(MemoryStore(), "http", ttl="1d"), lambda at: "a")  # type: ignore[misc, call-arg, arg-type]
 
 
 def test_a_coroutine_function_is_a_scope_only_where_it_is_awaited() -> None:
@@ -177,11 +177,20 @@ def test_a_coroutine_function_is_a_scope_only_where_it_is_awaited() -> None:
 def test_a_replay_of_the_other_kind_is_refused(face: str) -> None:
     wanted, other = (AsyncReplay, Replay) if face == "asgi" else (Replay, AsyncReplay)
     with pytest.raises(ConfigError) as error:
-        make(face, replay=other(MemoryStore(), "http", ttl=60))
+        make(face, replay=other(MemoryStore(), "http", ttl="1d"))
     said = f"replay is a {other.__name__}; this layer needs a kvreplay.{wanted.__name__}"
     assert said in str(error.value)
     with pytest.raises(ConfigError, match="replay is a MemoryStore"):
         make(face, replay=MemoryStore())
+
+
+@pytest.mark.parametrize("profile", ["stripe", "acp"])
+def test_a_replay_whose_answers_expire_too_early_for_a_profile(face: str, profile: Any) -> None:
+    kind = LAYERS[face][1]
+    with pytest.raises(ConfigError, match="the replay's ttl is 86399 s; under profile"):
+        make(face, replay=kind(MemoryStore(), "http", ttl=86_399), profile=profile)
+    make(face, replay=kind(MemoryStore(), "http", ttl=86_399))
+    make(face, replay=kind(MemoryStore(), "http", ttl=86_400), profile=profile)
 
 
 @pytest.mark.parametrize(
@@ -195,9 +204,9 @@ def test_a_replay_of_the_other_kind_is_refused(face: str) -> None:
 def test_a_replay_that_does_not_fit_is_refused(face: str, settings: Any, text: str) -> None:
     kind = LAYERS[face][1]
     with pytest.raises(ConfigError) as error:
-        make(face, replay=kind(MemoryStore(), "http", ttl=60, **settings))
+        make(face, replay=kind(MemoryStore(), "http", ttl="1d", **settings))
     assert text in str(error.value)
-    make(face, replay=kind(MemoryStore(), "http", ttl=60, max_record_bytes=32 * 1024))
+    make(face, replay=kind(MemoryStore(), "http", ttl="1d", max_record_bytes=32 * 1024))
 
 
 @pytest.mark.parametrize(
