@@ -1,4 +1,8 @@
-"""Each test of a layer runs as ASGI and as WSGI; after it no request is on its way."""
+"""Each test of a layer runs as ASGI and as WSGI; after it no request is on its way.
+
+This folder is no package: as one it would hide the standard library's ``http`` from whatever starts
+with ``tests`` on its path.
+"""
 
 from __future__ import annotations
 

@@ -35,6 +35,8 @@ from kvreplay import (
     NOT_APPLIED,
     Applied,
     IndeterminateError,
+    InvalidResponseError,
+    KeyNotFoundError,
     NotAppliedError,
     OutcomeUnknownError,
     ReplayKey,
@@ -381,10 +383,15 @@ def test_answered_replays_after_a_restart(web: Web) -> None:
     assert service.runs == []
 
 
-def test_answered_by_one_layer_and_replayed_by_the_other(web: Web) -> None:
-    first = web.serve().post()
+@pytest.mark.parametrize(
+    "where",
+    [{}, {"path": "/\xe4/\u20ac", "query": "a=%C3%A4&b", "root": "/v1"}],
+    ids=["ASCII", "any"],
+)
+def test_answered_by_one_layer_and_replayed_by_the_other(web: Web, where: Any) -> None:
+    first = web.serve().post(**where)
     other = Web("wsgi" if web.face == "asgi" else "asgi", web.engine)
-    again = other.serve().post()
+    again = other.serve().post(**where)
     assert (again.status, again.body, again.is_replay) == (first.status, first.body, True)
 
 
@@ -677,6 +684,16 @@ def test_freed_after_waiting_without_an_answer(web: Web) -> None:
     assert len(service.runs) == 2
 
 
+@pytest.mark.parametrize("reads", range(5))
+def test_running_and_over_when_it_is_looked_at_again(web: Web, reads: int) -> None:
+    store = faulty(web)
+    service = web.serve(store=store)
+    put_claim(web, service, START + 30_000)
+    store.fail(KeyNotFoundError("gone"), on="read", after=reads)
+    refused_as_running(service.post())
+    assert service.runs == []
+
+
 # In doubt.
 
 
@@ -738,6 +755,18 @@ def test_in_doubt_and_a_reconciler_that_fails(web: Web, verdict: Any) -> None:
     exchange = service.ask()
     assert exchange.error is not None
     assert exchange.reply is None
+    assert service.runs == []
+    refused(web.serve().post(), 409, "in-doubt", "unknown")
+
+
+@pytest.mark.parametrize("response", ["paid", None, {"status": 201}])
+def test_in_doubt_and_applied_without_an_http_answer(web: Web, response: Any) -> None:
+    """The reconciler's fault reaches the server; nothing is stored that a retry could not be given."""
+    leave_in_doubt(web)
+    service = web.serve(settings={"on_in_doubt": lambda record: Applied(response)})
+    exchange = service.ask()
+    assert isinstance(exchange.error, InvalidResponseError)
+    assert "kvreplay.http.answer()" in str(exchange.error)
     assert service.runs == []
     refused(web.serve().post(), 409, "in-doubt", "unknown")
 
@@ -1049,6 +1078,15 @@ def test_state_of_an_answer_that_is_not_kept(web: Web) -> None:
     service.post()
     found = state(service).json
     assert (found["state"], found["status"]) == ("answered", 202)
+
+
+def test_state_of_an_answer_that_is_no_http_answer(web: Web) -> None:
+    leave_in_doubt(web)
+    service = web.serve()
+    assert service.replay.resolve(OWN, response="paid")
+    found = state(service).json
+    assert found["state"] == "answered"
+    assert "status" not in found
 
 
 def test_state_elsewhere_than_at_its_path_is_the_applications(plain: Web) -> None:
