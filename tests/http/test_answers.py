@@ -205,7 +205,7 @@ def test_the_ending_is_one_of_three(plain: Web) -> None:
     told = IdempotentRequest(OWN)
     assert told.ending is None
     for ending in ("kept", "freed", "in doubt", None):
-        told.ending = ending  # type: ignore[assignment]
+        told.ending = ending
         assert told.ending == ending
     for wrong in ("free", "in_doubt", "", 1, True):
         with pytest.raises(ConfigError, match="it can be 'kept', 'freed', 'in doubt'"):

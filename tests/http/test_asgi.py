@@ -258,7 +258,7 @@ async def test_a_call_can_be_cancelled_at_any_moment(store: Any) -> None:
     """Whatever was done by then: the application runs to its end once, or not at all."""
     app = Payments(lambda receive: turns(3), lambda receive: turns(3))
     layer = layer_on(store, app)
-    ends = set()
+    ends = set[Any]()
     for moment in range(40):
         app.paid = app.ended = 0
         talk = talk_of(key=str(moment))

@@ -19,7 +19,7 @@ def make(face: str, replay: Any = None, **settings: Any) -> Any:
     layer, kind = LAYERS[face]
     if replay is None:
         replay = kind(MemoryStore(), "http", ttl="1d")
-    return layer(lambda *given: None, replay, **{"scope": lambda at: "alice", **settings})  # type: ignore[arg-type, return-value]
+    return layer(lambda *given: None, replay, **{"scope": lambda at: "alice", **settings})
 
 
 async def coroutine(at: Any) -> Any:
@@ -156,13 +156,13 @@ def test_a_right_setting_is_accepted(face: str, settings: dict[str, Any]) -> Non
 def test_a_layer_without_a_scope_does_not_start(face: str) -> None:
     layer, kind = LAYERS[face]
     with pytest.raises(TypeError, match="scope"):
-        layer(lambda *given: None, kind(MemoryStore(), "http", ttl="1d"))  # type: ignore[call-arg, arg-type]
+        layer(lambda *given: None, kind(MemoryStore(), "http", ttl="1d"))
 
 
 def test_settings_are_named(face: str) -> None:
     layer, kind = LAYERS[face]
     with pytest.raises(TypeError, match="positional"):
-        layer(lambda *given: None, kind(MemoryStore(), "http", ttl="1d"), lambda at: "a")  # type: ignore[misc, call-arg, arg-type]
+        layer(lambda *given: None, kind(MemoryStore(), "http", ttl="1d"), lambda at: "a")
 
 
 def test_a_coroutine_function_is_a_scope_only_where_it_is_awaited() -> None:
@@ -246,7 +246,8 @@ def test_a_function_of_the_application_that_raises_runs_nothing(plain: Web) -> N
         raise LookupError("no such tenant")
 
     for name in ("scope", "covers", "required"):
-        service = plain.serve(**{name: wrong})
+        setting: dict[str, Any] = {name: wrong}
+        service = plain.serve(**setting)
         exchange = service.ask(key=None if name == "required" else "k")
         assert isinstance(exchange.error, LookupError)
         assert exchange.reply is None

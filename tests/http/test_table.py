@@ -55,7 +55,6 @@ from support.http_apps import (
     JSON,
     KEY,
     PATH,
-    Caller,
     Exchange,
     Given,
     Reply,
@@ -65,7 +64,7 @@ from support.http_apps import (
 )
 from support.nursery import ForkedProgram
 from support.programs import PROGRAMS, Program
-from support.replaying import START
+from support.replaying import START, Caller
 from support.waiting import PATIENCE, until
 
 OWN = ReplayKey("alice", KEY)
@@ -670,7 +669,7 @@ def test_freed_after_waiting_without_an_answer(web: Web) -> None:
 
     def application(given: Given) -> Says:
         now: Any = gates.pop()
-        return now if isinstance(now, Says) else now(given)  # type: ignore[no-any-return]
+        return now if isinstance(now, Says) else now(given)
 
     service = web.serve(application, wait_timeout=None)
     first = running(service, gate)

@@ -318,7 +318,7 @@ def test_an_end_of_the_process_leaves_the_key_in_doubt(store: Any, ends: Any) ->
 
     layer = layer_on(store, returning(Ending))
     with pytest.raises(ends):
-        layer(environ(), lambda *given: None)  # type: ignore[arg-type, return-value]
+        layer(environ(), lambda *given: None)
     assert result.closed == 1
     assert reply(layer).slug == "in-doubt"
 
@@ -425,7 +425,7 @@ def test_a_content_length_that_is_none(store: Any, length: str) -> None:
 
 def test_a_body_that_ends_early(store: Any) -> None:
     layer = layer_on(store, app := returning([b"a"]))
-    more = {"CONTENT_LENGTH": str(len(BODY) + 1)}
+    more: dict[str, Any] = {"CONTENT_LENGTH": str(len(BODY) + 1)}
     refused = asked_of_wsgi(layer, environ(**more)).result()
     assert (refused.status, refused.slug) == (400, "incomplete-body")
     assert app.calls == []
@@ -434,7 +434,7 @@ def test_a_body_that_ends_early(store: Any) -> None:
 
 
 def test_no_more_than_the_length_is_read(store: Any) -> None:
-    source = io.BytesIO(BODY + b"the next request")
+    source: Any = io.BytesIO(BODY + b"the next request")
     layer = layer_on(store, returning([b"a"]))
     asked_of_wsgi(layer, environ(**{"wsgi.input": source})).result()
     assert source.read() == b"the next request"
@@ -443,7 +443,7 @@ def test_no_more_than_the_length_is_read(store: Any) -> None:
 def test_a_large_length_is_refused_before_anything_is_read(store: Any) -> None:
     source = io.BytesIO(b"x" * 200)
     layer = layer_on(store, returning([b"a"]), max_body_bytes=100)
-    more = {"wsgi.input": source, "CONTENT_LENGTH": "200"}
+    more: dict[str, Any] = {"wsgi.input": source, "CONTENT_LENGTH": "200"}
     assert asked_of_wsgi(layer, environ(**more)).result().slug == "body-too-large"
     assert source.tell() == 0
 
@@ -487,7 +487,8 @@ def test_a_body_in_chunks_that_the_server_ends(store: Any, source: Any) -> None:
 
 def test_a_body_with_a_length_that_trickles(store: Any) -> None:
     layer = layer_on(store, returning([b"a"]))
-    asked_of_wsgi(layer, environ(**{"wsgi.input": Trickling(BODY)})).result()
+    source: Any = Trickling(BODY)
+    asked_of_wsgi(layer, environ(**{"wsgi.input": source})).result()
     assert reply(layer).is_replay
 
 
@@ -564,7 +565,7 @@ def test_an_application_that_raises_is_freed_at_once(error: type[BaseException])
     layer = layer_on(MemoryStore(), app)
     for number in range(3):
         try:
-            layer(environ(key=str(number)), lambda *given: None)  # type: ignore[arg-type, return-value]
+            layer(environ(key=str(number)), lambda *given: None)
         except error:
             assert payloads[-1]() is not None, "the traceback holds it"
     assert [each() for each in payloads] == [None] * 3

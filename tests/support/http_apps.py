@@ -295,7 +295,7 @@ class Talk:
         self.received.append("http.disconnect")
         return {"type": "http.disconnect"}
 
-    async def send(self, message: dict[str, Any]) -> None:
+    async def send(self, message: Any) -> None:
         await asyncio.sleep(0)  # as a server that waits for its socket
         if self.is_gone:
             return
@@ -381,7 +381,9 @@ def asked_of_wsgi(app: Any, environ: dict[str, Any], take: int | None = None) ->
         started[:] = [status, headers]
         return body.append
 
-    error, is_complete, result = None, False, None
+    error: BaseException | None = None
+    result: Any = None
+    is_complete = False
     try:
         result = app(environ, start_response)
         for number, part in enumerate(result):
