@@ -10,13 +10,13 @@ import inspect
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
-from kvreplay import AsyncReplay, NotStored
+from kvreplay import AsyncReplay, NotStored, Outcome
 from kvreplay._http.answers import ANSWERS, Answer, Headers, marked
 from kvreplay._http.layer import Asking, InDoubtAnswerError, Layer, Request
 from kvreplay._http.problems import Refusal
 from kvreplay._http.requests import Incoming
 from kvreplay._http.settings import Configured
-from kvreplay.errors import InFlightError, KVReplayError
+from kvreplay.errors import InFlightError, KVReplayError, NotAppliedError
 
 __all__ = ["IdempotencyMiddleware"]
 
@@ -93,15 +93,9 @@ class IdempotencyMiddleware(
 
     async def _execute(self, run: _Run, incoming: Incoming) -> Answer | None:
         """Return the answer to send; ``None``: the application has ended without one."""
-        layer, request = self._layer, run.request
+        layer = self._layer
         try:
-            outcome = await self._replay.execute(
-                request.key,
-                request.params,
-                run,
-                wait_timeout=layer.wait_timeout,
-                returns=ANSWERS,
-            )
+            outcome = await self._outcome(run)
             if outcome.replayed:
                 return layer.replayed(outcome.response, incoming)
         except InDoubtAnswerError:
@@ -116,6 +110,21 @@ class IdempotencyMiddleware(
             ran = None if run.answer is None else run.answer.status
             return layer.failed(error, ran, incoming)
         return run.first_answer()
+
+    async def _outcome(self, run: _Run) -> Outcome[Any]:
+        request = run.request
+        while True:
+            try:
+                return await self._replay.execute(
+                    request.key,
+                    request.params,
+                    run,
+                    wait_timeout=self._layer.wait_timeout,
+                    returns=ANSWERS,
+                )
+            except NotAppliedError:  # not of this run: of the one that this request waited for
+                if run.has_begun:
+                    raise
 
     async def _look(self, run: _Run, refused: InFlightError, incoming: Incoming) -> Answer:
         try:
@@ -192,7 +201,10 @@ class _Run:
         if self.answer is not None:
             return self._layer.result(self.answer, self.request)
         error = None if task.cancelled() else task.exception()
-        raise self._layer.unanswered(self.request, error)
+        try:
+            raise self._layer.unanswered(self.request, error)
+        finally:
+            del error, task  # their tracebacks would hold this frame, and this one them
 
     async def _call(self) -> None:
         extensions = self._scope.get("extensions") or {}
@@ -222,7 +234,10 @@ class _Run:
         if message["type"] == "http.response.start":
             if self._start is not None:
                 raise RuntimeError("the application has begun two answers")
-            self._start = {**message, "headers": _pairs(message.get("headers", ()))}
+            if not isinstance(message["status"], int):
+                raise RuntimeError("the application has begun an answer whose status is no int")
+            headers = _pairs(message.get("headers", ()))
+            self._start = {**message, "status": int(message["status"]), "headers": headers}
             return
         if message["type"] != "http.response.body" or self._start is None:
             raise RuntimeError(f"the application has sent {message['type']} in a wrong place")

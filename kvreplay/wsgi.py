@@ -6,19 +6,22 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
 from typing import Any
 
-from kvreplay import NotStored, Replay
+from kvreplay import NotStored, Outcome, Replay
 from kvreplay._http.answers import ANSWERS, Answer, Headers, marked
 from kvreplay._http.layer import Asking, InDoubtAnswerError, Layer, Request
 from kvreplay._http.problems import Refusal
 from kvreplay._http.requests import Incoming
 from kvreplay._http.settings import Configured
-from kvreplay.errors import KVReplayError
+from kvreplay.errors import KVReplayError, NotAppliedError
 
 __all__ = ["IdempotencyMiddleware"]
+
+_is_status = re.compile(r"[1-9][0-9]{2}(?: .*)?").fullmatch
 
 Environ = dict[str, Any]
 Write = Callable[[bytes], object]
@@ -68,15 +71,9 @@ class IdempotencyMiddleware(Configured[WSGIApp, Replay, Environ, str | None]):
 
     def _execute(self, run: _Run, incoming: Incoming) -> Answer:
         """Return the answer to send; raise what the application has raised instead of one."""
-        layer, request = self._layer, run.request
+        layer = self._layer
         try:
-            outcome = self._replay.execute(
-                request.key,
-                request.params,
-                run,
-                wait_timeout=layer.wait_timeout,
-                returns=ANSWERS,
-            )
+            outcome = self._outcome(run)
             if outcome.replayed:
                 return layer.replayed(outcome.response, incoming)
         except InDoubtAnswerError:
@@ -89,6 +86,21 @@ class IdempotencyMiddleware(Configured[WSGIApp, Replay, Environ, str | None]):
         if run.error is not None:
             raise run.take_error()
         return run.first_answer()
+
+    def _outcome(self, run: _Run) -> Outcome[Any]:
+        request = run.request
+        while True:
+            try:
+                return self._replay.execute(
+                    request.key,
+                    request.params,
+                    run,
+                    wait_timeout=self._layer.wait_timeout,
+                    returns=ANSWERS,
+                )
+            except NotAppliedError:  # not of this run: of the one that this request waited for
+                if run.error is not None:
+                    raise
 
     def _state(self, key: Any, incoming: Incoming) -> Answer:
         try:
@@ -140,6 +152,8 @@ class _Run:
                 self._collect(part)
             if self._status is None:
                 raise RuntimeError("the application has not called start_response")
+            if self._write is None:
+                self._pass_on_if_large()  # by its headers alone
             status = int(self._status[:3])
         except Exception as error:
             self.error = error
@@ -152,8 +166,12 @@ class _Run:
         try:
             if exc_info is not None and self._write is not None:
                 raise exc_info[1].with_traceback(exc_info[2])  # a part is on its way already
+            if exc_info is not None:
+                self._collected.clear()  # of the answer that this one replaces
         finally:
             exc_info = None
+        if not isinstance(status, str) or _is_status(status) is None:
+            raise RuntimeError("the application has begun an answer whose status is none")
         self._status = status
         self._headers = tuple(
             (name.encode("latin-1"), value.encode("latin-1")) for name, value in headers
@@ -166,6 +184,9 @@ class _Run:
             self._last = part  # the end is sent when it is stored that the answer was given
             return
         self._collected += part
+        self._pass_on_if_large()
+
+    def _pass_on_if_large(self) -> None:
         size = sum(len(name) + len(value) for name, value in self._headers)
         if size + len(self._collected) > self.request.most and self._status is not None:
             headers = marked(self._headers, self.request.marks)
@@ -255,10 +276,17 @@ def _body(environ: Environ, most: int) -> bytes | Refusal:
                 return Refusal("incomplete-body")
             parts += part
         return bytes(parts)
-    if not environ.get("wsgi.input_terminated"):
-        return b""  # without a length or an end, reading could wait for ever
-    body: bytes = source.read(most + 1)
-    return Refusal("body-too-large") if len(body) > most else body
+    if not environ.get("wsgi.input_terminated"):  # reading could wait for ever
+        if environ.get("HTTP_TRANSFER_ENCODING"):
+            why = "It comes without a length, and this server does not show where it ends."
+            return Refusal("incomplete-body", why=why)
+        return b""
+    body = bytearray()
+    while part := source.read(most + 1 - len(body)):
+        body += part
+        if len(body) > most:
+            return Refusal("body-too-large")
+    return bytes(body)
 
 
 def _incoming(environ: Environ) -> Incoming:

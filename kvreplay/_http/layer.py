@@ -39,6 +39,7 @@ from kvreplay.errors import (
     RecordError,
     ReplayClosedError,
     ResponseTypeError,
+    StoredFailureError,
     StoreError,
     UnsupportedRecordVersionError,
 )
@@ -83,7 +84,7 @@ class Layer(Generic[C]):
         kept: the names of the headers that a record keeps.
         marker: what marks a replay.
         retry_after: seconds.
-        most: bytes of an answer that can be kept, with the path and the query.
+        most: bytes of an answer that can be kept; ``room``: the same, with the path and the query.
         ttl: how long an answer is kept (ms).
         now: the replay's clock.
     """
@@ -101,6 +102,7 @@ class Layer(Generic[C]):
     retry_after: float
     max_body_bytes: int
     most: int
+    room: int
     policy_path: bytes | None
     policy_url: str | None
     challenge: Headers
@@ -146,6 +148,7 @@ class Layer(Generic[C]):
                 f"scope= returned a {type(caller).__name__}; it must return the authenticated"
                 " caller as str, or None; nothing ran"
             )
+        caller = str.__str__(caller)  # of a subclass, as SafeString or a StrEnum, the text itself
         if not asking.of_state:
             return self.profile.replay_key(caller, asking.key, incoming)
         key = self.profile.asked_key(caller, asking.key, incoming)
@@ -153,11 +156,11 @@ class Layer(Generic[C]):
 
     def request(self, key: ReplayKey, incoming: Incoming, body: bytes) -> Request:
         """Return what to execute."""
-        most = self.most - len(incoming.path) - len(incoming.query) - 4 * len(key.scope)
-        most -= len(key.operation or "")
+        room = self.room - len(incoming.path) - len(incoming.query) - 4 * len(key.scope)
+        room -= len(key.operation or "")
         params = self.profile.params(incoming, body)
-        marks = self.marks(incoming)
-        return Request(key, params, IdempotentRequest(key), max(0, most), marks)
+        most = max(0, min(self.most, room))
+        return Request(key, params, IdempotentRequest(key), most, self.marks(incoming))
 
     # After it has run.
 
@@ -224,7 +227,7 @@ class Layer(Generic[C]):
                 return Refusal("running", soon)
             case ReplayClosedError() | UnsupportedRecordVersionError() | StoreError():
                 return Refusal("unavailable", soon)
-            case RecordError() | ResponseTypeError():
+            case RecordError() | ResponseTypeError() | StoredFailureError():
                 return Refusal("damaged")
         raise error
 
