@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 from kvreplay import AsyncReplay, NotStored
-from kvreplay._http.answers import Answer, Headers
-from kvreplay._http.layer import Asking, InDoubtAnswerError, Layer, ProfileName, Request
+from kvreplay._http.answers import ANSWERS, Answer, Headers
+from kvreplay._http.layer import Asking, InDoubtAnswerError, Layer, Request
 from kvreplay._http.problems import Refusal
-from kvreplay._http.requests import Ending, Incoming
-from kvreplay.clock import Duration
+from kvreplay._http.requests import Incoming
+from kvreplay._http.settings import Configured
 from kvreplay.errors import InFlightError, KVReplayError
 
 __all__ = ["IdempotencyMiddleware"]
@@ -28,102 +28,23 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _HEADER = b"idempotency-key"
 
-_NO_EXTENSION = frozenset(
-    {
-        "http.response.early_hint",
-        "http.response.pathsend",
-        "http.response.push",
-        "http.response.trailers",
-        "http.response.zerocopysend",
-    }
-)
-"""Ways to answer that the layer could not keep; without them an application answers plainly."""
+_WAYS_TO_ANSWER = "http.response."
+"""Extensions whose names begin so are other ways to answer, which the layer could not keep."""
 
 
-class IdempotencyMiddleware:
+class IdempotencyMiddleware(
+    Configured[ASGIApp, AsyncReplay, Scope, str | Awaitable[str | None] | None]
+):
     """Run each request that has an ``Idempotency-Key`` once, and give every retry its answer.
 
     WebSocket, lifespan, and requests that are not covered pass through untouched. A client that
     disconnects, or a server that cancels the call, does not stop the application: its answer is
     stored all the same.
-
-    Args:
-        app: any ASGI application.
-        replay: an :class:`~kvreplay.AsyncReplay` with a lease, in a namespace of its own.
-        scope: returns the authenticated caller of an ASGI scope, or ``None``, for which the answer
-            is 401. It may be a coroutine function. No answer is ever given to another caller.
-        profile: ``"ietf"``, ``"stripe"`` or ``"acp"``.
-        methods: those that are covered; by default the profile's: ``POST``, under ``ietf`` also
-            ``PATCH``.
-        covers: says of a scope whether the layer covers the request; by default it covers all.
-        required: whether a covered request without a key is refused (``True``) or passed through;
-            or a function of the scope that says it. By default the profile's: ``True``, under
-            ``stripe`` ``False``.
-        bare_keys: profile ``ietf`` accepts keys without quotes too.
-        statuses: how a run ends by its answer's status, where the profile's table does not fit:
-            ``{404: "freed", "5xx": "in doubt"}``. A status counts before its class.
-        stored_headers: names of further headers of an answer that replays have.
-        replay_header: marks replays: ``Idempotent-Replayed: true``; ``None``: nothing does.
-        wait_timeout: how long a duplicate waits for the run of its key before it is refused; 0: not
-            at all; ``None``: no limit.
-        retry_after: the time in ``Retry-After``.
-        max_body_bytes: the largest body of a request with a key; one that is larger is refused.
-        max_answer_bytes: the largest answer, with its headers, that is kept; by default what the
-            replay's ``max_record_bytes`` leaves. A larger one is passed on as it comes, and a retry
-            is told that it was answered.
-        policy_path: where ``GET`` shows the policy of keys, and, with a key, that key's state;
-            below the application's root path. ``None``: nowhere.
-        policy_url: where problems link to, if the policy is published elsewhere too.
-        challenge: ``WWW-Authenticate`` of a 401.
-
-    Raises:
-        ConfigError: a setting is wrong; it names which.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        replay: AsyncReplay,
-        *,
-        scope: Callable[[Scope], str | Awaitable[str | None] | None],
-        profile: ProfileName = "ietf",
-        methods: Collection[str] | None = None,
-        covers: Callable[[Scope], bool] | None = None,
-        required: bool | Callable[[Scope], bool] | None = None,
-        bare_keys: bool = False,
-        statuses: Mapping[int | str, Ending] | None = None,
-        stored_headers: Iterable[str] = (),
-        replay_header: str | None = "Idempotent-Replayed",
-        wait_timeout: Duration | None = 0,
-        retry_after: Duration = 1,
-        max_body_bytes: int = 1024 * 1024,
-        max_answer_bytes: int | None = None,
-        policy_path: str | None = "/idempotency",
-        policy_url: str | None = None,
-        challenge: str = "Bearer",
-    ) -> None:
-        self._app = app
-        self._replay = replay
-        self._layer: Layer[Scope] = Layer(
-            replay,
-            kind=AsyncReplay,
-            scope=scope,
-            profile=profile,
-            methods=methods,
-            covers=covers,
-            required=required,
-            bare_keys=bare_keys,
-            statuses=statuses,
-            stored_headers=stored_headers,
-            replay_header=replay_header,
-            wait_timeout=wait_timeout,
-            retry_after=retry_after,
-            max_body_bytes=max_body_bytes,
-            max_answer_bytes=max_answer_bytes,
-            policy_path=policy_path,
-            policy_url=policy_url,
-            challenge=challenge,
-        )
+    _kind = AsyncReplay
+
+    def _set_up(self) -> None:
         self._running: set[asyncio.Task[None]] = set()  # the loop keeps only weak references
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -174,7 +95,11 @@ class IdempotencyMiddleware:
         layer, request = self._layer, run.request
         try:
             outcome = await self._replay.execute(
-                request.key, request.params, run, wait_timeout=layer.wait_timeout
+                request.key,
+                request.params,
+                run,
+                wait_timeout=layer.wait_timeout,
+                returns=ANSWERS,
             )
             if outcome.replayed:
                 return layer.replayed(outcome.response, incoming)
@@ -193,7 +118,9 @@ class IdempotencyMiddleware:
 
     async def _look(self, run: _Run, refused: InFlightError, incoming: Incoming) -> Answer:
         try:
-            outcome = await self._replay.lookup(run.request.key, run.request.params)
+            outcome = await self._replay.lookup(
+                run.request.key, run.request.params, returns=ANSWERS
+            )
         except KVReplayError as error:
             return self._layer.failed(error, None, incoming)
         if outcome is None:
@@ -207,9 +134,6 @@ class IdempotencyMiddleware:
         except KVReplayError as error:
             return self._layer.failed(error, None, incoming)
         return self._layer.state(record, in_doubt, incoming)
-
-    def __repr__(self) -> str:
-        return f"<IdempotencyMiddleware {self._layer.profile.name} with {self._replay!r}>"
 
 
 class _Run:
@@ -271,7 +195,9 @@ class _Run:
             **self._scope,
             "kvreplay": self.request.told,
             "extensions": {
-                name: what for name, what in extensions.items() if name not in _NO_EXTENSION
+                name: what
+                for name, what in extensions.items()
+                if not name.startswith(_WAYS_TO_ANSWER)
             },
         }
         try:

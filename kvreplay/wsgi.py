@@ -6,16 +6,16 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
 from typing import Any
 
 from kvreplay import NotStored, Replay
-from kvreplay._http.answers import Answer, Headers
-from kvreplay._http.layer import Asking, InDoubtAnswerError, Layer, ProfileName, Request
+from kvreplay._http.answers import ANSWERS, Answer, Headers
+from kvreplay._http.layer import Asking, InDoubtAnswerError, Layer, Request
 from kvreplay._http.problems import Refusal
-from kvreplay._http.requests import Ending, Incoming
-from kvreplay.clock import Duration
+from kvreplay._http.requests import Incoming
+from kvreplay._http.settings import Configured
 from kvreplay.errors import KVReplayError
 
 __all__ = ["IdempotencyMiddleware"]
@@ -26,89 +26,14 @@ StartResponse = Callable[..., Write]
 WSGIApp = Callable[[Environ, StartResponse], Iterable[bytes]]
 
 
-class IdempotencyMiddleware:
+class IdempotencyMiddleware(Configured[WSGIApp, Replay, Environ, str | None]):
     """Run each request that has an ``Idempotency-Key`` once, and give every retry its answer.
 
     Requests that are not covered pass through untouched. What the application does after its answer
     (``close()`` of what it returned) comes after the answer is stored and sent.
-
-    Args:
-        app: any WSGI application.
-        replay: a :class:`~kvreplay.Replay` with a lease, in a namespace of its own.
-        scope: returns the authenticated caller of a WSGI environ, or ``None``, for which the answer
-            is 401. No answer is ever given to another caller.
-        profile: ``"ietf"``, ``"stripe"`` or ``"acp"``.
-        methods: those that are covered; by default the profile's: ``POST``, under ``ietf`` also
-            ``PATCH``.
-        covers: says of an environ whether the layer covers the request; by default it covers all.
-        required: whether a covered request without a key is refused (``True``) or passed through;
-            or a function of the environ that says it. By default the profile's: ``True``, under
-            ``stripe`` ``False``.
-        bare_keys: profile ``ietf`` accepts keys without quotes too.
-        statuses: how a run ends by its answer's status, where the profile's table does not fit:
-            ``{404: "freed", "5xx": "in doubt"}``. A status counts before its class.
-        stored_headers: names of further headers of an answer that replays have.
-        replay_header: marks replays: ``Idempotent-Replayed: true``; ``None``: nothing does.
-        wait_timeout: how long a duplicate waits for the run of its key before it is refused; 0: not
-            at all; ``None``: no limit.
-        retry_after: the time in ``Retry-After``.
-        max_body_bytes: the largest body of a request with a key; one that is larger is refused.
-        max_answer_bytes: the largest answer, with its headers, that is kept; by default what the
-            replay's ``max_record_bytes`` leaves. A larger one is passed on as it comes, and a retry
-            is told that it was answered.
-        policy_path: where ``GET`` shows the policy of keys, and, with a key, that key's state;
-            below the application's ``SCRIPT_NAME``. ``None``: nowhere.
-        policy_url: where problems link to, if the policy is published elsewhere too.
-        challenge: ``WWW-Authenticate`` of a 401.
-
-    Raises:
-        ConfigError: a setting is wrong; it names which.
     """
 
-    def __init__(
-        self,
-        app: WSGIApp,
-        replay: Replay,
-        *,
-        scope: Callable[[Environ], str | None],
-        profile: ProfileName = "ietf",
-        methods: Collection[str] | None = None,
-        covers: Callable[[Environ], bool] | None = None,
-        required: bool | Callable[[Environ], bool] | None = None,
-        bare_keys: bool = False,
-        statuses: Mapping[int | str, Ending] | None = None,
-        stored_headers: Iterable[str] = (),
-        replay_header: str | None = "Idempotent-Replayed",
-        wait_timeout: Duration | None = 0,
-        retry_after: Duration = 1,
-        max_body_bytes: int = 1024 * 1024,
-        max_answer_bytes: int | None = None,
-        policy_path: str | None = "/idempotency",
-        policy_url: str | None = None,
-        challenge: str = "Bearer",
-    ) -> None:
-        self._app = app
-        self._replay = replay
-        self._layer: Layer[Environ] = Layer(
-            replay,
-            kind=Replay,
-            scope=scope,
-            profile=profile,
-            methods=methods,
-            covers=covers,
-            required=required,
-            bare_keys=bare_keys,
-            statuses=statuses,
-            stored_headers=stored_headers,
-            replay_header=replay_header,
-            wait_timeout=wait_timeout,
-            retry_after=retry_after,
-            max_body_bytes=max_body_bytes,
-            max_answer_bytes=max_answer_bytes,
-            policy_path=policy_path,
-            policy_url=policy_url,
-            challenge=challenge,
-        )
+    _kind = Replay
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Answer one request, or pass it through."""
@@ -146,7 +71,11 @@ class IdempotencyMiddleware:
         layer, request = self._layer, run.request
         try:
             outcome = self._replay.execute(
-                request.key, request.params, run, wait_timeout=layer.wait_timeout
+                request.key,
+                request.params,
+                run,
+                wait_timeout=layer.wait_timeout,
+                returns=ANSWERS,
             )
             if outcome.replayed:
                 return layer.replayed(outcome.response, incoming)
@@ -168,9 +97,6 @@ class IdempotencyMiddleware:
         except KVReplayError as error:
             return self._layer.failed(error, None, incoming)
         return self._layer.state(record, in_doubt, incoming)
-
-    def __repr__(self) -> str:
-        return f"<IdempotencyMiddleware {self._layer.profile.name} with {self._replay!r}>"
 
 
 class _Run:
@@ -214,11 +140,12 @@ class _Run:
                 self._collect(part)
             if self._status is None:
                 raise RuntimeError("the application has not called start_response")
+            status = int(self._status[:3])
         except Exception as error:
             self.error = error
             raise self._layer.unanswered(self.request, error) from error
         whole = None if self._write is not None else bytes(self._collected)
-        self.answer = Answer(int(self._status[:3]), self._headers, whole)
+        self.answer = Answer(status, self._headers, whole)
         return self._layer.result(self.answer, self.request)
 
     def _start(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None, /) -> Write:

@@ -6,14 +6,25 @@ and ``body`` (bytes; ``None``: the answer was too large to keep).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import attrs
 
+from kvreplay._protocol.codec import Codec
 from kvreplay.errors import ConfigError, InvalidResponseError
 
-__all__ = ["Answer", "Headers", "answer", "answer_in", "keeping", "stored"]
+__all__ = [
+    "ANSWERS",
+    "Answer",
+    "Headers",
+    "answer",
+    "answer_in",
+    "is_header_name",
+    "keeping",
+    "stored",
+]
 
 Headers = tuple[tuple[bytes, bytes], ...]
 """Names and values, in their order."""
@@ -53,6 +64,9 @@ class Answer:
     body: bytes | None = attrs.field(repr=False)
 
 
+is_header_name: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
+
+
 def keeping(further: Iterable[str]) -> frozenset[bytes]:
     """Return the names, in lower case, of the headers that a record keeps.
 
@@ -66,7 +80,7 @@ def keeping(further: Iterable[str]) -> frozenset[bytes]:
         raise ConfigError("stored_headers is a str; give a tuple of names of headers")
     names = set(_KEPT)
     for each in further:
-        if not isinstance(each, str) or not each.isascii() or not each:
+        if not isinstance(each, str) or not is_header_name(each):
             raise ConfigError(f"stored_headers names {each!r}, which is no name of a header")
         name = each.lower().encode()
         if _is_never_kept(name):
@@ -95,6 +109,23 @@ def answer_in(response: object) -> Answer | None:
             if all(type(name) is type(value) is bytes for name, value in headers):
                 return Answer(status, headers, body)
     return None
+
+
+def _encode(response: object) -> object:
+    if answer_in(response) is None:
+        raise TypeError("give what kvreplay.http.answer() returns")
+    return response
+
+
+def _decode(response: object) -> Answer:
+    found = answer_in(response)
+    if found is None:
+        raise TypeError("it is no HTTP answer")
+    return found
+
+
+ANSWERS: Final = Codec(_encode, _decode, "an HTTP answer")
+"""How the layer's replay reads answers, and refuses others, such as those of a reconciler."""
 
 
 def answer(

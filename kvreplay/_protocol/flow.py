@@ -250,8 +250,19 @@ def forget(key: ReplayKey, seen: ReplayRecord | None) -> Flow[bool]:
 
 
 def is_in_doubt(record: ReplayRecord, now: int) -> Flow[bool]:
-    """Say whether the record is a claim whose owner is gone, or whose run has ended."""
-    return record.claim is not None and not (yield from _is_running(record.claim, now))
+    """Say whether the record is a claim whose owner is gone, or whose run has ended.
+
+    It is not if the key has another record by now: its owner has answered, and was gone when we
+    looked.
+    """
+    claim = record.claim
+    while claim is not None and not (yield from _is_running(claim, now)):
+        found, now = yield READ
+        there = None if found is None else decode(found, record.key).claim
+        if there == claim:
+            return True
+        claim = there if _is_same_claim(there, claim) else None  # the same, if it was renewed
+    return False
 
 
 def _is_same_claim(seen: Claim | None, claim: Claim) -> bool:

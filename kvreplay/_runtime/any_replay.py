@@ -140,6 +140,8 @@ class AnyReplay(Configured[V]):
 
     def _codec_of(self, returns: object) -> Codec[Any] | None:
         """Return how a call's answer is stored: as it says itself, or as the settings say."""
+        if isinstance(returns, Codec):
+            return returns
         if returns is not None:
             from kvreplay._typed.codecs import codec_of  # late: most answers have no type
 

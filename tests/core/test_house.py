@@ -43,8 +43,8 @@ WINGS: dict[str, set[str]] = {
         ),
         "store",
     },
-    "_http": {"__init__", "clock", "errors"},
-    "asgi": {"__init__", "_http", "clock", "errors"},
+    "_http": {"__init__", "_protocol", "clock", "errors"},
+    "asgi": {"__init__", "_http", "errors"},
     "http": {"__init__", "_http"},
     "ldk": {"errors", "store"},
     "backends": {"errors", "store"},
@@ -52,7 +52,7 @@ WINGS: dict[str, set[str]] = {
     "testing": {"errors", "store"},
     "demo": {"__init__", "errors", "ldk", "store"},
     "cli": {"_migration", "config", "demo", "errors"},
-    "wsgi": {"__init__", "_http", "clock", "errors"},
+    "wsgi": {"__init__", "_http", "errors"},
     "__main__": {"cli"},
 }
 # The modules of a wing in an order in which each may import those before it, and no other.
@@ -94,7 +94,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     ),
     "_http": (
         *("header", "answers", "requests", "problems", "profile", "stripe", "acp", "policy"),
-        *("layer", "__init__"),
+        *("layer", "settings", "__init__"),
     ),
     "config": ("units", "location", "registry", "file", "__init__"),
     "_migration": (

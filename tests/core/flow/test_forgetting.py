@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from kvreplay import InDoubtError, InFlightError, ReplayRecord
-from kvreplay._protocol.flow import forget
+from kvreplay._protocol.flow import forget, is_in_doubt
 from kvreplay._protocol.record import decode
 from support.flow_script import (
     KEY,
@@ -74,3 +74,18 @@ def test_an_owner_that_was_gone_when_we_looked_may_have_answered() -> None:
     for other in OTHER_CLAIMS:
         with pytest.raises(InFlightError):
             forgetting().reads(claimed()).probes(False).reads(other).probes(True)
+
+
+def test_a_claim_is_in_doubt_if_its_owner_is_gone_and_it_is_still_there() -> None:
+    def doubting(found: bytes) -> Script:
+        return Script(is_in_doubt(decode(found), NOW))
+
+    over = claimed(lease_expires_at=NOW)
+    assert doubting(claimed()).probes(True).result is False
+    assert doubting(claimed()).probes(None).result is False
+    assert doubting(claimed()).probes(False).reads(claimed()).result is True
+    assert doubting(over).probes(None).reads(over).result is True
+    renewed = claimed(lease_expires_at=NOW + 5)
+    assert doubting(over).probes(None).reads(renewed).probes(None).result is False
+    for meanwhile in (None, completed(), *OTHER_CLAIMS):
+        assert doubting(claimed()).probes(False).reads(meanwhile).result is False
