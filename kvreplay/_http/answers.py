@@ -101,13 +101,16 @@ def stored(answer: Answer, kept: frozenset[bytes]) -> dict[str, Any]:
     }
 
 
-def answer_in(response: object) -> Answer | None:
+def answer_in(response: Any) -> Answer | None:
     """Return the answer that a record keeps; ``None``: it keeps something else."""
-    match response:
-        case {"status": int(status), "headers": list(pairs), "body": bytes() | None as body}:
-            headers = tuple((name, value) for name, value in pairs)
-            if all(type(name) is type(value) is bytes for name, value in headers):
-                return Answer(status, headers, body)
+    try:  # quick way, three times as quick as a match statement: bench_http
+        status, pairs, body = response["status"], response["headers"], response["body"]
+        headers = tuple([(name, value) for name, value in pairs])
+    except (KeyError, TypeError, ValueError):
+        return None
+    is_answer = type(status) is int and (body is None or type(body) is bytes)
+    if is_answer and all(type(name) is type(value) is bytes for name, value in headers):
+        return Answer(status, headers, body)
     return None
 
 

@@ -181,7 +181,8 @@ class Layer(Generic[C]):
         if answer.body is None:
             members = {"original_status": answer.status}
             return self.refuse(Refusal("not-kept", members=members), incoming)
-        return attrs.evolve(answer, headers=answer.headers + self.marker + self.marks(incoming))
+        headers = answer.headers + self.marker + self.marks(incoming)
+        return Answer(answer.status, headers, answer.body)
 
     def marks(self, incoming: Incoming) -> Headers:
         """Return the headers that the profile adds to each answer to a request with a key."""
