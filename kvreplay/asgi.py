@@ -240,6 +240,7 @@ class _Run:
                 self._last = onward  # sent when it is stored that the answer was given
         if not more:
             whole = None if self._passes_on else bytes(self._collected)
+            self._collected.clear()  # so that a large answer is not held twice
             self.answer = Answer(self._start["status"], headers, whole)
             self._complete.set()
             await self._delivered.wait()
@@ -294,10 +295,13 @@ async def _body(receive: Receive, most: int) -> bytes | _Gone | None:
         message = await receive()
         if message["type"] == "http.disconnect":
             return _Gone()
-        parts += message.get("body", b"")
-        if len(parts) > most:
+        part, more = message.get("body", b""), message.get("more_body", False)
+        if len(parts) + len(part) > most:
             return None
-        if not message.get("more_body", False):
+        if not parts and not more:
+            return bytes(part)  # the whole body at once: it is not held twice
+        parts += part
+        if not more:
             return bytes(parts)
 
 

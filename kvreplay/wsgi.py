@@ -145,6 +145,7 @@ class _Run:
             self.error = error
             raise self._layer.unanswered(self.request, error) from error
         whole = None if self._write is not None else bytes(self._collected)
+        self._collected.clear()  # so that a large answer is not held twice
         self.answer = Answer(status, self._headers, whole)
         return self._layer.result(self.answer, self.request)
 
@@ -246,7 +247,10 @@ def _body(environ: Environ, most: int) -> bytes | Refusal:
         length = int(announced)
         if length > most:
             return Refusal("body-too-large")
-        parts = bytearray()
+        whole: bytes = source.read(length)
+        if len(whole) == length:  # as most servers read: it is not held twice
+            return whole
+        parts = bytearray(whole)
         while len(parts) < length:
             part = source.read(length - len(parts))
             if not part:
