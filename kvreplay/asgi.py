@@ -86,9 +86,10 @@ class IdempotencyMiddleware(
             answer = await self._execute(run, incoming)
             if answer is not None:
                 await run.deliver(answer)
-        finally:
-            run.let_go(self._running)
-        await run.ended()
+        except BaseException:  # cancelled, or the client is gone
+            run.leave(self._running)
+            raise
+        await run.end()
 
     async def _execute(self, run: _Run, incoming: Incoming) -> Answer | None:
         """Return the answer to send; ``None``: the application has ended without one."""
@@ -165,6 +166,8 @@ class _Run:
         self._collected = bytearray()
         self._passes_on = False  # the answer is larger than what can be kept
         self._last: Message | None = None
+        self._is_left = False  # nobody sends its answer any more
+        self._is_stored = False  # or it failed, or its answer is not to be stored
         self.answer: Answer | None = None  # what can be kept of a complete one
 
     @property
@@ -177,6 +180,9 @@ class _Run:
         self._complete = asyncio.Event()
         self._open = asyncio.Event()  # the answer was sent, or is passed on: disconnects count
         self._delivered = asyncio.Event()
+        leader = asyncio.current_task()
+        assert leader is not None  # the replay runs a handler in a task
+        leader.add_done_callback(self._stored)
         self._task = task = asyncio.create_task(self._call())
         try:
             await self._complete.wait()
@@ -245,7 +251,7 @@ class _Run:
             self._complete.set()
             await self._delivered.wait()
 
-    def first_answer(self, marks: Headers) -> Answer | None:
+    def first_answer(self, marks: Headers) -> Answer:
         """Return the application's answer as it gave it, with the marks of the profile."""
         answer = self.answer
         assert answer is not None  # the run has ended with it
@@ -265,23 +271,37 @@ class _Run:
         else:
             await _tell(answer, self._send_on)
 
-    def let_go(self, running: set[asyncio.Task[None]]) -> None:
-        """Let the application go on after its answer; keep its task in ``running`` meanwhile."""
-        task = self._task
-        if task is not None:
-            running.add(task)
-            task.add_done_callback(running.discard)
-            self._delivered.set()
-            self._open.set()
-
-    async def ended(self) -> None:
-        """Wait for the application's end, and raise what it raises."""
+    async def end(self) -> None:
+        """Let the application go on after its answer, and raise what it raises then."""
         task, self._task = self._task, None
         if task is not None:
+            self._go_on()
             try:
                 await asyncio.shield(task)
             finally:
                 del task  # it holds an error whose traceback holds this frame
+
+    def leave(self, running: set[asyncio.Task[None]]) -> None:
+        """Let the application go on as soon as its answer is stored, though nobody sends it.
+
+        ``running`` keeps its task meanwhile.
+        """
+        self._is_left = True
+        task = self._task
+        if task is not None:
+            running.add(task)
+            task.add_done_callback(running.discard)
+            if self._is_stored:
+                self._go_on()
+
+    def _stored(self, leader: asyncio.Task[Any]) -> None:
+        self._is_stored = True
+        if self._is_left:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        self._delivered.set()
+        self._open.set()
 
 
 class _Gone:

@@ -24,8 +24,10 @@ from kvreplay import (
     ReplayClosedError,
     State,
 )
+from kvreplay.asgi import IdempotencyMiddleware as ASGILayer
 from kvreplay.errors import KeyNotFoundError
 from kvreplay.ldk import TurnStore
+from kvreplay.wsgi import IdempotencyMiddleware as WSGILayer
 
 __all__ = ["ASYNC", "ENGINES", "OPERATIONS", "operations_of"]
 
@@ -447,6 +449,65 @@ def typed(asynchronous: bool) -> Callable[[World], Operation]:
     return typed
 
 
+def over_http(asynchronous: bool) -> Callable[[World], Operation]:
+    """A request with an Idempotency-Key, by the layer for WSGI or for ASGI."""
+
+    def requesting(world: World) -> Operation:
+        request = partial(_over_asgi if asynchronous else _over_wsgi, world)
+        ended = yield request
+        assert world.runs <= 1
+        if not ended.error:
+            assert ended.result == 201
+        record = world.replay().record(("peer", "k"))
+        if record is None:
+            assert ended.error
+            assert world.runs == 0, "it ran, and is forgotten"
+        elif record.state is State.COMPLETED:
+            assert request() == 201
+            assert world.runs == 1
+        else:
+            assert ended.error  # the layer had begun, if not the application
+            assert request() == 409, "it is in doubt"
+            assert world.replay().release(("peer", "k"))
+
+    return requesting
+
+
+def _over_wsgi(world: World) -> int:
+    def application(environ: Any, start_response: Any) -> list[bytes]:
+        world.handler()
+        start_response("201 Created", [])
+        return [b"answer"]
+
+    told: list[str] = []
+    layer = WSGILayer(application, world.replay(), scope=lambda environ: "peer")
+    environ = {"REQUEST_METHOD": "POST", "wsgi.input": None, "HTTP_IDEMPOTENCY_KEY": '"k"'}
+    layer(environ, lambda status, headers: told.append(status))
+    return int(told[0][:3])
+
+
+def _over_asgi(world: World) -> int:
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        world.handler()
+        await send({"type": "http.response.start", "status": 201, "headers": []})
+        await send({"type": "http.response.body", "body": b"answer"})
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request"}
+
+    async def send(message: Any) -> None:
+        told.append(message)
+
+    told: list[Any] = []
+    replay = world.async_replay()
+    layer = ASGILayer(application, replay, scope=lambda scope: "peer")
+    headers = [(b"idempotency-key", b'"k"')]
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": headers}
+    world.run(layer(scope, receive, send))
+    status: int = told[0]["status"]
+    return status
+
+
 def forgetting(asynchronous: bool) -> Callable[[World], Operation]:
     def forgetting(world: World) -> Operation:
         world.replay().execute(KEY, PARAMS, world.handler)
@@ -667,6 +728,7 @@ def _requests(asynchronous: bool) -> dict[str, Callable[[World], Operation]]:
         "resolve": settling(asynchronous, "resolve"),
         "release": settling(asynchronous, "release"),
         "forget": forgetting(asynchronous),
+        "over HTTP": over_http(asynchronous),
         "record": looking_at_the_record(asynchronous),
         "close a replay": closing_a_replay(asynchronous),
         "sweep answers": sweeping_answers(asynchronous),
@@ -691,6 +753,7 @@ ON_MEMORY: Final = (
     "execute, an answer that is not kept",
     "execute, typed",
     "forget",
+    "over HTTP",
     "record",
     "close a replay",
 )
