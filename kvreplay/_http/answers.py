@@ -48,6 +48,8 @@ _KEPT: Final = frozenset(
     }
 )
 
+_BODY: Final = (bytes, type(None))
+
 
 @attrs.frozen
 class Answer:
@@ -108,10 +110,11 @@ def answer_in(response: Any) -> Answer | None:
         headers = tuple([(name, value) for name, value in pairs])
     except (KeyError, TypeError, ValueError):
         return None
-    is_answer = type(status) is int and (body is None or type(body) is bytes)
-    if is_answer and all(type(name) is type(value) is bytes for name, value in headers):
-        return Answer(status, headers, body)
-    return None
+    if type(status) is not int or type(pairs) is not list or type(body) not in _BODY:
+        return None
+    if not all(type(name) is type(value) is bytes for name, value in headers):
+        return None
+    return Answer(status, headers, body)
 
 
 def _encode(response: object) -> object:
