@@ -87,10 +87,10 @@ class IdempotencyMiddleware(
             answer = await self._execute(run, incoming)
             if answer is not None:
                 await run.deliver(answer)
+            await run.end()
         except BaseException:  # cancelled, or the client is gone
             run.leave(self._running)
             raise
-        await run.end()
 
     async def _execute(self, run: _Run, incoming: Incoming) -> Answer | None:
         """Return the answer to send; ``None``: the application has ended without one."""
@@ -178,7 +178,7 @@ class _Run:
 
     async def __call__(self) -> dict[str, Any] | NotStored[Any]:
         """Run the application up to its answer's end, for the replay."""
-        self._complete = asyncio.Event()
+        self._complete = asyncio.get_running_loop().create_future()
         self._open = asyncio.Event()  # the answer was sent, or is passed on: disconnects count
         self._delivered = asyncio.Event()
         leader = asyncio.current_task()
@@ -186,13 +186,12 @@ class _Run:
         leader.add_done_callback(self._stored)
         self._task = task = asyncio.create_task(self._call())
         try:
-            await self._complete.wait()
+            await asyncio.wait((task, self._complete), return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             task.cancel()  # the loop ends
             raise
         if self.answer is not None:
             return self._layer.result(self.answer, self.request)
-        await asyncio.wait((task,))
         error = None if task.cancelled() else task.exception()
         raise self._layer.unanswered(self.request, error)
 
@@ -207,10 +206,7 @@ class _Run:
                 if not name.startswith(_WAYS_TO_ANSWER)
             },
         }
-        try:
-            await self._app(scope, self._receive, self._send)
-        finally:
-            self._complete.set()
+        await self._app(scope, self._receive, self._send)
 
     async def _receive(self) -> Message:
         body, self._body = self._body, None
@@ -249,7 +245,7 @@ class _Run:
             whole = None if self._passes_on else bytes(self._collected)
             self._collected.clear()  # so that a large answer is not held twice
             self.answer = Answer(self._start["status"], headers, whole)
-            self._complete.set()
+            self._complete.set_result(None)
             await self._delivered.wait()
 
     def first_answer(self, marks: Headers) -> Answer:
@@ -274,13 +270,14 @@ class _Run:
 
     async def end(self) -> None:
         """Let the application go on after its answer, and raise what it raises then."""
-        task, self._task = self._task, None
-        if task is not None:
-            self._go_on()
-            try:
-                await asyncio.shield(task)
-            finally:
-                del task  # it holds an error whose traceback holds this frame
+        task = self._task
+        if task is None:
+            return
+        self._go_on()
+        try:
+            await asyncio.shield(task)
+        finally:
+            self._task = task = None  # it holds an error whose traceback holds this frame
 
     def leave(self, running: set[asyncio.Task[None]]) -> None:
         """Let the application go on as soon as its answer is stored, though nobody sends it.

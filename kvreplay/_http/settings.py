@@ -141,7 +141,9 @@ class Configured(Generic[A, R, C, S]):
             to_ms(wait_timeout, "wait_timeout")
         _check_policy(policy_path, policy_url)
         self._app = app
-        self._replay = replay
+        # Whatever goes wrong once the application has begun, the layer's own faults too, leaves the
+        # key in doubt: only what says so frees it.
+        self._replay: R = replay._with_policy(doubt_on=(Exception,), store_errors=())
         self._layer: Layer[C] = Layer(
             profile=own,
             caller_of=scope,

@@ -7,10 +7,11 @@ a field of :class:`Settings` or of its :class:`~kvreplay._protocol.steps.Policy`
 
 from __future__ import annotations
 
+import copy
 import inspect
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, Final, Generic, Literal, Required, TypedDict, TypeVar
+from typing import Any, Final, Generic, Literal, Required, Self, TypedDict, TypeVar
 
 import attrs
 
@@ -249,6 +250,17 @@ class Configured(Generic[V]):
 
     def _set_up(self) -> None:
         """Make what the settings ask for."""
+
+    def _with_policy(self, **changes: Any) -> Self:
+        """Return one more object on the same records; ``close()`` of either is that of both.
+
+        Args:
+            changes: fields of :class:`~kvreplay._protocol.steps.Policy`.
+        """
+        own, settings = copy.copy(self), self._settings
+        own._settings = attrs.evolve(settings, policy=attrs.evolve(settings.policy, **changes))
+        own._set_up()
+        return own
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._settings.name!r} on {self._settings.store!r}>"
