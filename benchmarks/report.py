@@ -52,7 +52,7 @@ _SECTIONS: Final = {
     ),
     "http first": (
         "A first request over HTTP",
-        "On LMDB in memory, so that no flush hides the rest. *A bare execute*: what"
+        "LMDB's files are in memory, so that no flush hides the rest. *A bare execute*: what"
         " the replay itself needs for the same record. Over ASGI the application gets a task of its"
         " own.",
     ),
