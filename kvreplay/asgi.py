@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from kvreplay import AsyncReplay, NotStored
-from kvreplay._http.answers import ANSWERS, Answer, Headers
+from kvreplay._http.answers import ANSWERS, Answer, Headers, marked
 from kvreplay._http.layer import Asking, InDoubtAnswerError, Layer, Request
 from kvreplay._http.problems import Refusal
 from kvreplay._http.requests import Incoming
@@ -116,7 +116,7 @@ class IdempotencyMiddleware(
                 return None
             ran = None if run.answer is None else run.answer.status
             return layer.failed(error, ran, incoming)
-        return run.first_answer(layer.marks(incoming))
+        return run.first_answer()
 
     async def _look(self, run: _Run, refused: InFlightError, incoming: Incoming) -> Answer:
         try:
@@ -232,7 +232,9 @@ class _Run:
         headers = self._start["headers"]
         if not self._passes_on and _size(headers) + len(self._collected) > self.request.most:
             self._passes_on = True
-            await self._send_on(self._start)
+            await self._send_on(
+                {**self._start, "headers": list(marked(headers, self.request.marks))}
+            )
             self._open.set()
         if self._passes_on:
             part, self._collected = bytes(self._collected), bytearray()
@@ -248,11 +250,11 @@ class _Run:
             self._complete.set_result(None)
             await self._delivered.wait()
 
-    def first_answer(self, marks: Headers) -> Answer:
+    def first_answer(self) -> Answer:
         """Return the application's answer as it gave it, with the marks of the profile."""
         answer = self.answer
         assert answer is not None  # the run has ended with it
-        return Answer(answer.status, answer.headers + marks, answer.body)
+        return Answer(answer.status, marked(answer.headers, self.request.marks), answer.body)
 
     async def deliver(self, answer: Answer) -> None:
         """Send the answer, or the rest of one that is passed on.

@@ -11,7 +11,7 @@ from http import HTTPStatus
 from typing import Any
 
 from kvreplay import NotStored, Replay
-from kvreplay._http.answers import ANSWERS, Answer, Headers
+from kvreplay._http.answers import ANSWERS, Answer, Headers, marked
 from kvreplay._http.layer import Asking, InDoubtAnswerError, Layer, Request
 from kvreplay._http.problems import Refusal
 from kvreplay._http.requests import Incoming
@@ -88,7 +88,7 @@ class IdempotencyMiddleware(Configured[WSGIApp, Replay, Environ, str | None]):
                 return layer.failed(error, ran, incoming)
         if run.error is not None:
             raise run.take_error()
-        return run.first_answer(layer.marks(incoming))
+        return run.first_answer()
 
     def _state(self, key: Any, incoming: Incoming) -> Answer:
         try:
@@ -169,7 +169,8 @@ class _Run:
         self._collected += part
         size = sum(len(name) + len(value) for name, value in self._headers)
         if size + len(self._collected) > self.request.most and self._status is not None:
-            self._write = self._start_on(self._status, _as_text(self._headers))
+            headers = marked(self._headers, self.request.marks)
+            self._write = self._start_on(self._status, _as_text(headers))
             self._last = bytes(self._collected)
             self._collected.clear()
 
@@ -179,11 +180,12 @@ class _Run:
         assert error is not None  # it is taken once
         return error
 
-    def first_answer(self, marks: Headers) -> Answer:
+    def first_answer(self) -> Answer:
         """Return the application's answer as it gave it, with the marks of the profile."""
         answer = self.answer
         assert answer is not None  # the run has ended with it
-        self._first = Answer(answer.status, answer.headers + marks, answer.body)
+        headers = marked(answer.headers, self.request.marks)
+        self._first = Answer(answer.status, headers, answer.body)
         return self._first
 
     def delivered(self, answer: Answer) -> Iterable[bytes]:

@@ -23,6 +23,7 @@ __all__ = [
     "answer_in",
     "is_header_name",
     "keeping",
+    "marked",
     "stored",
 ]
 
@@ -101,6 +102,14 @@ def stored(answer: Answer, kept: frozenset[bytes]) -> dict[str, Any]:
         "headers": [[name, value] for name, value in answer.headers if name.lower() in kept],
         "body": answer.body,
     }
+
+
+def marked(headers: Headers, marks: Headers) -> Headers:
+    """Return headers with the marks, which take the place of others with their names."""
+    if not marks:
+        return headers
+    names = {name for name, _ in marks}
+    return tuple(each for each in headers if each[0].lower() not in names) + marks
 
 
 def answer_in(response: Any) -> Answer | None:

@@ -19,7 +19,7 @@ from typing import Any, Generic, TypeVar
 import attrs
 
 from kvreplay import NotStored, ReplayKey, ReplayRecord, State
-from kvreplay._http.answers import Answer, Headers, answer_in, stored
+from kvreplay._http.answers import Answer, Headers, answer_in, marked, stored
 from kvreplay._http.header import MalformedKeyError
 from kvreplay._http.policy import page
 from kvreplay._http.problems import Refusal
@@ -65,13 +65,14 @@ class Asking:
 class Request:
     """What is executed: ``key`` and ``params`` for the replay, ``told`` for the application.
 
-    ``most``: bytes of an answer that can be kept.
+    ``most``: bytes of an answer that can be kept; ``marks``: what the profile adds to its headers.
     """
 
     key: ReplayKey
     params: dict[str, Any]
     told: IdempotentRequest
     most: int
+    marks: Headers
 
 
 @attrs.frozen(repr=False, eq=False)
@@ -145,13 +146,18 @@ class Layer(Generic[C]):
                 f"scope= returned a {type(caller).__name__}; it must return the authenticated"
                 " caller as str, or None; nothing ran"
             )
-        return self.profile.replay_key(caller, asking.key, incoming)
+        if not asking.of_state:
+            return self.profile.replay_key(caller, asking.key, incoming)
+        key = self.profile.asked_key(caller, asking.key, incoming)
+        return self.refuse(key, incoming) if isinstance(key, Refusal) else key
 
     def request(self, key: ReplayKey, incoming: Incoming, body: bytes) -> Request:
         """Return what to execute."""
         most = self.most - len(incoming.path) - len(incoming.query) - 4 * len(key.scope)
+        most -= len(key.operation or "")
         params = self.profile.params(incoming, body)
-        return Request(key, params, IdempotentRequest(key), max(0, most))
+        marks = self.marks(incoming)
+        return Request(key, params, IdempotentRequest(key), max(0, most), marks)
 
     # After it has run.
 
@@ -162,6 +168,8 @@ class Layer(Generic[C]):
             InDoubtAnswerError: the key is in doubt.
         """
         ending = request.told.ending or self._ending(answer.status)
+        if ending == "kept" and answer.status >= 500 and not self.profile.keeps_5xx:
+            ending = "in doubt"  # the application says so; nothing may run again either
         if ending == "in doubt":
             raise InDoubtAnswerError(
                 f"the application answered {answer.status}: whether something happened is not known"
@@ -181,7 +189,7 @@ class Layer(Generic[C]):
         if answer.body is None:
             members = {"original_status": answer.status}
             return self.refuse(Refusal("not-kept", members=members), incoming)
-        headers = answer.headers + self.marker + self.marks(incoming)
+        headers = marked(answer.headers, self.marker + self.marks(incoming))
         return Answer(answer.status, headers, answer.body)
 
     def marks(self, incoming: Incoming) -> Headers:

@@ -71,7 +71,8 @@ class Configured(Generic[A, R, C, S]):
             scope: returns the authenticated caller of a request, or ``None``, for which the answer
                 is 401. It is given the ASGI scope, and may be a coroutine function; or the WSGI
                 environ. No answer is ever given to another caller.
-            profile: ``"ietf"``, ``"stripe"`` or ``"acp"``.
+            profile: ``"ietf"``, ``"stripe"`` or ``"acp"``. Under the last two the replay's ``ttl``
+                must be 24 hours or more.
             methods: those that are covered; by default the profile's: ``POST``, under ``ietf`` also
                 ``PATCH``.
             covers: says of a scope or environ whether the layer covers the request; by default it
@@ -119,6 +120,11 @@ class Configured(Generic[A, R, C, S]):
         if profile not in PROFILES:
             raise ConfigError(f"profile is {profile!r}; it can be {', '.join(map(repr, PROFILES))}")
         own = PROFILES[profile]()
+        if settings.ttl < own.least_ttl:
+            raise ConfigError(
+                f"the replay's ttl is {settings.ttl / 1000:g} s; under profile {profile!r} clients"
+                f" count on their answers for {own.least_ttl / 1000:g} s: give it at least that"
+            )
         if required is None:
             required = own.required
         _check(covers is None or callable(covers), "covers", covers, "a function, or None")
@@ -137,6 +143,12 @@ class Configured(Generic[A, R, C, S]):
             isinstance(challenge, str) and challenge.isascii() and challenge.isprintable(),
             *("challenge", challenge, "the text of WWW-Authenticate, such as 'Bearer'"),
         )
+        endings = _statuses(statuses)
+        if not own.keeps_5xx and "kept" in map(endings.get, ("5xx", *range(500, 600))):
+            raise ConfigError(
+                f"statuses keeps answers of 5xx, which profile {profile!r} never does: say 'in"
+                " doubt', or 'freed' where nothing happened"
+            )
         if wait_timeout is not None:
             to_ms(wait_timeout, "wait_timeout")
         _check_policy(policy_path, policy_url)
@@ -151,7 +163,7 @@ class Configured(Generic[A, R, C, S]):
             covers=covers,
             required=required,
             bare_keys=bare_keys,
-            statuses=_statuses(statuses),
+            statuses=endings,
             kept=keeping(stored_headers),
             marker=_marker(replay_header),
             wait_timeout=wait_timeout,
