@@ -13,6 +13,7 @@ import pytest
 
 from kvreplay import AsyncReplay, AtomicKVStore, Replay, ReplayKey, asgi, open_store, wsgi
 from kvreplay._http.answers import ANSWERS, answer_in
+from kvreplay._http.canonical import canonical
 from kvreplay.http import Answer, HTTPRequest, answer, answer_of, request_of
 from kvreplay.testing import ManualClock
 
@@ -35,7 +36,15 @@ GOLDEN = (
     "33254139a66d6574686f64a4504f5354c45e83a6737461747573ccc9a7686561646572739392c40c436f"
     "6e74656e742d54797065c4106170706c69636174696f6e2f6a736f6e92c4046c696e6bc4043c2f613e92"
     "c4046c696e6bc4043c2f623ea4626f6479c4097b226964223a20377dcf000001b8dac5b400cf000001b8"
-    "dafca280c0ce7c802c0e"
+    "dfec1000c0ce192046d4"
+)
+
+ACP_GOLDEN = (
+    "9a0102a5616c69636592ae2f76312f7061792f254333254139a36b2d31c43482a4626f6479c42091124e"
+    "2004badfc9a40fad0a99867f254cd5f3ca9ed75b694aeb0be6664afe81a66d6574686f64a4504f5354c4"
+    "5e83a6737461747573ccc9a7686561646572739392c40c436f6e74656e742d54797065c4106170706c69"
+    "636174696f6e2f6a736f6e92c4046c696e6bc4043c2f613e92c4046c696e6bc4043c2f623ea4626f6479"
+    "c4097b226964223a20377dcf000001b8dac5b400cf000001b8dfec1000c0ce7750b156"
 )
 
 
@@ -51,7 +60,7 @@ def wsgi_application(environ: dict[str, Any], start_response: Any) -> list[bytes
 
 def ask_asgi(store: AtomicKVStore, **settings: Any) -> None:
     async def ask() -> None:
-        replay = AsyncReplay(store, "http", ttl="1h", clock=ManualClock())
+        replay = AsyncReplay(store, "http", ttl="24h", clock=ManualClock())
         layer = asgi.IdempotencyMiddleware(
             asgi_application, replay, scope=lambda scope: KEY.scope, **settings
         )
@@ -61,7 +70,8 @@ def ask_asgi(store: AtomicKVStore, **settings: Any) -> None:
 
         async def send(message: object) -> None: ...
 
-        headers = [(b"idempotency-key", b'"k-1"')]
+        key = KEY.id if "profile" in settings else f'"{KEY.id}"'
+        headers = [(b"idempotency-key", key.encode())]
         where = {"root_path": "/v1", "path": "/v1/pay/\u00e9", "query_string": b"a=%C3%A9"}
         await layer({"type": "http", "method": "POST", "headers": headers, **where}, receive, send)
 
@@ -69,7 +79,7 @@ def ask_asgi(store: AtomicKVStore, **settings: Any) -> None:
 
 
 def ask_wsgi(store: AtomicKVStore, **settings: Any) -> None:
-    replay = Replay(store, "http", ttl="1h", clock=ManualClock())
+    replay = Replay(store, "http", ttl="24h", clock=ManualClock())
     layer = wsgi.IdempotencyMiddleware(
         wsgi_application, replay, scope=lambda environ: KEY.scope, **settings
     )
@@ -79,7 +89,7 @@ def ask_wsgi(store: AtomicKVStore, **settings: Any) -> None:
         "PATH_INFO": "/pay/\u00e9".encode().decode("latin-1"),
         "QUERY_STRING": "a=%C3%A9",
         "CONTENT_LENGTH": str(len(BODY)),
-        "HTTP_IDEMPOTENCY_KEY": '"k-1"',
+        "HTTP_IDEMPOTENCY_KEY": KEY.id if "profile" in settings else f'"{KEY.id}"',
         "wsgi.input": io.BytesIO(BODY),
     }
     written: list[bytes] = []
@@ -100,7 +110,7 @@ def test_golden_bytes(ask: Any) -> None:
 def test_what_the_bytes_say(ask: Any) -> None:
     with open_store("memory:") as store:
         ask(store)
-        record = Replay(store, "http", ttl="1h").record(KEY)
+        record = Replay(store, "http", ttl="24h").record(KEY)
     assert record is not None
     digest = hashlib.sha256(BODY).digest()
     path = "/v1/pay/\u00e9".encode()
@@ -120,10 +130,46 @@ def test_what_the_bytes_say(ask: Any) -> None:
 
 
 @each_layer
+def test_golden_bytes_under_stripe(ask: Any) -> None:
+    with open_store("memory:") as store:
+        ask(store, profile="stripe")
+        assert store.read("http", "alice", "k-1").hex() == GOLDEN
+
+
+@each_layer
+def test_golden_bytes_under_acp(ask: Any) -> None:
+    key = ReplayKey("alice", "k-1", "/v1/pay/%C3%A9")
+    digest = hashlib.sha256(b'{"amount":5e0}').digest()
+    with open_store("memory:") as store:
+        ask(store, profile="acp")
+        (name,) = store.list("http", "alice")
+        assert name == "sha256--vp1ktI6Tioa_k_NDH5hYJ1pEmaf1MXvicvjmEalQGs"
+        assert store.read("http", "alice", name).hex() == ACP_GOLDEN
+        record = Replay(store, "http", ttl="24h").record(key)
+    assert record is not None
+    assert record.load_params() == {"body": digest, "method": "POST"}
+    path = "/v1/pay/\u00e9".encode()
+    assert request_of(record) == HTTPRequest("POST", path, b"", digest)
+    assert answer_of(record) == Answer(201, tuple(KEPT), b'{"id": 7}')
+
+
+def test_the_form_of_json_under_acp() -> None:
+    """Digests of it are in users' stores: it stays as it is."""
+    text = """
+        {"zone": null, "a": [1, -10, 0.5, 1.50E+3, 120000, 0, -0.0, 1e-7, true, false],
+         "\u00e9": "\u00e9 \\u00E9 \\/ \\" \\n \\ud83d\\ude00", "\ufb33": {}, "\U0001f600": [], "d": "\x7f"}
+    """
+    assert canonical(text.encode()) == (
+        b'{"a":[1e0,-1e1,5e-1,15e2,12e4,0,0,1e-7,true,false],"d":"\\u007f","zone":null,'
+        b'"\\u00e9":"\\u00e9 \\u00e9 / \\" \\n \\ud83d\\ude00","\\ufb33":{},"\\ud83d\\ude00":[]}'
+    )
+
+
+@each_layer
 def test_an_answer_that_is_too_large_has_no_body(ask: Any) -> None:
     with open_store("memory:") as store:
         ask(store, max_answer_bytes=8)
-        record = Replay(store, "http", ttl="1h").record(KEY)
+        record = Replay(store, "http", ttl="24h").record(KEY)
     assert record is not None
     assert record.load_response()["body"] is None
     assert answer_of(record) == Answer(201, tuple(KEPT), None)
