@@ -109,7 +109,7 @@ def marked(headers: Headers, marks: Headers) -> Headers:
     if not marks:
         return headers
     names = {name for name, _ in marks}
-    return tuple(each for each in headers if each[0].lower() not in names) + marks
+    return tuple([each for each in headers if each[0].lower() not in names]) + marks
 
 
 def answer_in(response: Any) -> Answer | None:
