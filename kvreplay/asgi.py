@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from kvreplay import AsyncReplay, NotStored, Outcome
 from kvreplay._http.answers import ANSWERS, Answer, Headers, marked
-from kvreplay._http.layer import Asking, InDoubtAnswerError, Layer, Request
+from kvreplay._http.layer import Asking, InDoubtAnswerError, Layer, Request, is_copy
 from kvreplay._http.problems import Refusal
 from kvreplay._http.requests import Incoming
 from kvreplay._http.settings import Configured
@@ -20,8 +20,9 @@ from kvreplay.errors import InFlightError, KVReplayError, NotAppliedError
 
 __all__ = ["IdempotencyMiddleware"]
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
+# Mappings. Frameworks have types of their own for them, no two of which go together.
+Scope = Any
+Message = Any
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -122,9 +123,9 @@ class IdempotencyMiddleware(
                     wait_timeout=self._layer.wait_timeout,
                     returns=ANSWERS,
                 )
-            except NotAppliedError:  # not of this run: of the one that this request waited for
-                if run.has_begun:
-                    raise
+            except NotAppliedError as error:
+                if run.has_begun or not is_copy(error):
+                    raise  # else it is of the run that this request waited for, which freed the key
 
     async def _look(self, run: _Run, refused: InFlightError, incoming: Incoming) -> Answer:
         try:
@@ -259,6 +260,7 @@ class _Run:
                 self._last = onward  # sent when it is stored that the answer was given
         if not more:
             whole = None if self._passes_on else bytes(self._collected)
+            self._collected.clear()  # so that a large answer is not held twice
             self.answer = Answer(self._start["status"], headers, whole)
             self._complete.set_result(None)
             await self._delivered.wait()
@@ -328,10 +330,13 @@ async def _body(receive: Receive, most: int) -> bytes | _Gone | None:
         message = await receive()
         if message["type"] == "http.disconnect":
             return _Gone()
-        parts += message.get("body", b"")
-        if len(parts) > most:
+        part, more = message.get("body", b""), message.get("more_body", False)
+        if len(parts) + len(part) > most:
             return None
-        if not message.get("more_body", False):
+        if not parts and not more:
+            return bytes(part)  # the whole body at once: it is not held twice
+        parts += part
+        if not more:
             return bytes(parts)
 
 

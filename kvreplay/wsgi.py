@@ -13,7 +13,7 @@ from typing import Any
 
 from kvreplay import NotStored, Outcome, Replay
 from kvreplay._http.answers import ANSWERS, Answer, Headers, marked
-from kvreplay._http.layer import Asking, InDoubtAnswerError, Layer, Request
+from kvreplay._http.layer import Asking, InDoubtAnswerError, Layer, Request, is_copy
 from kvreplay._http.problems import Refusal
 from kvreplay._http.requests import Incoming
 from kvreplay._http.settings import Configured
@@ -98,9 +98,9 @@ class IdempotencyMiddleware(Configured[WSGIApp, Replay, Environ, str | None]):
                     wait_timeout=self._layer.wait_timeout,
                     returns=ANSWERS,
                 )
-            except NotAppliedError:  # not of this run: of the one that this request waited for
-                if run.error is not None:
-                    raise
+            except NotAppliedError as error:
+                if run.error is not None or not is_copy(error):
+                    raise  # else it is of the run that this request waited for, which freed the key
 
     def _state(self, key: Any, incoming: Incoming) -> Answer:
         try:
@@ -159,6 +159,7 @@ class _Run:
             self.error = error
             raise self._layer.unanswered(self.request, error) from error
         whole = None if self._write is not None else bytes(self._collected)
+        self._collected.clear()  # so that a large answer is not held twice
         self.answer = Answer(status, self._headers, whole)
         return self._layer.result(self.answer, self.request)
 
@@ -269,7 +270,10 @@ def _body(environ: Environ, most: int) -> bytes | Refusal:
         length = int(announced)
         if length > most:
             return Refusal("body-too-large")
-        parts = bytearray()
+        whole: bytes = source.read(length)
+        if len(whole) == length:  # as most servers read: it is not held twice
+            return whole
+        parts = bytearray(whole)
         while len(parts) < length:
             part = source.read(length - len(parts))
             if not part:

@@ -49,6 +49,8 @@ _KEPT: Final = frozenset(
     }
 )
 
+_BODY: Final = (bytes, type(None))
+
 
 @attrs.frozen
 class Answer:
@@ -109,20 +111,21 @@ def marked(headers: Headers, marks: Headers) -> Headers:
     if not marks:
         return headers
     names = {name for name, _ in marks}
-    return tuple(each for each in headers if each[0].lower() not in names) + marks
+    return tuple([each for each in headers if each[0].lower() not in names]) + marks
 
 
-def answer_in(response: object) -> Answer | None:
+def answer_in(response: Any) -> Answer | None:
     """Return the answer that a record keeps; ``None``: it keeps something else."""
-    match response:
-        case {"status": int(status), "headers": list(pairs), "body": bytes() | None as body}:
-            if all(_is_pair(each) for each in pairs):
-                return Answer(status, tuple((name, value) for name, value in pairs), body)
-    return None
-
-
-def _is_pair(each: object) -> bool:
-    return isinstance(each, list) and len(each) == 2 and type(each[0]) is type(each[1]) is bytes
+    try:  # quick way, three times as quick as a match statement: bench_http
+        status, pairs, body = response["status"], response["headers"], response["body"]
+        headers = tuple([(name, value) for name, value in pairs])
+    except (KeyError, TypeError, ValueError):
+        return None
+    if type(status) is not int or type(pairs) is not list or type(body) not in _BODY:
+        return None
+    if not all(type(name) is type(value) is bytes for name, value in headers):
+        return None
+    return Answer(status, headers, body)
 
 
 def _encode(response: object) -> object:

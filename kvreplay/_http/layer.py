@@ -44,7 +44,7 @@ from kvreplay.errors import (
     UnsupportedRecordVersionError,
 )
 
-__all__ = ["Asking", "InDoubtAnswerError", "Layer", "Request"]
+__all__ = ["Asking", "InDoubtAnswerError", "Layer", "Request", "is_copy"]
 
 C = TypeVar("C", bound=MutableMapping[str, Any])
 """An ASGI scope or a WSGI environ."""
@@ -192,8 +192,8 @@ class Layer(Generic[C]):
         if answer.body is None:
             members = {"original_status": answer.status}
             return self.refuse(Refusal("not-kept", members=members), incoming)
-        marks = self.marker + self.marks(incoming)
-        return attrs.evolve(answer, headers=marked(answer.headers, marks))
+        headers = marked(answer.headers, self.marker + self.marks(incoming))
+        return Answer(answer.status, headers, answer.body)
 
     def marks(self, incoming: Incoming) -> Headers:
         """Return the headers that the profile adds to each answer to a request with a key."""
@@ -265,6 +265,11 @@ class Layer(Generic[C]):
     def _is_policy(self, incoming: Incoming) -> bool:
         path = self.policy_path
         return path is not None and incoming.path.removeprefix(incoming.root) == path
+
+
+def is_copy(error: Exception) -> bool:
+    """Say whether it is a copy, made for a request that waited for the run that raised it."""
+    return type(error.__cause__) is type(error)
 
 
 def _name_of(error: BaseException) -> str:
