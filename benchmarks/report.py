@@ -39,6 +39,31 @@ _SECTIONS: Final = {
         "One thread's hit with an `on_event`, beside the same without. *An empty function*: what"
         " the event itself costs. OpenTelemetry is its SDK, with a reader and spans in memory.",
     ),
+    "http replay": (
+        "A replay over HTTP",
+        "A request of 0.2 KB with an `Idempotency-Key`, an answer of 0.3 KB with 4 headers, one at"
+        " a time; no server, so the layer is all that is measured. *Added*: over the bare"
+        " application, which reads the body and answers. *A bare hit*: `AsyncReplay` or `Replay`"
+        " with the same record.",
+    ),
+    "http parts": (
+        "Where that time goes",
+        "Over ASGI on LMDB, each part alone. The rest is the calls between the parts.",
+    ),
+    "http first": (
+        "A first request over HTTP",
+        "LMDB's files are in memory, so that no flush hides the rest. *A bare execute*: what"
+        " the replay itself needs for the same record. Over ASGI the application gets a task of its"
+        " own.",
+    ),
+    "http passed through": (
+        "A request that the layer does not cover",
+        "A `GET`, beside the bare application.",
+    ),
+    "http starlette": (
+        "Beside Starlette",
+        "A route of Starlette behind each, on LMDB in memory. A replay does not reach the router.",
+    ),
     "first execution": (
         "A first execution",
         "One thread on LMDB, beside the same number of raw durable commits of the same bytes: those"

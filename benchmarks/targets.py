@@ -63,6 +63,19 @@ TARGETS: Final = (
         )
         for library in ("attrs", "pydantic")
     ),
+    *(
+        Target(
+            f"replay over {kind} on LMDB, over the bare application, {unit}",
+            f"http replay/{kind}, lmdb",
+            figure,
+            limit,
+        )
+        for kind in ("ASGI", "WSGI")
+        for unit, figure, limit in (
+            ("µs", "added µs", 150),
+            ("x a bare hit", "added, x a bare hit", 25),
+        )
+    ),
     Target(
         "hit at 10^6 records, x the hit at 10^4",
         "scale/hit, 1000000 records",

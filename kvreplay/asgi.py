@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
-from kvreplay import AsyncReplay, NotStored
-from kvreplay._http.answers import ANSWERS, Answer, Headers
-from kvreplay._http.layer import Asking, InDoubtAnswerError, Layer, Request
+from kvreplay import AsyncReplay, NotStored, Outcome
+from kvreplay._http.answers import ANSWERS, Answer, Headers, marked
+from kvreplay._http.layer import Asking, InDoubtAnswerError, Layer, Request, is_copy
 from kvreplay._http.problems import Refusal
 from kvreplay._http.requests import Incoming
 from kvreplay._http.settings import Configured
-from kvreplay.errors import InFlightError, KVReplayError
+from kvreplay.errors import InFlightError, KVReplayError, NotAppliedError
 
 __all__ = ["IdempotencyMiddleware"]
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
+# Mappings. Frameworks have types of their own for them, no two of which go together.
+Scope = Any
+Message = Any
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -93,15 +94,9 @@ class IdempotencyMiddleware(
 
     async def _execute(self, run: _Run, incoming: Incoming) -> Answer | None:
         """Return the answer to send; ``None``: the application has ended without one."""
-        layer, request = self._layer, run.request
+        layer = self._layer
         try:
-            outcome = await self._replay.execute(
-                request.key,
-                request.params,
-                run,
-                wait_timeout=layer.wait_timeout,
-                returns=ANSWERS,
-            )
+            outcome = await self._outcome(run)
             if outcome.replayed:
                 return layer.replayed(outcome.response, incoming)
         except InDoubtAnswerError:
@@ -115,7 +110,22 @@ class IdempotencyMiddleware(
                 return None
             ran = None if run.answer is None else run.answer.status
             return layer.failed(error, ran, incoming)
-        return run.first_answer(layer.marks(incoming))
+        return run.first_answer()
+
+    async def _outcome(self, run: _Run) -> Outcome[Any]:
+        request = run.request
+        while True:
+            try:
+                return await self._replay.execute(
+                    request.key,
+                    request.params,
+                    run,
+                    wait_timeout=self._layer.wait_timeout,
+                    returns=ANSWERS,
+                )
+            except NotAppliedError as error:
+                if run.has_begun or not is_copy(error):
+                    raise  # else it is of the run that this request waited for, which freed the key
 
     async def _look(self, run: _Run, refused: InFlightError, incoming: Incoming) -> Answer:
         try:
@@ -192,7 +202,10 @@ class _Run:
         if self.answer is not None:
             return self._layer.result(self.answer, self.request)
         error = None if task.cancelled() else task.exception()
-        raise self._layer.unanswered(self.request, error)
+        try:
+            raise self._layer.unanswered(self.request, error)
+        finally:
+            del error, task  # their tracebacks would hold this frame, and this one them
 
     async def _call(self) -> None:
         extensions = self._scope.get("extensions") or {}
@@ -222,7 +235,10 @@ class _Run:
         if message["type"] == "http.response.start":
             if self._start is not None:
                 raise RuntimeError("the application has begun two answers")
-            self._start = {**message, "headers": _pairs(message.get("headers", ()))}
+            if not isinstance(message["status"], int):
+                raise RuntimeError("the application has begun an answer whose status is no int")
+            headers = _pairs(message.get("headers", ()))
+            self._start = {**message, "status": int(message["status"]), "headers": headers}
             return
         if message["type"] != "http.response.body" or self._start is None:
             raise RuntimeError(f"the application has sent {message['type']} in a wrong place")
@@ -231,7 +247,9 @@ class _Run:
         headers = self._start["headers"]
         if not self._passes_on and _size(headers) + len(self._collected) > self.request.most:
             self._passes_on = True
-            await self._send_on(self._start)
+            await self._send_on(
+                {**self._start, "headers": list(marked(headers, self.request.marks))}
+            )
             self._open.set()
         if self._passes_on:
             part, self._collected = bytes(self._collected), bytearray()
@@ -242,15 +260,16 @@ class _Run:
                 self._last = onward  # sent when it is stored that the answer was given
         if not more:
             whole = None if self._passes_on else bytes(self._collected)
+            self._collected.clear()  # so that a large answer is not held twice
             self.answer = Answer(self._start["status"], headers, whole)
             self._complete.set_result(None)
             await self._delivered.wait()
 
-    def first_answer(self, marks: Headers) -> Answer:
+    def first_answer(self) -> Answer:
         """Return the application's answer as it gave it, with the marks of the profile."""
         answer = self.answer
         assert answer is not None  # the run has ended with it
-        return Answer(answer.status, answer.headers + marks, answer.body)
+        return Answer(answer.status, marked(answer.headers, self.request.marks), answer.body)
 
     async def deliver(self, answer: Answer) -> None:
         """Send the answer, or the rest of one that is passed on.
@@ -311,10 +330,13 @@ async def _body(receive: Receive, most: int) -> bytes | _Gone | None:
         message = await receive()
         if message["type"] == "http.disconnect":
             return _Gone()
-        parts += message.get("body", b"")
-        if len(parts) > most:
+        part, more = message.get("body", b""), message.get("more_body", False)
+        if len(parts) + len(part) > most:
             return None
-        if not message.get("more_body", False):
+        if not parts and not more:
+            return bytes(part)  # the whole body at once: it is not held twice
+        parts += part
+        if not more:
             return bytes(parts)
 
 

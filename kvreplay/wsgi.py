@@ -6,19 +6,22 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
 from typing import Any
 
-from kvreplay import NotStored, Replay
-from kvreplay._http.answers import ANSWERS, Answer, Headers
-from kvreplay._http.layer import Asking, InDoubtAnswerError, Layer, Request
+from kvreplay import NotStored, Outcome, Replay
+from kvreplay._http.answers import ANSWERS, Answer, Headers, marked
+from kvreplay._http.layer import Asking, InDoubtAnswerError, Layer, Request, is_copy
 from kvreplay._http.problems import Refusal
 from kvreplay._http.requests import Incoming
 from kvreplay._http.settings import Configured
-from kvreplay.errors import KVReplayError
+from kvreplay.errors import KVReplayError, NotAppliedError
 
 __all__ = ["IdempotencyMiddleware"]
+
+_is_status = re.compile(r"[1-9][0-9]{2}(?: .*)?").fullmatch
 
 Environ = dict[str, Any]
 Write = Callable[[bytes], object]
@@ -68,15 +71,9 @@ class IdempotencyMiddleware(Configured[WSGIApp, Replay, Environ, str | None]):
 
     def _execute(self, run: _Run, incoming: Incoming) -> Answer:
         """Return the answer to send; raise what the application has raised instead of one."""
-        layer, request = self._layer, run.request
+        layer = self._layer
         try:
-            outcome = self._replay.execute(
-                request.key,
-                request.params,
-                run,
-                wait_timeout=layer.wait_timeout,
-                returns=ANSWERS,
-            )
+            outcome = self._outcome(run)
             if outcome.replayed:
                 return layer.replayed(outcome.response, incoming)
         except InDoubtAnswerError:
@@ -88,7 +85,22 @@ class IdempotencyMiddleware(Configured[WSGIApp, Replay, Environ, str | None]):
                 return layer.failed(error, ran, incoming)
         if run.error is not None:
             raise run.take_error()
-        return run.first_answer(layer.marks(incoming))
+        return run.first_answer()
+
+    def _outcome(self, run: _Run) -> Outcome[Any]:
+        request = run.request
+        while True:
+            try:
+                return self._replay.execute(
+                    request.key,
+                    request.params,
+                    run,
+                    wait_timeout=self._layer.wait_timeout,
+                    returns=ANSWERS,
+                )
+            except NotAppliedError as error:
+                if run.error is not None or not is_copy(error):
+                    raise  # else it is of the run that this request waited for, which freed the key
 
     def _state(self, key: Any, incoming: Incoming) -> Answer:
         try:
@@ -140,11 +152,14 @@ class _Run:
                 self._collect(part)
             if self._status is None:
                 raise RuntimeError("the application has not called start_response")
+            if self._write is None:
+                self._pass_on_if_large()  # by its headers alone
             status = int(self._status[:3])
         except Exception as error:
             self.error = error
             raise self._layer.unanswered(self.request, error) from error
         whole = None if self._write is not None else bytes(self._collected)
+        self._collected.clear()  # so that a large answer is not held twice
         self.answer = Answer(status, self._headers, whole)
         return self._layer.result(self.answer, self.request)
 
@@ -152,8 +167,12 @@ class _Run:
         try:
             if exc_info is not None and self._write is not None:
                 raise exc_info[1].with_traceback(exc_info[2])  # a part is on its way already
+            if exc_info is not None:
+                self._collected.clear()  # of the answer that this one replaces
         finally:
             exc_info = None
+        if not isinstance(status, str) or _is_status(status) is None:
+            raise RuntimeError("the application has begun an answer whose status is none")
         self._status = status
         self._headers = tuple(
             (name.encode("latin-1"), value.encode("latin-1")) for name, value in headers
@@ -166,9 +185,13 @@ class _Run:
             self._last = part  # the end is sent when it is stored that the answer was given
             return
         self._collected += part
+        self._pass_on_if_large()
+
+    def _pass_on_if_large(self) -> None:
         size = sum(len(name) + len(value) for name, value in self._headers)
         if size + len(self._collected) > self.request.most and self._status is not None:
-            self._write = self._start_on(self._status, _as_text(self._headers))
+            headers = marked(self._headers, self.request.marks)
+            self._write = self._start_on(self._status, _as_text(headers))
             self._last = bytes(self._collected)
             self._collected.clear()
 
@@ -178,11 +201,12 @@ class _Run:
         assert error is not None  # it is taken once
         return error
 
-    def first_answer(self, marks: Headers) -> Answer:
+    def first_answer(self) -> Answer:
         """Return the application's answer as it gave it, with the marks of the profile."""
         answer = self.answer
         assert answer is not None  # the run has ended with it
-        self._first = Answer(answer.status, answer.headers + marks, answer.body)
+        headers = marked(answer.headers, self.request.marks)
+        self._first = Answer(answer.status, headers, answer.body)
         return self._first
 
     def delivered(self, answer: Answer) -> Iterable[bytes]:
@@ -246,17 +270,27 @@ def _body(environ: Environ, most: int) -> bytes | Refusal:
         length = int(announced)
         if length > most:
             return Refusal("body-too-large")
-        parts = bytearray()
+        whole: bytes = source.read(length)
+        if len(whole) == length:  # as most servers read: it is not held twice
+            return whole
+        parts = bytearray(whole)
         while len(parts) < length:
             part = source.read(length - len(parts))
             if not part:
                 return Refusal("incomplete-body")
             parts += part
         return bytes(parts)
-    if not environ.get("wsgi.input_terminated"):
-        return b""  # without a length or an end, reading could wait for ever
-    body: bytes = source.read(most + 1)
-    return Refusal("body-too-large") if len(body) > most else body
+    if not environ.get("wsgi.input_terminated"):  # reading could wait for ever
+        if environ.get("HTTP_TRANSFER_ENCODING"):
+            why = "It comes without a length, and this server does not show where it ends."
+            return Refusal("incomplete-body", why=why)
+        return b""
+    body = bytearray()
+    while part := source.read(most + 1 - len(body)):
+        body += part
+        if len(body) > most:
+            return Refusal("body-too-large")
+    return bytes(body)
 
 
 def _incoming(environ: Environ) -> Incoming:

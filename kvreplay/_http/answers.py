@@ -23,6 +23,7 @@ __all__ = [
     "answer_in",
     "is_header_name",
     "keeping",
+    "marked",
     "stored",
 ]
 
@@ -47,6 +48,8 @@ _KEPT: Final = frozenset(
         *(b"link", b"location", b"sunset", b"vary", b"x-content-type-options"),
     }
 )
+
+_BODY: Final = (bytes, type(None))
 
 
 @attrs.frozen
@@ -76,8 +79,10 @@ def keeping(further: Iterable[str]) -> frozenset[bytes]:
     Raises:
         ConfigError: one of them is never kept, or no name of a header.
     """
-    if isinstance(further, str):
-        raise ConfigError("stored_headers is a str; give a tuple of names of headers")
+    if isinstance(further, str) or not isinstance(further, Iterable):
+        raise ConfigError(
+            f"stored_headers is a {type(further).__name__}; give a tuple of names of headers"
+        )
     names = set(_KEPT)
     for each in further:
         if not isinstance(each, str) or not is_header_name(each):
@@ -101,14 +106,26 @@ def stored(answer: Answer, kept: frozenset[bytes]) -> dict[str, Any]:
     }
 
 
-def answer_in(response: object) -> Answer | None:
+def marked(headers: Headers, marks: Headers) -> Headers:
+    """Return headers with the marks, which take the place of others with their names."""
+    if not marks:
+        return headers
+    names = {name for name, _ in marks}
+    return tuple([each for each in headers if each[0].lower() not in names]) + marks
+
+
+def answer_in(response: Any) -> Answer | None:
     """Return the answer that a record keeps; ``None``: it keeps something else."""
-    match response:
-        case {"status": int(status), "headers": list(pairs), "body": bytes() | None as body}:
-            headers = tuple((name, value) for name, value in pairs)
-            if all(type(name) is type(value) is bytes for name, value in headers):
-                return Answer(status, headers, body)
-    return None
+    try:  # quick way, three times as quick as a match statement: bench_http
+        status, pairs, body = response["status"], response["headers"], response["body"]
+        headers = tuple([(name, value) for name, value in pairs])
+    except (KeyError, TypeError, ValueError):
+        return None
+    if type(status) is not int or type(pairs) is not list or type(body) not in _BODY:
+        return None
+    if not all(type(name) is type(value) is bytes for name, value in headers):
+        return None
+    return Answer(status, headers, body)
 
 
 def _encode(response: object) -> object:
@@ -147,7 +164,7 @@ def answer(
         InvalidResponseError: it is no HTTP answer, or has a header that is never replayed, such as
             ``Set-Cookie``; nothing was changed.
     """
-    if type(status) is not int or not 200 <= status <= 599:
+    if not isinstance(status, int) or not 200 <= status <= 599:
         raise InvalidResponseError(
             f"the status is {status!r}; give one of 200 to 599; nothing was changed"
         )
@@ -157,26 +174,44 @@ def answer(
             " nothing was changed"
         )
     given = headers.items() if isinstance(headers, Mapping) else headers
-    pairs = []
-    for each in given:
-        name, value = (_header_bytes(part) for part in each)
-        if _is_never_kept(name.lower()):
-            raise InvalidResponseError(
-                f"the header {name.decode('latin-1')} belongs to one answer of one moment, and is"
-                " never replayed; nothing was changed"
-            )
-        pairs.append([name, value])
-    encoded = body.encode() if isinstance(body, str) else body
-    return {"status": status, "headers": pairs, "body": encoded}
-
-
-def _header_bytes(part: object) -> bytes:
-    encoded = part.encode("latin-1", "replace") if isinstance(part, str) else part
-    if not isinstance(encoded, bytes) or any(each in encoded for each in b"\r\n\0"):
+    if not isinstance(given, Iterable):
         raise InvalidResponseError(
-            "a header is no pair of str or bytes, or has a line break; nothing was changed"
+            f"the headers are a {type(headers).__name__}; give a mapping or pairs; nothing was"
+            " changed"
+        )
+    pairs = [_header(each) for each in given]
+    encoded = body.encode() if isinstance(body, str) else body
+    return {"status": int(status), "headers": pairs, "body": encoded}
+
+
+def _header(pair: object) -> list[bytes]:
+    match pair:
+        case [str() | bytes() as name, str() | bytes() as value]:
+            encoded = [_latin_1(name), _latin_1(value)]
+        case _:
+            encoded = [b"", b""]
+    name, value = encoded
+    if is_header_name(name.decode("latin-1")) is None or _breaks(value):
+        raise InvalidResponseError(
+            "a header is no pair of str or bytes, has a line break, or is not Latin-1; nothing was"
+            " changed"
+        )
+    if _is_never_kept(name.lower()):
+        raise InvalidResponseError(
+            f"the header {name.decode()} belongs to one answer of one moment, and is never"
+            " replayed; nothing was changed"
         )
     return encoded
+
+
+def _latin_1(part: str | bytes) -> bytes:
+    try:
+        return part.encode("latin-1") if isinstance(part, str) else part
+    except UnicodeEncodeError:
+        return b"\n"  # which is refused, as every other wrong part is
+
+
+_breaks: Final = re.compile(rb"[\r\n\0]").search
 
 
 def _is_never_kept(name: bytes) -> bool:

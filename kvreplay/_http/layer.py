@@ -19,7 +19,7 @@ from typing import Any, Generic, TypeVar
 import attrs
 
 from kvreplay import NotStored, ReplayKey, ReplayRecord, State
-from kvreplay._http.answers import Answer, Headers, answer_in, stored
+from kvreplay._http.answers import Answer, Headers, answer_in, marked, stored
 from kvreplay._http.header import MalformedKeyError
 from kvreplay._http.policy import page
 from kvreplay._http.problems import Refusal
@@ -39,11 +39,12 @@ from kvreplay.errors import (
     RecordError,
     ReplayClosedError,
     ResponseTypeError,
+    StoredFailureError,
     StoreError,
     UnsupportedRecordVersionError,
 )
 
-__all__ = ["Asking", "InDoubtAnswerError", "Layer", "Request"]
+__all__ = ["Asking", "InDoubtAnswerError", "Layer", "Request", "is_copy"]
 
 C = TypeVar("C", bound=MutableMapping[str, Any])
 """An ASGI scope or a WSGI environ."""
@@ -65,13 +66,14 @@ class Asking:
 class Request:
     """What is executed: ``key`` and ``params`` for the replay, ``told`` for the application.
 
-    ``most``: bytes of an answer that can be kept.
+    ``most``: bytes of an answer that can be kept; ``marks``: what the profile adds to its headers.
     """
 
     key: ReplayKey
     params: dict[str, Any]
     told: IdempotentRequest
     most: int
+    marks: Headers
 
 
 @attrs.frozen(repr=False, eq=False)
@@ -82,7 +84,7 @@ class Layer(Generic[C]):
         kept: the names of the headers that a record keeps.
         marker: what marks a replay.
         retry_after: seconds.
-        most: bytes of an answer that can be kept, with the path and the query.
+        most: bytes of an answer that can be kept; ``room``: the same, with the path and the query.
         ttl: how long an answer is kept (ms).
         now: the replay's clock.
     """
@@ -100,6 +102,7 @@ class Layer(Generic[C]):
     retry_after: float
     max_body_bytes: int
     most: int
+    room: int
     policy_path: bytes | None
     policy_url: str | None
     challenge: Headers
@@ -145,13 +148,19 @@ class Layer(Generic[C]):
                 f"scope= returned a {type(caller).__name__}; it must return the authenticated"
                 " caller as str, or None; nothing ran"
             )
-        return self.profile.replay_key(caller, asking.key, incoming)
+        caller = str.__str__(caller)  # of a subclass, as SafeString or a StrEnum, the text itself
+        if not asking.of_state:
+            return self.profile.replay_key(caller, asking.key, incoming)
+        key = self.profile.asked_key(caller, asking.key, incoming)
+        return self.refuse(key, incoming) if isinstance(key, Refusal) else key
 
     def request(self, key: ReplayKey, incoming: Incoming, body: bytes) -> Request:
         """Return what to execute."""
-        most = self.most - len(incoming.path) - len(incoming.query) - 4 * len(key.scope)
+        room = self.room - len(incoming.path) - len(incoming.query) - 4 * len(key.scope)
+        room -= len(key.operation or "")
         params = self.profile.params(incoming, body)
-        return Request(key, params, IdempotentRequest(key), max(0, most))
+        most = max(0, min(self.most, room))
+        return Request(key, params, IdempotentRequest(key), most, self.marks(incoming))
 
     # After it has run.
 
@@ -162,6 +171,8 @@ class Layer(Generic[C]):
             InDoubtAnswerError: the key is in doubt.
         """
         ending = request.told.ending or self._ending(answer.status)
+        if ending == "kept" and answer.status >= 500 and not self.profile.keeps_5xx:
+            ending = "in doubt"  # the application says so; nothing may run again either
         if ending == "in doubt":
             raise InDoubtAnswerError(
                 f"the application answered {answer.status}: whether something happened is not known"
@@ -181,7 +192,8 @@ class Layer(Generic[C]):
         if answer.body is None:
             members = {"original_status": answer.status}
             return self.refuse(Refusal("not-kept", members=members), incoming)
-        return attrs.evolve(answer, headers=answer.headers + self.marker + self.marks(incoming))
+        headers = marked(answer.headers, self.marker + self.marks(incoming))
+        return Answer(answer.status, headers, answer.body)
 
     def marks(self, incoming: Incoming) -> Headers:
         """Return the headers that the profile adds to each answer to a request with a key."""
@@ -215,7 +227,7 @@ class Layer(Generic[C]):
                 return Refusal("running", soon)
             case ReplayClosedError() | UnsupportedRecordVersionError() | StoreError():
                 return Refusal("unavailable", soon)
-            case RecordError() | ResponseTypeError():
+            case RecordError() | ResponseTypeError() | StoredFailureError():
                 return Refusal("damaged")
         raise error
 
@@ -253,6 +265,11 @@ class Layer(Generic[C]):
     def _is_policy(self, incoming: Incoming) -> bool:
         path = self.policy_path
         return path is not None and incoming.path.removeprefix(incoming.root) == path
+
+
+def is_copy(error: Exception) -> bool:
+    """Say whether it is a copy, made for a request that waited for the run that raised it."""
+    return type(error.__cause__) is type(error)
 
 
 def _name_of(error: BaseException) -> str:

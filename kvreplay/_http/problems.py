@@ -27,6 +27,7 @@ Slug = Literal[
     "not-kept",
     "damaged",
     "unknown-key",
+    "missing-path",
 ]
 """The last part of a problem's type."""
 
@@ -69,6 +70,11 @@ class Refusal:
     def detail(self) -> str:
         """The whole text."""
         return f"{self.why} {self.problem.detail}".lstrip()
+
+    @property
+    def message(self) -> str:
+        """The title and the whole text, where a form has one place for both."""
+        return f"{self.problem.title}. {self.detail}"
 
 
 PROBLEMS: Final[dict[Slug, Problem]] = {
@@ -182,5 +188,12 @@ PROBLEMS: Final[dict[Slug, Problem]] = {
         "none",
         "No request of yours with this key is running, in doubt or answered: it never came, changed"
         " nothing, or was forgotten. It can be sent with this key.",
+    ),
+    "missing-path": Problem(
+        400,
+        "The question does not say which path it is about",
+        "none",
+        "Under profile acp a key belongs to a path. Nothing was looked up, so this says nothing"
+        " about any request. Ask again with the path of that request: ?path=/checkout_sessions.",
     ),
 }

@@ -12,11 +12,13 @@ from typing import Any, Final
 
 from kvreplay import ReplayKey
 from kvreplay._http.answers import Answer, Headers
-from kvreplay._http.header import quoted_key
+from kvreplay._http.header import MalformedKeyError, quoted_key, raw_key
 from kvreplay._http.problems import Refusal, Slug
 from kvreplay._http.requests import Ending, Incoming
 
-__all__ = ["Profile"]
+__all__ = ["DAY", "Profile", "echoed", "told"]
+
+DAY: Final = 24 * 60 * 60 * 1000
 
 _sha256 = hashlib.sha256
 
@@ -30,6 +32,8 @@ class Profile:
         methods: those that are covered.
         required: a request without a key is refused.
         identified_by, compared, key_form: how the published policy tells of the rules below.
+        least_ttl: milliseconds; for so long, at least, clients may count on an answer's being kept.
+        keeps_5xx: an answer with a status of 5xx can be kept.
     """
 
     name: str = "ietf"
@@ -38,6 +42,8 @@ class Profile:
     identified_by: str = "the authenticated caller and the key"
     compared: str = "method, path, query and a digest of the body"
     key_form: str = "a String of Structured Fields (RFC 9651): in quotes, 1 to 255 characters"
+    least_ttl: int = 0
+    keeps_5xx: bool = True
 
     def key_in(self, field: str, *, bare: bool) -> str:
         """Return the key in a header's value; raise MalformedKeyError if there is none."""
@@ -46,6 +52,10 @@ class Profile:
     def replay_key(self, caller: str, key: str, incoming: Incoming) -> ReplayKey:
         """Return what names the request in the store."""
         return ReplayKey(caller, key)
+
+    def asked_key(self, caller: str, key: str, incoming: Incoming) -> ReplayKey | Refusal:
+        """Return what names the request whose state is asked for, or why that is not clear."""
+        return self.replay_key(caller, key, incoming)
 
     def params(self, incoming: Incoming, body: bytes) -> dict[str, Any]:
         """Return what must be equal in a retry."""
@@ -91,6 +101,14 @@ class Profile:
 
     def headers(self, field: str) -> Headers:
         """Return further headers of each answer to a request that has a key."""
+        return ()
+
+
+def echoed(field: str | None) -> Headers:
+    """Return the key's header for an answer, if it holds a key that is no more than that."""
+    try:
+        return ((b"idempotency-key", raw_key(field or "").encode()),)
+    except MalformedKeyError:
         return ()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from typing import Any, Final, Literal
+from urllib.parse import unquote_to_bytes
 
 import attrs
 
@@ -85,7 +86,7 @@ class HTTPRequest:
     Attributes:
         method: such as ``POST``.
         path: percent-decoded, from the root of the host.
-        query: as it was sent.
+        query: as it was sent. Under profile ``acp`` it is not kept, and empty here.
         body_sha256: of the body, which itself is not kept. Under profile ``acp``: of its JSON, in
             one form.
     """
@@ -110,8 +111,9 @@ def request_of(record: ReplayRecord) -> HTTPRequest | None:
             "body": bytes(digest),
         }:
             return HTTPRequest(method, path, query, digest)
-        case {"body": bytes(digest)}:  # profile acp: the path is in the key, and is all else
-            return HTTPRequest("POST", (record.key.operation or "").encode(), b"", digest)
+        case {"method": str(method), "body": bytes(digest)}:  # profile acp: the key has the path
+            path = unquote_to_bytes(record.key.operation or "")
+            return HTTPRequest(method, path, b"", digest)
     return None
 
 

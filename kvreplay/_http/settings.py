@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, ClassVar, Final, Generic, Literal, TypeVar
 
@@ -27,6 +29,11 @@ PROFILES: Final[Mapping[str, type[Profile]]] = {"ietf": Profile, "stripe": Strip
 
 _ROOM: Final = 16 * 1024
 """Bytes of a record besides the answer, the path and the query."""
+
+_is_printable: Final = re.compile(r"[ -~]+").fullmatch
+# What may stand in a URL, without "<", ">" and quotes, since it goes into a Link header.
+_is_path: Final = re.compile(r"/[!$-;=@-~]*").fullmatch
+_is_url: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://[!$-;=?-~]+").fullmatch
 
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
@@ -71,7 +78,8 @@ class Configured(Generic[A, R, C, S]):
             scope: returns the authenticated caller of a request, or ``None``, for which the answer
                 is 401. It is given the ASGI scope, and may be a coroutine function; or the WSGI
                 environ. No answer is ever given to another caller.
-            profile: ``"ietf"``, ``"stripe"`` or ``"acp"``.
+            profile: ``"ietf"``, ``"stripe"`` or ``"acp"``. Under the last two the replay's ``ttl``
+                must be 24 hours or more.
             methods: those that are covered; by default the profile's: ``POST``, under ``ietf`` also
                 ``PATCH``.
             covers: says of a scope or environ whether the layer covers the request; by default it
@@ -100,6 +108,8 @@ class Configured(Generic[A, R, C, S]):
             ConfigError: a setting is wrong; it names which.
         """
         _check(callable(scope), "scope", scope, "a function that returns the authenticated caller")
+        if self._kind is not AsyncReplay:
+            _check_plain("scope", scope)
         if not isinstance(replay, self._kind):
             raise ConfigError(
                 f"replay is a {type(replay).__name__}; this layer needs a"
@@ -119,6 +129,11 @@ class Configured(Generic[A, R, C, S]):
         if profile not in PROFILES:
             raise ConfigError(f"profile is {profile!r}; it can be {', '.join(map(repr, PROFILES))}")
         own = PROFILES[profile]()
+        if settings.ttl < own.least_ttl:
+            raise ConfigError(
+                f"the replay's ttl is {settings.ttl / 1000:g} s; under profile {profile!r} clients"
+                f" count on their answers for {own.least_ttl / 1000:g} s: give it at least that"
+            )
         if required is None:
             required = own.required
         _check(covers is None or callable(covers), "covers", covers, "a function, or None")
@@ -126,6 +141,8 @@ class Configured(Generic[A, R, C, S]):
             isinstance(required, bool) or callable(required),
             *("required", required, "True, False or a function"),
         )
+        _check_plain("covers", covers)
+        _check_plain("required", required)
         _check(isinstance(bare_keys, bool), "bare_keys", bare_keys, "True or False")
         if bare_keys and own.name != "ietf":
             raise ConfigError(f"bare_keys is for profile 'ietf'; under {profile!r} every key is")
@@ -134,12 +151,19 @@ class Configured(Generic[A, R, C, S]):
             *("max_body_bytes", max_body_bytes, "an int of at least 0"),
         )
         _check(
-            isinstance(challenge, str) and challenge.isascii() and challenge.isprintable(),
+            isinstance(challenge, str) and _is_printable(challenge) is not None,
             *("challenge", challenge, "the text of WWW-Authenticate, such as 'Bearer'"),
         )
+        endings = _statuses(statuses)
+        if not own.keeps_5xx and "kept" in map(endings.get, ("5xx", *range(500, 600))):
+            raise ConfigError(
+                f"statuses keeps answers of 5xx, which profile {profile!r} never does: say 'in"
+                " doubt', or 'freed' where nothing happened"
+            )
         if wait_timeout is not None:
             to_ms(wait_timeout, "wait_timeout")
         _check_policy(policy_path, policy_url)
+        room = _room(settings.policy.max_record_bytes)
         self._app = app
         # Whatever goes wrong once the application has begun, the layer's own faults too, leaves the
         # key in doubt: only what says so frees it.
@@ -151,13 +175,14 @@ class Configured(Generic[A, R, C, S]):
             covers=covers,
             required=required,
             bare_keys=bare_keys,
-            statuses=_statuses(statuses),
+            statuses=endings,
             kept=keeping(stored_headers),
             marker=_marker(replay_header),
             wait_timeout=wait_timeout,
             retry_after=to_ms(retry_after, "retry_after") / 1000,
             max_body_bytes=max_body_bytes,
-            most=_most(max_answer_bytes, settings.policy.max_record_bytes),
+            most=_most(max_answer_bytes, room),
+            room=room,
             policy_path=None if policy_path is None else policy_path.encode(),
             policy_url=policy_url,
             challenge=((b"www-authenticate", challenge.encode()),),
@@ -178,8 +203,21 @@ def _check(is_right: bool, name: str, given: object, wanted: str) -> None:
         raise ConfigError(f"{name} is {given!r}; give {wanted}")
 
 
+def _check_plain(name: str, given: object) -> None:
+    if inspect.iscoroutinefunction(given):
+        raise ConfigError(
+            f"{name} is a coroutine function, which nobody awaits here, so it would count as true:"
+            " give a plain function"
+        )
+
+
 def _methods(methods: Collection[str]) -> frozenset[str]:
-    if isinstance(methods, str) or not all(isinstance(each, str) for each in methods):
+    if (
+        isinstance(methods, str)
+        or not isinstance(methods, Collection)
+        or not methods
+        or not all(isinstance(each, str) for each in methods)
+    ):
         raise ConfigError(f"methods is {methods!r}; give a tuple, such as ('POST', 'PATCH')")
     chosen = frozenset(each.upper() for each in methods)
     if safe := chosen & _SAFE:
@@ -191,6 +229,10 @@ def _methods(methods: Collection[str]) -> frozenset[str]:
 
 def _statuses(statuses: Mapping[int | str, Ending] | None) -> Mapping[int | str, Ending]:
     chosen: dict[int | str, Ending] = {}
+    _check(
+        statuses is None or isinstance(statuses, Mapping),
+        *("statuses", statuses, "a mapping, such as {404: 'freed'}, or None"),
+    )
     for status, ending in (statuses or {}).items():
         is_one = type(status) is int and 200 <= status <= 599
         if not is_one and status not in ("2xx", "3xx", "4xx", "5xx"):
@@ -213,14 +255,18 @@ def _marker(replay_header: object) -> Headers:
     return ((replay_header.lower().encode(), b"true"),)
 
 
-def _most(max_answer_bytes: int | None, max_record_bytes: int) -> int:
+def _room(max_record_bytes: int) -> int:
     room = max_record_bytes - _ROOM
+    if room < 1:
+        raise ConfigError(
+            f"the replay's max_record_bytes is {max_record_bytes}, which leaves no room for an"
+            f" answer: give it at least {_ROOM * 2}"
+        )
+    return room
+
+
+def _most(max_answer_bytes: int | None, room: int) -> int:
     if max_answer_bytes is None:
-        if room < 1:
-            raise ConfigError(
-                f"the replay's max_record_bytes is {max_record_bytes}, which leaves no room for an"
-                f" answer: give it at least {_ROOM * 2}"
-            )
         return room
     if type(max_answer_bytes) is not int or not 0 <= max_answer_bytes <= room:
         raise ConfigError(
@@ -237,10 +283,10 @@ def _check_policy(path: object, url: object) -> None:
             " keys, and each problem links to it; give one of them"
         )
     _check(
-        path is None or (isinstance(path, str) and path.startswith("/") and path.isascii()),
-        *("policy_path", path, "a path that begins with '/', or None"),
+        path is None or (isinstance(path, str) and _is_path(path) is not None),
+        *("policy_path", path, "a path that begins with '/', as URLs have it, or None"),
     )
     _check(
-        url is None or (isinstance(url, str) and url.isascii() and "://" in url),
-        *("policy_url", url, "an absolute URL, or None"),
+        url is None or (isinstance(url, str) and _is_url(url) is not None),
+        *("policy_url", url, "an absolute URL without a fragment, or None"),
     )

@@ -93,8 +93,8 @@ ORDER: dict[str, tuple[str, ...]] = {
         *("any_replay", "upkeep", "aio_upkeep", "__init__"),
     ),
     "_http": (
-        *("header", "answers", "requests", "problems", "profile", "stripe", "acp", "policy"),
-        *("layer", "settings", "__init__"),
+        *("header", "answers", "requests", "problems", "profile", "stripe"),
+        *("canonical", "acp", "policy", "layer", "settings", "__init__"),
     ),
     "config": ("units", "location", "registry", "file", "__init__"),
     "_migration": (

@@ -14,7 +14,8 @@ import attrs
 import pytest
 
 import kvreplay
-from kvreplay import EVENT_KINDS, ReplayEvent, errors, load_config
+from kvreplay import EVENT_KINDS, ReplayEvent, asgi, errors, load_config, wsgi
+from kvreplay._http.settings import Configured as HTTPConfigured
 from kvreplay._runtime.settings import IN_A_FILE, Configured
 from kvreplay.events import ANSWERS
 
@@ -70,6 +71,37 @@ def test_what_a_file_can_hold_is_read_from_a_file_and_from_the_environment(tmp_p
     assert len(variables) == len(examples)
     file.write_text("[replay.request_invoice]\n", encoding="utf-8")
     assert load_config(file, environ=environment | variables).replay("request_invoice") == in_file
+
+
+# Settings of the HTTP layers.
+
+
+def test_each_setting_of_the_http_layers_has_its_default() -> None:
+    parameters = list(inspect.signature(HTTPConfigured).parameters.values())
+    page = section("## Settings of the HTTP layers")
+    told = {name: default for name, default, _ in rows(page, "argument")}
+    assert list(told) == [each.name for each in parameters]
+    for each in parameters:
+        if each.default is inspect.Parameter.empty:
+            assert told[each.name] == "required"
+        else:
+            default = eval(told[each.name])
+            assert (type(default), default) == (type(each.default), each.default)
+
+
+def test_both_http_layers_have_these_settings() -> None:
+    layers = (asgi.IdempotencyMiddleware, wsgi.IdempotencyMiddleware)
+    for layer in layers:
+        assert layer.__init__ is HTTPConfigured.__init__
+        assert inspect.signature(layer) == inspect.signature(HTTPConfigured)
+
+
+def test_each_setting_of_the_http_layers_is_explained_in_its_order() -> None:
+    text = inspect.getdoc(HTTPConfigured.__init__)
+    assert text is not None
+    arguments = text.partition("Args:\n")[2].partition("\nRaises:")[0]
+    told = re.findall(r"^    (\w+): ", arguments, re.MULTILINE)
+    assert told == list(inspect.signature(HTTPConfigured).parameters)
 
 
 # Events.

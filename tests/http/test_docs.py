@@ -27,7 +27,7 @@ from support.pages import DOCS, examples, imported
 from support.small_bank import SmallBank
 from support.waiting import until
 
-pytestmark = needs_http
+pytestmark = [needs_http, pytest.mark.usefixtures("no_logging_left")]
 
 WSGI = ("flask", "django")
 PAGES = ("fastapi", "starlette", "litestar", *WSGI)

@@ -19,6 +19,7 @@ from support.waiting import PATIENCE, until
 
 pytestmark = [
     needs_http,
+    pytest.mark.usefixtures("no_logging_left"),
     # Django says it of each of its own FileResponse under ASGI.
     pytest.mark.filterwarnings("ignore:StreamingHttpResponse must consume synchronous iterators"),
 ]

@@ -16,7 +16,7 @@ from support.extras import needs_http
 from support.http_clients import ALICE, ASGIClient, WSGIClient
 from support.http_frameworks import Urls, caller_of_environ, caller_of_scope
 
-pytestmark = needs_http
+pytestmark = [needs_http, pytest.mark.usefixtures("no_logging_left")]
 
 KEYED = {**ALICE, "Idempotency-Key": '"k-1"'}
 

@@ -9,14 +9,23 @@ each marked line is wrong.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, assert_type
+from wsgiref.types import WSGIApplication, WSGIEnvironment
 
 import attrs
+from fastapi import FastAPI
+from flask import Flask
+from litestar import Litestar
+from litestar.middleware import DefineMiddleware
+from litestar.types import Scope as LitestarScope
 from pydantic import BaseModel
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from kvreplay import (
     EVENT_KINDS,
@@ -47,11 +56,23 @@ from kvreplay import (
     load_config,
     open_store,
 )
+from kvreplay.asgi import IdempotencyMiddleware
 from kvreplay.backends.filesystem import FilesystemStore
 from kvreplay.backends.lmdb import LMDBStore
 from kvreplay.backends.memory import MemoryStore
+from kvreplay.http import (
+    Answer,
+    Ending,
+    HTTPRequest,
+    IdempotentRequest,
+    answer,
+    answer_of,
+    downstream_key,
+    request_of,
+)
 from kvreplay.ldk import TurnStore
 from kvreplay.testing import FaultyStore, ManualClock, StoreContract, die, kill_in_handler
+from kvreplay.wsgi import IdempotencyMiddleware as WSGIIdempotencyMiddleware
 
 KEY = ("node", "session")
 
@@ -331,6 +352,120 @@ def configured(store: AtomicKVStore, secrets: Sequence[bytes]) -> None:
     )
     AsyncReplay(store, "ns", ttl=0.5, on_in_doubt=reconcile_later, store_errors=(CardDeclined,))
     AsyncReplay(store, "ns", ttl=0.5, on_in_doubt=reconcile, params_key=secrets, on_event=audit)
+
+
+# In front of web applications.
+
+
+def payer(scope: MutableMapping[str, Any]) -> str | None:
+    return str(scope["state"]["payer"])
+
+
+async def payer_later(scope: Scope) -> str | None:
+    return payer(scope)
+
+
+def payer_of_dict(scope: dict[str, Any]) -> str:
+    return str(scope["client"])
+
+
+def payer_of_litestar(scope: LitestarScope) -> str | None:
+    return scope["path"]
+
+
+def payer_of_environ(environ: WSGIEnvironment) -> str | None:
+    return str(environ["REMOTE_USER"])
+
+
+def in_front_of_asgi(replay: AsyncReplay, wrapped: ASGIApp) -> None:
+    app = FastAPI()
+    app.add_middleware(IdempotencyMiddleware, replay=replay, scope=payer)
+    app.add_middleware(IdempotencyMiddleware, replay=replay, scope=payer_later)
+    app.add_middleware(IdempotencyMiddleware, replay=replay, scope=payer_of_dict)
+    app.add_middleware(IdempotencyMiddleware, replay=replay, scope=lambda scope: scope["payer"])
+    Starlette(middleware=[Middleware(IdempotencyMiddleware, replay=replay, scope=payer)])
+    of_litestar = DefineMiddleware(IdempotencyMiddleware, replay=replay, scope=payer_of_litestar)
+    Litestar(middleware=[of_litestar, DefineMiddleware(IdempotencyMiddleware, replay, scope=payer)])
+    around: ASGIApp = IdempotencyMiddleware(app, replay, scope=payer)
+    around = IdempotencyMiddleware(around, replay, scope=payer_later)
+    around = IdempotencyMiddleware(Litestar(), replay, scope=payer_of_litestar)
+    around = IdempotencyMiddleware(
+        wrapped,
+        replay,
+        scope=payer,
+        profile="stripe",
+        methods=("POST", "PUT"),
+        covers=lambda scope: scope["path"] != "/health",
+        required=lambda scope: scope["path"] == "/payments",
+        bare_keys=True,
+        statuses={404: "freed", "5xx": "in doubt"},
+        stored_headers=("x-request-id",),
+        replay_header=None,
+        wait_timeout="2s",
+        retry_after=timedelta(seconds=2),
+        max_body_bytes=1024,
+        max_answer_bytes=1024,
+        policy_path=None,
+        policy_url="https://example.com/keys",
+        challenge="Basic",
+    )
+    assert callable(around)
+
+
+def in_front_of_wsgi(replay: Replay, statuses: dict[int | str, Ending]) -> None:
+    app = Flask("payments")
+    # mypy refuses whatever is put in a method's place; Flask's manual puts middleware there.
+    app.wsgi_app = WSGIIdempotencyMiddleware(  # type: ignore[method-assign]
+        app.wsgi_app, replay, scope=payer_of_environ
+    )
+    around: WSGIApplication = WSGIIdempotencyMiddleware(
+        app.wsgi_app, replay, scope=payer_of_environ, required=False, statuses=statuses
+    )
+    around = WSGIIdempotencyMiddleware(app, replay, scope=lambda environ: environ["payer"])
+    around = WSGIIdempotencyMiddleware(around, replay, scope=payer_of_environ, profile="acp")
+    assert callable(around)
+
+
+async def an_application(scope: Scope, receive: Receive, send: Send) -> None:
+    told: IdempotentRequest = scope["kvreplay"]
+    assert_type(told.key, ReplayKey)
+    assert_type(told.ending, Ending | None)
+    told.ending = "freed"
+    told.ending = None
+    assert_type(downstream_key(told.key), str)
+    assert_type(downstream_key(told.key, "capture"), str)
+
+
+def settled_over_http(replay: Replay, record: ReplayRecord) -> Applied | Unknown:
+    replay.resolve(record.key, response=answer(201, b"{}", {"content-type": "application/json"}))
+    replay.resolve(record.key, response=answer(204), seen=record)
+    request = request_of(record)
+    assert_type(request, HTTPRequest | None)
+    if request is None:
+        return Unknown()
+    assert_type(request.method, str)
+    assert_type(request.path, bytes)
+    assert_type(request.body_sha256, bytes)
+    kept = answer_of(record)
+    assert_type(kept, Answer | None)
+    if kept is not None:
+        assert_type(kept.status, int)
+        assert_type(kept.headers, tuple[tuple[bytes, bytes], ...])
+        assert_type(kept.body, bytes | None)
+    assert_type(replay.is_in_doubt(record), bool)
+    return Applied(answer(201, '{"id": 7}', [("link", "</a>"), (b"link", b"</b>")]))
+
+
+async def settled_over_http_later(record: ReplayRecord) -> Applied | Unknown:
+    return Applied(answer(402, "declined"))
+
+
+def reconciled_over_http(store: AtomicKVStore, ask: Callable[[str], Awaitable[bytes]]) -> None:
+    async def reconcile(record: ReplayRecord) -> Applied:
+        return Applied(answer(201, await ask(downstream_key(record.key))))
+
+    AsyncReplay(store, "http", ttl="24h", on_in_doubt=reconcile)
+    AsyncReplay(store, "http", ttl="24h", on_in_doubt=settled_over_http_later)
 
 
 # What stands there, and what an operator does.

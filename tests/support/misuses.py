@@ -8,8 +8,13 @@ It is checked, not run.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import attrs
+from fastapi import FastAPI
+from flask import Flask
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
 
 from kvreplay import (
     AsyncReplay,
@@ -24,9 +29,12 @@ from kvreplay import (
     StoredFailureError,
     open_store,
 )
+from kvreplay.asgi import IdempotencyMiddleware
 from kvreplay.backends.filesystem import FilesystemStore
 from kvreplay.backends.memory import MemoryStore
+from kvreplay.http import IdempotentRequest, answer, answer_of, downstream_key, request_of
 from kvreplay.testing import FaultyStore, ManualClock, kill_in_handler
+from kvreplay.wsgi import IdempotencyMiddleware as WSGIIdempotencyMiddleware
 
 KEY = ("node", "session")
 
@@ -230,6 +238,66 @@ def configured(store: AtomicKVStore) -> None:
     Replay(store, "ns", ttl=1, clock=0)  # error
     Replay("memory:", "ns", ttl=1)  # error
     AsyncReplay(store, "ns", ttl=1, on_in_doubt=reconciles_later)  # error
+
+
+def payer(scope: dict[str, Any]) -> str | None:
+    return str(scope["payer"])
+
+
+async def payer_later(scope: dict[str, Any]) -> str | None:
+    return payer(scope)
+
+
+def payer_number(scope: dict[str, Any]) -> int:
+    return 7
+
+
+def in_front_of_asgi(app: FastAPI, replay: AsyncReplay, blocking: Replay) -> None:
+    app.add_middleware(IdempotencyMiddleware, replay=replay)  # error
+    app.add_middleware(IdempotencyMiddleware, scope=payer)  # error
+    app.add_middleware(IdempotencyMiddleware, replay=blocking, scope=payer)  # error
+    app.add_middleware(IdempotencyMiddleware, replay=replay, scope="payer")  # error
+    app.add_middleware(IdempotencyMiddleware, replay=replay, scope=payer_number)  # error
+    app.add_middleware(IdempotencyMiddleware, replay=replay, scope=payer, key="x")  # error
+    app.add_middleware(WSGIIdempotencyMiddleware, replay=blocking, scope=payer)  # error
+    Starlette(middleware=[Middleware(IdempotencyMiddleware, replay=replay)])  # error
+    IdempotencyMiddleware(app, replay)  # error
+    IdempotencyMiddleware(app, replay, payer)  # error
+    IdempotencyMiddleware(app, blocking, scope=payer)  # error
+    IdempotencyMiddleware(Flask("payments"), replay, scope=payer)  # error
+    IdempotencyMiddleware(app, replay, scope=payer, profile="paypal")  # error
+    IdempotencyMiddleware(app, replay, scope=payer, statuses={404: "free"})  # error
+    IdempotencyMiddleware(app, replay, scope=payer, covers=True)  # error
+    IdempotencyMiddleware(app, replay, scope=payer, required="yes")  # error
+    IdempotencyMiddleware(app, replay, scope=payer, retry_after=None)  # error
+    IdempotencyMiddleware(app, replay, scope=payer, max_body_bytes="1MiB")  # error
+
+
+def in_front_of_wsgi(app: Flask, replay: Replay, awaited: AsyncReplay) -> None:
+    WSGIIdempotencyMiddleware(app, replay)  # error
+    WSGIIdempotencyMiddleware(app, awaited, scope=payer)  # error
+    WSGIIdempotencyMiddleware(app, replay, scope=payer_later)  # error
+    WSGIIdempotencyMiddleware(app, replay, scope=payer_number)  # error
+    WSGIIdempotencyMiddleware(FastAPI(), replay, scope=payer)  # error
+    WSGIIdempotencyMiddleware(app, replay, scope=payer, wait=5)  # error
+
+
+def an_application(told: IdempotentRequest) -> None:
+    told.ending = "paid"  # error
+    told.ending = True  # error
+    downstream_key("k-1")  # error
+    downstream_key(told.key, 1)  # error
+
+
+def settled_over_http(replay: Replay, record: ReplayRecord) -> None:
+    replay.resolve(record.key, response=answer("201"))  # error
+    replay.resolve(record.key, response=answer(201, {"id": 7}))  # error
+    replay.resolve(record.key, response=answer(201, b"", {"content-length": 0}))  # error
+    replay.resolve(record.key, answer(201))  # error
+    request_of(record).path  # error
+    answer_of(record).status  # error
+    answer_of(record.key)  # error
+    replay.is_in_doubt(record.key)  # error
 
 
 def audit(event: ReplayEvent) -> None:

@@ -37,6 +37,7 @@ class Sync:
         self.resolve = self.replay.resolve
         self.release = self.replay.release
         self.record = self.replay.record
+        self.is_in_doubt = self.replay.is_in_doubt
         self.forget = self.replay.forget
         self.sweep = self.replay.sweep
         self.close = self.replay.close
@@ -78,6 +79,9 @@ class Async:
 
     def record(self, *args: Any, **options: Any) -> ReplayRecord | None:
         return asyncio.run(self.replay.record(*args, **options))
+
+    def is_in_doubt(self, record: Any) -> bool:
+        return asyncio.run(self.replay.is_in_doubt(record))
 
     def forget(self, *args: Any, **options: Any) -> bool:
         return asyncio.run(self.replay.forget(*args, **options))

@@ -204,6 +204,98 @@ def test_what_is_asked_for_must_be_a_state_or_a_bool(replay: Any, options: Any) 
         replay.records(**options)
 
 
+# is_in_doubt()
+
+
+def test_whether_a_record_is_in_doubt(
+    make: Callable[..., Any], store: Any, clock: FakeClock, events: list[str]
+) -> None:
+    replay = make(store_errors=(Declined,), tombstone_ttl=1000)
+    replay.execute(("s", "old"), PARAMS, Handler("r"), ttl=1)
+    clock.pass_seconds(1)
+    with pytest.raises(Exception, match="expired"):
+        replay.execute(("s", "old"), PARAMS, never)
+    replay.execute(("s", "answered"), PARAMS, Handler("r"))
+    with pytest.raises(Declined):
+        replay.execute(("s", "declined"), PARAMS, Handler(Declined()))
+    abandon(replay, ("s", "ended"))
+    store.write(NAMESPACE, "s", "elsewhere", claim_of(("s", "elsewhere"), ELSEWHERE))
+    over = attrs.evolve(ELSEWHERE, ended_at=START)
+    store.write(NAMESPACE, "s", "over", claim_of(("s", "over"), over))
+    running = Handler("r", held=True)
+    leader = Caller(replay.execute, ("s", "running"), PARAMS, running)
+    assert running.started.wait(30)
+    events.clear()
+
+    def doubts() -> set[str]:
+        records = replay.records()
+        found = {each.key.id for each in records if replay.is_in_doubt(each)}
+        assert found == {each.key.id for each in replay.records(in_doubt=True)}
+        assert found == {
+            each.key.id for each in records if replay.is_in_doubt(replay.record(each.key))
+        }
+        return found
+
+    assert doubts() == {"ended", "over"}
+    clock.pass_seconds(
+        30
+    )  # the lease of an owner elsewhere is over; that of one here means nothing
+    assert doubts() == {"ended", "over", "elsewhere"}
+    assert events == []
+    running.let_go()
+    leader.result()
+    assert doubts() == {"ended", "over", "elsewhere"}
+
+
+def test_a_record_that_was_settled_since_is_not_in_doubt(replay: Any) -> None:
+    for number, settle in enumerate(
+        (
+            lambda key: replay.resolve(key, response="found"),
+            replay.release,
+            lambda key: replay.release(key) and replay.execute(key, PARAMS, Handler("again")),
+        )
+    ):
+        key = ("s", str(number))
+        abandon(replay, key)
+        seen = replay.record(key)
+        assert replay.is_in_doubt(seen)
+        assert settle(key)
+        assert not replay.is_in_doubt(seen)
+    assert replay.record(("s", "1")) is None
+
+
+@pytest.mark.parametrize("name", ["filesystem", "lmdb", "sqlite"])
+def test_a_dead_owners_record_is_in_doubt(
+    new_engine: Callable[[str], Any], make_on: Callable[..., Any], fork: Any, name: str
+) -> None:
+    engine = new_engine(name)
+    store = engine.open()
+    seen: list[ReplayRecord] = []
+
+    def die() -> None:
+        child = engine.open()
+        make_on(child).execute(KEY, PARAMS, lambda: os._exit(0))
+
+    def look() -> str:
+        seen.append(replay.record(KEY))
+        assert replay.is_in_doubt(seen[0]) is False
+        return "r"
+
+    replay = make_on(store)
+    look.blocks = True  # type: ignore[attr-defined]
+    replay.execute(KEY, PARAMS, look)
+    assert replay.is_in_doubt(seen[0]) is False  # answered
+    assert replay.forget(KEY)
+    fork(die).join()
+    assert replay.is_in_doubt(replay.record(KEY)) is True
+
+
+@pytest.mark.parametrize("record", [None, "record", KEY, ReplayKey(*KEY), {}], ids=repr)
+def test_only_a_record_can_be_in_doubt(replay: Any, record: Any) -> None:
+    with pytest.raises(InvalidParamsError, match="give what record"):
+        replay.is_in_doubt(record)
+
+
 # forget()
 
 
