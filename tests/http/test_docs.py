@@ -15,11 +15,12 @@ import attrs
 import httpx
 import pytest
 
-import kvreplay.asgi
 import kvreplay.http
-import kvreplay.wsgi
+from kvreplay._http.acp import ACP
 from kvreplay._http.answers import keeping
 from kvreplay._http.problems import PROBLEMS
+from kvreplay._http.profile import Profile
+from kvreplay._http.stripe import Stripe
 from support.django_settings import forget_settings
 from support.extras import needs_http
 from support.http_clients import ALICE, BOB, ASGIClient, Client, WSGIClient
@@ -536,7 +537,7 @@ def rows(heading: str) -> list[list[str]]:
 def test_the_table_of_answers_has_each_problem_with_its_status() -> None:
     told = {slug.strip("`"): status for _, status, slug, _ in rows("the request") if slug}
     for slug, problem in PROBLEMS.items():
-        if slug == "unknown-key":  # of the state, further down
+        if slug in ("unknown-key", "missing-path"):  # of the state, further down
             continue
         assert int(told.pop(slug)[:3]) == problem.status, slug
     assert not told
@@ -547,25 +548,20 @@ def test_each_effect_is_told() -> None:
     assert told == {problem.effect for problem in PROBLEMS.values()}
 
 
-@pytest.mark.parametrize("layer", [kvreplay.asgi, kvreplay.wsgi])
-def test_each_setting_is_told_with_its_default(layer: ModuleType) -> None:
-    signature = inspect.signature(layer.IdempotencyMiddleware)
-    told = {name.strip("`"): default for name, default, _ in rows("argument")}
-    keywords = {
-        name: each.default
-        for name, each in signature.parameters.items()
-        if each.kind is each.KEYWORD_ONLY
-    }
-    assert list(told) == list(keywords)
-    for name, default in keywords.items():
-        if default is inspect.Parameter.empty:
-            assert told[name] == "required"
-        elif told[name] == "the profile's":
-            assert default is None
-        elif name == "max_body_bytes":
-            assert (told[name], default) == ("1 MiB", 1 << 20)
-        else:
-            assert eval(told[name].strip("`")) == default, name
+@pytest.mark.parametrize(("column", "profile"), [(1, Profile()), (2, Stripe()), (3, ACP())])
+def test_the_profiles_end_runs_as_told(column: int, profile: Profile) -> None:
+    told = {row[0]: row[column] for row in rows("rule")}
+    assert told["methods"] == ", ".join(sorted(profile.methods, key=["POST", "PATCH"].index))
+    assert told["a request without a key"] == ("400" if profile.required else "passes through")
+    assert told["another request with the key, or an expired one"] == str(
+        profile.status("key-reused")
+    )
+    assert profile.status("key-reused") == profile.status("expired")
+    freed = {int(each) for each in told["freed, and not kept"].split(", ")}
+    for status in range(200, 600):
+        ending = "kept" if f"{status // 100}xx" in told["kept"] else "in doubt"
+        assert profile.ending(status) == ("freed" if status in freed else ending)
+    assert told["`ttl`"] == ("at least 24 hours" if profile.least_ttl else "as you like")
 
 
 def test_the_stored_headers_are_told() -> None:
