@@ -276,7 +276,7 @@ def test_there_is_no_other_example() -> None:
 
 def test_the_first_example_has_fifteen_lines_and_does_what_is_shown(page: Page) -> None:
     lines = [line for line in examples("http.md")[0].splitlines() if line.strip()]
-    assert len(lines) <= 16
+    assert len(lines) <= 15
     page.run(FIRST)
     client = page.served()
     first, retry = (client.post("/payments", {"amount": 5}, '"8e03978e"') for _ in range(2))
@@ -379,6 +379,20 @@ def test_a_reconciler_that_cannot_ask_does_not_know(page: Page, bank: SmallBank)
     answer = client.post("/payouts", QUEUED)
     assert (answer.status_code, kind(answer)) == (409, "in-doubt")
     page.bank.base_url = bank.url
+
+
+def test_a_reconciler_that_raises_keeps_the_doubt(page: Page) -> None:
+    page.run(RECONCILER)
+    client = left_in_the_queue(page, "ask_the_bank")
+    page.names["Unknown"] = None  # what it returns cannot be made
+    page.bank.base_url = "http://127.0.0.1:1"
+    assert client.post("/payouts", QUEUED).status_code == 500
+    assert client.run(_states, page.store) == [True]
+
+
+async def _states(store: Any) -> list[bool]:
+    replay = kvreplay.AsyncReplay(store, "payouts", ttl="24h")
+    return [await replay.is_in_doubt(each) async for each in replay.records()]
 
 
 def test_a_reconciler_that_asks_too_early_pays_twice(page: Page, bank: SmallBank) -> None:

@@ -380,6 +380,30 @@ def test_the_test_client_of_flask_meets_the_layer(under_wsgi: Callable[[Any], An
     assert refused.get_json(force=True)["type"] == "/api/idempotency#key-reused"
 
 
+@pytest.mark.parametrize(("more", "kept"), [({}, True), ({"statuses": {"5xx": "in doubt"}}, False)])
+def test_under_stripe_the_page_of_an_exception_is_kept_unless_it_is_told(
+    more: dict[str, Any], kept: bool
+) -> None:
+    from flask import Flask
+
+    app = Flask(__name__)
+
+    @app.post("/")
+    def pay() -> Any:
+        raise ValueError("a bug")
+
+    with open_store("memory:") as store:
+        replay = Replay(store, "http", ttl="24h")
+        layer = WSGIMiddleware(
+            app.wsgi_app, replay, scope=caller_of_environ, profile="stripe", **more
+        )
+        with WSGIClient(layer) as client:
+            first, retry = client.post("/", None), client.post("/", None)
+    assert first.status_code == 500
+    assert retry.status_code == (500 if kept else 409)
+    assert ("idempotent-replayed" in retry.headers) is kept
+
+
 # Django.
 
 
