@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 import pytest
 
-__all__ = ["needs_cli", "needs_demo", "needs_opentelemetry", "needs_prometheus"]
+__all__ = ["needs_cli", "needs_demo", "needs_http", "needs_opentelemetry", "needs_prometheus"]
 
 
 def _needs(extra: str, *modules: str) -> pytest.MarkDecorator:
@@ -26,5 +26,6 @@ def _is_there(module: str) -> bool:
 
 needs_cli = _needs("cli", "click", "rich")
 needs_demo = _needs("demo", "bolt11", "click", "rich")
+needs_http = _needs("test", "django", "fastapi", "flask", "httpx", "litestar", "starlette")
 needs_opentelemetry = _needs("opentelemetry", "opentelemetry.sdk")
 needs_prometheus = _needs("prometheus", "prometheus_client")
