@@ -460,6 +460,27 @@ def test_answered_too_large_by_a_byte(web: Web) -> None:
     refused(service.post(), 409, "not-kept", "answered")
 
 
+@pytest.mark.parametrize("long", [False, True], ids=["short", "long"])
+def test_answered_as_large_as_a_record_can_be(web: Web, long: bool) -> None:
+    """Whatever the limit of records leaves is kept, and one byte more is not: it is never too large
+    to be stored when it is known."""
+    caller = "\U0001f600" * 300 if long else "a"
+    where: dict[str, Any] = {"path": "/" + "p" * 3000, "query": "q" * 3000, "key": "k" * 255}
+    where = where if long else {"path": "/", "query": "", "key": "k"}
+    size = 40_000 - 16 * 1024 - sum(len(name) + len(value) for name, value in JSON)
+    size -= len(where["path"]) + len(where["query"]) + 4 * len(caller)
+    for more in (0, 1):
+        service = web.serve(
+            Says(201, JSON, (b"x" * (size + more),)),
+            scope=lambda at: caller,
+            settings={"max_record_bytes": 40_000},
+        )
+        key = where | {"key": f"{where['key'][:254]}{more}"}
+        assert len(service.post(**key).body) == size + more
+        again = service.post(**key)
+        assert (again.is_replay, again.slug) == ((True, None) if not more else (False, "not-kept"))
+
+
 # Same key, another request.
 
 OTHERS: dict[str, dict[str, Any]] = {
