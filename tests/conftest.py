@@ -23,7 +23,10 @@ collect_ignore = ["kit/third_party"]
 
 TESTS = Path(__file__).parent
 # What they need is not on every machine.
-ON_REQUEST = (TESTS / "torture", TESTS / "ldk", TESTS / "core" / "test_types.py")
+ON_REQUEST = (
+    *(TESTS / "torture", TESTS / "ldk", TESTS / "http" / "servers"),
+    TESTS / "core" / "test_types.py",
+)
 QUICKEST_FIRST = {"core": 0, "kit": 1, "backends": 2}  # whatever else there is follows
 _EXHAUSTIVE = pytest.StashKey[int]()  # how many tests were left out as exhaustive
 
