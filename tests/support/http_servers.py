@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,7 +41,10 @@ def _python(*arguments: str) -> tuple[str, ...]:
 
 
 _NAMED = ("service:app", f"--workers={WORKERS}")
-_UVICORN = _python("uvicorn", *_NAMED, "--host=127.0.0.1", "--port=0", "--no-access-log")
+_UVICORN = _python(
+    *("uvicorn", *_NAMED, "--host=127.0.0.1", "--port=0", "--no-access-log"),
+    "--timeout-worker-healthcheck=60",  # or it kills a worker that a test has stopped
+)
 _GUNICORN = _python("gunicorn", *_NAMED, "--bind=127.0.0.1:0", "--graceful-timeout=30")
 _THREADS = ("--worker-class=gthread", "--threads=4")
 _MODULE = "uvicorn_worker" if find_spec("uvicorn_worker") else "uvicorn.workers"
@@ -146,6 +150,15 @@ class Server:
     def until_replaced(self, worker: int) -> None:
         """Wait until the master has taken note of a worker's end."""
         until(lambda: not os.path.exists(f"/proc/{worker}"))
+
+    @contextmanager
+    def stopped(self, worker: int) -> Iterator[None]:
+        """Let a worker stand still, so that the other one answers."""
+        os.kill(worker, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(worker, signal.SIGCONT)
 
     def terminate(self) -> int:
         """Ask the master to end in good order, and return its exit code."""
