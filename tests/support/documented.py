@@ -5,9 +5,17 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-__all__ = ["documented_service"]
+__all__ = ["SERVICES", "documented_service"]
 
 DOCS = Path(__file__).parents[2] / "docs"
+
+SERVICES = {
+    "fastapi": ("fastapi", "uvicorn"),
+    "fastapi --preload": ("fastapi", "gunicorn --preload with uvicorn's workers"),
+    "flask": ("flask", "gunicorn"),
+    "flask --preload": ("flask", "gunicorn --preload"),
+}
+"""The payment services of the docs: the page, and one of ``http_servers.COMMANDS``."""
 
 
 def documented_service(framework: str) -> str:

@@ -160,9 +160,12 @@ class Server:
         finally:
             os.kill(worker, signal.SIGCONT)
 
-    def terminate(self) -> int:
-        """Ask the master to end in good order, and return its exit code."""
+    def ask_to_end(self) -> None:
+        """Ask the master, and so the workers, to end in good order: they answer what they run."""
         self._popen.terminate()
+
+    def exit_code(self) -> int:
+        """Wait until the master has ended."""
         return self._popen.wait(PATIENCE)
 
     def end(self) -> None:

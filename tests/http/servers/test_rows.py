@@ -16,17 +16,11 @@ import pytest
 from kvreplay import Replay, ReplayKey, open_store
 from kvreplay.http import answer, downstream_key
 from support.bank import Bank
-from support.documented import documented_service
+from support.documented import SERVICES, documented_service
 from support.http_servers import BrokenOffError, Response, Server, ask, request_to, response_of
 from support.payment_load import REFUSED, TOKENS, quoted, refusal
 from support.waiting import HeldTransaction, until
 
-SERVICES = {
-    "fastapi": ("fastapi", "uvicorn"),
-    "fastapi --preload": ("fastapi", "gunicorn --preload with uvicorn's workers"),
-    "flask": ("flask", "gunicorn"),
-    "flask --preload": ("flask", "gunicorn --preload"),
-}
 DAY_BEFORE_YESTERDAY = int((time.time() - 2 * 86400) * 1000)  # milliseconds
 
 
