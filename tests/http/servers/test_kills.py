@@ -25,8 +25,10 @@ CLIENTS = 8
 ANSWERS_AFTER = (0.05, 0.3)  # seconds
 BETWEEN_KILLS = (0.1, 0.8)  # seconds
 
-PARTS = {"fastapi": 0.15, "fastapi --preload": 0.35, "flask": 0.15, "flask --preload": 0.35}
+KILLS = {"fastapi": 0.15, "fastapi --preload": 0.35, "flask": 0.15, "flask --preload": 0.35}
 """Each service's part of the kills: less, where a new worker begins with all its imports."""
+IN_BETWEEN = {"fastapi": 0.1, "fastapi --preload": 0.5, "flask": 0.1, "flask --preload": 0.5}
+"""The part of these kills that must strike between effect and record: 38 of 100 in all."""
 SETTINGS = 'Replay(store, "payments", ttl="24h"'
 """What each page says of its replay."""
 
@@ -45,12 +47,12 @@ class Storm:
     too_early: Collection[Kill]
 
 
-@pytest.mark.parametrize("service", PARTS)
+@pytest.mark.parametrize("service", KILLS)
 def test_each_payment_is_made_once_or_in_doubt(
     service: str, tmp_path: Path, worker_kills: int, tell: Callable[[str], None]
 ) -> None:
     framework, command = SERVICES[service]
-    kills = round(worker_kills * PARTS[service])
+    kills = round(worker_kills * KILLS[service])
     storm = stormed(documented_service(framework), command, tmp_path, kills)
     tell(
         f"{len(storm.kills)} kills: {len(storm.in_between)} between effect and record,"
@@ -60,7 +62,7 @@ def test_each_payment_is_made_once_or_in_doubt(
     assert storm.complaints == []
     assert storm.settled
     assert {(each.caller, each.key) for each in storm.in_doubt} == storm.in_doubt_in_the_store
-    assert len(storm.in_between) >= 0.3 * len(storm.kills)
+    assert len(storm.in_between) >= IN_BETWEEN[service] * kills
 
 
 @pytest.mark.parametrize("service", ["fastapi --preload", "flask --preload"])
