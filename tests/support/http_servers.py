@@ -41,10 +41,7 @@ def _python(*arguments: str) -> tuple[str, ...]:
 
 
 _NAMED = ("service:app", f"--workers={WORKERS}")
-_UVICORN = _python(
-    *("uvicorn", *_NAMED, "--host=127.0.0.1", "--port=0", "--no-access-log"),
-    "--timeout-worker-healthcheck=60",  # or it kills a worker that a test has stopped
-)
+_UVICORN = _python("uvicorn", *_NAMED, "--host=127.0.0.1", "--port=0", "--no-access-log")
 _GUNICORN = _python("gunicorn", *_NAMED, "--bind=127.0.0.1:0", "--graceful-timeout=30")
 _THREADS = ("--worker-class=gthread", "--threads=4")
 _MODULE = "uvicorn_worker" if find_spec("uvicorn_worker") else "uvicorn.workers"

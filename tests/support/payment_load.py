@@ -87,6 +87,11 @@ class Clients:
         with self._lock:
             return list(self._observations)
 
+    def check(self) -> None:
+        """Fail if a client has."""
+        with self._lock:
+            assert not self._wrong, self._wrong
+
     def stop(self) -> Sequence[str]:
         """Let the threads end, and return what was wrong with what each answer alone can show."""
         self._stop.set()

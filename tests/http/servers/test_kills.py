@@ -85,7 +85,7 @@ def stormed(source: str, command: str, folder: Path, kills: int) -> Storm:
         with serving(command, source, folder, bank, url) as server:
             clients = Clients(server.port, CLIENTS, seed)
             try:
-                done = strike(server, random.Random(seed), kills)
+                done = strike(server, clients, random.Random(seed), kills)
             finally:
                 wrong = clients.stop()
             clients.ask_for_all()
@@ -115,10 +115,11 @@ def serving(command: str, source: str, folder: Path, bank: Bank, url: str) -> It
         server.end()
 
 
-def strike(server: Server, chance: random.Random, times: int) -> Sequence[Kill]:
+def strike(server: Server, clients: Clients, chance: random.Random, times: int) -> Sequence[Kill]:
     """Kill workers that have accepted a request, each at a random instant."""
     kills: list[Kill] = []
     while len(kills) < times:
+        clients.check()
         time.sleep(chance.uniform(*BETWEEN_KILLS))  # the random instant
         if busy := server.busy():
             kills.append(Kill(chance.choice(busy), time.monotonic()))

@@ -21,6 +21,9 @@ from support.http_servers import BrokenOffError, Response, Server, ask, request_
 from support.payment_load import REFUSED, TOKENS, quoted, refusal
 from support.waiting import HeldTransaction, until
 
+# Its master kills a worker that stands still for longer, and waits as long for one that was killed while it was
+# asked whether it lives.
+MORE = {"uvicorn": ("--timeout-worker-healthcheck=15",)}
 DAY_BEFORE_YESTERDAY = int((time.time() - 2 * 86400) * 1000)  # milliseconds
 
 
@@ -74,7 +77,8 @@ def service(
     url = f"lmdb:{folder}/replay?lock_timeout=1s"
     with open_store(url) as store, Bank(folder) as bank:
         told = {"BANK_URL": bank.url, "REPLAY_STORE": url}
-        server = Server(command, documented_service(framework), folder, told)
+        more = MORE.get(command, ())
+        server = Server(command, documented_service(framework), folder, told, *more)
         try:
             yield Service(server, bank, store)
         finally:
