@@ -287,7 +287,7 @@ def test_the_policy_is_published(service: Service) -> None:
 
 @pytest.mark.parametrize("service", of_services("fastapi", "flask"), indirect=True)
 def test_a_bank_that_times_out_leaves_a_doubt(service: Service) -> None:
-    """The service waits for ten seconds, as the docs have it."""
+    """The service waits for as long as the docs have it."""
     to = "holds:for-ever"
     assert service.pay(to).status == 500
     assert is_problem(service.pay(to), 409, "in-doubt", "unknown")
