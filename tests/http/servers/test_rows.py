@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator
 from http.client import HTTPConnection
@@ -19,7 +20,7 @@ from support.bank import Bank
 from support.documented import SERVICES, documented_service
 from support.http_servers import BrokenOffError, Response, Server, ask, request_to, response_of
 from support.payment_load import REFUSED, TOKENS, quoted, refusal
-from support.waiting import HeldTransaction, until
+from support.waiting import PATIENCE, HeldTransaction, until
 
 # Its master kills a worker that stands still for longer, and waits as long for one that was killed while it was
 # asked whether it lives.
@@ -221,6 +222,22 @@ def test_a_client_that_leaves_stops_nothing(service: Service) -> None:
     retry = service.pay(to)
     assert (retry.status, retry.replayed) == (201, True)
     assert len(service.bank.transfers(to)) == 1
+
+
+def test_a_body_that_ends_early_runs_nothing(service: Service) -> None:
+    """The server may say so, or just close the connection."""
+    head = (
+        "POST /payments HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        f"Authorization: Bearer {TOKENS['alice']}\r\n"
+        'Idempotency-Key: "heidi"\r\nContent-Length: 30\r\n\r\n'
+    )
+    with socket.create_connection(("127.0.0.1", service.server.port), PATIENCE) as client:
+        client.sendall(head.encode() + b'{"amount": 5, "to"')
+        client.shutdown(socket.SHUT_WR)
+        assert client.makefile("rb").readline().split()[1:2] in ([], [b"400"])
+    assert service.state("heidi").problem == "unknown-key"
+    assert service.pay("heidi").status == 201
+    assert len(service.bank.transfers("heidi")) == 1
 
 
 def test_a_body_in_chunks(service: Service) -> None:
