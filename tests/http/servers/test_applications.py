@@ -58,7 +58,11 @@ def application(
     source = (PROGRAMS / module).read_text(encoding="utf-8")
     server = Server(command, source, folder, env)
     try:
-        yield Application(server, folder)
+        served = Application(server, folder)
+        yield served
+        server.ask_to_end()
+        assert server.exit_code() == 0, server.log()
+        assert served.notes()["ended in good order"] == 2, server.log()
     finally:
         server.end()
 
@@ -156,4 +160,5 @@ def test_a_websocket_passes_through(application: Application) -> None:
 
 
 def test_each_worker_begins_once(application: Application) -> None:
-    until(lambda: application.notes()["began"] == 2)  # with ASGI by its lifespan
+    """With ASGI by its lifespan. That it ends in good order is seen when all tests are over."""
+    until(lambda: application.notes()["began"] == 2)
