@@ -23,7 +23,10 @@ import attrs
 from support.bank import Transfer
 from support.http_servers import Response
 
-__all__ = ["Kill", "Observation", "Payment", "complaints", "is_settled", "stands_in_doubt"]
+__all__ = ["Kill", "Observation", "Payment", "What", "complaints", "is_settled", "stands_in_doubt"]
+
+What = Literal["pay", "another body", "state"]
+"""What somebody asks of a payment."""
 
 FINAL = (201, 402)
 SLACK = (
@@ -53,7 +56,7 @@ class Observation:
     """
 
     payment: Payment
-    what: Literal["pay", "another body", "state"]
+    what: What
     began: float
     ended: float
     response: Response | None
@@ -150,7 +153,7 @@ def _one(each: Observation, seen: Sequence[Observation], kills: Sequence[Kill]) 
         if not (response.replayed and _same(response, answer)):
             yield f"it was answered, and then got {_told(response)}"
     elif doubted:
-        if not stands_in_doubt(each):
+        if response.problem != "in-doubt":
             yield f"it was in doubt, and then got {_told(response)}"
     elif response.problem == "running":
         if not (response.header("Retry-After") or "").isdigit():
@@ -239,8 +242,3 @@ def _same(one: Response, other: Response) -> bool:
 
 def _told(response: Response) -> str:
     return f"{response.status} {response.problem or ''}".strip()
-
-
-def in_the_end(observations: Collection[Observation]) -> Mapping[Payment, Observation]:
-    """What was seen last of each payment."""
-    return {each.payment: each for each in sorted(observations, key=lambda each: each.began)}

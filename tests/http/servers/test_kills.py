@@ -40,7 +40,6 @@ class Storm:
     kills: Sequence[Kill]
     complaints: Sequence[str]
     payments: int
-    settled: bool
     in_doubt: Collection[Payment]
     in_doubt_in_the_store: Collection[tuple[str, str]]
     in_between: Collection[Kill]
@@ -60,7 +59,6 @@ def test_each_payment_is_made_once_or_in_doubt(
         f" {len(storm.in_doubt)} in doubt"
     )
     assert storm.complaints == []
-    assert storm.settled
     assert {(each.caller, each.key) for each in storm.in_doubt} == storm.in_doubt_in_the_store
     assert len(storm.in_between) >= IN_BETWEEN[service] * kills
 
@@ -87,16 +85,15 @@ def stormed(source: str, command: str, folder: Path, kills: int) -> Storm:
             try:
                 done = strike(server, clients, random.Random(seed), kills)
             finally:
-                wrong = clients.stop()
-            clients.ask_for_all()
+                clients.stop()
+            in_doubt = clients.ask_for_all()
             left = records_in_doubt(url)
         transfers = bank.transfers()
     return Storm(
         kills=done,
-        complaints=[*wrong, *complaints(clients.observations(), transfers, done)],
+        complaints=[*clients.wrong(), *complaints(clients.observations(), transfers, done)],
         payments=len({each.payment for each in clients.observations()}),
-        settled=not clients.unsettled(),
-        in_doubt=clients.in_doubt(),
+        in_doubt=in_doubt,
         in_doubt_in_the_store={(record.key.scope, record.key.id) for record in left},
         **struck(done, left, clients, transfers),
     )
@@ -119,7 +116,7 @@ def strike(server: Server, clients: Clients, chance: random.Random, times: int) 
     """Kill workers that have accepted a request, each at a random instant."""
     kills: list[Kill] = []
     while len(kills) < times:
-        clients.check()
+        assert not clients.wrong()
         time.sleep(chance.uniform(*BETWEEN_KILLS))  # the random instant
         if busy := server.busy():
             kills.append(Kill(chance.choice(busy), time.monotonic()))

@@ -13,7 +13,8 @@ import pytest
 from support.bank import Bank
 from support.documented import SERVICES, documented_service
 from support.http_servers import Asking, BrokenOffError, Response, Server, ask
-from support.payment_load import TOKENS, quoted
+from support.payment_audit import Payment
+from support.payment_load import request_of
 from support.waiting import until
 
 
@@ -37,9 +38,7 @@ class Service:
 
     def paying(self, server: Server, to: str) -> Asking:
         """Ask for a payment, and return when it is made."""
-        body = {"amount": 5, "to": to}
-        asked = {"token": TOKENS["alice"], "key": quoted(to), "body": body}
-        asking = Asking(server.port, "POST", "/payments", **asked)
+        asking = Asking(server.port, **request_of(Payment("alice", to, to, 5)))
         self.bank.paid(to)
         return asking
 

@@ -19,7 +19,8 @@ from kvreplay.http import answer, downstream_key
 from support.bank import Bank
 from support.documented import SERVICES, documented_service
 from support.http_servers import BrokenOffError, Response, Server, ask, request_to, response_of
-from support.payment_load import REFUSED, TOKENS, quoted, refusal
+from support.payment_audit import Payment
+from support.payment_load import REFUSED, TOKENS, quoted, refusal, request_of
 from support.waiting import PATIENCE, HeldTransaction, until
 
 # Its master kills a worker that stands still for longer, and waits as long for one that was killed while it was
@@ -37,14 +38,7 @@ class Service:
     store: Any
 
     def request(self, to: str, **changes: Any) -> dict[str, Any]:
-        return {
-            "method": "POST",
-            "path": "/payments",
-            "token": TOKENS["alice"],
-            "key": quoted(to),
-            "body": {"amount": 5, "to": to},
-            **changes,
-        }
+        return request_of(Payment("alice", to, to, 5), **changes)
 
     def pay(self, to: str, **changes: Any) -> Response:
         return ask(self.server.port, **self.request(to, **changes))
@@ -56,8 +50,8 @@ class Service:
         return connection
 
     def state(self, to: str) -> Response:
-        asked = {"token": TOKENS["alice"], "key": quoted(to)}
-        return ask(self.server.port, "GET", "/idempotency", **asked)
+        asked = self.request(to, method="GET", path="/idempotency", body=None)
+        return ask(self.server.port, **asked)
 
     def replay(self, **settings: Any) -> Replay:
         """The replay of the service, in this process."""
