@@ -67,7 +67,7 @@ async def breaks(request: Request) -> Response:
 
 async def ending(request: Request) -> Response:
     note("ended")
-    request.scope["kvreplay"].ending = request.query_params["is"].replace("-", " ")
+    request.scope["kvreplay.request"].ending = request.query_params["is"].replace("-", " ")
     return PlainTextResponse("as it was told", 200)
 
 

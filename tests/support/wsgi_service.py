@@ -63,7 +63,7 @@ def breaks() -> Response:
 @app.post("/ending")
 def ending() -> Response:
     note("ended")
-    request.environ["kvreplay"].ending = request.args["is"].replace("-", " ")
+    request.environ["kvreplay.request"].ending = request.args["is"].replace("-", " ")
     return Response("as it was told", 200)
 
 
