@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from zlib import crc32
 
+import attrs
 import pytest
 
 from kvreplay import (
@@ -46,6 +47,7 @@ from kvreplay import (
     StoreUnavailableError,
     Unknown,
 )
+from kvreplay._http.profile import Profile
 from kvreplay._protocol.record import Claim, encode
 from kvreplay._runtime.singleflight import flights
 from kvreplay.http import answer
@@ -323,6 +325,22 @@ def test_exception_of_doubt_even_if_the_replay_would_store_it(web: Web) -> None:
     service = web.serve(fails(ValueError("no")), settings={"store_errors": (ValueError,)})
     assert isinstance(service.ask().error, ValueError)
     refused(service.post(), 409, "in-doubt", "unknown")
+
+
+class Faulty(Profile):
+    """A profile whose own code fails when the application has run."""
+
+    def ending(self, status: int) -> Any:
+        raise ZeroDivisionError
+
+
+def test_exception_of_the_layer_itself_leaves_the_key_in_doubt(web: Web) -> None:
+    service = web.serve(settings={"store_errors": (ZeroDivisionError,)})
+    service.app._layer = attrs.evolve(service.app._layer, profile=Faulty())
+    reply = refused(service.post(), 503, "not-stored", "unknown")
+    assert reply.json["application_status"] == 201
+    refused(service.post(), 409, "in-doubt", "unknown")
+    assert len(service.runs) == 1
 
 
 def test_exception_that_says_that_nothing_happened_frees_the_key(web: Web) -> None:
