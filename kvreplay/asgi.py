@@ -211,7 +211,7 @@ class _Run:
         extensions = self._scope.get("extensions") or {}
         scope = {
             **self._scope,
-            "kvreplay": self.request.told,
+            "kvreplay.request": self.request.told,
             "extensions": {
                 name: what
                 for name, what in extensions.items()

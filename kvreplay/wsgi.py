@@ -129,7 +129,7 @@ class _Run:
         self._start_on = start_response
         self._environ = {
             **environ,
-            "kvreplay": request.told,
+            "kvreplay.request": request.told,
             "wsgi.input": io.BytesIO(body),
             "CONTENT_LENGTH": str(len(body)),
         }

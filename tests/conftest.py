@@ -23,7 +23,10 @@ collect_ignore = ["kit/third_party"]
 
 TESTS = Path(__file__).parent
 # What they need is not on every machine.
-ON_REQUEST = (TESTS / "torture", TESTS / "ldk", TESTS / "core" / "test_types.py")
+ON_REQUEST = (
+    *(TESTS / "torture", TESTS / "ldk", TESTS / "http" / "servers"),
+    TESTS / "core" / "test_types.py",
+)
 QUICKEST_FIRST = {"core": 0, "kit": 1, "backends": 2}  # whatever else there is follows
 _EXHAUSTIVE = pytest.StashKey[int]()  # how many tests were left out as exhaustive
 
@@ -192,6 +195,7 @@ def left_out(terminalreporter: Any, config: pytest.Config) -> Iterator[str]:
         yield f"stores on a disk, since these were in memory: tox -e py3{sys.version_info.minor}"
     yield "interrupts at every point, instead of one in 97: tox -e interrupts"
     yield "kills, power cuts, full and failing disks, as root: tox -e torture"
+    yield "web services on real servers, whose workers are killed: tox -e http"
     yield "real LDK nodes, which need npm's registry: tox -e ldk"
     others = [minor for minor in (11, 12, 13) if minor != sys.version_info.minor]
     names = ",".join(f"py3{minor}" for minor in others)

@@ -113,7 +113,7 @@ class Layer(Generic[C]):
 
     def asking(self, incoming: Incoming, at: C) -> Asking | Answer | None:
         """Return what a request asks for, or the answer to it; ``None``: it is not the layer's."""
-        if "kvreplay" in at:
+        if "kvreplay.request" in at:
             return None  # a layer around this one has it already
         if incoming.method == "GET" and self._is_policy(incoming):
             if incoming.field is None:

@@ -46,7 +46,7 @@ class Incoming:
 
 
 class IdempotentRequest:
-    """What the application is told of its request: ``scope["kvreplay"]``, ``environ["kvreplay"]``.
+    """What the application is told: ``kvreplay.request`` in the ASGI scope or the WSGI environ.
 
     Attributes:
         key: the caller, and the key that they sent; :func:`~kvreplay.http.downstream_key` makes of
@@ -124,7 +124,7 @@ def downstream_key(key: ReplayKey, step: str = "") -> str:
     nor their key. So even a second run, after an operator released the key, acts once there.
 
     Args:
-        key: ``scope["kvreplay"].key``, or ``record.key`` in a reconciler.
+        key: ``scope["kvreplay.request"].key``, or ``record.key`` in a reconciler.
         step: which of several calls; each needs a key of its own.
     """
     parts: list[Any] = [key.scope, key.operation or "", key.id, step]

@@ -658,7 +658,7 @@ async def test_extensions_that_could_not_be_kept_are_not_offered(store: Any) -> 
     assert scope["state"] is state
     assert talk.scope == before  # the server's own is untouched
     assert talk.scope["extensions"] == offered
-    assert scope["kvreplay"].key.id == KEY
+    assert scope["kvreplay.request"].key.id == KEY
 
 
 @pytest.mark.parametrize("more", [{}, {"extensions": None}], ids=["absent", "None"])
@@ -797,7 +797,7 @@ def test_repr_shows_no_payload(store: Any) -> None:
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await receive()
-        seen.append(scope["kvreplay"])
+        seen.append(scope["kvreplay.request"])
         await send(START)
         await send(END)
 

@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from zlib import crc32
 
+import attrs
 import pytest
 
 from kvreplay import (
@@ -46,6 +47,7 @@ from kvreplay import (
     StoreUnavailableError,
     Unknown,
 )
+from kvreplay._http.profile import Profile
 from kvreplay._protocol.record import Claim, encode
 from kvreplay._runtime.singleflight import flights
 from kvreplay.http import answer
@@ -325,6 +327,22 @@ def test_exception_of_doubt_even_if_the_replay_would_store_it(web: Web) -> None:
     refused(service.post(), 409, "in-doubt", "unknown")
 
 
+class Faulty(Profile):
+    """A profile whose own code fails when the application has run."""
+
+    def ending(self, status: int) -> Any:
+        raise ZeroDivisionError
+
+
+def test_exception_of_the_layer_itself_leaves_the_key_in_doubt(web: Web) -> None:
+    service = web.serve(settings={"store_errors": (ZeroDivisionError,)})
+    service.app._layer = attrs.evolve(service.app._layer, profile=Faulty())
+    reply = refused(service.post(), 503, "not-stored", "unknown")
+    assert reply.json["application_status"] == 201
+    refused(service.post(), 409, "in-doubt", "unknown")
+    assert len(service.runs) == 1
+
+
 def test_exception_that_says_that_nothing_happened_frees_the_key(web: Web) -> None:
     answers: list[Any] = [NotAppliedError("the bank refused the connection"), Says()]
 
@@ -458,6 +476,27 @@ def test_answered_too_large_by_a_byte(web: Web) -> None:
     service = web.serve(Says(202, JSON, (b"x" * (size - 600), b"y" * 600)), max_answer_bytes=1000)
     assert len(service.post().body) == size
     refused(service.post(), 409, "not-kept", "answered")
+
+
+@pytest.mark.parametrize("long", [False, True], ids=["short", "long"])
+def test_answered_as_large_as_a_record_can_be(web: Web, long: bool) -> None:
+    """Whatever the limit of records leaves is kept, and one byte more is not: it is never too large
+    to be stored when it is known."""
+    caller = "\U0001f600" * 300 if long else "a"
+    where: dict[str, Any] = {"path": "/" + "p" * 3000, "query": "q" * 3000, "key": "k" * 255}
+    where = where if long else {"path": "/", "query": "", "key": "k"}
+    size = 40_000 - 16 * 1024 - sum(len(name) + len(value) for name, value in JSON)
+    size -= len(where["path"]) + len(where["query"]) + 4 * len(caller)
+    for more in (0, 1):
+        service = web.serve(
+            Says(201, JSON, (b"x" * (size + more),)),
+            scope=lambda at: caller,
+            settings={"max_record_bytes": 40_000},
+        )
+        key = where | {"key": f"{where['key'][:254]}{more}"}
+        assert len(service.post(**key).body) == size + more
+        again = service.post(**key)
+        assert (again.is_replay, again.slug) == ((True, None) if not more else (False, "not-kept"))
 
 
 # Same key, another request.

@@ -211,7 +211,7 @@ def test_authentication_outside_has_said_who_asks(layer: dict[str, Any]) -> None
         return (scope["user"].is_authenticated and scope["user"].username) or None
 
     async def pay(request: Any) -> Any:
-        return PlainTextResponse(request.scope["kvreplay"].key.scope)
+        return PlainTextResponse(request.scope["kvreplay.request"].key.scope)
 
     app = Starlette(
         routes=[Route("/", pay, methods=["POST"])],
@@ -234,7 +234,7 @@ def test_a_mounted_application_is_told_and_its_whole_path_is_compared(
     from starlette.routing import Route
 
     async def pay(request: Any) -> Any:
-        return JSONResponse(request.scope["kvreplay"].key.id)
+        return JSONResponse(request.scope["kvreplay.request"].key.id)
 
     inner = Starlette(routes=[Route("/pay", pay, methods=["POST"])])
     outer = FastAPI()

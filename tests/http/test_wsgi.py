@@ -28,7 +28,6 @@ from support.http_apps import (
     asked_of_wsgi,
     caller_of_environ,
     environ_of,
-    validated,
 )
 
 OK = "201 Created"
@@ -100,7 +99,7 @@ def test_a_list_a_tuple_and_nothing(store: Any) -> None:
         "tuple": ((b"a",), b"a"),
         "nothing": ([], b""),
     }.items():
-        layer = layer_on(store, validated(returning(lambda parts=parts: parts)))
+        layer = layer_on(store, validator(returning(lambda parts=parts: parts)))
         first, again = reply(layer, key=key), reply(layer, key=key)
         assert (first.body, again.body, again.is_replay) == (whole, whole, True)
         assert again.headers[:-1] == first.headers
@@ -115,7 +114,7 @@ def test_a_generator_that_begins_its_answer_late(store: Any) -> None:
         yield b"a"
         yield b"b"
 
-    layer = layer_on(store, validated(app))
+    layer = layer_on(store, validator(app))
     assert [reply(layer).body for _ in range(2)] == [b"ab", b"ab"]
     assert calls == [BODY]
 
@@ -127,7 +126,7 @@ def test_what_is_written(store: Any) -> None:
         write(b"b")
         return [b"c"]
 
-    layer = layer_on(store, validated(app))
+    layer = layer_on(store, validator(app))
     first, again = reply(layer), reply(layer)
     assert first.body == again.body == b"abc"
     assert again.is_replay
@@ -140,7 +139,7 @@ def test_what_is_written_over_the_limit(store: Any) -> None:
             write(b"x" * 40)
         return [b"end"]
 
-    layer = layer_on(store, validated(app), max_answer_bytes=100)
+    layer = layer_on(store, validator(app), max_answer_bytes=100)
     assert reply(layer).body == b"x" * 160 + b"end"
     assert reply(layer).slug == "not-kept"
 
@@ -166,7 +165,7 @@ def test_the_status_and_headers_of_a_call_with_exc_info_count(store: Any) -> Non
             start_response("422 Unprocessable Content", TEXT, sys.exc_info())
         return [b"no"]
 
-    layer = layer_on(store, validated(app))
+    layer = layer_on(store, validator(app))
     first, again = reply(layer), reply(layer)
     assert (first.status, first.body, len(first.headers)) == (422, b"no", 1)
     assert (again.status, again.body, again.is_replay) == (422, b"no", True)
@@ -182,7 +181,7 @@ def test_what_was_collected_before_exc_info_is_dropped(store: Any) -> None:
             start_response("422 Unprocessable Content", TEXT, sys.exc_info())
         return [b"no"]
 
-    layer = layer_on(store, validated(app))
+    layer = layer_on(store, validator(app))
     for _ in range(2):
         assert (reply(layer).status, reply(layer).body) == (422, b"no")
 
@@ -199,7 +198,7 @@ def test_exc_info_after_a_part_is_on_its_way_raises(store: Any) -> None:
             start_response("500 Internal Server Error", TEXT, sys.exc_info())
         return [b"never"]
 
-    layer = layer_on(store, validated(app), max_answer_bytes=100)
+    layer = layer_on(store, validator(app), max_answer_bytes=100)
     exchange = ask(layer)
     assert isinstance(exchange.error, ValueError)
     assert reply(layer).slug == "in-doubt"
@@ -239,7 +238,7 @@ def test_close_is_called_once_after_the_answer_is_stored_and_sent(store: Any) ->
             super().close()
 
     result = Notifying(b"a", b"b", log=log)
-    layer = layer_on(store, validated(returning(result)))
+    layer = layer_on(store, validator(returning(result)))
 
     def start_response(status: str, headers: Any, exc_info: Any = None) -> Any:
         log.append("start")
@@ -254,7 +253,7 @@ def test_close_is_called_once_after_the_answer_is_stored_and_sent(store: Any) ->
 @pytest.mark.parametrize("take", [0, None], ids=["client gone", "all"])
 def test_close_is_called_once_even_if_the_client_goes(store: Any, take: int | None) -> None:
     result = Closing(b"a")
-    layer = layer_on(store, validated(returning(result)))
+    layer = layer_on(store, validator(returning(result)))
     ask(layer, take)
     assert result.closed == 1
     assert reply(layer).is_replay
@@ -263,7 +262,7 @@ def test_close_is_called_once_even_if_the_client_goes(store: Any, take: int | No
 
 def test_close_is_called_once_if_the_application_raises_in_the_middle(store: Any) -> None:
     result = Closing(b"a", ValueError("no"))
-    layer = layer_on(store, validated(returning(result)))
+    layer = layer_on(store, validator(returning(result)))
     assert isinstance(ask(layer).error, ValueError)
     assert result.closed == 1
     assert reply(layer).slug == "in-doubt"
@@ -272,7 +271,7 @@ def test_close_is_called_once_if_the_application_raises_in_the_middle(store: Any
 def test_close_is_called_once_if_the_answer_cannot_be_stored(store: Any) -> None:
     faulty = FaultyStore(store)
     result = Closing(b"a")
-    layer = layer_on(faulty, validated(returning(result)))
+    layer = layer_on(faulty, validator(returning(result)))
     faulty.fail(on="check_and_put", after=1)
     assert reply(layer).slug == "not-stored"
     assert result.closed == 1
@@ -282,7 +281,7 @@ def test_close_is_called_once_if_the_answer_cannot_be_stored(store: Any) -> None
 def test_close_is_called_once_of_a_stream(store: Any, stored: bool) -> None:
     faulty = FaultyStore(store)
     result = Closing(b"x" * 60, b"y" * 60, b"z")
-    layer = layer_on(faulty, validated(returning(result)), max_answer_bytes=100)
+    layer = layer_on(faulty, validator(returning(result)), max_answer_bytes=100)
     if not stored:
         faulty.fail(on="check_and_put", after=1)
     ask(layer)
@@ -351,7 +350,7 @@ def test_a_stream_over_the_limit_is_passed_on_as_it_comes(store: Any) -> None:
 
 def test_a_stream_that_raises_in_the_middle_leaves_the_key_in_doubt(store: Any) -> None:
     result = Closing(b"x" * 60, b"y" * 60, b"z" * 60, ValueError("halfway"))
-    layer = layer_on(store, validated(returning(result)), max_answer_bytes=100)
+    layer = layer_on(store, validator(returning(result)), max_answer_bytes=100)
     exchange = ask(layer)
     assert isinstance(exchange.error, ValueError)
     assert exchange.reply is not None
@@ -362,7 +361,7 @@ def test_a_stream_that_raises_in_the_middle_leaves_the_key_in_doubt(store: Any) 
 def test_the_end_of_a_stream_is_not_sent_if_it_cannot_be_stored(store: Any) -> None:
     faulty = FaultyStore(store)
     result = Closing(b"x" * 60, b"y" * 60, b"z" * 60)
-    layer = layer_on(faulty, validated(returning(result)), max_answer_bytes=100)
+    layer = layer_on(faulty, validator(returning(result)), max_answer_bytes=100)
     faulty.fail(on="check_and_put", after=1)
     exchange = ask(layer)
     assert isinstance(exchange.error, RuntimeError)
@@ -390,7 +389,7 @@ def test_a_client_that_goes_in_the_middle_of_a_stream_leaves_doubt(store: Any) -
 
 def test_headers_over_the_limit_without_a_body(store: Any) -> None:
     headers = [*TEXT, ("Link", f"</{'x' * 200}>")]
-    layer = layer_on(store, validated(returning([], headers=headers)), max_answer_bytes=100)
+    layer = layer_on(store, validator(returning([], headers=headers)), max_answer_bytes=100)
     assert len(reply(layer).headers) == 2
     assert reply(layer).slug == "not-kept"
 
@@ -585,7 +584,7 @@ def test_answers_leave_no_garbage() -> None:
 def test_repr_shows_no_payload(store: Any) -> None:
     layer = layer_on(store, app := returning([b"a"]))
     reply(layer)
-    told = app.calls[0]["kvreplay"]
+    told = app.calls[0]["kvreplay.request"]
     assert repr(layer).startswith("<IdempotencyMiddleware ietf with <Replay ")
     assert repr(told) == f"<IdempotentRequest {told.key!r} ending=None>"
     for shown in (repr(layer), repr(told)):

@@ -427,7 +427,7 @@ def in_front_of_wsgi(replay: Replay, statuses: dict[int | str, Ending]) -> None:
 
 
 async def an_application(scope: Scope, receive: Receive, send: Send) -> None:
-    told: IdempotentRequest = scope["kvreplay"]
+    told: IdempotentRequest = scope["kvreplay.request"]
     assert_type(told.key, ReplayKey)
     assert_type(told.ending, Ending | None)
     told.ending = "freed"

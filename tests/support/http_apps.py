@@ -41,7 +41,6 @@ __all__ = [
     "caller_of_scope",
     "environ_of",
     "scope_of",
-    "validated",
     "wsgi_app",
 ]
 
@@ -53,16 +52,12 @@ JSON = (("content-type", "application/json"),)
 FACES = ("asgi", "wsgi")
 
 
-_TOLD = "kvreplay.request"
-"""Where the validator lets ``environ["kvreplay"]`` through: it wants a dot in the name."""
-
-
 # What an application is told, and what it says.
 
 
 @attrs.frozen
 class Given:
-    """What came. ``at``: the ASGI scope or the WSGI environ; ``told``: ``at["kvreplay"]``."""
+    """What came. ``at``: the ASGI scope or the WSGI environ; ``told``: ``at["kvreplay.request"]``."""
 
     method: str
     path: str
@@ -73,7 +68,7 @@ class Given:
 
     @property
     def told(self) -> IdempotentRequest | None:
-        return self.at.get("kvreplay") or self.at.get(_TOLD)
+        return self.at.get("kvreplay.request")
 
 
 @attrs.frozen
@@ -147,17 +142,6 @@ def wsgi_app(application: Application) -> Any:
         return _Parts(says)
 
     return app
-
-
-def validated(app: Any) -> Any:
-    """The application behind a validator."""
-    checked = validator(app)
-
-    def behind(environ: Any, start_response: Any) -> Any:
-        told = {_TOLD if name == "kvreplay" else name: what for name, what in environ.items()}
-        return checked(told, start_response)
-
-    return behind
 
 
 class _Parts:
@@ -524,6 +508,6 @@ class Web:
             app: Any = asgi.IdempotencyMiddleware(asgi_app(application), replay.replay, **layer)
         else:
             layer = {"scope": caller_of_environ, **layer}
-            inner = validated(wsgi_app(application))
+            inner = validator(wsgi_app(application))
             app = wsgi.IdempotencyMiddleware(inner, replay.replay, **layer)
         return Service(self.face, app, replay, runs, is_quoted)

@@ -112,7 +112,7 @@ def starlette_routes(effects: Effects) -> dict[str, Any]:
 
     async def ends(request: Any) -> Any:
         effects.run("/ends")
-        request.scope["kvreplay"].ending = await request.json()
+        request.scope["kvreplay.request"].ending = await request.json()
         return Response("as you like")
 
     async def body(request: Any) -> Any:
@@ -224,7 +224,7 @@ def litestar_handlers(effects: Effects) -> list[Any]:
     @at("/ends")
     async def ends(request: Any) -> Any:
         effects.run("/ends")
-        request.scope["kvreplay"].ending = await request.json()
+        request.scope["kvreplay.request"].ending = await request.json()
         return Response("as you like", media_type=MediaType.TEXT)
 
     @at("/body")
@@ -307,7 +307,7 @@ def flask(effects: Effects, replay: Replay, **settings: Any) -> Any:
     @at("/ends")
     def ends() -> Any:
         effects.run("/ends")
-        request.environ["kvreplay"].ending = request.get_json()
+        request.environ["kvreplay.request"].ending = request.get_json()
         return "as you like"
 
     @at("/body")
@@ -326,7 +326,7 @@ def django_views(effects: Effects, *, awaited: bool, asgi: bool) -> dict[str, An
     from django.http import FileResponse, HttpResponse, JsonResponse, StreamingHttpResponse
 
     def told(request: Any) -> Any:
-        return (request.scope if asgi else request.META)["kvreplay"]
+        return (request.scope if asgi else request.META)["kvreplay.request"]
 
     def made(request: Any) -> Any:
         response = JsonResponse({"run": effects.run("/made")}, status=201)

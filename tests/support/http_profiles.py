@@ -120,7 +120,9 @@ class Shop:
 
     async def _asgi(self, scope: Any, receive: Any, send: Any) -> None:
         body = (await receive())["body"]
-        status, headers, content = self._answer(Given(scope["path"], body, scope.get("kvreplay")))
+        status, headers, content = self._answer(
+            Given(scope["path"], body, scope.get("kvreplay.request"))
+        )
         pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": status, "headers": pairs})
         await send({"type": "http.response.body", "body": content})
@@ -128,7 +130,7 @@ class Shop:
     def _wsgi(self, environ: Any, start_response: Any) -> list[bytes]:
         body = environ["wsgi.input"].read()
         status, headers, content = self._answer(
-            Given(environ["PATH_INFO"], body, environ.get("kvreplay"))
+            Given(environ["PATH_INFO"], body, environ.get("kvreplay.request"))
         )
         start_response(f"{status} Because", list(headers.items()))
         return [content]
