@@ -10,6 +10,8 @@ from wsgiref.validate import validator
 
 import httpx
 
+from support.waiting import PATIENCE
+
 __all__ = ["ALICE", "BOB", "ASGIClient", "Client", "WSGIClient"]
 
 ALICE = {"Authorization": "Bearer token-alice"}
@@ -82,8 +84,16 @@ class ASGIClient(Client):
             if self._lifespan is not None:
                 self.run(self._lifespan.end)
             self.run(self._client.aclose)
+            self.run(_end_of_all)
         finally:
             self._runner.close()
+
+
+async def _end_of_all() -> None:
+    """Wait until the application has nothing to do any more; Django would leave a file open."""
+    if others := asyncio.all_tasks() - {asyncio.current_task()}:
+        _, pending = await asyncio.wait(others, timeout=PATIENCE)
+        assert not pending
 
 
 class _Lifespan:
