@@ -117,8 +117,9 @@ PROBLEMS: Final[dict[Slug, Problem]] = {
         "Idempotency-Key is already used",
         "none",
         "This key belongs to another request: its method, path, query or body differ from this one."
-        " This request ran nothing and charged nothing, and the other one is untouched. Send this"
-        " request with a new key, or repeat the other one exactly.",
+        " This request ran nothing and charged nothing, and the other one is untouched. If this is"
+        " a retry, repeat the first request exactly, and take no new key: it may have taken effect."
+        " Only another operation takes a new key.",
     ),
     "running": Problem(
         409,
@@ -185,9 +186,10 @@ PROBLEMS: Final[dict[Slug, Problem]] = {
     "unknown-key": Problem(
         404,
         "Nothing is known of this Idempotency-Key",
-        "none",
+        "unknown",
         "No request of yours with this key is running, in doubt or answered: it never came, changed"
-        " nothing, or was forgotten. It can be sent with this key.",
+        " nothing, or its answer is too old and was removed. A request with this key would"
+        " run: if the first one may be as old as that, look up what became of it before.",
     ),
     "missing-path": Problem(
         400,

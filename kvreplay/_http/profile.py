@@ -22,7 +22,8 @@ DAY: Final = 24 * 60 * 60 * 1000
 
 _sha256 = hashlib.sha256
 
-_NOTHING_HAPPENED: Final = frozenset({401, 403, 408, 425, 429, 503})
+# After 307 and 308 the client sends the same request to another address.
+_NOTHING_HAPPENED: Final = frozenset({307, 308, 401, 403, 408, 425, 429, 503})
 
 
 class Profile:

@@ -112,8 +112,8 @@ class Configured(Generic[A, R, C, S]):
             _check_plain("scope", scope)
         if not isinstance(replay, self._kind):
             raise ConfigError(
-                f"replay is a {type(replay).__name__}; this layer needs a"
-                f" kvreplay.{self._kind.__name__}"
+                f"replay is of the class {type(replay).__name__}; this layer needs kvreplay's"
+                f" {self._kind.__name__}"
             )
         settings = replay._settings  # private, but of this package
         if settings.policy.lease is None:
@@ -166,8 +166,12 @@ class Configured(Generic[A, R, C, S]):
         room = _room(settings.policy.max_record_bytes)
         self._app = app
         # Whatever goes wrong once the application has begun, the layer's own faults too, leaves the
-        # key in doubt: only what says so frees it.
-        self._replay: R = replay._with_policy(doubt_on=(Exception,), store_errors=())
+        # key in doubt: only what says so frees it. An expired key says so more than once.
+        self._replay: R = replay._with_policy(
+            doubt_on=(Exception,),
+            store_errors=(),
+            tombstone_ttl=settings.policy.tombstone_ttl or settings.ttl,
+        )
         self._layer: Layer[C] = Layer(
             profile=own,
             caller_of=scope,

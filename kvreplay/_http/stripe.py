@@ -24,7 +24,7 @@ from kvreplay._http.requests import Ending
 
 __all__ = ["Stripe"]
 
-_NOT_BEGUN: Final = frozenset({401, 403, 408, 422, 425, 429})
+_NOT_BEGUN: Final = frozenset({307, 308, 401, 403, 408, 422, 425, 429})
 
 _TYPES: Final[dict[Slug, str]] = {
     "key-reused": "idempotency_error",

@@ -30,6 +30,8 @@ _PAGE: Final = 100  # records that one call in a thread brings back
 class AsyncUpkeep(AnyReplay[V]):
     """The part of :class:`~kvreplay.AsyncReplay` that answers no request."""
 
+    _awaits = True
+
     def _set_up(self) -> None:
         super()._set_up()
         self._driver = AsyncDriver(self._settings)

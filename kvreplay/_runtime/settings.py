@@ -11,7 +11,7 @@ import copy
 import inspect
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, Final, Generic, Literal, Required, Self, TypedDict, TypeVar
+from typing import Any, ClassVar, Final, Generic, Literal, Required, Self, TypedDict, TypeVar
 
 import attrs
 
@@ -130,6 +130,9 @@ class Settings:
 class Configured(Generic[V]):
     """An object with the settings of a replay namespace. ``V``: what a reconciler returns."""
 
+    _awaits: ClassVar[bool] = False
+    """Whether what a reconciler returns is awaited."""
+
     def __init__(
         self,
         store: AtomicKVStore,
@@ -213,6 +216,7 @@ class Configured(Generic[V]):
             raise ConfigError("renew=True needs a lease to renew; lease is None")
         if type(max_record_bytes) is not int or max_record_bytes < 1:
             raise ConfigError("max_record_bytes must be an int of at least 1")
+        _check_reconciler(on_in_doubt, self._awaits)
         _check_doubt_on(doubt_on)
         _check_store_errors(store_errors, doubt_on)
         secrets = _params_keys(params_key)
@@ -283,6 +287,14 @@ def _in_doubt_policy(on_in_doubt: object) -> InDoubtPolicy:
     raise ConfigError(
         f"on_in_doubt is {on_in_doubt!r}; it can be 'raise', 'rerun' or a callable that reconciles"
     )
+
+
+def _check_reconciler(on_in_doubt: object, awaits: bool) -> None:
+    if inspect.iscoroutinefunction(on_in_doubt) and not awaits:
+        raise ConfigError(
+            "on_in_doubt is a coroutine function, and nobody awaits it here: give a plain function,"
+            " or use AsyncReplay"
+        )
 
 
 def _expired_policy(on_expired: object) -> ExpiredPolicy:

@@ -158,8 +158,8 @@ def test_2_5_2_a_specification_is_published_to_everybody(plain: Web) -> None:
         "in quotes, 1 to 255 characters",
         "method, path, query and a digest of the body",
         "Expiry",
-        "Each retry gets this answer: 200-299, 300-399, 400, 402, 404-407, 409-424, 426-428,",
-        "a retry runs anew: 401, 403, 408, 425, 429, 503.",
+        "Each retry gets this answer: 200-299, 300-306, 309-399, 400, 402, 404-407, 409-424, 426-428,",
+        "a retry runs anew: 307-308, 401, 403, 408, 425, 429, 503.",
         "nothing runs again: 500-502, 504-599.",
     ):
         assert part in published.text
@@ -179,7 +179,10 @@ def test_2_5_2_each_problem_links_to_its_place_there(plain: Web) -> None:
         ({"required": False}, "PATCH, POST requests may have an"),
         ({"required": lambda at: True}, "PATCH, POST requests may need an"),
         ({"methods": ["post", "DELETE"]}, "DELETE, POST requests need an"),
-        ({"statuses": {404: "freed", "5xx": "kept"}}, "anew: 401, 403-404, 408, 425, 429."),
+        (
+            {"statuses": {404: "freed", "5xx": "kept"}},
+            "anew: 307-308, 401, 403-404, 408, 425, 429.",
+        ),
         ({"statuses": {"4xx": "in doubt", 503: "kept"}}, "again: 400-499, 500-502, 504-599."),
         ({"statuses": dict.fromkeys(("2xx", "3xx", "4xx", "5xx"), "kept")}, "anew: none."),
     ],

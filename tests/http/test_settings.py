@@ -178,9 +178,9 @@ def test_a_replay_of_the_other_kind_is_refused(face: str) -> None:
     wanted, other = (AsyncReplay, Replay) if face == "asgi" else (Replay, AsyncReplay)
     with pytest.raises(ConfigError) as error:
         make(face, replay=other(MemoryStore(), "http", ttl="1d"))
-    said = f"replay is a {other.__name__}; this layer needs a kvreplay.{wanted.__name__}"
+    said = f"replay is of the class {other.__name__}; this layer needs kvreplay's {wanted.__name__}"
     assert said in str(error.value)
-    with pytest.raises(ConfigError, match="replay is a MemoryStore"):
+    with pytest.raises(ConfigError, match="replay is of the class MemoryStore"):
         make(face, replay=MemoryStore())
 
 

@@ -228,7 +228,7 @@ def test_first_request_gets_the_applications_answer(web: Web) -> None:
 
 def by_status() -> dict[int, str]:
     """How a run ends by its answer's status."""
-    freed = dict.fromkeys((401, 403, 408, 425, 429, 503), "freed")
+    freed = dict.fromkeys((307, 308, 401, 403, 408, 425, 429, 503), "freed")
     kept = dict.fromkeys((200, 201, 202, 204, 301, 303, 400, 402, 404, 409, 410, 422, 451), "kept")
     return kept | freed | dict.fromkeys((500, 501, 502, 504, 507, 599), "in doubt")
 
@@ -827,6 +827,20 @@ def test_expired_and_stale(web: Web, pruned: bool) -> None:
     assert len(service.runs) == 1
 
 
+def test_expired_is_told_more_than_once_without_a_tombstone_ttl(web: Web) -> None:
+    service = web.serve(settings={"ttl": 60})
+    service.post()
+    web.clock.pass_seconds(119.999)
+    for _ in range(2):
+        refused(service.post(), 422, "expired", "answered")
+    service.replay.sweep()
+    refused(service.post(), 422, "expired", "answered")
+    assert len(service.runs) == 1
+    web.clock.pass_seconds(0.001)
+    assert not service.post().is_replay
+    assert len(service.runs) == 2
+
+
 @pytest.mark.parametrize("pruned", [False, True], ids=["answer", "tombstone"])
 def test_expired_and_run_anew(web: Web, pruned: bool) -> None:
     service = web.serve(settings={"ttl": 60, "tombstone_ttl": 60, "on_expired": "rerun"})
@@ -1084,13 +1098,13 @@ def test_state_of_a_key_that_has_expired(web: Web, pruned: bool) -> None:
 
 def test_state_of_a_key_that_nobody_knows(web: Web) -> None:
     service = web.serve()
-    refused(state(service), 404, "unknown-key", "none")
+    refused(state(service), 404, "unknown-key", "unknown")
 
 
 def test_state_is_shown_to_its_caller_only(web: Web) -> None:
     service = web.serve()
     service.post(caller="alice")
-    refused(state(service, caller="bob"), 404, "unknown-key", "none")
+    refused(state(service, caller="bob"), 404, "unknown-key", "unknown")
     refused(state(service, caller=None), 401, "unauthenticated", "none")
     assert state(service, caller="alice").status == 200
 

@@ -7,6 +7,7 @@ message are the child's standard input, output and error. It answers the child's
 
 from __future__ import annotations
 
+import atexit
 import functools
 import importlib.util
 import json
@@ -69,6 +70,10 @@ class _Nursery:
             command = [sys.executable, __file__, str(script)]
             self._process = subprocess.Popen(command, stdin=its_own, env=_with_tests())
 
+    def end(self) -> None:
+        self._socket.close()
+        self._process.wait()
+
     def ask(self, what: dict[str, Any], *descriptors: int) -> int:
         socket.send_fds(self._socket, [json.dumps(what).encode()], descriptors)
         answer = self._socket.recv(_LARGEST)
@@ -79,7 +84,9 @@ class _Nursery:
 @functools.cache
 def nursery_of(script: Path) -> _Nursery:
     """Return this process's nursery for a script; it ends with this process."""
-    return _Nursery(script)
+    nursery = _Nursery(script)
+    atexit.register(nursery.end)
+    return nursery
 
 
 def _with_tests() -> dict[str, str]:

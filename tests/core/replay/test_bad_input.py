@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from kvreplay import (
+    AsyncReplay,
     ConfigError,
     InvalidParamsError,
     InvalidValueError,
     ParamsMismatchError,
+    Replay,
     SweepResult,
 )
 from support.replaying import Handler
@@ -100,6 +102,12 @@ async def awaited(_: object) -> None: ...
 def test_bad_settings_are_named(make: Callable[..., Any], settings: Any, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         make(**settings)
+
+
+def test_a_reconciler_that_nobody_would_await_is_refused(store: Any) -> None:
+    with pytest.raises(ConfigError, match="on_in_doubt is a coroutine function.*AsyncReplay"):
+        Replay(store, "replay", ttl=1, on_in_doubt=awaited)
+    AsyncReplay(store, "replay", ttl=1, on_in_doubt=awaited)
 
 
 def test_a_class_may_be_listed_twice(make: Callable[..., Any]) -> None:
