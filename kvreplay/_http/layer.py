@@ -123,7 +123,8 @@ class Layer(Generic[C]):
                 return page(self.profile, self.ttl, methods, self.statuses)
             of_state = True
         else:
-            if incoming.method not in self.methods:
+            # In any case: Django and Flask take "patch", which browsers send so, for PATCH.
+            if incoming.method.upper() not in self.methods:
                 return None
             if self.covers is not None and not self.covers(at):
                 return None

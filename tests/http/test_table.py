@@ -145,6 +145,17 @@ def test_covered_method_does_not(plain: Web) -> None:
     assert [given.told is not None for given in service.runs] == [True, True]
 
 
+@pytest.mark.filterwarnings("ignore:Unknown REQUEST_METHOD")
+@pytest.mark.parametrize("method", ["post", "patch", "Patch"])
+def test_covered_method_in_any_case(plain: Web, method: str) -> None:
+    """Frameworks take it for the method in capitals; so it needs a key, and runs once."""
+    service = plain.serve()
+    refused(service.ask(method, key=None).result(), 400, "missing-key", "none")
+    assert [service.ask(method).result().is_replay for _ in range(2)] == [False, True]
+    refused(service.ask(method.swapcase()).result(), 422, "key-reused", "none")
+    assert len(service.runs) == 1
+
+
 def test_not_covered_path_passes_through_and_another_does_not(plain: Web) -> None:
     def covers(at: Any) -> bool:
         return bool((at.get("path") or at.get("PATH_INFO")) == PATH)
