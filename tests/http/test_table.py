@@ -364,6 +364,19 @@ def test_exception_after_the_application_said_that_nothing_happened(web: Web) ->
     assert len(service.runs) == 2
 
 
+@pytest.mark.parametrize("ending", ["kept", "in doubt"])
+def test_exception_after_the_application_said_something_else(web: Web, ending: Any) -> None:
+    def application(given: Given) -> Says:
+        assert given.told is not None
+        given.told.ending = ending
+        raise ValueError("after the effect")
+
+    service = web.serve(application)
+    assert isinstance(service.ask().error, ValueError)
+    refused(service.post(), 409, "in-doubt", "unknown")
+    assert len(service.runs) == 1
+
+
 # Answered.
 
 
@@ -490,6 +503,21 @@ def test_answered_as_large_as_a_record_can_be(web: Web, long: bool) -> None:
         assert len(service.post(**key).body) == size + more
         again = service.post(**key)
         assert (again.is_replay, again.slug) == ((True, None) if not more else (False, "not-kept"))
+
+
+def test_answered_as_large_as_a_record_can_be_under_acp(plain: Web) -> None:
+    """There the path is in the key, percent-encoded."""
+    path = "/" + "\u00e9" * 4000  # 8001 bytes, of which all but the first are three characters
+    size = 80_000 - 16 * 1024 - sum(len(name) + len(value) for name, value in JSON)
+    size -= 8001 + (1 + 3 * 8000) + 4 * len("alice")
+    replay = plain.replay(ttl="24h", max_record_bytes=80_000)
+    for more in (0, 1):
+        says = Says(201, JSON, (b"x" * (size + more),))
+        service = plain.serve(says, replay=replay, profile="acp")
+        assert len(service.post(path, key=str(more)).body) == size + more
+        again = service.post(path, key=str(more))
+        assert (again.status, again.is_replay) == ((201, True) if not more else (409, False))
+        assert not more or again.json["code"] == "idempotency_not_kept"
 
 
 # Same key, another request.
