@@ -108,6 +108,13 @@ def running(service: Service, gate: Gate, **options: Any) -> Caller:
     return caller
 
 
+def waiting(service: Service) -> Caller:
+    """Begin a request that waits for the one that is running."""
+    caller = service.begin()
+    until(lambda: [flight.wakers for flight in flights.table.values()] not in ([], [{}]))
+    return caller
+
+
 def fails(error: Exception) -> Callable[[Given], Says]:
     def application(given: Given) -> Says:
         raise error
@@ -678,7 +685,7 @@ def test_running_is_waited_for(web: Web) -> None:
     gate = Gate()
     service = web.serve(gate, wait_timeout=None)
     first = running(service, gate)
-    second = service.begin()
+    second = waiting(service)
     gate.let_go()
     assert first.result().result().status == 201
     waited = second.result().result()
@@ -700,7 +707,7 @@ def test_in_doubt_after_waiting(web: Web, how: str) -> None:
     gate = Gate(ValueError("lost") if how == "raises" else Says(500))
     service = web.serve(gate, wait_timeout=None)
     first = running(service, gate)
-    second = service.begin()
+    second = waiting(service)
     gate.let_go()
     mine: Exchange = first.result()
     if how == "raises":
@@ -715,7 +722,7 @@ def test_freed_after_waiting_with_an_answer(web: Web) -> None:
     gate = Gate(Says(503))
     service = web.serve(gate, wait_timeout=None)
     first = running(service, gate)
-    second = service.begin()
+    second = waiting(service)
     gate.let_go()
     assert first.result().result().status == 503
     assert second.result().result().status == 503
@@ -733,8 +740,7 @@ def test_freed_after_waiting_without_an_answer(web: Web) -> None:
 
     service = web.serve(application, wait_timeout=None)
     first = running(service, gate)
-    second = service.begin()
-    until(lambda: [flight.wakers for flight in flights.table.values()] not in ([], [{}]))
+    second = waiting(service)
     gate.let_go()
     assert isinstance(first.result().error, NotAppliedError)
     waited = second.result().result()
