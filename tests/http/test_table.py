@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from zlib import crc32
 
+import attrs
 import pytest
 
 from kvreplay import (
@@ -341,6 +342,23 @@ def test_exception_of_doubt_even_if_the_replay_would_store_it(web: Web) -> None:
     service = web.serve(fails(ValueError("no")), settings={"store_errors": (ValueError,)})
     assert isinstance(service.ask().error, ValueError)
     refused(service.post(), 409, "in-doubt", "unknown")
+
+
+@pytest.mark.parametrize("stores", [(), (ZeroDivisionError,)], ids=["no failure", "failures"])
+def test_exception_of_the_layers_own(plain: Web, stores: Any) -> None:
+    """A fault of the layer, once the application has answered, frees no key and is no answer."""
+
+    class Broken(dict[Any, Any]):
+        def get(self, *args: Any) -> Any:
+            return 1 / 0
+
+    service = plain.serve(settings={"store_errors": stores})
+    right = service.app._layer
+    service.app._layer = attrs.evolve(right, statuses=Broken())
+    refused(service.post(), 503, "not-stored", "unknown")
+    service.app._layer = right
+    refused(service.post(), 409, "in-doubt", "unknown")
+    assert len(service.runs) == 1
 
 
 def test_exception_that_says_that_nothing_happened_frees_the_key(web: Web) -> None:
