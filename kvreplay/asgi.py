@@ -82,14 +82,15 @@ class IdempotencyMiddleware(
             return
         if isinstance(body, _Gone):
             return
-        run = _Run(self._app, layer, layer.request(key, incoming, body), scope, receive, send, body)
+        request = layer.request(key, incoming, body)
+        run = _Run(self._app, layer, request, scope, receive, send, body, self._running)
         try:
             answer = await self._execute(run, incoming)
             if answer is not None:
                 await run.deliver(answer)
             await run.end()
         except BaseException:  # cancelled, or the client is gone
-            run.leave(self._running)
+            run.leave()
             raise
 
     async def _execute(self, run: _Run, incoming: Incoming) -> Answer | None:
@@ -98,7 +99,7 @@ class IdempotencyMiddleware(
         try:
             outcome = await self._outcome(run)
             if outcome.replayed:
-                return layer.replayed(outcome.response, incoming)
+                return layer.replayed(outcome, incoming)
         except InDoubtAnswerError:
             if run.answer is None:  # it is of the run that this request waited for
                 return layer.refuse(Refusal("in-doubt"), incoming)
@@ -136,7 +137,7 @@ class IdempotencyMiddleware(
             return self._layer.failed(error, None, incoming)
         if outcome is None:
             return self._layer.failed(refused, None, incoming)
-        return self._layer.replayed(outcome.response, incoming)
+        return self._layer.replayed(outcome, incoming)
 
     async def _state(self, key: Any, incoming: Incoming) -> Answer:
         try:
@@ -163,6 +164,7 @@ class _Run:
         receive: Receive,
         send: Send,
         body: bytes,
+        running: set[asyncio.Task[None]],
     ) -> None:
         self._app = app
         self._layer = layer
@@ -171,6 +173,7 @@ class _Run:
         self._body: bytes | None = body
         self._receive_on = receive
         self._send_on = send
+        self._running = running  # keeps the application's task, even if nobody waits for it
         self._task: asyncio.Task[None] | None = None
         self._start: Message | None = None
         self._collected = bytearray()
@@ -194,6 +197,8 @@ class _Run:
         assert leader is not None  # the replay runs a handler in a task
         leader.add_done_callback(self._stored)
         self._task = task = asyncio.create_task(self._call())
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
         try:
             await asyncio.wait((task, self._complete), return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
@@ -296,18 +301,11 @@ class _Run:
         finally:
             self._task = task = None  # it holds an error whose traceback holds this frame
 
-    def leave(self, running: set[asyncio.Task[None]]) -> None:
-        """Let the application go on as soon as its answer is stored, though nobody sends it.
-
-        ``running`` keeps its task meanwhile.
-        """
+    def leave(self) -> None:
+        """Let the application go on as soon as its answer is stored, though nobody sends it."""
         self._is_left = True
-        task = self._task
-        if task is not None:
-            running.add(task)
-            task.add_done_callback(running.discard)
-            if self._is_stored:
-                self._go_on()
+        if self._is_stored:
+            self._go_on()
 
     def _stored(self, leader: asyncio.Task[Any]) -> None:
         self._is_stored = True

@@ -25,7 +25,7 @@ _is_status = re.compile(r"[1-9][0-9]{2}(?: .*)?").fullmatch
 
 Environ = dict[str, Any]
 Write = Callable[[bytes], object]
-StartResponse = Callable[..., Write]
+StartResponse = Callable[..., Any]
 WSGIApp = Callable[[Environ, StartResponse], Iterable[bytes]]
 
 
@@ -75,7 +75,7 @@ class IdempotencyMiddleware(Configured[WSGIApp, Replay, Environ, str | None]):
         try:
             outcome = self._outcome(run)
             if outcome.replayed:
-                return layer.replayed(outcome.response, incoming)
+                return layer.replayed(outcome, incoming)
         except InDoubtAnswerError:
             if run.answer is None:  # it is of the run that this request waited for
                 return layer.refuse(Refusal("in-doubt"), incoming)
@@ -137,8 +137,9 @@ class _Run:
         self._status: str | None = None
         self._headers: Headers = ()
         self._collected = bytearray()
-        self._write: Write | None = None  # the server's, once the answer is passed on
-        self._last = b""
+        self._passes_on = False  # the answer is larger than what can be kept
+        self._write: Write | None = None  # the server's; some have none, and get all at the end
+        self._held: list[bytes] = []  # sent when it is stored that the answer was given
         self._returned: Any = None
         self._first: Answer | None = None
         self.answer: Answer | None = None  # what can be kept of a complete one
@@ -152,20 +153,22 @@ class _Run:
                 self._collect(part)
             if self._status is None:
                 raise RuntimeError("the application has not called start_response")
-            if self._write is None:
+            if not self._passes_on:
                 self._pass_on_if_large()  # by its headers alone
             status = int(self._status[:3])
         except Exception as error:
             self.error = error
             raise self._layer.unanswered(self.request, error) from error
-        whole = None if self._write is not None else bytes(self._collected)
+        whole = None if self._passes_on else bytes(self._collected)
         self._collected.clear()  # so that a large answer is not held twice
         self.answer = Answer(status, self._headers, whole)
         return self._layer.result(self.answer, self.request)
 
     def _start(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None, /) -> Write:
         try:
-            if exc_info is not None and self._write is not None:
+            if exc_info is None and self._status is not None:
+                raise RuntimeError("the application has begun two answers")
+            if exc_info is not None and self._passes_on:
                 raise exc_info[1].with_traceback(exc_info[2])  # a part is on its way already
             if exc_info is not None:
                 self._collected.clear()  # of the answer that this one replaces
@@ -180,19 +183,21 @@ class _Run:
         return self._collect
 
     def _collect(self, part: bytes) -> None:
-        if self._write is not None:
-            self._write(self._last)
-            self._last = part  # the end is sent when it is stored that the answer was given
+        if not self._passes_on:
+            self._collected += part
+            self._pass_on_if_large()
             return
-        self._collected += part
-        self._pass_on_if_large()
+        if self._write is not None:
+            self._write(self._held.pop())
+        self._held.append(part)
 
     def _pass_on_if_large(self) -> None:
         size = sum(len(name) + len(value) for name, value in self._headers)
         if size + len(self._collected) > self.request.most and self._status is not None:
             headers = marked(self._headers, self.request.marks)
+            self._passes_on = True
             self._write = self._start_on(self._status, _as_text(headers))
-            self._last = bytes(self._collected)
+            self._held.append(bytes(self._collected))
             self._collected.clear()
 
     def take_error(self) -> Exception:
@@ -216,11 +221,11 @@ class _Run:
             RuntimeError: a part was passed on already, and the end must not follow: the server
                 breaks the connection, so the client sees that the answer is not complete.
         """
-        if self._write is None:
+        if not self._passes_on:
             status = self._status if answer is self._first else None
             return _Body(_told(answer, self._start_on, status), self.close)
         if answer.body is None:
-            return _Body([self._last], self.close)
+            return _Body(self._held, self.close)
         raise RuntimeError("that the answer was given could not be stored, so it is broken off")
 
     def close(self) -> None:

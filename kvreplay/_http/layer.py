@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 
 import attrs
 
-from kvreplay import NotStored, ReplayKey, ReplayRecord, State
+from kvreplay import NotStored, Outcome, ReplayKey, ReplayRecord, State
 from kvreplay._http.answers import Answer, Headers, answer_in, marked, stored
 from kvreplay._http.header import MalformedKeyError
 from kvreplay._http.policy import page
@@ -123,7 +123,8 @@ class Layer(Generic[C]):
                 return page(self.profile, self.ttl, methods, self.statuses)
             of_state = True
         else:
-            if incoming.method not in self.methods:
+            # In any case: Django and Flask take "patch", which browsers send so, for PATCH.
+            if incoming.method.upper() not in self.methods:
                 return None
             if self.covers is not None and not self.covers(at):
                 return None
@@ -187,12 +188,14 @@ class Layer(Generic[C]):
         how = "ended without a complete answer" if error is None else f"raised {_name_of(error)}"
         return IndeterminateError(f"the application {how}: whether something happened is not known")
 
-    def replayed(self, answer: Answer, incoming: Incoming) -> Answer:
-        """Return the answer of a replay."""
+    def replayed(self, outcome: Outcome[Answer], incoming: Incoming) -> Answer:
+        """Return the answer of a replay, or of a run that this request has waited for."""
+        answer = outcome.response
         if answer.body is None:
             members = {"original_status": answer.status}
             return self.refuse(Refusal("not-kept", members=members), incoming)
-        headers = marked(answer.headers, self.marker + self.marks(incoming))
+        marker = () if outcome.expires_at is None else self.marker  # that one freed the key
+        headers = marked(answer.headers, marker + self.marks(incoming))
         return Answer(answer.status, headers, answer.body)
 
     def marks(self, incoming: Incoming) -> Headers:

@@ -111,6 +111,7 @@ def test_an_answer_is_what_the_layer_stores(given: Any, wanted: Any) -> None:
         ((201, None), "the body is a NoneType"),
         ((201, "", {"a": 1}), "a header is no pair of str or bytes, has a line break"),
         ((201, "", {"a": "b\r\nx: y"}), "has a line break"),
+        ((201, "", {"a": "b\0"}), "has a line break"),
         ((201, "", {"a\n": "b"}), "has a line break"),
         ((201, "", [("a",)]), "a header is no pair"),
         ((201, "", [("a", "b", "c")]), "a header is no pair"),

@@ -253,6 +253,42 @@ async def until_idle() -> None:
         await asyncio.wait(others)
 
 
+@pytest.mark.parametrize("moment", ["while it runs", "before it runs", "in a background task"])
+@on_a_loop
+async def test_an_application_that_nobody_waits_for_is_not_lost(store: Any, moment: str) -> None:
+    """The loop has only weak references to tasks; this one waits for what it alone holds."""
+    waits: list[weakref.ref[asyncio.Future[None]]] = []
+    entered = asyncio.Event()
+
+    async def wait(receive: Any) -> None:
+        future = asyncio.get_running_loop().create_future()
+        waits.append(weakref.ref(future))
+        entered.set()
+        await future
+
+    app = Payments(wait) if moment == "while it runs" else Payments(after=wait)
+    layer, talk = layer_on(store, app), talk_of()
+    call = asyncio.ensure_future(layer(talk.scope, talk.receive, talk.send))
+    if moment == "before it runs":
+        await turns(1)
+        assert app.paid == 0
+    else:
+        await entered.wait()
+        await turns(5)
+    call.cancel()
+    await asyncio.wait([call])
+    del call, talk
+    await entered.wait()
+    await turns(5)
+    gc.collect()
+    future = waits[0]()
+    assert future is not None
+    assert app.ended == 0
+    future.set_result(None)
+    await until_idle()
+    assert (app.paid, app.ended) == (1, 1)
+
+
 @on_a_loop
 async def test_a_call_can_be_cancelled_at_any_moment(store: Any) -> None:
     """Whatever was done by then: the application runs to its end once, or not at all."""

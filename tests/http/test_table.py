@@ -110,6 +110,13 @@ def running(service: Service, gate: Gate, **options: Any) -> Caller:
     return caller
 
 
+def waiting(service: Service) -> Caller:
+    """Begin a request that waits for the one that is running."""
+    caller = service.begin()
+    until(lambda: [flight.wakers for flight in flights.table.values()] not in ([], [{}]))
+    return caller
+
+
 def fails(error: Exception) -> Callable[[Given], Says]:
     def application(given: Given) -> Says:
         raise error
@@ -145,6 +152,17 @@ def test_covered_method_does_not(plain: Web) -> None:
             assert service.ask(method, key=method).result().status == 201
     assert [given.method for given in service.runs] == ["POST", "PATCH"]
     assert [given.told is not None for given in service.runs] == [True, True]
+
+
+@pytest.mark.filterwarnings("ignore:Unknown REQUEST_METHOD")
+@pytest.mark.parametrize("method", ["post", "patch", "Patch"])
+def test_covered_method_in_any_case(plain: Web, method: str) -> None:
+    """Frameworks take it for the method in capitals; so it needs a key, and runs once."""
+    service = plain.serve()
+    refused(service.ask(method, key=None).result(), 400, "missing-key", "none")
+    assert [service.ask(method).result().is_replay for _ in range(2)] == [False, True]
+    refused(service.ask(method.swapcase()).result(), 422, "key-reused", "none")
+    assert len(service.runs) == 1
 
 
 def test_not_covered_path_passes_through_and_another_does_not(plain: Web) -> None:
@@ -371,6 +389,19 @@ def test_exception_after_the_application_said_that_nothing_happened(web: Web) ->
     assert len(service.runs) == 2
 
 
+@pytest.mark.parametrize("ending", ["kept", "in doubt"])
+def test_exception_after_the_application_said_something_else(web: Web, ending: Any) -> None:
+    def application(given: Given) -> Says:
+        assert given.told is not None
+        given.told.ending = ending
+        raise ValueError("after the effect")
+
+    service = web.serve(application)
+    assert isinstance(service.ask().error, ValueError)
+    refused(service.post(), 409, "in-doubt", "unknown")
+    assert len(service.runs) == 1
+
+
 # Answered.
 
 
@@ -497,6 +528,21 @@ def test_answered_as_large_as_a_record_can_be(web: Web, long: bool) -> None:
         assert len(service.post(**key).body) == size + more
         again = service.post(**key)
         assert (again.is_replay, again.slug) == ((True, None) if not more else (False, "not-kept"))
+
+
+def test_answered_as_large_as_a_record_can_be_under_acp(plain: Web) -> None:
+    """There the path is in the key, percent-encoded."""
+    path = "/" + "\u00e9" * 4000  # 8001 bytes, of which all but the first are three characters
+    size = 80_000 - 16 * 1024 - sum(len(name) + len(value) for name, value in JSON)
+    size -= 8001 + (1 + 3 * 8000) + 4 * len("alice")
+    replay = plain.replay(ttl="24h", max_record_bytes=80_000)
+    for more in (0, 1):
+        says = Says(201, JSON, (b"x" * (size + more),))
+        service = plain.serve(says, replay=replay, profile="acp")
+        assert len(service.post(path, key=str(more)).body) == size + more
+        again = service.post(path, key=str(more))
+        assert (again.status, again.is_replay) == ((201, True) if not more else (409, False))
+        assert not more or again.json["code"] == "idempotency_not_kept"
 
 
 # Same key, another request.
@@ -657,7 +703,7 @@ def test_running_is_waited_for(web: Web) -> None:
     gate = Gate()
     service = web.serve(gate, wait_timeout=None)
     first = running(service, gate)
-    second = service.begin()
+    second = waiting(service)
     gate.let_go()
     assert first.result().result().status == 201
     waited = second.result().result()
@@ -679,7 +725,7 @@ def test_in_doubt_after_waiting(web: Web, how: str) -> None:
     gate = Gate(ValueError("lost") if how == "raises" else Says(500))
     service = web.serve(gate, wait_timeout=None)
     first = running(service, gate)
-    second = service.begin()
+    second = waiting(service)
     gate.let_go()
     mine: Exchange = first.result()
     if how == "raises":
@@ -694,10 +740,11 @@ def test_freed_after_waiting_with_an_answer(web: Web) -> None:
     gate = Gate(Says(503))
     service = web.serve(gate, wait_timeout=None)
     first = running(service, gate)
-    second = service.begin()
+    second = waiting(service)
     gate.let_go()
     assert first.result().result().status == 503
-    assert second.result().result().status == 503
+    shared = second.result().result()
+    assert (shared.status, shared.is_replay) == (503, False)
     assert service.replay.record(OWN) is None
 
 
@@ -712,8 +759,7 @@ def test_freed_after_waiting_without_an_answer(web: Web) -> None:
 
     service = web.serve(application, wait_timeout=None)
     first = running(service, gate)
-    second = service.begin()
-    until(lambda: [flight.wakers for flight in flights.table.values()] not in ([], [{}]))
+    second = waiting(service)
     gate.let_go()
     assert isinstance(first.result().error, NotAppliedError)
     waited = second.result().result()

@@ -246,6 +246,25 @@ def test_a_mounted_application_is_told_and_its_whole_path_is_compared(
         assert client.post("/v2/pay", None).status_code == 422
 
 
+@pytest.mark.parametrize("freed", [False, True])
+def test_a_redirect_to_the_path_without_a_slash_frees_the_key(
+    layer: dict[str, Any], freed: bool
+) -> None:
+    from fastapi import FastAPI
+
+    app = FastAPI()
+    statuses = None if freed else {307: "kept"}
+    app.add_middleware(ASGIMiddleware, **layer, statuses=statuses)
+
+    @app.post("/payments", status_code=201)
+    async def pay() -> None:
+        pass
+
+    with ASGIClient(app) as client:
+        assert client.post("/payments/", None).status_code == 307
+        assert client.post("/payments", None).status_code == (201 if freed else 422)
+
+
 def test_a_layer_of_a_mounted_application_has_its_policy_there(layer: dict[str, Any]) -> None:
     from starlette.applications import Starlette
     from starlette.routing import Mount

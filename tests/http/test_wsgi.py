@@ -212,6 +212,9 @@ WRONG: dict[str, Any] = {
     "a status as a number": returning([b"a"], status=201),  # type: ignore[arg-type]
     "text": returning(["a"]),
     "None": returning(None),
+    "two answers": lambda environ, start_response: [
+        start_response(status, TEXT) and b"a" for status in (OK, "503 Service Unavailable")
+    ],
     "headers that are not Latin-1": returning([b"a"], headers=[("X-Name", "€")]),
     "a header without a value": returning([b"a"], headers=[("X-Name",)]),
 }
@@ -344,6 +347,20 @@ def test_a_stream_over_the_limit_is_passed_on_as_it_comes(store: Any) -> None:
     assert seen == [0, 0, 1, 2, 3]  # one part stays behind, until it is stored that it was the last
     whole = b"".join(b"%d" % number * 40 for number in range(5))
     assert b"".join(written + rest) == whole
+    again = reply(layer)
+    assert (again.slug, again.json["original_status"]) == ("not-kept", 201)
+
+
+@pytest.mark.parametrize("parts", [(b"x" * 60,) * 4, (b"x" * 240,), (b"x" * 200, b"y" * 40)])
+def test_a_large_answer_on_a_server_without_write(store: Any, parts: Any) -> None:
+    """As those of Starlette and uvicorn, whose ``start_response`` returns None."""
+    layer, started = layer_on(store, returning(list(parts)), max_answer_bytes=100), []
+
+    def start_response(status: str, headers: Any, exc_info: Any = None) -> None:
+        started.append(status)
+
+    assert b"".join(layer(environ(), start_response)) == b"".join(parts)
+    assert started == [OK]
     again = reply(layer)
     assert (again.slug, again.json["original_status"]) == ("not-kept", 201)
 
