@@ -25,7 +25,7 @@ from benchmarks import web
 from benchmarks.conftest import Sizes
 from benchmarks.measure import Bound, calling, in_turn
 from benchmarks.workload import NAMESPACE, never, request_id, url_of
-from kvreplay import AsyncReplay, Replay, ReplayKey, asgi, open_store
+from kvreplay import AsyncReplay, Outcome, Replay, ReplayKey, asgi, open_store
 from kvreplay._http.answers import ANSWERS
 from kvreplay._http.layer import Asking
 from kvreplay.asgi import IdempotencyMiddleware
@@ -310,8 +310,9 @@ def test_where_the_time_goes(benchmark: Any, note: Note, sizes: Sizes, folder: P
         key = layer.identify(asking, web.CALLER, incoming)
         assert isinstance(key, ReplayKey)
         request = layer.request(key, incoming, web.BODY)
-        response = at_once(replay.execute(key, request.params, never)).response
-        answer = ANSWERS.decode(response)
+        outcome = at_once(replay.execute(key, request.params, never))
+        response, answer = outcome.response, ANSWERS.decode(outcome.response)
+        outcome = Outcome(answer, True, outcome.created_at, outcome.expires_at)
         parts: dict[str, Callable[[], object]] = {
             "a whole replay": lambda: at_once(app(scope, receive, send)),
             "look at the request": lambda: asgi._incoming(scope),
@@ -327,7 +328,7 @@ def test_where_the_time_goes(benchmark: Any, note: Note, sizes: Sizes, folder: P
                 lambda: at_once(replay.execute(key, request.params, never))
             ),
             "check the stored answer": lambda: ANSWERS.decode(response),
-            "mark it": lambda: layer.replayed(answer, incoming),
+            "mark it": lambda: layer.replayed(outcome, incoming),
             "send it": lambda: at_once(asgi._tell(answer, send)),
         }
         whole, *medians = in_turn(
