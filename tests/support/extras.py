@@ -26,6 +26,6 @@ def _is_there(module: str) -> bool:
 
 needs_cli = _needs("cli", "click", "rich")
 needs_demo = _needs("demo", "bolt11", "click", "rich")
-needs_http = _needs("test", "django", "fastapi", "flask", "httpx", "litestar", "starlette")
+needs_http = _needs("test-http", "django", "fastapi", "flask", "httpx", "litestar", "starlette")
 needs_opentelemetry = _needs("opentelemetry", "opentelemetry.sdk")
 needs_prometheus = _needs("prometheus", "prometheus_client")
