@@ -24,16 +24,28 @@ def hearing_ctrl_c() -> Iterator[None]:
 
 @contextmanager
 def interrupted_when(true: Callable[[], bool]) -> Iterator[None]:
-    """Send this thread a Ctrl-C as soon as something is true."""
+    """Send this thread a Ctrl-C as soon as something is true.
+
+    One that comes just before the thread waits for a lock is heard only after that: another signal, of
+    which nothing comes, wakes it.
+    """
+    main, heard = threading.main_thread().ident or 0, threading.Event()
 
     def send() -> None:
         until(true)
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        signal.pthread_kill(main, signal.SIGINT)
+        while not heard.wait(0.1):
+            signal.pthread_kill(main, signal.SIGURG)
 
-    with hearing_ctrl_c():
-        sender = threading.Thread(target=send)
-        sender.start()
-        try:
-            yield
-        finally:
-            sender.join()
+    before = signal.signal(signal.SIGURG, lambda *_: None)
+    try:
+        with hearing_ctrl_c():
+            sender = threading.Thread(target=send)
+            sender.start()
+            try:
+                yield
+            finally:
+                heard.set()
+                sender.join()
+    finally:
+        signal.signal(signal.SIGURG, before)
