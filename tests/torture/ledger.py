@@ -1,6 +1,7 @@
 """What nodes did and were told, noted apart from any store.
 
-A note is one small append, so it is whole or absent if its process is killed.
+A note is one append. One of several pages, or over the end of one, may be cut off if its process is killed: it counts
+as not made, and stands on a line of its own.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Ledger:
         self._read = 0  # bytes, that the accounts tell
 
     def note(self, kind: str, key: str, value: str = "") -> None:
-        line = json.dumps([kind, key, value]) + "\n"
+        line = "\n" + json.dumps([kind, key, value]) + "\n"
         fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
             assert os.write(fd, line.encode()) == len(line)
@@ -56,6 +57,8 @@ class Ledger:
             text = file.read()
             self._read += len(text)
         for line in text.splitlines():
+            if not line.endswith(b"]"):
+                continue  # empty, or cut off
             kind, key, value = json.loads(line)
             account = self._accounts[key]
             if kind == "effect":
