@@ -12,7 +12,7 @@ from typing import Any
 
 from kvreplay import AsyncReplay, NotStored, Outcome
 from kvreplay._http.answers import ANSWERS, Answer, Headers, marked
-from kvreplay._http.layer import Asking, InDoubtAnswerError, Layer, Request, is_copy
+from kvreplay._http.layer import Asking, Layer, Request, is_copy
 from kvreplay._http.problems import Refusal
 from kvreplay._http.requests import Incoming
 from kvreplay._http.settings import Configured
@@ -95,23 +95,14 @@ class IdempotencyMiddleware(
 
     async def _execute(self, run: _Run, incoming: Incoming) -> Answer | None:
         """Return the answer to send; ``None``: the application has ended without one."""
-        layer = self._layer
         try:
             outcome = await self._outcome(run)
-            if outcome.replayed:
-                return layer.replayed(outcome, incoming)
-        except InDoubtAnswerError:
-            if run.answer is None:  # it is of the run that this request waited for
-                return layer.refuse(Refusal("in-doubt"), incoming)
         except InFlightError as error:
             # On a store whose reads are not local, others may only be reading the same answer.
             return await self._look(run, error, incoming)
         except KVReplayError as error:
-            if run.has_begun and run.answer is None:
-                return None
-            ran = None if run.answer is None else run.answer.status
-            return layer.failed(error, ran, incoming)
-        return run.first_answer()
+            return self._layer.refused(error, run, incoming)
+        return self._layer.answered(outcome, run, incoming)
 
     async def _outcome(self, run: _Run) -> Outcome[Any]:
         request = run.request
@@ -125,7 +116,7 @@ class IdempotencyMiddleware(
                     returns=ANSWERS,
                 )
             except NotAppliedError as error:
-                if run.has_begun or not is_copy(error):
+                if run.has_failed or not is_copy(error):
                     raise  # else it is of the run that this request waited for, which freed the key
 
     async def _look(self, run: _Run, refused: InFlightError, incoming: Incoming) -> Answer:
@@ -134,9 +125,9 @@ class IdempotencyMiddleware(
                 run.request.key, run.request.params, returns=ANSWERS
             )
         except KVReplayError as error:
-            return self._layer.failed(error, None, incoming)
+            return self._layer.failed(error, incoming)
         if outcome is None:
-            return self._layer.failed(refused, None, incoming)
+            return self._layer.failed(refused, incoming)
         return self._layer.replayed(outcome, incoming)
 
     async def _state(self, key: Any, incoming: Incoming) -> Answer:
@@ -144,7 +135,7 @@ class IdempotencyMiddleware(
             record = await self._replay.record(key)
             in_doubt = record is not None and await self._replay.is_in_doubt(record)
         except KVReplayError as error:
-            return self._layer.failed(error, None, incoming)
+            return self._layer.failed(error, incoming)
         return self._layer.state(record, in_doubt, incoming)
 
 
@@ -184,9 +175,9 @@ class _Run:
         self.answer: Answer | None = None  # what can be kept of a complete one
 
     @property
-    def has_begun(self) -> bool:
-        """Whether the application was called."""
-        return self._task is not None
+    def has_failed(self) -> bool:
+        """Whether the application was called, and has ended without a complete answer."""
+        return self._task is not None and self.answer is None
 
     async def __call__(self) -> dict[str, Any] | NotStored[Any]:
         """Run the application up to its answer's end, for the replay."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from kvreplay import NotStored, Outcome, Replay
 from kvreplay._http.answers import ANSWERS, Answer, Headers, marked
-from kvreplay._http.layer import Asking, InDoubtAnswerError, Layer, Request, is_copy
+from kvreplay._http.layer import Asking, Layer, Request, is_copy
 from kvreplay._http.problems import Refusal
 from kvreplay._http.requests import Incoming
 from kvreplay._http.settings import Configured
@@ -71,21 +71,15 @@ class IdempotencyMiddleware(Configured[WSGIApp, Replay, Environ, str | None]):
 
     def _execute(self, run: _Run, incoming: Incoming) -> Answer:
         """Return the answer to send; raise what the application has raised instead of one."""
-        layer = self._layer
         try:
             outcome = self._outcome(run)
-            if outcome.replayed:
-                return layer.replayed(outcome, incoming)
-        except InDoubtAnswerError:
-            if run.answer is None:  # it is of the run that this request waited for
-                return layer.refuse(Refusal("in-doubt"), incoming)
         except KVReplayError as error:
-            if run.error is None:
-                ran = None if run.answer is None else run.answer.status
-                return layer.failed(error, ran, incoming)
-        if run.error is not None:
+            answer = self._layer.refused(error, run, incoming)
+        else:
+            answer = self._layer.answered(outcome, run, incoming)
+        if answer is None:
             raise run.take_error()
-        return run.first_answer()
+        return answer
 
     def _outcome(self, run: _Run) -> Outcome[Any]:
         request = run.request
@@ -99,7 +93,7 @@ class IdempotencyMiddleware(Configured[WSGIApp, Replay, Environ, str | None]):
                     returns=ANSWERS,
                 )
             except NotAppliedError as error:
-                if run.error is not None or not is_copy(error):
+                if run.has_failed or not is_copy(error):
                     raise  # else it is of the run that this request waited for, which freed the key
 
     def _state(self, key: Any, incoming: Incoming) -> Answer:
@@ -107,7 +101,7 @@ class IdempotencyMiddleware(Configured[WSGIApp, Replay, Environ, str | None]):
             record = self._replay.record(key)
             in_doubt = record is not None and self._replay.is_in_doubt(record)
         except KVReplayError as error:
-            return self._layer.failed(error, None, incoming)
+            return self._layer.failed(error, incoming)
         return self._layer.state(record, in_doubt, incoming)
 
 
@@ -199,6 +193,11 @@ class _Run:
             self._write = self._start_on(self._status, _as_text(headers))
             self._held.append(bytes(self._collected))
             self._collected.clear()
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the application has raised something instead of a complete answer."""
+        return self.error is not None
 
     def take_error(self) -> Exception:
         """Return what the application raised, and forget it: its traceback holds this object."""

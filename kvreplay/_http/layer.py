@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping
 from datetime import UTC, datetime
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import attrs
 
@@ -44,7 +44,7 @@ from kvreplay.errors import (
     UnsupportedRecordVersionError,
 )
 
-__all__ = ["Asking", "InDoubtAnswerError", "Layer", "Request", "is_copy"]
+__all__ = ["Asking", "InDoubtAnswerError", "Layer", "Request", "Run", "is_copy"]
 
 C = TypeVar("C", bound=MutableMapping[str, Any])
 """An ASGI scope or a WSGI environ."""
@@ -74,6 +74,22 @@ class Request:
     told: IdempotentRequest
     most: int
     marks: Headers
+
+
+class Run(Protocol):
+    """One run of the application, as the layer looks at it.
+
+    ``answer``: what can be kept of a complete one.
+    """
+
+    answer: Answer | None
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the application has ended without a complete answer."""
+
+    def first_answer(self) -> Answer:
+        """Return the application's answer as it gave it, with the marks of the profile."""
 
 
 @attrs.frozen(repr=False, eq=False)
@@ -188,6 +204,10 @@ class Layer(Generic[C]):
         how = "ended without a complete answer" if error is None else f"raised {_name_of(error)}"
         return IndeterminateError(f"the application {how}: whether something happened is not known")
 
+    def answered(self, outcome: Outcome[Answer], run: Run, incoming: Incoming) -> Answer:
+        """Return the answer to a request that ``execute`` has answered."""
+        return self.replayed(outcome, incoming) if outcome.replayed else run.first_answer()
+
     def replayed(self, outcome: Outcome[Answer], incoming: Incoming) -> Answer:
         """Return the answer of a replay, or of a run that this request has waited for."""
         answer = outcome.response
@@ -202,22 +222,33 @@ class Layer(Generic[C]):
         """Return the headers that the profile adds to each answer to a request with a key."""
         return self.profile.headers(incoming.field or "")
 
-    def failed(self, error: KVReplayError, ran: int | None, incoming: Incoming) -> Answer:
+    def refused(self, error: KVReplayError, run: Run, incoming: Incoming) -> Answer | None:
         """Return the answer to a request that ``execute`` has refused.
 
-        Args:
-            ran: the status of the application's answer, if it has given one.
+        ``None``: the application has ended without one.
+
+        Raises:
+            KVReplayError: the error itself: a setting is wrong.
+        """
+        if isinstance(error, InDoubtAnswerError) and run.answer is not None:
+            return run.first_answer()  # else it is of the run that this request waited for
+        if run.has_failed:
+            return None
+        return self.failed(error, incoming, run.answer)
+
+    def failed(self, error: KVReplayError, incoming: Incoming, ran: Answer | None = None) -> Answer:
+        """Return the answer that tells of an error; ``ran``: what the application has answered.
 
         Raises:
             KVReplayError: the error itself: a setting is wrong.
         """
         return self.refuse(self._refusal_of(error, ran), incoming)
 
-    def _refusal_of(self, error: KVReplayError, ran: int | None) -> Refusal:
+    def _refusal_of(self, error: KVReplayError, ran: Answer | None) -> Refusal:
         soon = self.retry_after
         match error:
             case InDoubtError() if ran is not None:
-                return Refusal("not-stored", soon, members={"application_status": ran})
+                return Refusal("not-stored", soon, members={"application_status": ran.status})
             case InDoubtError():
                 return Refusal("in-doubt", error.retry_after)
             case ClaimLostError():
