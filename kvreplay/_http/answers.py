@@ -181,6 +181,12 @@ def answer(
         )
     pairs = [_header(each) for each in given]
     encoded = body.encode() if isinstance(body, str) else body
+    for name, value in pairs:
+        if name.lower() == b"content-length" and value != str(len(encoded)).encode():
+            raise InvalidResponseError(
+                "the header content-length is not the length of the body, so no server could send"
+                " the answer: leave it out; nothing was changed"
+            )
     return {"status": int(status), "headers": pairs, "body": encoded}
 
 

@@ -123,6 +123,7 @@ def test_an_answer_is_what_the_layer_stores(given: Any, wanted: Any) -> None:
         ((201, "", {"\xe4": "c"}), "a header is no pair"),
         ((201, "", ["ab"]), "a header is no pair"),
         ((201, "", {"a": "\u20ac"}), "or is not Latin-1"),
+        ((201, "ab", {"Content-Length": "3"}), "content-length is not the length of the body"),
     ],
 )
 def test_what_is_no_answer_is_refused(given: Any, text: str) -> None:
@@ -130,6 +131,10 @@ def test_what_is_no_answer_is_refused(given: Any, text: str) -> None:
         answer(*given)
     assert text in str(error.value)
     assert str(error.value).endswith("nothing was changed")
+
+
+def test_an_answer_may_say_its_length() -> None:
+    assert answer(201, "\xe4b", {"Content-Length": "3"})["headers"] == [[b"Content-Length", b"3"]]
 
 
 # What records show.
