@@ -17,15 +17,13 @@ body over the limit                       ``test_body_*``
 store full, unavailable, closed           ``test_store_*``
 claim lost                                ``test_superseded_*``
 a record that cannot be used              ``test_record_*``
-the state of a key                        ``test_state_*``
 ========================================  =====================================================
 """
 
 from __future__ import annotations
 
 import hashlib
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 from zlib import crc32
 
@@ -42,16 +40,12 @@ from kvreplay import (
     OutcomeUnknownError,
     ReplayKey,
     ReplayRecord,
-    State,
     StoreFullError,
     StoreUnavailableError,
     Unknown,
 )
 from kvreplay._http.profile import Profile
-from kvreplay._protocol.record import Claim, encode
-from kvreplay._runtime.singleflight import flights
 from kvreplay.http import answer
-from kvreplay.testing import FaultyStore
 from support.http_apps import (
     BODY,
     JSON,
@@ -61,74 +55,25 @@ from support.http_apps import (
     Given,
     Reply,
     Says,
-    Service,
     Web,
+)
+from support.http_asking import (
+    OWN,
+    Gate,
+    fails,
+    faulty,
+    leave_in_doubt,
+    put_claim,
+    refused,
+    running,
+    tampered,
+    waiting,
 )
 from support.nursery import ForkedProgram
 from support.programs import PROGRAMS, Program
-from support.replaying import START, Caller
-from support.waiting import PATIENCE, until
+from support.replaying import START
 
-OWN = ReplayKey("alice", KEY)
 IN_FULL = (*JSON, ("content-length", "9"), ("location", "/payments/7"))
-
-
-def refused(reply: Reply, status: int, slug: str, effect: str) -> Reply:
-    """It is this problem, in the form of RFC 9457, and says what did not happen."""
-    assert (reply.status, reply.slug) == (status, slug)
-    assert reply.json["status"] == status
-    assert reply.json["effect"] == effect
-    assert reply.json["title"]
-    assert reply.json["detail"].endswith(".")
-    assert not reply.is_replay
-    assert int(reply.header("content-length") or 0) == len(reply.body)
-    assert reply.header("cache-control") == "no-store"
-    return reply
-
-
-class Gate:
-    """An application that says when it runs, and waits until it is let go."""
-
-    def __init__(self, says: Says | Exception = Says()) -> None:  # noqa: B008
-        self.entered, self._go, self._says = threading.Event(), threading.Event(), says
-
-    def __call__(self, given: Given) -> Says:
-        self.entered.set()
-        assert self._go.wait(PATIENCE)
-        if isinstance(self._says, Exception):
-            raise self._says
-        return self._says
-
-    def let_go(self) -> None:
-        self._go.set()
-
-
-def running(service: Service, gate: Gate, **options: Any) -> Caller:
-    """Begin a request whose application waits at the gate."""
-    caller = service.begin(**options)
-    assert gate.entered.wait(PATIENCE)
-    return caller
-
-
-def waiting(service: Service) -> Caller:
-    """Begin a request that waits for the one that is running."""
-    caller = service.begin()
-    until(lambda: [flight.wakers for flight in flights.table.values()] not in ([], [{}]))
-    return caller
-
-
-def fails(error: Exception) -> Callable[[Given], Says]:
-    def application(given: Given) -> Says:
-        raise error
-
-    return application
-
-
-def leave_in_doubt(web: Web, **options: Any) -> None:
-    """A run of the key that ended without an answer."""
-    exchange = web.serve(fails(ValueError("lost"))).ask(**options)
-    assert isinstance(exchange.error, ValueError)
-    assert exchange.reply is None
 
 
 # Not covered; no key.
@@ -255,9 +200,7 @@ def says(status: int) -> Says:
     return Says(status, () if status == 204 else JSON, () if status == 204 else (b"{}",))
 
 
-@pytest.mark.parametrize(
-    ("status", "ending"), [each for each in by_status().items() if each[0] != 599]
-)
+@pytest.mark.parametrize(("status", "ending"), by_status().items())
 def test_status_decides_how_a_run_ends(plain: Web, status: int, ending: str) -> None:
     service = plain.serve(says(status))
     first = service.post()
@@ -634,17 +577,6 @@ def test_running_in_another_layer_of_this_process(web: Web) -> None:
     assert other.runs == []
 
 
-def put_claim(web: Web, service: Service, until: int) -> None:
-    """A claim of this very request, by an owner on another machine."""
-    service.post()
-    done = service.replay.record(OWN)
-    claim = Claim(b"t" * 16, until, "elsewhere:1:1:1:1:1:1")
-    data = encode(ReplayRecord(State.IN_PROGRESS, OWN, done.params, None, START, None, claim))
-    ((_, scope, own),) = web.store.list_all_keys()
-    web.store.write("http", scope, own, data)
-    service.runs.clear()
-
-
 def test_running_elsewhere_gets_the_same_answer_as_running_here(web: Web) -> None:
     gate = Gate()
     service = web.serve(gate)
@@ -925,10 +857,6 @@ def test_body_over_the_limit_without_a_key_is_not_the_layers(plain: Web) -> None
 # The store.
 
 
-def faulty(web: Web) -> FaultyStore:
-    return FaultyStore(web.store)
-
-
 ERRORS = [StoreFullError("no room"), StoreUnavailableError("locked"), OutcomeUnknownError("lost")]
 errors = pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 
@@ -1023,15 +951,6 @@ def test_superseded_by_another_owner(web: Web) -> None:
 # A record that cannot be used.
 
 
-def tampered(web: Web, change: Callable[[bytes], bytes]) -> Service:
-    service = web.serve()
-    service.post()
-    ((_, scope, own),) = web.store.list_all_keys()
-    web.store.write("http", scope, own, change(web.store.read("http", scope, own)))
-    service.runs.clear()
-    return service
-
-
 def newer(data: bytes) -> bytes:
     """The record as a later version would write it."""
     body = data[:1] + b"\x02" + data[2:-5]
@@ -1079,141 +998,3 @@ def test_record_is_a_stored_failure(web: Web) -> None:
         web.replay(store_errors=(IndexError,)).execute(OWN, params, lambda: [][0])
     refused(service.post(), 500, "damaged", "unknown")
     assert service.runs == []
-
-
-# The state of a key.
-
-
-def state(service: Service, **options: Any) -> Reply:
-    return service.get("/idempotency", **{"key": KEY, "headers": (), **options})
-
-
-def test_state_of_a_key_that_is_answered(web: Web) -> None:
-    service = web.serve()
-    service.post()
-    reply = state(service)
-    assert (reply.status, reply.header("content-type")) == (200, "application/json")
-    assert reply.json == {
-        "state": "answered",
-        "status": 201,
-        "created_at": "2023-11-14T22:13:20.000Z",
-        "expires_at": "2023-11-14T23:13:20.000Z",
-    }
-    assert reply.header("cache-control") == "no-store"
-    assert len(service.runs) == 1
-
-
-def test_state_of_a_key_that_runs(web: Web) -> None:
-    gate = Gate()
-    service = web.serve(gate)
-    first = running(service, gate)
-    created = {"created_at": "2023-11-14T22:13:20.000Z"}
-    assert state(service).json == {"state": "running", **created}
-    gate.let_go()
-    first.result()
-    assert state(service).json["state"] == "answered"
-
-
-def test_state_of_a_key_that_runs_elsewhere(web: Web) -> None:
-    service = web.serve()
-    put_claim(web, service, START + 30_000)
-    assert state(service).json["state"] == "running"
-    web.clock.pass_seconds(31)
-    assert state(service).json["state"] == "in doubt"
-    assert service.runs == []
-
-
-def test_state_of_a_key_in_doubt(web: Web) -> None:
-    leave_in_doubt(web)
-    created = {"created_at": "2023-11-14T22:13:20.000Z"}
-    assert state(web.serve()).json == {"state": "in doubt", **created}
-
-
-@pytest.mark.parametrize("pruned", [False, True], ids=["answer", "tombstone"])
-def test_state_of_a_key_that_has_expired(web: Web, pruned: bool) -> None:
-    service = web.serve(settings={"ttl": 60, "tombstone_ttl": 60})
-    service.post()
-    web.clock.pass_seconds(60)
-    if pruned:
-        service.post()
-        assert service.replay.record(OWN).state is State.TOMBSTONE
-    found = state(service).json
-    assert found["state"] == "expired"
-    assert "status" not in found
-
-
-def test_state_of_a_key_that_nobody_knows(web: Web) -> None:
-    service = web.serve()
-    refused(state(service), 404, "unknown-key", "unknown")
-
-
-def test_state_is_shown_to_its_caller_only(web: Web) -> None:
-    service = web.serve()
-    service.post(caller="alice")
-    refused(state(service, caller="bob"), 404, "unknown-key", "unknown")
-    refused(state(service, caller=None), 401, "unauthenticated", "none")
-    assert state(service, caller="alice").status == 200
-
-
-def test_state_of_a_malformed_key(web: Web) -> None:
-    refused(state(web.serve(), field="bare"), 400, "malformed-key", "none")
-
-
-def test_state_of_a_damaged_record(web: Web) -> None:
-    refused(state(tampered(web, lambda data: data[:-1] + b"?")), 500, "damaged", "unknown")
-
-
-def test_state_when_the_store_cannot_be_read(web: Web) -> None:
-    store = faulty(web)
-    service = web.serve(store=store)
-    service.post()
-    store.fail(on="read", times=1)
-    refused(state(service), 503, "unavailable", "none")
-
-
-def test_state_of_an_answer_that_is_not_kept(web: Web) -> None:
-    service = web.serve(Says(202, JSON, (b"x" * 1200,)), max_answer_bytes=1000)
-    service.post()
-    found = state(service).json
-    assert (found["state"], found["status"]) == ("answered", 202)
-
-
-def test_state_of_an_answer_that_is_no_http_answer(web: Web) -> None:
-    leave_in_doubt(web)
-    service = web.serve()
-    assert service.replay.resolve(OWN, response="paid")
-    found = state(service).json
-    assert found["state"] == "answered"
-    assert "status" not in found
-
-
-def test_state_elsewhere_than_at_its_path_is_the_applications(plain: Web) -> None:
-    service = plain.serve(Says(200))
-    service.get("/idempotency/", key=KEY)
-    service.get("/payments", key=KEY)
-    assert [given.path for given in service.runs] == ["/idempotency/", "/payments"]
-
-
-def test_policy_and_state_can_be_nowhere(plain: Web) -> None:
-    service = plain.serve(Says(200), policy_path=None, policy_url="https://pay.example/keys")
-    assert service.get("/idempotency").status == 200
-    assert len(service.runs) == 1
-    reply = refused(service.post(key=None), 400, "missing-key", "none")
-    assert reply.json["type"] == "https://pay.example/keys#missing-key"
-
-
-def test_policy_below_where_the_application_is_mounted(plain: Web) -> None:
-    service = plain.serve()
-    assert (
-        service.get("/idempotency", root="/v1").header("content-type") == "text/html; charset=utf-8"
-    )
-    reply = refused(service.post(root="/v1", key=None), 400, "missing-key", "none")
-    assert reply.json["type"] == "/v1/idempotency#missing-key"
-    assert service.runs == []
-
-
-def test_the_path_where_it_is_mounted_is_compared(plain: Web) -> None:
-    service = plain.serve()
-    assert service.post("/pay", root="/v1").status == 201
-    assert service.post("/v1/pay").is_replay
-    refused(service.post("/pay"), 422, "key-reused", "none")

@@ -40,6 +40,7 @@ __all__ = [
     "caller_of_environ",
     "caller_of_scope",
     "environ_of",
+    "request_with",
     "scope_of",
     "wsgi_app",
 ]
@@ -155,8 +156,11 @@ class _Parts:
         self._says.afterwards()
 
 
+_PHRASES = {each.value: each.phrase for each in HTTPStatus}
+
+
 def status_line(status: int) -> str:
-    return f"{status} {HTTPStatus(status).phrase}"
+    return f"{status} {_PHRASES.get(status, 'Unheard Of')}"
 
 
 # A request, and what became of it.
@@ -406,6 +410,23 @@ def caller_of_environ(environ: Mapping[str, Any]) -> str | None:
     return environ.get("HTTP_AUTHORIZATION")
 
 
+def request_with(
+    method: str,
+    path: str,
+    query: str,
+    body: bytes | Sequence[bytes],
+    *,
+    field: str | None,
+    caller: str | None,
+    headers: Sequence[tuple[str, str]] = (),
+    root: str = "",
+) -> Asked:
+    """A request with a key's header and a caller, as far as there are any."""
+    own = (("idempotency-key", field), ("authorization", caller))
+    sent = (*headers, *((name, value) for name, value in own if value is not None))
+    return Asked(method, path, query, sent, body, root)
+
+
 @attrs.define
 class Service:
     """A layer with its application. ``runs``: what the application was given, each time."""
@@ -439,12 +460,9 @@ class Service:
         """
         if field is None and key is not None:
             field = f'"{key}"' if self.is_quoted else key
-        sent = list(headers)
-        if field is not None:
-            sent.append(("idempotency-key", field))
-        if caller is not None:
-            sent.append(("authorization", caller))
-        asked = Asked(method, path, query, tuple(sent), body, root)
+        asked = request_with(
+            method, path, query, body, field=field, caller=caller, headers=headers, root=root
+        )
         if self.face == "asgi":
             return asked_of_asgi(self.app, asked, **more)
         return asked_of_wsgi(validator(self.app), environ_of(asked, **more))
