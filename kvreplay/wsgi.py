@@ -65,7 +65,7 @@ class IdempotencyMiddleware(Configured[WSGIApp, Replay, Environ, str | None]):
         try:
             answer = self._execute(run, incoming)
             return run.delivered(answer)
-        except BaseException:
+        except BaseException:  # whatever it is, the server gets nothing to close
             run.close()
             raise
 
@@ -150,7 +150,7 @@ class _Run:
             if not self._passes_on:
                 self._pass_on_if_large()  # by its headers alone
             status = int(self._status[:3])
-        except Exception as error:
+        except Exception as error:  # the application's own code, or a server's that it writes to
             self.error = error
             raise self._layer.unanswered(self.request, error) from error
         whole = None if self._passes_on else bytes(self._collected)
