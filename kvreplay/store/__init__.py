@@ -1,5 +1,17 @@
 """The store contract: what a backend must do, and what it may use; see ``contract.py``."""
 
+from kvreplay.store.awaited import (
+    AsyncAtomicKVStore,
+    AsyncExpiringKVStore,
+    AsyncInspectableKVStore,
+    AsyncJoinableKVStore,
+    AsyncJoinedTransaction,
+    AsyncKVStore,
+    AsyncKVTransaction,
+    AsyncMigratableKVStore,
+    AsyncPaginatedKVStore,
+    AsyncTransactionalKVStore,
+)
 from kvreplay.store.closing import Closing, closed_error
 from kvreplay.store.contract import (
     MAX_EXPIRES_AT,
@@ -10,6 +22,8 @@ from kvreplay.store.contract import (
     Entry,
     ExpiringKVStore,
     InspectableKVStore,
+    JoinableKVStore,
+    JoinedTransaction,
     KVStoreSync,
     KVTransaction,
     MigratableKVStore,
@@ -32,6 +46,16 @@ __all__ = [
     "MAX_EXPIRES_AT",
     "MAX_NAME_LENGTH",
     "NAME",
+    "AsyncAtomicKVStore",
+    "AsyncExpiringKVStore",
+    "AsyncInspectableKVStore",
+    "AsyncJoinableKVStore",
+    "AsyncJoinedTransaction",
+    "AsyncKVStore",
+    "AsyncKVTransaction",
+    "AsyncMigratableKVStore",
+    "AsyncPaginatedKVStore",
+    "AsyncTransactionalKVStore",
     "AtomicKVStore",
     "BatchingKVStore",
     "Bell",
@@ -42,6 +66,8 @@ __all__ = [
     "ExpiringKVStore",
     "ForkSafeLock",
     "InspectableKVStore",
+    "JoinableKVStore",
+    "JoinedTransaction",
     "KVStoreSync",
     "KVTransaction",
     "MigratableKVStore",

@@ -16,7 +16,7 @@ What every store promises:
 * It is a context manager; ``close()`` may be called twice, and a closed store answers
   every other call with :class:`~kvreplay.StoreError`.
 
-Four attributes are optional:
+These attributes are optional:
 
 * ``reads_are_local = True`` says that ``read`` comes from this machine's memory or page cache, so
   that an event loop may call it inline.
@@ -26,6 +26,12 @@ Four attributes are optional:
   By this lock every process of the machine knows whether the owner of a claim lives. The store
   itself must never open the file: to close it would end the lock. Without the attribute, or with
   ``None``, a claim of another process holds until its lease is over.
+* ``spans_machines = True`` says that processes on other machines use the same entries. ``Replay``
+  then renews the leases of its claims unless it is told not to, since only the lease shows there
+  that an owner lives.
+* ``clock`` is a :class:`~kvreplay.clock.Clock` that all who share the entries have in common, such
+  as that of a server. ``Replay`` goes by it, unless it is given another.
+* ``awaited`` is the same store for an event loop: see :mod:`kvreplay.store.awaited`.
 * ``in_transaction`` is true while this thread's calls on the store are a part of a transaction that
   holds the write lock and is not committed yet. What ``Replay`` answers then is shared with no
   other thread, and it waits for nobody: no other run could end meanwhile.
@@ -51,6 +57,9 @@ __all__ = [
     "Entry",
     "ExpiringKVStore",
     "InspectableKVStore",
+    "JoinableKVStore",
+    "JoinedState",
+    "JoinedTransaction",
     "KVStoreSync",
     "KVTransaction",
     "MigratableKVStore",
@@ -334,6 +343,53 @@ class TransactionalKVStore(ExpiringKVStore, Protocol):
         thread is refused with :class:`~kvreplay.StoreError`. Readers are not held up and
         see all of the changes or none. The transaction belongs to the thread that began it:
         its use by any other thread, or after its end, is refused.
+        """
+
+
+class JoinedState(Protocol):
+    """What is true of a transaction that the caller began.
+
+    Attributes:
+        sees_commits: whether it sees what others commit while it is open. If not, it is of no use
+            to wait in it for another owner's answer.
+    """
+
+    sees_commits: bool
+
+
+class JoinedTransaction(KVTransaction, JoinedState, Protocol):
+    """The store's calls inside a transaction that the caller began, and will end.
+
+    Its ``check_and_put`` waits for another transaction that has changed the entry and is still
+    open, as long as ``lock_timeout`` allows for the whole block, and then raises
+    :class:`~kvreplay.InFlightError`; nothing was changed.
+    """
+
+    def undo(self) -> None:
+        """Undo all that was changed since the block began, the caller's own changes too."""
+
+
+@runtime_checkable
+class JoinableKVStore(TransactionalKVStore, Protocol):
+    """A store whose entries can change in a transaction of the caller's own database."""
+
+    def join(
+        self, connection: object, *, lock_timeout: float | None
+    ) -> AbstractContextManager[JoinedTransaction]:
+        """Change entries in the transaction that is open on ``connection``, during a block.
+
+        The block is a savepoint of that transaction. If it raises, all that was changed in it is
+        undone, and the transaction can go on. It neither commits nor ends the transaction.
+
+        Args:
+            lock_timeout: how long the block waits for others, in seconds; ``None``: no limit.
+
+        Raises:
+            ConfigError: the connection is of a kind that the store does not know, has no
+                transaction open, is of another database than the store's, or cannot write.
+            StoreError: the database refused. What it says of a conflict between transactions
+                (PostgreSQL's 40001 and 40P01) comes out as the driver's own exception: the caller
+                must run the whole transaction again.
         """
 
 

@@ -65,6 +65,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "locks",
         "closing",
         "contract",
+        "awaited",
         "in_process",
         "__init__",
     ),
