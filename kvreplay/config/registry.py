@@ -57,6 +57,7 @@ BACKENDS: Final[Mapping[str, tuple[str, str, str | None]]] = {
     "filesystem": ("kvreplay.backends.filesystem", "FilesystemStore", None),
     "lmdb": ("kvreplay.backends.lmdb", "LMDBStore", "lmdb"),
     "sqlite": ("kvreplay.backends.sqlite", "SQLiteStore", None),
+    "postgresql": ("kvreplay.backends.postgresql", "PostgreSQLStore", "postgresql"),
 }
 
 ENTRY_POINTS: Final = "kvreplay.backends"

@@ -114,6 +114,19 @@ ORDER: dict[str, tuple[str, ...]] = {
         *("errors", "presence", "files", "gate", "process_lock", "readers", "handle", "entries"),
         *("committer", "environment", "shared", "transaction", "store", "__init__"),
     ),
+    "backends.postgresql": (
+        *("clock", "location", "links", "statements", "operations", "errors", "opening", "kept"),
+        *(
+            "callers",
+            "session",
+            "joining",
+            "aio_session",
+            "aio_joining",
+            "aio",
+            "store",
+            "__init__",
+        ),
+    ),
     "backends.sqlite": (
         *("errors", "schema", "entries", "removals", "presence", "connections", "files"),
         *("committer", "database", "store", "__init__"),
