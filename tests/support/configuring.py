@@ -14,6 +14,7 @@ __all__ = [
     "ENGINES_WITH_A_PATH",
     "HOUR",
     "RECORDER",
+    "SERVER",
     "STORE",
     "WHOLE",
     "Stranger",
@@ -40,6 +41,13 @@ class Recorder:
     def __init__(self, *args, **options):
         self.args, self.options = args, options
 """
+
+# Only remembers how it was made, as the class of a database server would be.
+SERVER = RECORDER.replace(
+    '    LOCATION = "url"\n',
+    '    LOCATION = "url"\n'
+    '    PARAMETERS = frozenset({"host", "port", "user", "sslmode", "options", "sslpassword"})\n',
+).replace('        "password": "text",\n', '        "schema": "text",\n')
 
 STORE = '[store]\nurl = "memory:"\n'
 WHOLE = """

@@ -235,23 +235,51 @@ KUBERNETES = {
 }
 
 
-@pytest.mark.parametrize("variable", KUBERNETES)
-@pytest.mark.parametrize("service", ["kvreplay-store", "kvreplay", "kvreplay-my-app"])
-def test_what_kubernetes_sets_is_told_from_a_mistake(variable: str, service: str) -> None:
-    own = variable.replace("KVREPLAY_STORE", service.upper().replace("-", "_"))
-    environ = {"KVREPLAY_STORE": "memory:", own: KUBERNETES[variable]}
+@pytest.mark.parametrize("service", ["kvreplay-store", "kvreplay", "kvreplay-store-service"])
+@pytest.mark.parametrize("host", ["10.0.0.1", "fd00::1"])
+def test_what_kubernetes_sets_for_a_service_sets_nothing(service: str, host: str) -> None:
+    own = service.upper().replace("-", "_")
+    theirs = {
+        name.replace("KVREPLAY_STORE", own): value.replace(
+            "10.0.0.1", f"[{host}]" if "://" in value and ":" in host else host
+        )
+        for name, value in KUBERNETES.items()
+    }
+    for store in ("memory:", "lmdb:data"):
+        config = load_config(None, environ={"KVREPLAY_STORE": store, **theirs})
+        assert config == load_config(None, environ={"KVREPLAY_STORE": store})
+    assert "no store is named" in complaint(load_config, None, environ=theirs)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("KVREPLAY_STORE_PORT", "5432"),
+        ("KVREPLAY_STORE_PORT", "http://10.0.0.1:5432"),
+        ("KVREPLAY_STORE_HOST", "10.0.0.1"),
+        ("KVREPLAY_STORE_SERVICE_HOST", "db.example"),
+        ("KVREPLAY_STORE_SERVICE_PORT", "http://10.0.0.1:5432"),
+        ("KVREPLAY_STORE_SERVICE", "5432"),
+        ("KVREPLAY_STORE_PORT_5432", "tcp://10.0.0.1:5432"),
+        ("KVREPLAY_STORE_PORT_5432_TCP_HOST", "10.0.0.1"),
+        ("KVREPLAY_STORE_PORT_5432_TCP_PROTO", "http"),
+        ("KVREPLAY_STORE_port", "tcp://10.0.0.1:5432"),
+    ],
+)
+def test_what_only_looks_a_little_like_it_is_still_a_mistake(variable: str, value: str) -> None:
+    environ = {"KVREPLAY_STORE": "memory:", variable: value}
     message = complaint(load_config, None, environ=environ)
-    assert message.startswith(f"{own}: it is no setting of kvreplay; nothing was opened. Kubernete")
-    assert f'a Service that is called "{service}": set enableServiceLinks: false' in message
-    assert "Did you mean" not in message
+    assert message.startswith(f"{variable}: kvreplay has no such variable")
+    assert value not in message
 
 
 def test_an_option_may_be_called_port(stranger: Stranger) -> None:
+    """A stranger's: no engine of ours has one."""
     stranger.install("other", RECORDER.replace('"pool"', '"port"'))
     environ = {"KVREPLAY_STORE": "other:here", "KVREPLAY_STORE_PORT": "5432"}
     assert load_config(None, environ=environ).store.options == {"port": 5432}
     environ["KVREPLAY_STORE_PORT"] = "tcp://10.0.0.1:5432"
-    assert "enableServiceLinks" in complaint(load_config, None, environ=environ)
+    assert load_config(None, environ=environ).store.options == {}
 
 
 def test_a_config_can_be_pickled(write: Callable[[str], Path], here: Path) -> None:

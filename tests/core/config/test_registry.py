@@ -25,6 +25,9 @@ def test_every_built_in_backend_declares_what_config_needs() -> None:
         assert engine.LOCATION in ("path", "none", "url")
         for kind in engine.OPTIONS.values():
             assert isinstance(kind, tuple) or kind in KINDS
+        # Kubernetes sets KVREPLAY_STORE_PORT for a Service that is called "kvreplay-store".
+        assert engine.OPTIONS.keys().isdisjoint(("port", "host"))
+        assert not any(name.startswith(("port_", "service_")) for name in engine.OPTIONS)
 
 
 def test_importing_config_imports_no_backend_and_opening_one_imports_only_that() -> None:
