@@ -74,6 +74,7 @@ BACKENDS: Final[Mapping[str, tuple[str, str, str | None]]] = {
     "filesystem": ("kvreplay.backends.filesystem", "FilesystemStore", None),
     "lmdb": ("kvreplay.backends.lmdb", "LMDBStore", "lmdb"),
     "sqlite": ("kvreplay.backends.sqlite", "SQLiteStore", None),
+    "postgresql": ("kvreplay.backends.postgresql", "PostgreSQLStore", "postgresql"),
 }
 
 ENTRY_POINTS: Final = "kvreplay.backends"
@@ -342,12 +343,16 @@ def engine_of(name: str, source: str) -> Engine:
         module, attribute, extra = BACKENDS[name]
         try:
             engine = getattr(importlib.import_module(module), attribute)
-        except ModuleNotFoundError as error:
-            if error.name is None or error.name.partition(".")[0] == "kvreplay":
+        except ImportError as error:
+            if error.name is None and extra is None:
+                raise
+            if error.name is not None and error.name.partition(".")[0] == "kvreplay":
                 raise
             raise wrong(
                 source,
-                f'the backend "{name}" needs the module "{error.name}", which is not installed',
+                f'the backend "{name}" needs the module "{error.name}", which is not installed'
+                if isinstance(error, ModuleNotFoundError)
+                else f'the driver of the backend "{name}" cannot be loaded ({_first_line(error)})',
                 f"Install it: pip install 'kvreplay[{extra}]'"
                 if extra
                 else "This Python does not have it; choose another backend.",
@@ -366,6 +371,10 @@ def engine_of(name: str, source: str) -> Engine:
                 "Repair or upgrade that distribution.",
             ) from error
     return _declared(engine, name, origin)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0]
 
 
 def _entry_point(name: str, source: str) -> EntryPoint:

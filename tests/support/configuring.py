@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from kvreplay.errors import ConfigError
 
 __all__ = [
     "ENGINES_WITH_A_PATH",
+    "HAS_POSTGRESQL",
     "HOUR",
     "RECORDER",
     "SERVER",
@@ -22,6 +24,7 @@ __all__ = [
     "put_and_close",
 ]
 
+HAS_POSTGRESQL = find_spec("psycopg") is not None and find_spec("psycopg_pool") is not None
 HOUR = 3600.0
 ENGINES_WITH_A_PATH = ("filesystem", "lmdb", "sqlite")
 

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from kvreplay.cli import main
 from kvreplay.config.file import load_config
 from kvreplay.config.location import without_credentials
 from kvreplay.config.registry import open_store
-from kvreplay.errors import ConfigError
+from kvreplay.errors import ConfigError, StoreError, StoreUnavailableError
 from support.configuring import SERVER, Stranger, complaint
+from support.extras import needs_postgresql
 
 SECRET_URLS = [
     "rec://user:hunter2@host/db",
@@ -101,6 +103,43 @@ def test_no_message_shows_what_a_query_has(stranger: Stranger, url: str) -> None
             call(given)
         assert "hunter2" not in "".join(traceback.format_exception_only(caught.value))
         assert caught.value.__cause__ is None
+
+
+@needs_postgresql
+@pytest.mark.parametrize(
+    ("url", "error"),
+    [
+        # What libpq cannot read.
+        ("postgresql://u@h/db?password=hunter2=hunter2", ConfigError),
+        ("postgresql://u:hunter2%00@h/db", ConfigError),
+        ("postgresql://u:hunter2@[::1/db", ConfigError),
+        ("postgresql://u:hunter2@[]/db", ConfigError),
+        # Nobody listens there.
+        ("postgresql://u:hunter2@127.0.0.1:1/db", StoreUnavailableError),
+        (
+            "postgresql://u@127.0.0.1:1/db?password=hunter2&sslpassword=hunter2",
+            StoreUnavailableError,
+        ),
+        ("postgresql://u:hunter2@/db?host=/nowhere/hidden&port=1", StoreUnavailableError),
+        ("postgresql://u:hunter2@127.0.0.1:1/db?sslmode=hunter3", StoreError),
+    ],
+)
+def test_what_a_server_or_libpq_says_shows_no_password(
+    url: str, error: type[Exception], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url += "&connect_timeout=2" if "?" in url else "?connect_timeout=2"
+    with pytest.raises(error) as caught:
+        open_store(url)
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value))
+    assert main(["init", url]) == 2
+    assert main(["migrate", url, "memory:"]) == 2
+    open_store("filesystem:source").close()
+    assert main(["migrate", "filesystem:source", url]) == 2
+    said = capsys.readouterr()
+    assert "hunter2" not in said.out + said.err
+    assert [line.partition(":")[0] for line in said.err.splitlines()] == [
+        *("kvreplay", "kvreplay", "looking", "kvreplay")
+    ]
 
 
 def test_a_repr_shows_words_and_numbers_but_no_text(stranger: Stranger) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from kvreplay.config.file import load_config
 from kvreplay.config.registry import StoreSettings
-from support.configuring import HOUR, RECORDER, STORE, WHOLE, Stranger, complaint
+from support.configuring import HAS_POSTGRESQL, HOUR, RECORDER, STORE, WHOLE, Stranger, complaint
 
 
 def test_the_environment_alone(here: Path) -> None:
@@ -171,9 +171,10 @@ def test_a_variable_for_an_option_of_another_engine_names_both(
         ' "lock_timeout".'
     )
     environ = {"KVREPLAY_STORE": "memory:", "KVREPLAY_STORE_DURABILITY": "full"}
+    others = '"lmdb", "sqlite" and "postgresql"' if HAS_POSTGRESQL else '"lmdb" and "sqlite"'
     assert complaint(load_config, None, environ=environ) == (
         'KVREPLAY_STORE_DURABILITY: the backend "memory" has no option "durability", which is one of'
-        ' "filesystem", "lmdb" and "sqlite"; nothing was opened. The options of "memory": "create".'
+        f' "filesystem", {others}; nothing was opened. The options of "memory": "create".'
     )
     environ = {"KVREPLAY_STORE": "lmdb:data", "KVREPLAY_STORE_MAP_SIZE": "1GiB"}
     assert load_config(None, environ=environ).store.options == {"map_size": 2**30}

@@ -12,6 +12,7 @@ from kvreplay.config.file import load_config
 from kvreplay.config.location import ALIASES
 from kvreplay.config.registry import BACKENDS, StoreSettings, engine_of, open_store, settings_of
 from support.configuring import SERVER, Stranger, complaint
+from support.extras import needs_postgresql
 
 
 @pytest.fixture
@@ -172,3 +173,56 @@ def test_a_second_name_is_the_same_engine(
         assert settings_of(where) == first
     assert settings_of({"backend": "Server"}) == settings_of("srv://")
     assert first.location == "srv://h/db"
+
+
+# What libpq reads of a URL, and of what is left of it.
+OF_LIBPQ = [
+    "postgresql://",
+    "postgresql:///",
+    "postgresql:///db",
+    "postgresql://?host=/run/postgresql&dbname=db",
+    "postgresql://user@/db?host=/run/postgresql&sslmode=disable",
+    "postgresql://user:pw@one:5432,two:5433/db?target_session_attrs=read-write",
+    "postgresql://user:pw@one,two:,[::1]:5,%2Frun%2Fx:6/db?connect_timeout=5",
+    "postgresql://%2Frun%2Fpostgresql/db",
+    "postgresql://u%40x:a+b%20c%26d%23e%3Ff%25%2Fg%3A@[fd00::1%25eth0]/d%2Fb",
+    "postgresql://u:%F0%9F%94%91@h/db?options=-c%20search_path%3Dx&application_name=a+b%2Bc%26d",
+    "postgresql://u@h/db?options=-c search_path%3Dx".replace(" ", "%20"),
+    "postgresql://u:@h/db?options=&sslpassword=%3D%26%3F",
+    "postgresql://u@h:/?dbname=a%3Db",
+    "postgresql://u@h/db?ssl%6Dode=verify-full&sslrootcert=/etc/ca.pem",
+]
+
+
+@needs_postgresql
+@pytest.mark.parametrize("url", OF_LIBPQ)
+def test_libpq_reads_the_same_without_our_options(url: str) -> None:
+    from psycopg.conninfo import conninfo_to_dict
+
+    meant = conninfo_to_dict(url)
+    rest, mark, query = url.partition("?")
+    pairs = query.split("&") if mark else []
+    options = {"schema": "a b", "pool_size": 20, "create": False}
+    for place in range(len(pairs) + 1):
+        ours = ["schema=a%20b", "pool_size=20", "create=no"]
+        asked = f"{rest}?{'&'.join(pairs[:place] + ours + pairs[place:])}"
+        for written in (asked, asked.replace("postgresql:", "postgres:")):
+            settings = settings_of(written)
+            assert conninfo_to_dict(settings.location or "") == meant
+            assert settings == StoreSettings("postgresql", url, options)
+
+
+@needs_postgresql
+def test_no_parameter_of_libpq_is_a_variable(write: Callable[[str], Path]) -> None:
+    engine = engine_of("postgresql", "")
+    assert {"host", "port", "user", "password", "sslmode", "options"} <= set(engine.parameters)
+    path = write('[store]\nurl = "postgresql://u@h/db"\npool_size = 20\nschema = "replay"\n')
+    config = load_config(path, environ={"KVREPLAY_STORE_POOL_SIZE": "5"})
+    assert config.store.options == {"pool_size": 5, "schema": "replay"}
+    for name in engine.parameters:
+        environ = {"KVREPLAY_STORE": "postgresql://", f"KVREPLAY_STORE_{name.upper()}": "1"}
+        assert "is a part of the URL" in complaint(load_config, None, environ=environ)
+    says = 'no option "slmode"; nothing was opened. Did you mean "sslmode"?'
+    assert says in complaint(open_store, "postgresql:///db?slmode=require")
+    says = 'no option "poolsize"; nothing was opened. Did you mean "pool_size"?'
+    assert says in complaint(open_store, "postgresql:///db?poolsize=5")
