@@ -27,6 +27,7 @@ from kvreplay.config.registry import (
     engine_of,
     option_of_another,
     others_with,
+    parameter_outside_a_url,
 )
 from kvreplay.config.units import nearest, parse, shown, wrong
 from kvreplay.errors import ConfigError, InvalidNameError
@@ -125,7 +126,8 @@ def load_config(
     ``KVREPLAY_STORE_<OPTION>`` each set one thing of the store, whether the table or the URL
     names the store. ``KVREPLAY_REPLAY_<NAMESPACE>_<SETTING>`` sets one setting of a namespace
     that the file names; write the name in upper case, and ``_`` for ``-``. No other variable
-    may start with ``KVREPLAY_``. Blanks and line ends around a value do not belong to it. A
+    may start with ``KVREPLAY_``, but those that Kubernetes sets for a Service of such a name: they
+    set nothing. Blanks and line ends around a value do not belong to it. A
     relative path in the file is relative to the file; a
     relative path in a variable is relative to the current directory.
 
@@ -164,8 +166,8 @@ def load_config(
 
     known = _known_variables(engine, given)
     for variable, value in variables.items():
-        if _is_of_kubernetes(variable) and (variable not in known or "://" in value):
-            raise wrong(variable, "it is no setting of kvreplay", _of_kubernetes(variable))
+        if (variable not in known or "://" in value) and _is_of_kubernetes(f"{variable}={value}"):
+            continue  # pods are given it unasked
         if variable not in known:
             raise _unknown_variable(variable, known, asked, engine)
         if len(known[variable]) > 1:
@@ -237,22 +239,23 @@ def _unknown_variable(
         return wrong(
             variable, f'the backend "{asked.backend}" has no path', "Set KVREPLAY_STORE instead."
         )
+    elif option in engine.parameters:
+        return parameter_outside_a_url(option, asked.backend, variable)
     elif others := others_with(option, asked.backend):
         return option_of_another(others, option, asked.backend, engine, variable)
     return wrong(variable, "kvreplay has no such variable", nearest(variable, known))
 
 
+# NAME=VALUE, as Kubernetes sets it for a Service whose name begins with "kvreplay".
 _is_of_kubernetes = re.compile(
-    r"KVREPLAY_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
+    r"""KVREPLAY_([A-Z0-9_]+_)?(
+        SERVICE_HOST=[0-9a-f.:]+
+        | SERVICE_PORT(_[A-Z0-9_]+)?=[0-9]+
+        | PORT(_[0-9]+_(TCP|UDP|SCTP))?=(tcp|udp|sctp)://[0-9a-f.:\[\]]+
+        | PORT_[0-9]+_(TCP|UDP|SCTP)_(PROTO=(tcp|udp|sctp)|PORT=[0-9]+|ADDR=[0-9a-f.:]+)
+    )""",
+    re.VERBOSE,
 ).fullmatch
-
-
-def _of_kubernetes(variable: str) -> str:
-    service = variable.lower().partition("_service_")[0].partition("_port")[0].replace("_", "-")
-    return (
-        f'Kubernetes sets it for a Service that is called "{service}": set enableServiceLinks:'
-        " false in the pod's spec, or rename the Service."
-    )
 
 
 def _known_variables(

@@ -9,17 +9,29 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final
 
 import attrs
 
 from kvreplay.config.units import near, shown, wrong
 
-__all__ = ["KEYS", "Asked", "Given", "ask_table", "ask_url", "locate", "without_credentials"]
+__all__ = [
+    "ALIASES",
+    "KEYS",
+    "Asked",
+    "Given",
+    "ask_table",
+    "ask_url",
+    "locate",
+    "without_credentials",
+]
 
 KEYS: Final = ("url", "backend", "path")
 """The keys of a mapping that are not options."""
+
+ALIASES: Final = {"postgres": "postgresql"}
+"""Second names of backends, as URLs have them; everywhere else a backend has its one name."""
 
 _is_scheme = re.compile(r"[a-z][a-z0-9+.-]*").fullmatch
 _stray_percent = re.compile(r"%(?![0-9A-Fa-f]{2})").search
@@ -28,17 +40,32 @@ _control_character = re.compile(r"[\x00-\x1f\x7f-\x9f]").search
 
 @attrs.frozen
 class Given:
-    """A value as written, and the place that a message names if the value is wrong."""
+    """A value as written, and the place that a message names if the value is wrong.
 
-    value: object
+    ``pair``: the whole ``name=value`` of a URL's query, percent-encoded as it stands there.
+    """
+
+    _value: object
     source: str
+    pair: str | None = None
+
+    @property
+    def value(self) -> object:
+        """The value itself; it is decoded only now, since what passes through need not be text."""
+        if self.pair is None:
+            return self._value
+        return _decoded(self.pair.partition("=")[2], self.source)
+
+
+def _by_its_one_name(backend: str) -> str:
+    return ALIASES.get(backend, backend)
 
 
 @attrs.frozen
 class Asked:
     """A store as the user asked for it, split into parts; nothing is checked yet."""
 
-    backend: str
+    backend: str = attrs.field(converter=_by_its_one_name)
     source: str
     rest: str | None  # what a URL has between the scheme's colon and the query
     path: Given | None
@@ -63,7 +90,15 @@ def ask_url(url: str, source: str, base: str | os.PathLike[str] | None) -> Asked
             "Write lmdb:relative/path or lmdb:///absolute/path.",
         )
     if "#" in rest:
-        raise wrong(source, 'it has a fragment ("#…")', 'Write %23 for a "#" in a path.')
+        raise wrong(
+            source, 'it has a fragment ("#…")', 'Write %23 for a "#" in a path or a password.'
+        )
+    if "?" in _credentials(rest):
+        raise wrong(
+            source,
+            'a "?" stands before the "@"',
+            'Write %3F for a "?" in a password, or %40 for a "@" in the query.',
+        )
     rest, mark, query = rest.partition("?")
     if (rest, query) != (rest.strip(), query.strip()):  # as if a line end made another store
         raise wrong(
@@ -73,14 +108,14 @@ def ask_url(url: str, source: str, base: str | os.PathLike[str] | None) -> Asked
         )
     options: dict[str, Given] = {}
     for pair in query.split("&") if mark else ():
-        name, equals, value = pair.partition("=")
+        name, equals, _ = pair.partition("=")
         if not name or not equals:
             raise wrong(source, "an option is not name=value", "Write ?name=value&name=value.")
         name = _decoded(name, source)
         if name in options:
             raise wrong(source, f"the option {shown(name)} is repeated", "Write it once.")
         place = f"{source}, option {shown(name)}"
-        options[name] = Given(_decoded(value, place), place)
+        options[name] = Given(None, place, pair)
     return Asked(scheme, source, rest, None, options, base)
 
 
@@ -122,8 +157,12 @@ def ask_table(
     return Asked(backend.lower(), f"{source} backend", None, path, options, base)
 
 
-def locate(asked: Asked, kind: str) -> str | None:
-    """Return an absolute path, a URL without its query, or ``None``, as ``kind`` says."""
+def locate(asked: Asked, kind: str, parameters: Collection[str] = ()) -> str | None:
+    """Return an absolute path, a URL, or ``None``, as ``kind`` says.
+
+    Args:
+        parameters: the names whose pairs stay in the URL's query, each as it is written.
+    """
     name = asked.backend
     if kind != "path" and asked.path is not None:
         instead = "Remove it." if kind == "none" else f'Write url = "{name}:…".'
@@ -133,9 +172,7 @@ def locate(asked: Asked, kind: str) -> str | None:
             raise wrong(asked.source, f'the backend "{name}" has no location', f"Write {name}:")
         return None
     if kind == "url":
-        if not asked.rest or asked.rest == "//":
-            raise wrong(asked.source, "it names no place", f'Write a whole URL: "{name}:…".')
-        return f"{name}:{asked.rest}"
+        return _url(asked, parameters)
 
     path: object
     if asked.path is not None:
@@ -192,6 +229,53 @@ def locate(asked: Asked, kind: str) -> str | None:
     return place
 
 
+def _url(asked: Asked, parameters: Collection[str]) -> str:
+    name, rest = asked.backend, asked.rest or ""
+    if parameters:  # each has its default, so that there may be nothing else
+        rest = rest or "//"
+        if not rest.startswith("//"):
+            raise wrong(
+                asked.source,
+                f'"//" does not follow "{name}:"',
+                f"Write {name}://USER@HOST/NAME, or {name}:///NAME.",
+            )
+        _check_hosts(rest, asked.source)
+    elif rest in ("", "//"):
+        raise wrong(asked.source, "it names no place", f'Write a whole URL: "{name}:…".')
+    kept = [
+        given.pair
+        for option, given in asked.options.items()
+        if option in parameters and given.pair is not None
+    ]
+    for part in (rest, *kept):  # a driver that cannot read it might show it
+        if _stray_percent(part):
+            raise wrong(asked.source, 'a "%" without two hex digits', 'Write %25 for a "%".')
+        if not part.isprintable() or " " in part:
+            raise wrong(
+                asked.source,
+                "it has a blank, a control character or a byte that is not UTF-8",
+                "Write it percent-encoded, such as %20 for a blank.",
+            )
+    return f"{name}:{rest}?{'&'.join(kept)}" if kept else f"{name}:{rest}"
+
+
+def _check_hosts(rest: str, source: str) -> None:
+    """Refuse what a part of a password would be taken for: a driver would show it in an error."""
+    user, at, hosts = rest.removeprefix("//").partition("/")[0].partition("@")
+    if not at:
+        hosts = user
+    if "@" in hosts:
+        raise wrong(source, 'it has two "@"', 'Write %40 for a "@" in a password.')
+    for host in hosts.split(","):
+        port = host.rpartition("]")[2].partition(":")[2]
+        if port and not port.isdecimal():
+            raise wrong(
+                source,
+                "a port is not a number",
+                'Write HOST:5432, and %2F for a "/" in a password.',
+            )
+
+
 def _absolute(path: str) -> str:
     """Return the absolute path of the place that the kernel would find.
 
@@ -234,7 +318,15 @@ def _decoded(text: str, source: str) -> str:
         raise wrong(source, "its percent-encoding is not UTF-8", "Encode it as UTF-8.") from None
 
 
+def _credentials(rest: str) -> str:
+    """Return what may name a user: all before the first ``@``, if no slash comes before it."""
+    credentials, at, _ = rest.removeprefix("//").partition("@")
+    return credentials if at and rest.startswith("//") and "/" not in credentials else ""
+
+
 def without_credentials(url: str) -> str:
-    """Hide what is between the scheme and the last ``@``, percent-encoded or not."""
+    """Hide what is between the scheme and the last ``@``, percent-encoded or not, and the query."""
+    url, mark, _ = url.partition("?")
     head, at, tail = url.rpartition("@")
-    return f"{head.partition(':')[0]}:…@{tail}" if at else url
+    shown = f"{head.partition(':')[0]}:…@{tail}" if at else url
+    return f"{shown}?…" if mark else shown

@@ -15,6 +15,14 @@ A backend is a class with two declarations. This module knows nothing else of it
     ``"path"``: constructed as ``cls(absolute_path, **options)``; ``"none"``:
     ``cls(**options)``; ``"url"``: ``cls(url_without_its_query, **options)``.
 
+A class with a URL may have a third one:
+
+``PARAMETERS``
+    the names that its driver takes in the query of a URL. They stay there, each as it is written,
+    percent-encoded: ``cls("name://user@host/db?sslmode=require", **options)``. Such a URL begins
+    with ``name://``, and that alone is one too: everything has its default. These names are no
+    keys of a mapping, and no variables.
+
 A third party registers its class as an entry point of the group ``kvreplay.backends``; the entry
 point's name is the URL scheme. It cannot replace a built-in backend: the built-in one wins.
 """
@@ -29,8 +37,16 @@ from typing import TYPE_CHECKING, Final, Literal, Protocol, Self, overload, runt
 
 import attrs
 
-from kvreplay.config.location import KEYS, Asked, ask_table, ask_url, locate, without_credentials
-from kvreplay.config.units import Kind, nearest, parse, shown, wrong
+from kvreplay.config.location import (
+    KEYS,
+    Asked,
+    Given,
+    ask_table,
+    ask_url,
+    locate,
+    without_credentials,
+)
+from kvreplay.config.units import Kind, near, nearest, parse, shown, wrong
 from kvreplay.errors import ConfigError
 from kvreplay.store import ExpiringKVStore, TransactionalKVStore, missing_methods
 
@@ -48,6 +64,7 @@ __all__ = [
     "open_store",
     "option_of_another",
     "others_with",
+    "parameter_outside_a_url",
     "settings_of",
 ]
 
@@ -104,7 +121,7 @@ class StoreSettings:
 
     Attributes:
         backend: the URL scheme, such as ``"lmdb"``.
-        location: an absolute path, a URL without its query (it may hold credentials), or
+        location: an absolute path, a URL without its options (it may hold credentials), or
             ``None``, as the backend's ``LOCATION`` says.
         options: the keyword arguments that were set, as checked values.
     """
@@ -218,6 +235,7 @@ class Engine:
     construct: Callable[..., OpenStore]
     location: str
     options: Mapping[str, Kind]
+    parameters: Collection[str] = ()
 
     @property
     def shows_its_methods(self) -> bool:
@@ -248,21 +266,37 @@ def _offers_transactions(name: str) -> bool:
 
 def check_settings(asked: Asked, engine: Engine) -> StoreSettings:
     """Check what was asked for against what the backend declares."""
-    location = locate(asked, engine.location)
+    location = locate(asked, engine.location, engine.parameters)
     options: dict[str, object] = {}
     for name, given in asked.options.items():
-        if name not in engine.options:
-            if others := others_with(name, asked.backend):
-                raise option_of_another(others, name, asked.backend, engine, given.source)
-            valid = (*engine.options, "path") if engine.location == "path" else engine.options
-            raise wrong(
-                given.source,
-                f'the backend "{asked.backend}" has no option {shown(name)}',
-                nearest(name, valid),
-            )
-        options[name] = parse(engine.options[name], given.value, given.source)
+        if name in engine.options:
+            options[name] = parse(engine.options[name], given.value, given.source)
+        elif name not in engine.parameters:
+            raise _unknown_option(name, given, asked.backend, engine)
+        elif given.pair is None:
+            raise parameter_outside_a_url(name, asked.backend, given.source)
     words = frozenset(name for name, kind in engine.options.items() if isinstance(kind, tuple))
     return StoreSettings(asked.backend, location, options, words)
+
+
+def _unknown_option(name: str, given: Given, backend: str, engine: Engine) -> ConfigError:
+    if others := others_with(name, backend):
+        return option_of_another(others, name, backend, engine, given.source)
+    valid = (*engine.options, "path") if engine.location == "path" else tuple(engine.options)
+    instead = nearest(name, valid)
+    if given.pair is not None and engine.parameters:
+        meant = near(name, (*valid, *engine.parameters))
+        instead = nearest(name, valid if meant is None else (meant,))
+    return wrong(given.source, f'the backend "{backend}" has no option {shown(name)}', instead)
+
+
+def parameter_outside_a_url(name: str, backend: str, source: str) -> ConfigError:
+    """Make the error for a parameter of a URL that stands as a key, or as a variable."""
+    return wrong(
+        source,
+        f'"{name}" is a part of the URL of "{backend}"',
+        f"Write it there: {backend}://…?{name}=VALUE.",
+    )
 
 
 def others_with(option: str, backend: str | None) -> list[str]:
@@ -309,12 +343,16 @@ def engine_of(name: str, source: str) -> Engine:
         module, attribute, extra = BACKENDS[name]
         try:
             engine = getattr(importlib.import_module(module), attribute)
-        except ModuleNotFoundError as error:
-            if error.name is None or error.name.partition(".")[0] == "kvreplay":
+        except ImportError as error:
+            if error.name is None and extra is None:
+                raise
+            if error.name is not None and error.name.partition(".")[0] == "kvreplay":
                 raise
             raise wrong(
                 source,
-                f'the backend "{name}" needs the module "{error.name}", which is not installed',
+                f'the backend "{name}" needs the module "{error.name}", which is not installed'
+                if isinstance(error, ModuleNotFoundError)
+                else f'the driver of the backend "{name}" cannot be loaded ({_first_line(error)})',
                 f"Install it: pip install 'kvreplay[{extra}]'"
                 if extra
                 else "This Python does not have it; choose another backend.",
@@ -333,6 +371,10 @@ def engine_of(name: str, source: str) -> Engine:
                 "Repair or upgrade that distribution.",
             ) from error
     return _declared(engine, name, origin)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0]
 
 
 def _entry_point(name: str, source: str) -> EntryPoint:
@@ -376,4 +418,17 @@ def _declared(engine: object, name: str, origin: str) -> Engine:
             + ", ".join(f'"{kind}"' for kind in _OPTION_KINDS)
             + ", or a tuple of words.",
         )
-    return Engine(engine, location, options)
+    parameters = getattr(engine, "PARAMETERS", ())
+    if (
+        isinstance(parameters, str)
+        or not isinstance(parameters, Collection)
+        or not all(isinstance(parameter, str) for parameter in parameters)
+        or not options.keys().isdisjoint(parameters)
+        or (parameters and location != "url")
+    ):
+        raise wrong(
+            where,
+            "its class declares no valid PARAMETERS",
+            'Declare names that are no options, beside LOCATION = "url", or leave it out.',
+        )
+    return Engine(engine, location, options, parameters)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ from kvreplay.errors import ConfigError
 
 __all__ = [
     "ENGINES_WITH_A_PATH",
+    "HAS_POSTGRESQL",
     "HOUR",
     "RECORDER",
+    "SERVER",
     "STORE",
     "WHOLE",
     "Stranger",
@@ -21,6 +24,7 @@ __all__ = [
     "put_and_close",
 ]
 
+HAS_POSTGRESQL = find_spec("psycopg") is not None and find_spec("psycopg_pool") is not None
 HOUR = 3600.0
 ENGINES_WITH_A_PATH = ("filesystem", "lmdb", "sqlite")
 
@@ -40,6 +44,13 @@ class Recorder:
     def __init__(self, *args, **options):
         self.args, self.options = args, options
 """
+
+# Only remembers how it was made, as the class of a database server would be.
+SERVER = RECORDER.replace(
+    '    LOCATION = "url"\n',
+    '    LOCATION = "url"\n'
+    '    PARAMETERS = frozenset({"host", "port", "user", "sslmode", "options", "sslpassword"})\n',
+).replace('        "password": "text",\n', '        "schema": "text",\n')
 
 STORE = '[store]\nurl = "memory:"\n'
 WHOLE = """

@@ -7,7 +7,14 @@ from importlib.util import find_spec
 
 import pytest
 
-__all__ = ["needs_cli", "needs_demo", "needs_http", "needs_opentelemetry", "needs_prometheus"]
+__all__ = [
+    "needs_cli",
+    "needs_demo",
+    "needs_http",
+    "needs_opentelemetry",
+    "needs_postgresql",
+    "needs_prometheus",
+]
 
 
 def _needs(extra: str, *modules: str) -> pytest.MarkDecorator:
@@ -28,4 +35,5 @@ needs_cli = _needs("cli", "click", "rich")
 needs_demo = _needs("demo", "bolt11", "click", "rich")
 needs_http = _needs("test-http", "django", "fastapi", "flask", "httpx", "litestar", "starlette")
 needs_opentelemetry = _needs("opentelemetry", "opentelemetry.sdk")
+needs_postgresql = _needs("postgresql", "psycopg", "psycopg_pool")
 needs_prometheus = _needs("prometheus", "prometheus_client")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,19 +13,25 @@ from kvreplay.config.file import load_config
 from kvreplay.config.registry import BACKENDS, open_store
 from kvreplay.config.units import KINDS
 from kvreplay.errors import ConfigError
-from support.configuring import RECORDER, Stranger, complaint, put_and_close
+from support.configuring import HAS_POSTGRESQL, RECORDER, Stranger, complaint, put_and_close
+from support.extras import needs_postgresql
 from support.programs import run_code
 
 
 def test_every_built_in_backend_declares_what_config_needs() -> None:
     import importlib
 
-    for scheme, (module, name, _extra) in BACKENDS.items():
+    for scheme, (module, name, extra) in BACKENDS.items():
+        if extra == "postgresql" and not HAS_POSTGRESQL:
+            continue
         engine = getattr(importlib.import_module(module), name)
         assert scheme in module
         assert engine.LOCATION in ("path", "none", "url")
         for kind in engine.OPTIONS.values():
             assert isinstance(kind, tuple) or kind in KINDS
+        # Kubernetes sets KVREPLAY_STORE_PORT for a Service that is called "kvreplay-store".
+        assert engine.OPTIONS.keys().isdisjoint(("port", "host"))
+        assert not any(name.startswith(("port_", "service_")) for name in engine.OPTIONS)
 
 
 def test_importing_config_imports_no_backend_and_opening_one_imports_only_that() -> None:
@@ -54,6 +61,36 @@ def test_a_missing_driver_names_the_extra(monkeypatch: pytest.MonkeyPatch, here:
     assert 'the backend "lmdb" needs the module "lmdb"' in message
     assert "pip install 'kvreplay[lmdb]'" in message
     assert not (here / "missing").exists()
+
+
+@pytest.mark.parametrize("module", ["psycopg", "psycopg_pool"])
+def test_a_server_without_its_driver_names_the_extra(
+    module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("kvreplay.backends.postgresql")]:
+        monkeypatch.delitem(sys.modules, name)
+    if not HAS_POSTGRESQL:  # what is missing first is told
+        module = "psycopg"
+    monkeypatch.setitem(sys.modules, module, None)
+    for url in ("postgresql://u:hunter2@h/db", "postgres://u:hunter2@h/db"):
+        message = complaint(open_store, url)
+        assert f'the backend "postgresql" needs the module "{module}"' in message
+        assert "pip install 'kvreplay[postgresql]'" in message
+        assert "hunter2" not in message
+
+
+@needs_postgresql
+def test_a_driver_that_cannot_be_loaded_is_told_in_one_line() -> None:
+    """As psycopg without libpq, which pip installs unless it is asked for more."""
+    done = run_code(
+        "from kvreplay.config import open_store\nopen_store('postgresql://u:hunter2@h/db')\n",
+        env={**os.environ, "PSYCOPG_IMPL": "none"},
+    )
+    assert done.returncode == 1
+    said = done.stderr.splitlines()[-1]
+    assert 'ConfigError: the store URL: the driver of the backend "postgresql" cannot be' in said
+    assert "pip install 'kvreplay[postgresql]'" in said
+    assert "hunter2" not in done.stderr.replace("open_store('postgresql", "")
 
 
 def test_a_process_without_the_driver_still_has_the_other_engines() -> None:
@@ -167,9 +204,10 @@ def test_a_store_that_must_have_transactions(
 def test_an_engine_without_transactions_is_refused_before_it_is_opened(
     here: Path, write: Callable[[str], Path]
 ) -> None:
+    others = '"lmdb", "sqlite" or "postgresql"' if HAS_POSTGRESQL else '"lmdb" or "sqlite"'
     text = (
         'the store: the backend "filesystem" has no transactions; nothing was opened. Choose another'
-        ' one, such as "memory", "lmdb" or "sqlite", or open it without transactional=True.'
+        f' one, such as "memory", {others}, or open it without transactional=True.'
     )
     assert complaint(open_store, "filesystem:data", transactional=True) == text
     config = load_config(write('[store]\nurl = "filesystem:data"\n'), environ={})
