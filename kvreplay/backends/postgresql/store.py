@@ -294,7 +294,12 @@ class PostgreSQLStore(Closing):
         return joined(connection, lock_timeout, self._place, self.clock)
 
     def close(self) -> None:
-        """Close the connections of this process; those in use end with their calls."""
+        """Close the connections of this process; those in use end with their calls.
+
+        Raises:
+            StoreError: this thread holds a transaction of the store; it is not closed.
+        """
+        self._refuse_own()
         session, self._session = self._session, None
         if session is not None:
             self.awaited.cut()
