@@ -266,6 +266,7 @@ class PostgreSQLStore(Closing):
         try:
             transaction.begin()
             yield transaction
+            own.check_usable()  # a forked child would commit on its parent's connection
             own.ended = True
             transaction.commit()
         except BaseException:
