@@ -42,8 +42,9 @@ import psycopg
 from psycopg import sql
 
 from support.disks import in_memory
-from support.keeper import Keeper, Kept, as_servers_user, children_of, state_of
+from support.keeper import Keeper, Kept, as_servers_user
 from support.needs import missing
+from support.process_table import children_of, state_of
 from support.waiting import PATIENCE, until
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "new_folder",
     "new_schema",
     "programs_of",
+    "tcp_url",
     "url_of_any",
 ]
 
@@ -193,8 +195,8 @@ class Server:
 
     @property
     def tcp_url(self) -> str:
-        """The same by TCP; the client asks for no encryption first."""
-        return _tcp_url(self.port)
+        """The same by TCP."""
+        return tcp_url(self.port)
 
     @property
     def log(self) -> str:
@@ -411,7 +413,8 @@ def url_of_any(*servers: Server) -> str:
     )
 
 
-def _tcp_url(port: int) -> str:
+def tcp_url(port: int) -> str:
+    """Of the database ``postgres`` on 127.0.0.1; the client asks for no encryption first."""
     return f"postgresql://postgres@127.0.0.1:{port}/postgres?sslmode=disable&gssencmode=disable"
 
 
