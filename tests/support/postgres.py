@@ -73,6 +73,7 @@ _SETTINGS: Mapping[str, Any] = {
     "listen_addresses": "127.0.0.1",
     "max_wal_size": "128MB",  # in memory it would take a gigabyte
 }
+_INTERVAL = 0.01  # seconds between two looks whether it answers
 _TRIES = 20  # with a port that another server may take meanwhile
 _LONGEST_SOCKET = 90  # characters of its path; Linux takes 107
 
@@ -225,7 +226,8 @@ class Server:
             started = self._keeper.run(
                 [str(self.programs / "postgres"), f"-D{self.data}"], self._log
             )
-            until(lambda started=started: started.has_ended() or self._answers(started.pid))  # type: ignore[misc]
+            while not started.has_ended(_INTERVAL) and not self._answers(started.pid):
+                pass
             if not started.has_ended():
                 self._postmaster = started
                 return
