@@ -1,7 +1,7 @@
 """What does kvreplay add to PostgreSQL's own statements?
 
 Each row is measured in turn with the same statements through psycopg alone, on a server of this
-machine, which shares its cores. So the server's own work, and its flushes, are a large part of each.
+machine, which shares its cores. So the server's own work and its flushes are a large part of each.
 """
 
 from __future__ import annotations
@@ -79,7 +79,10 @@ class Bare:
     def change(self, key: str) -> dict[str, Any]:
         return {
             **self.address(key),
-            **{"wait": "10000ms", "after": "0", "turn": self.turn, "commit": "on"},
+            "wait": "10000ms",
+            "after": "0",
+            "turn": self.turn,
+            "commit": "on",
         }
 
     def steps(self, key: str) -> list[tuple[str, dict[str, Any]]]:
@@ -120,8 +123,12 @@ def test_hit(
     note(
         "postgresql hit/Replay",
         {
-            **{"µs": own * 1e6, "bare SELECT µs": alone * 1e6, "pooled µs": through_pool * 1e6},
-            **{"x bare": own / alone, "x pooled": own / through_pool, "bound by": str(bound)},
+            "µs": own * 1e6,
+            "bare SELECT µs": alone * 1e6,
+            "pooled µs": through_pool * 1e6,
+            "x bare": own / alone,
+            "x pooled": own / through_pool,
+            "bound by": str(bound),
         },
     )
 
@@ -171,12 +178,13 @@ def test_threads(
         lambda: in_threads(threads, sizes.seconds, lambda: replay.execute(key, PARAMS, never)),
         rounds=min(sizes.rounds, 5),
     )
-    note(f"postgresql threads/{threads}", {"first executions a second": own, "replays a second": hits})
+    note(
+        f"postgresql threads/{threads}",
+        {"first executions a second": own, "replays a second": hits},
+    )
 
 
-def test_tasks(
-    benchmark: Any, note: Note, sizes: Sizes, store: PostgreSQLStore, url: str
-) -> None:
+def test_tasks(benchmark: Any, note: Note, sizes: Sizes, store: PostgreSQLStore, url: str) -> None:
     tasks = TASKS if sizes.rounds > 1 else 50
     with asyncio.Runner() as runner:
         runner.run(_tasks(benchmark, note, sizes, store, url, tasks, runner))
@@ -226,7 +234,12 @@ async def _tasks(
     benchmark.pedantic(lambda: None, rounds=1)
     note(
         f"postgresql tasks/AsyncReplay, {tasks} tasks",
-        {"executions a second": own, "bare psycopg": bare, "x bare psycopg": own / bare, "threads more": more},
+        {
+            "executions a second": own,
+            "bare psycopg": bare,
+            "x bare psycopg": own / bare,
+            "threads more": more,
+        },
     )
 
 
@@ -263,9 +276,9 @@ def test_what_is_written(
     note(
         "postgresql written/a record",
         {
-            **{"bytes in the tables": grown, "after VACUUM FULL": whole},
-            **{"bytes in the log": logged, "flushes": flushed},
+            "bytes in the tables": grown,
+            "after VACUUM FULL": whole,
+            "bytes in the log": logged,
+            "flushes": flushed,
         },
     )
-
-

@@ -66,8 +66,8 @@ _SECTIONS: Final = {
     ),
     "postgresql hit": (
         "A replay from PostgreSQL",
-        "One thread, a server of the same machine, its Unix socket. Beside the same `SELECT` through"
-        " psycopg alone: on one connection (*bare*), and through its pool.",
+        "One thread, a server of the same machine, its Unix socket. Beside the same `SELECT`"
+        " through psycopg alone: on one connection (*bare*), and through its pool.",
     ),
     "postgresql first": (
         "A first execution on PostgreSQL",
@@ -79,8 +79,8 @@ _SECTIONS: Final = {
     ),
     "postgresql tasks": (
         "1,000 tasks on PostgreSQL",
-        "First executions by `AsyncReplay`, beside the same three statements of tasks that each take"
-        " a connection of psycopg's pool. *Threads more*: than before.",
+        "First executions by `AsyncReplay`, beside the same three statements of tasks that each"
+        " take a connection of psycopg's pool. *Threads more*: than before.",
     ),
     "postgresql written": (
         "What PostgreSQL writes for a record",
@@ -154,7 +154,12 @@ _SECTIONS: Final = {
 }
 
 # If one of these figures is less than this, we lose the row.
-_LOSING: Final = {"x raw": 1.0, "x bare psycopg": 1.0, "hit x kvreplay": 1.0, "first x kvreplay": 1.0}
+_LOSING: Final = {
+    "x raw": 1.0,
+    "x bare psycopg": 1.0,
+    "hit x kvreplay": 1.0,
+    "first x kvreplay": 1.0,
+}
 
 
 def markdown(machine: Mapping[str, Any], rows: Rows) -> str:
