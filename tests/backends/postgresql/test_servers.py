@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import sys
 import tempfile
@@ -16,7 +17,16 @@ import pytest
 
 from support.cutting_proxy import CuttingProxy, Direction, Passed
 from support.pgbouncer import PgBouncer
-from support.postgres import VERSIONS, Schema, Server, Standby, new_schema, url_of_any
+from support.postgres import (
+    VERSIONS,
+    Schema,
+    Server,
+    Standby,
+    new_schema,
+    programs_of,
+    url_of_any,
+    within_reach,
+)
 from support.process_table import children_of, state_of
 from support.programs import Program
 from support.shared_postgres import SharedServer, shared_server
@@ -140,6 +150,22 @@ def test_a_port_that_is_taken_is_left_alone(
             assert port_reached(server.tcp_url) == reserved_port
         with PgBouncer(shared) as bouncer:
             assert port_reached(bouncer.tcp_url) == reserved_port
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root runs servers as another user")
+def test_a_wheel_that_the_servers_user_cannot_reach_is_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached = programs_of(18).parents[1]
+    assert within_reach(reached) == reached
+    for each in reached.parent.glob(f"{reached.name}*"):
+        shutil.copytree(each, tmp_path / each.name)
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        copy = within_reach(tmp_path / reached.name)
+        assert copy.is_relative_to(folder)
+        assert within_reach(tmp_path / reached.name) == copy
 
 
 OWNER = """
