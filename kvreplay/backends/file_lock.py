@@ -72,13 +72,13 @@ class FileLock:
             _close_inherited()
         self.__class__ = _OpenFileLock
         opening = map(os.open, (path,), (flags | os.O_CLOEXEC,), (mode,))
-        # By an operator: no interrupt comes between the call and the note of its descriptor.
-        self._fds += opening
         try:
+            # By an operator: no interrupt comes between the call and the note of its descriptor.
+            self._fds += opening
             self._identity = identity_of_descriptor(self._fds[0])
             if self._identity is not None:
                 _opened.files[self._fds[0]] = self._identity
-        except BaseException:  # an interrupt, whose traceback would keep it open
+        except BaseException:  # there is no file, or an interrupt's traceback would keep it open
             self.close()
             raise
 
