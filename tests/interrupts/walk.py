@@ -106,7 +106,7 @@ def attempt(engine: str, name: str, error: str, at: int, neighbour: Neighbour) -
                 and not isinstance(ended.error, ZeroDivisionError)
             ):
                 raise ended.error
-            told["lost"] = error in _INTERRUPTS and _is_lost(ended)
+            told["lost"] = error == "KeyboardInterrupt" and _is_lost(ended)
             _finish(operation, ended)
             world.check()
             if world.in_doubt_for_nothing and ended.point is not None:
@@ -143,7 +143,8 @@ def _interrupted(world: World, name: str, call: Callable[[], Any], error: str, a
 def _is_lost(ended: Ended) -> bool:
     """Whether the call has gone on as if nothing were, and it is kvreplay's fault.
 
-    The finalizers of Python's own imports lose interrupts too.
+    The finalizers of Python's own imports lose interrupts too. An ``Exception`` does not count: an event
+    loop, for one, catches and reports what its callbacks raise.
     """
     return ended.error is None and ended.file is not None and ended.file.startswith(_PACKAGE)
 
