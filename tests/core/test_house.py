@@ -115,17 +115,9 @@ ORDER: dict[str, tuple[str, ...]] = {
         *("committer", "environment", "shared", "transaction", "store", "__init__"),
     ),
     "backends.postgresql": (
-        *("clock", "location", "links", "statements", "operations", "errors", "opening", "kept"),
-        *(
-            "callers",
-            "session",
-            "joining",
-            "aio_session",
-            "aio_joining",
-            "aio",
-            "store",
-            "__init__",
-        ),
+        *("clock", "location", "links", "statements", "errors", "operations", "opening", "kept"),
+        *("calls", "callers", "session", "transaction", "joining", "aio_session"),
+        *("aio_transaction", "aio_joining", "aio", "store", "__init__"),
     ),
     "backends.sqlite": (
         *("errors", "schema", "entries", "removals", "presence", "connections", "files"),
@@ -162,6 +154,7 @@ PACKAGES: dict[str, set[str]] = {
     "_typed.cattrs": {"cattrs"},
     "_typed.pydantic": {"pydantic", "pydantic_core"},
     "backends.lmdb": {"lmdb"},
+    "backends.postgresql": {"psycopg", "psycopg_pool"},
     "metrics.opentelemetry": {"opentelemetry"},
     "metrics.prometheus": {"prometheus_client"},
     "testing": {"pytest"},
