@@ -31,7 +31,7 @@ from kvreplay._runtime.run import Run
 from kvreplay._runtime.singleflight import Abandoned, Flight, flights
 from kvreplay.clock import Duration
 from kvreplay.errors import InvalidParamsError
-from kvreplay.store import KVTransaction
+from kvreplay.store import AsyncKVTransaction, KVTransaction
 
 __all__ = ["AsyncReplay"]
 
@@ -47,6 +47,10 @@ class AsyncReplay(AsyncUpkeep[Verdict | Awaitable[Verdict]]):
     run of a key has a task of its own: cancelling a caller cancels neither the handler nor another
     caller. If the loop itself ends and cancels that task, the key is in doubt. With ``renew=True``
     a task beside each handler renews its lease.
+
+    It awaits a store that is asynchronous, or that has an asynchronous twin as ``store.awaited``,
+    and needs no thread for a request. The calls of other stores run in threads of its own, where
+    they may block.
 
     Single-flight is shared with every other ``Replay`` and ``AsyncReplay`` of the process on the
     same store. A *blocking* call on the loop's thread, for a key that this loop is running, would
@@ -109,7 +113,8 @@ class AsyncReplay(AsyncUpkeep[Verdict | Awaitable[Verdict]]):
         self,
         key: Key,
         params: object,
-        handler: Callable[[KVTransaction], T | NotStored[T]],
+        handler: Callable[[KVTransaction], T | NotStored[T]]
+        | Callable[[AsyncKVTransaction], Awaitable[T | NotStored[T]]],
         *,
         ttl: Duration | None = None,
         wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
@@ -120,7 +125,7 @@ class AsyncReplay(AsyncUpkeep[Verdict | Awaitable[Verdict]]):
         self,
         key: Key,
         params: object,
-        handler: Callable[[KVTransaction], Any],
+        handler: Callable[[KVTransaction], Any] | Callable[[AsyncKVTransaction], Any],
         *,
         ttl: Duration | None = None,
         wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
@@ -131,7 +136,7 @@ class AsyncReplay(AsyncUpkeep[Verdict | Awaitable[Verdict]]):
         self,
         key: Key,
         params: object,
-        handler: Callable[[KVTransaction], Any],
+        handler: Callable[[KVTransaction], Any] | Callable[[AsyncKVTransaction], Any],
         *,
         ttl: Duration | None = None,
         wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
@@ -141,15 +146,20 @@ class AsyncReplay(AsyncUpkeep[Verdict | Awaitable[Verdict]]):
         self,
         key: Key,
         params: object,
-        handler: Callable[[KVTransaction], Any],
+        handler: Callable[[KVTransaction], Any] | Callable[[AsyncKVTransaction], Any],
         *,
         ttl: Duration | None = None,
         wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
         returns: object = None,
     ) -> Outcome[Any]:
-        """Commit a handler's writes and its answer together, on a thread of their own.
+        """Commit a handler's writes and its answer together.
 
-        ``handler`` is a plain function, since it holds the store's write lock. All else is as in
+        On a store that has blocking calls this has a thread of its own. ``handler`` is a plain
+        function there, since it holds the store's write lock.
+
+        On a store that has only awaited calls ``handler`` is given an
+        :class:`~kvreplay.store.AsyncKVTransaction`. It may be a coroutine function, and holds the
+        write lock for as long as it takes. All else is as in
         :meth:`kvreplay.Replay.execute_in_transaction`.
         """
         self._settings.require_transactions("execute_in_transaction")
@@ -270,7 +280,8 @@ class AsyncReplay(AsyncUpkeep[Verdict | Awaitable[Verdict]]):
         else:
             request = request_of(self._settings, key, params, ttl, codec)
         self._check_answer(handler, request)
-        check_handler(handler, awaited=protocol is flow.execute, instead=PLAIN_FUNCTION)
+        awaited = protocol is flow.execute or self._settings.is_only_awaited
+        check_handler(handler, awaited=awaited, instead=PLAIN_FUNCTION)
         patience = Patience(limit, self._settings.monotonic)
         while True:
             own = self._flight_of(request)

@@ -50,6 +50,7 @@ from kvreplay.store import SweepResult
 
 __all__ = ["LOOK_AGAIN", "AnyReplay", "Protocol"]
 
+S = TypeVar("S")
 V = TypeVar("V")
 
 Protocol = Callable[[Request, Any], Flow[Settled]]
@@ -73,7 +74,7 @@ def _say_no_more(params: object) -> None:
     """The caller's own params have no names of arguments."""
 
 
-class AnyReplay(Configured[V]):
+class AnyReplay(Configured[S, V]):
     """The common part of :class:`~kvreplay.Replay` and :class:`~kvreplay.AsyncReplay`."""
 
     def _set_up(self) -> None:

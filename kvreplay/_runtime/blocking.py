@@ -26,7 +26,7 @@ from kvreplay._runtime.run import PLAIN, Run
 from kvreplay._runtime.singleflight import flights
 from kvreplay.store import KVTransaction, TransactionalKVStore
 
-__all__ = ["Holding", "call", "closed", "drive", "transact"]
+__all__ = ["HandlerRaised", "Holding", "call", "closed", "drive", "transact"]
 
 T = TypeVar("T")
 _NOTHING: Final = nullcontext()
@@ -97,11 +97,10 @@ def transact(step: Transact, run: Run, handler: Callable[[KVTransaction], Any]) 
             try:
                 return drive(step.flow, inner, lambda: handler(transaction))
             except Exception as error:
-                run.raised, inner.raised, inner.flight = inner.raised, None, None
-                if error is run.raised:
-                    raise _HandlerRaised from error
+                if run.takes_over(inner, error):
+                    raise HandlerRaised from error
                 raise
-    except _HandlerRaised as undone:
+    except HandlerRaised as undone:
         raised = cast(Exception, undone.__cause__)
     try:
         raise raised  # not through the store's block, where a frozen one may become another
@@ -109,7 +108,7 @@ def transact(step: Transact, run: Run, handler: Callable[[KVTransaction], Any]) 
         del raised  # its traceback holds this frame
 
 
-class _HandlerRaised(Exception):
+class HandlerRaised(Exception):
     """What a store's transaction sees if the handler raised: its cause."""
 
 

@@ -31,7 +31,7 @@ from kvreplay.errors import (
     StoreError,
 )
 from kvreplay.events import ANSWERS, AnswerKind, EventKind, logger
-from kvreplay.store import Change, PromptKVStore
+from kvreplay.store import AsyncKVTransaction, Change, PromptKVStore
 from kvreplay.store.locks import ProcessMark
 
 __all__ = ["PLAIN", "ReadsAndPuts", "Run"]
@@ -68,7 +68,10 @@ class ReadsAndPuts(Protocol):
 
 
 class Run:
-    """One drive of a flow on one key: the blocking answers to its steps, and its token."""
+    """One drive of a flow on one key: the answers to its steps, and its token.
+
+    Its store may be an awaited one: then :meth:`awaited_answer` answers what is asked of it.
+    """
 
     __slots__ = (
         "_asked_about_doubt",
@@ -98,7 +101,7 @@ class Run:
         patience: Patience | None = None,
         *,
         began: float = 0.0,
-        transaction: ReadsAndPuts | None = None,
+        transaction: ReadsAndPuts | AsyncKVTransaction | None = None,
         whole: Run | None = None,
     ) -> None:
         self.settings = settings
@@ -109,7 +112,7 @@ class Run:
         self._whole = whole  # not the run itself: only the collector would free it
         # Nothing is decided before a transaction commits.
         self.is_observed = transaction is None
-        self._store: ReadsAndPuts = settings.store if transaction is None else transaction
+        self._store: Any = settings.asked if transaction is None else transaction
         self.address = (settings.name, scope_name(key.scope), name(key.id, key.operation))
         self.raised: Exception | None = None
         self._token: bytes | None = None
@@ -120,7 +123,7 @@ class Run:
         self._told: EventKind | None = None
         self._caller: ProcessMark | None = None  # the process that runs the handler
 
-    def inside(self, transaction: ReadsAndPuts) -> Run:
+    def inside(self, transaction: ReadsAndPuts | AsyncKVTransaction) -> Run:
         """Return the same run on a transaction of the store."""
         return Run(
             *(self.settings, self.key, self.flight),
@@ -128,6 +131,11 @@ class Run:
             transaction=transaction,
             whole=self,
         )
+
+    def takes_over(self, inner: Run, error: Exception) -> bool:
+        """Remember what the handler raised inside a transaction; say whether it is this error."""
+        self.raised, inner.raised, inner.flight = inner.raised, None, None
+        return error is self.raised
 
     def calling(self) -> None:
         """Note that the handler is about to run: the key belongs to this run's params.
@@ -265,6 +273,24 @@ class Run:
         if isinstance(step, Log):
             return logger().warning(step.text, step.failure)
         raise TypeError(f"no answer to a {type(step).__name__} step")
+
+    async def awaited_answer(self, step: CheckAndPut | Read) -> Any:
+        """Answer a step that asks the store, on an awaited one."""
+        if isinstance(step, CheckAndPut):
+            self.refuse_child()
+            seen = await self._store.check_and_put(
+                *self.address,
+                expected=step.expected,
+                value=step.value,
+                expires_at=step.expires_at,
+            )
+            return seen, self.settings.now()
+        try:
+            found = await self._store.read(*self.address)
+        except KeyNotFoundError:
+            return None, self.settings.now()
+        self._found = found
+        return found, self.settings.now()
 
     def put_at_once(self, step: CheckAndPut) -> Any:
         """Answer this step without waiting for anybody, on a store that is prompt.
