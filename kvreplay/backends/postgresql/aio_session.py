@@ -115,7 +115,7 @@ class AsyncSession:
                 if lease.is_alive():
                     return lease
                 lease.link.pgconn.finish()
-                del lease
+                lease.end()
                 await self.give_back()
         except PoolTimeout:
             raise no_connection(limit, self._why) from self._why
@@ -155,7 +155,6 @@ class AsyncSession:
                     raise failure(error, changing=statement.changes, lost=lost) from error
             finally:
                 self.keep(lease)
-                del lease
                 await self.give_back()
 
     async def close(self) -> None:

@@ -136,7 +136,7 @@ class Session:
                 if lease.is_alive():
                     return lease
                 lease.link.pgconn.finish()
-                del lease
+                lease.end()
                 self.give_back()
         except PoolTimeout:
             raise no_connection(limit, self._why) from self._why
@@ -174,7 +174,6 @@ class Session:
                     raise failure(error, changing=statement.changes, lost=lost) from error
             finally:
                 self._kept.keep(lease)
-                del lease
                 self.give_back()
 
     def close(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import psycopg_pool.base
@@ -11,31 +10,17 @@ import pytest
 from kvreplay.backends.postgresql import kept
 from kvreplay.errors import OutcomeUnknownError, StoreUnavailableError
 from kvreplay.testing.threads import Running
-from support.postgres import Schema, Server, new_schema
+from support.postgres import Schema, Server
 from support.postgres_faults import Opener, held, rows_of, until_waiting
 
 K = ("p", "s", "k")
 
 
 WAYS = pytest.mark.parametrize(
-    ("server", "how"),
+    ("schema", "how"),
     [(18, "kill"), (18, "fast"), (18, "immediate"), (15, "kill")],
-    indirect=["server"],
+    indirect=["schema"],
 )
-
-
-@pytest.fixture(params=[18], scope="module")
-def server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    with Server(request.param) as server:
-        yield server
-
-
-@pytest.fixture
-def schema(server: Server) -> Iterator[Schema]:
-    if not server.runs:  # a test before has failed
-        server.start()
-    with new_schema(server) as schema:
-        yield schema
 
 
 def stop(server: Server, how: Any) -> None:
