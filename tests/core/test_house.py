@@ -116,7 +116,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     ),
     "backends.postgresql": (
         *("clock", "location", "links", "statements", "errors", "operations", "opening", "kept"),
-        *("calls", "callers", "session", "transaction", "joining", "aio_session"),
+        *("pooling", "calls", "callers", "session", "transaction", "joining", "aio_session"),
         *("aio_transaction", "aio_joining", "aio", "store", "__init__"),
     ),
     "backends.sqlite": (

@@ -130,8 +130,9 @@ class AsyncSession:
     async def _from_pool(self, left: float, limit: float) -> Lease[AsyncLink]:
         if not self._kept.waiting:
             self._why = None
-        self._kept.waiting.append(None)
+        waiting = object()
         try:
+            self._kept.waiting.add(waiting)
             until = time.monotonic() + left
             while True:
                 lease = self._kept.lend(await self._pool.getconn(until - time.monotonic()))
@@ -145,13 +146,13 @@ class AsyncSession:
         except PoolClosed:
             raise closed_error() from None
         finally:
-            self._kept.waiting.pop()
+            self._kept.waiting.discard(waiting)
 
     def keep(self, lease: Lease[AsyncLink]) -> None:
         """Take a connection back: for whoever waits longest, or for the next call."""
         if self._is_closed:
             lease.link.pgconn.finish()
-        if lease.link.closed or not self._waiting:
+        if lease.is_over or not self._waiting:
             self._kept.keep(lease)
         else:
             self._pass_on(lease)

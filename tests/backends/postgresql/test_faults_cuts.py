@@ -9,10 +9,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import attrs
-import psycopg
 import pytest
 
-from kvreplay.backends.postgresql import PostgreSQLStore
 from kvreplay.errors import KeyNotFoundError, OutcomeUnknownError, StoreUnavailableError
 from support.cutting_proxy import CuttingProxy, Direction
 from support.postgres_faults import Opener, rows_of
