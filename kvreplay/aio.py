@@ -13,7 +13,7 @@ from typing import Any, Literal, ParamSpec, TypeVar, overload
 
 from kvreplay._protocol import flow
 from kvreplay._protocol.codec import Codec
-from kvreplay._protocol.steps import Flow, NotStored, Request, Settled, Verdict
+from kvreplay._protocol.steps import Flow, NotStored, Raised, Request, Settled, Verdict
 from kvreplay._runtime.aio_upkeep import AsyncUpkeep
 from kvreplay._runtime.any_replay import Protocol
 from kvreplay._runtime.decorating import Calling
@@ -35,6 +35,7 @@ from kvreplay.store import KVTransaction
 
 __all__ = ["AsyncReplay"]
 
+C = TypeVar("C")
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
@@ -111,6 +112,7 @@ class AsyncReplay(AsyncUpkeep[Verdict | Awaitable[Verdict]]):
         params: object,
         handler: Callable[[KVTransaction], T | NotStored[T]],
         *,
+        connection: None = None,
         ttl: Duration | None = None,
         wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
         returns: type[T],
@@ -122,6 +124,7 @@ class AsyncReplay(AsyncUpkeep[Verdict | Awaitable[Verdict]]):
         params: object,
         handler: Callable[[KVTransaction], Any],
         *,
+        connection: None = None,
         ttl: Duration | None = None,
         wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
         returns: type[Any],
@@ -133,6 +136,43 @@ class AsyncReplay(AsyncUpkeep[Verdict | Awaitable[Verdict]]):
         params: object,
         handler: Callable[[KVTransaction], Any],
         *,
+        connection: None = None,
+        ttl: Duration | None = None,
+        wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
+        returns: object = None,
+    ) -> Outcome[Any]: ...
+    @overload
+    async def execute_in_transaction(
+        self,
+        key: Key,
+        params: object,
+        handler: Callable[[C], Awaitable[T | NotStored[T]]] | Callable[[C], T | NotStored[T]],
+        *,
+        connection: C,
+        ttl: Duration | None = None,
+        wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
+        returns: type[T],
+    ) -> Outcome[T]: ...
+    @overload
+    async def execute_in_transaction(
+        self,
+        key: Key,
+        params: object,
+        handler: Callable[[C], Any],
+        *,
+        connection: C,
+        ttl: Duration | None = None,
+        wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
+        returns: type[Any],
+    ) -> Outcome[object]: ...  # the handler returns something else
+    @overload
+    async def execute_in_transaction(
+        self,
+        key: Key,
+        params: object,
+        handler: Callable[[C], Any],
+        *,
+        connection: C,
         ttl: Duration | None = None,
         wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
         returns: object = None,
@@ -141,8 +181,9 @@ class AsyncReplay(AsyncUpkeep[Verdict | Awaitable[Verdict]]):
         self,
         key: Key,
         params: object,
-        handler: Callable[[KVTransaction], Any],
+        handler: Callable[[Any], Any],
         *,
+        connection: object = None,
         ttl: Duration | None = None,
         wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
         returns: object = None,
@@ -151,7 +192,15 @@ class AsyncReplay(AsyncUpkeep[Verdict | Awaitable[Verdict]]):
 
         ``handler`` is a plain function, since it holds the store's write lock. All else is as in
         :meth:`kvreplay.Replay.execute_in_transaction`.
+
+        With ``connection``, an asynchronous one, all is awaited in the caller's own task, and
+        ``handler`` may be a coroutine function. If the caller is cancelled, the handler is too, and
+        what it has changed is undone.
         """
+        if connection is not None:
+            return await self._execute_joined(
+                *(connection, key, params, handler, ttl, wait_timeout, returns)
+            )
         self._settings.require_transactions("execute_in_transaction")
         codec, limit = self._codec_of(returns), self._limit_of(wait_timeout)
         return await self._execute(
@@ -297,6 +346,34 @@ class AsyncReplay(AsyncUpkeep[Verdict | Awaitable[Verdict]]):
             if outcome is not None:
                 return outcome
             request.absent_at = None  # it was seen before the other's run
+
+    async def _execute_joined(
+        self,
+        connection: object,
+        key: Key,
+        params: object,
+        handler: Callable[[Any], Any],
+        ttl: Duration | None,
+        wait_timeout: Duration | FromSettings | None,
+        returns: object,
+    ) -> Outcome[Any]:
+        store = self._settings.joinable(awaits=True)
+        check_handler(handler, awaited=True)
+        run, request, steps = self._joining(key, params, handler, ttl, wait_timeout, returns)
+        own_outcome = functools.partial(self._own_outcome, request)
+        try:
+            end, outcome = await self._driver.join(
+                store, connection, steps, run, handler, own_outcome
+            )
+        except Exception as error:
+            run.failed(error)
+            raise
+        run.answered(end)
+        if isinstance(end, Raised):
+            run.raised = None
+            raise end.take()
+        assert outcome is not None  # of an answer
+        return outcome
 
     def _lead(
         self,

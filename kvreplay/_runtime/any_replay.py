@@ -12,7 +12,7 @@ from kvreplay._protocol import flow
 from kvreplay._protocol.codec import Codec
 from kvreplay._protocol.endings import is_final
 from kvreplay._protocol.record import ReplayRecord, encode_response
-from kvreplay._protocol.steps import Flow, Request, Settled
+from kvreplay._protocol.steps import Flow, Raised, Request, Settled
 from kvreplay._runtime.decorating import (
     Answers,
     Called,
@@ -349,6 +349,28 @@ class AnyReplay(Configured[V]):
         return ParamsMismatchError(
             "this key is being run with other params; nothing ran here, and that run is untouched"
         )
+
+    # In a transaction of the caller's own.
+
+    def _joining(
+        self,
+        key: Key,
+        params: object,
+        handler: Callable[[Any], Any],
+        ttl: Duration | None,
+        wait_timeout: Duration | FromSettings | None,
+        returns: object,
+    ) -> tuple[Run, Request, Flow[Settled | Raised]]:
+        """Return the run of a request that is answered there, and its flow."""
+        settings, limit = self._settings, self._limit_of(wait_timeout)
+        request = request_of(settings, key, params, ttl, self._codec_of(returns))
+        self._check_answer(handler, request)
+        patience = Patience(limit, settings.monotonic)
+        run = Run(settings, request.key, None, patience, began=request.began)
+        return run, request, flow.execute_joined(request, settings.policy)
+
+    def _own_outcome(self, request: Request, settled: Settled) -> Outcome[Any]:
+        return outcome_of(self._settings, settled, request, replayed=settled.replayed)
 
     # Sweeping.
 

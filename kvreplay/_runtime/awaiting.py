@@ -14,7 +14,7 @@ import functools
 import inspect
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 from kvreplay._protocol.flow import renew
@@ -30,20 +30,28 @@ from kvreplay._protocol.steps import (
     Read,
     Reconcile,
     Returned,
+    Settled,
     Step,
     Transact,
+    Undo,
     Wait,
 )
 from kvreplay._runtime.batching import Batcher, Each, change_each
-from kvreplay._runtime.blocking import call, closed, transact
+from kvreplay._runtime.blocking import HandlerRaised, call, closed, transact
 from kvreplay._runtime.renewal import RENEWALS_PER_LEASE
 from kvreplay._runtime.run import Run
 from kvreplay._runtime.settings import Settings
 from kvreplay._runtime.singleflight import flights
 from kvreplay._runtime.threads import AT_ONCE, Threads
-from kvreplay.errors import StoreUnavailableError
+from kvreplay.errors import KeyNotFoundError, StoreUnavailableError
 from kvreplay.events import logger
-from kvreplay.store import BatchingKVStore, PromptKVStore, missing_methods
+from kvreplay.store import (
+    AsyncJoinableKVStore,
+    AsyncJoinedTransaction,
+    BatchingKVStore,
+    PromptKVStore,
+    missing_methods,
+)
 
 __all__ = ["AsyncDriver"]
 
@@ -67,10 +75,19 @@ class AsyncDriver:
         self._changers: _OfLoops = WeakKeyDictionary()
         self._askers: _OfLoops = WeakKeyDictionary()
 
-    async def drive(self, flow: Flow[T], run: Run, handler: Callable[..., Any] | None = None) -> T:
+    async def drive(
+        self,
+        flow: Flow[T],
+        run: Run,
+        handler: Callable[..., Any] | None = None,
+        transaction: AsyncJoinedTransaction | None = None,
+    ) -> T:
         """Answer the flow's steps until it returns or raises; then end the run's token.
 
         Whatever is raised beside the flow, even a cancellation, is thrown into it.
+
+        Args:
+            transaction: what reads and puts, in the place of the store.
         """
         resume: Callable[[Any], Step] = flow.send
         answer: Any = None
@@ -79,7 +96,10 @@ class AsyncDriver:
                 try:
                     while True:  # its jump back is inside the try
                         step = resume(answer)
-                        answer = await self._answer(step, run, handler)
+                        if transaction is not None and isinstance(step, _JOINED):
+                            answer = await _answer_joined(step, run, transaction)
+                        else:
+                            answer = await self._answer(step, run, handler)
                         if run.is_observed:
                             run.emit_decision(step, answer)
                         resume = flow.send
@@ -99,6 +119,37 @@ class AsyncDriver:
             except BaseException:  # an interrupt
                 run.end(self._close_elsewhere)
                 raise
+
+    async def join(
+        self,
+        store: AsyncJoinableKVStore,
+        connection: object,
+        steps: Flow[Settled | Raised],
+        run: Run,
+        handler: Callable[[Any], Any],
+        outcome_of: Callable[[Settled], T],
+    ) -> tuple[Settled | Raised, T | None]:
+        """Do as :func:`kvreplay._runtime.blocking.join`, in the caller's own task."""
+        outcome = None
+        try:
+            async with store.join(connection, lock_timeout=run.lock_timeout) as transaction:
+                run.join(transaction)
+                try:
+                    calling = functools.partial(handler, connection)
+                    end = await self.drive(steps, run, calling, transaction)
+                    if isinstance(end, Settled):
+                        outcome = outcome_of(end)
+                except Exception as error:
+                    if error is run.raised:
+                        raise HandlerRaised from error
+                    raise
+            return end, outcome
+        except HandlerRaised as undone:
+            raised = cast(Exception, undone.__cause__)
+        try:
+            raise raised  # not through the store's block, as there
+        finally:
+            del raised
 
     def _close_elsewhere(self, close: Callable[[], None]) -> None:
         try:
@@ -204,6 +255,27 @@ def _answer_each(asked: Sequence[tuple[Run, Step]]) -> list[Any]:
         except Exception as error:  # that run's own
             answers.append(error)
     return answers
+
+
+_JOINED: Final = (CheckAndPut, Read, Undo)
+
+
+async def _answer_joined(
+    step: CheckAndPut | Read | Undo, run: Run, transaction: AsyncJoinedTransaction
+) -> Any:
+    """Answer a step of a run in a transaction of the caller's own."""
+    run.refuse_child()
+    if isinstance(step, Undo):
+        return await transaction.undo()
+    if isinstance(step, CheckAndPut):
+        seen = await transaction.check_and_put(
+            *run.address, expected=step.expected, value=step.value, expires_at=step.expires_at
+        )
+        return seen, run.settings.now()
+    try:
+        return await transaction.read(*run.address), run.settings.now()
+    except KeyNotFoundError:
+        return None, run.settings.now()
 
 
 async def _called(step: Call, handler: Callable[..., Any]) -> Returned | Raised:

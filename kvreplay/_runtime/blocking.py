@@ -18,15 +18,16 @@ from kvreplay._protocol.steps import (
     Raised,
     Reconcile,
     Returned,
+    Settled,
     Step,
     Transact,
     Wait,
 )
 from kvreplay._runtime.run import PLAIN, Run
 from kvreplay._runtime.singleflight import flights
-from kvreplay.store import KVTransaction, TransactionalKVStore
+from kvreplay.store import JoinableKVStore, KVTransaction, TransactionalKVStore
 
-__all__ = ["Holding", "call", "closed", "drive", "transact"]
+__all__ = ["Holding", "call", "closed", "drive", "join", "transact"]
 
 T = TypeVar("T")
 _NOTHING: Final = nullcontext()
@@ -99,9 +100,9 @@ def transact(step: Transact, run: Run, handler: Callable[[KVTransaction], Any]) 
             except Exception as error:
                 run.raised, inner.raised, inner.flight = inner.raised, None, None
                 if error is run.raised:
-                    raise _HandlerRaised from error
+                    raise HandlerRaised from error
                 raise
-    except _HandlerRaised as undone:
+    except HandlerRaised as undone:
         raised = cast(Exception, undone.__cause__)
     try:
         raise raised  # not through the store's block, where a frozen one may become another
@@ -109,7 +110,40 @@ def transact(step: Transact, run: Run, handler: Callable[[KVTransaction], Any]) 
         del raised  # its traceback holds this frame
 
 
-class _HandlerRaised(Exception):
+def join(
+    store: JoinableKVStore,
+    connection: object,
+    steps: Flow[Settled | Raised],
+    run: Run,
+    handler: Callable[[Any], Any],
+    outcome_of: Callable[[Settled], T],
+) -> tuple[Settled | Raised, T | None]:
+    """Drive a flow inside the transaction that is open on a connection of the caller's.
+
+    What it raises undoes all that was changed, even what ``outcome_of`` raises.
+    """
+    outcome = None
+    try:
+        with store.join(connection, lock_timeout=run.lock_timeout) as transaction:
+            run.join(transaction)
+            try:
+                end = drive(steps, run, partial(handler, connection))
+                if isinstance(end, Settled):
+                    outcome = outcome_of(end)
+            except Exception as error:
+                if error is run.raised:
+                    raise HandlerRaised from error
+                raise
+        return end, outcome
+    except HandlerRaised as undone:
+        raised = cast(Exception, undone.__cause__)
+    try:
+        raise raised  # as above
+    finally:
+        del raised
+
+
+class HandlerRaised(Exception):
     """What a store's transaction sees if the handler raised: its cause."""
 
 

@@ -27,8 +27,10 @@ from kvreplay._runtime.running import Running
 from kvreplay.clock import Clock, Duration, SystemClock, to_ms
 from kvreplay.errors import ConfigError, InvalidNameError, KVReplayError
 from kvreplay.store import (
+    AsyncJoinableKVStore,
     AtomicKVStore,
     ExpiringKVStore,
+    JoinableKVStore,
     TransactionalKVStore,
     check_namespace,
     missing_methods,
@@ -125,6 +127,26 @@ class Settings:
         """Raise a ConfigError if the store has no transactions; it names what is missing."""
         if not self.has_transactions:
             _check_capability(self.store, TransactionalKVStore, what)
+
+    def joinable(self, *, awaits: bool) -> Any:
+        """Return the store that joins callers' transactions: ``store``, or its awaited twin.
+
+        Args:
+            awaits: the connection is an asynchronous one.
+
+        Raises:
+            ConfigError: it joins none; the error names what is missing.
+        """
+        store = (getattr(self.store, "awaited", None) if awaits else None) or self.store
+        needed = AsyncJoinableKVStore if awaits else JoinableKVStore
+        what = "execute_in_transaction with connection="
+        _check_capability(store, needed, what)
+        if awaits and not inspect.iscoroutinefunction(store.read):
+            raise ConfigError(
+                f"{what} on an event loop needs a store that is AsyncJoinableKVStore, and the calls"
+                f" of {type(store).__name__} block: use Replay in a thread; nothing ran"
+            )
+        return store
 
 
 class Configured(Generic[V]):
