@@ -13,7 +13,7 @@ from typing import Any, Literal, ParamSpec, TypeVar, overload
 
 from kvreplay._protocol import flow
 from kvreplay._protocol.codec import Codec
-from kvreplay._protocol.steps import Flow, NotStored, Raised, Request, Settled, Verdict
+from kvreplay._protocol.steps import Flow, NotStored, Request, Settled, Verdict
 from kvreplay._runtime.aio_upkeep import AsyncUpkeep
 from kvreplay._runtime.any_replay import Protocol
 from kvreplay._runtime.decorating import Calling
@@ -368,12 +368,7 @@ class AsyncReplay(AsyncUpkeep[Verdict | Awaitable[Verdict]]):
         except Exception as error:
             run.failed(error)
             raise
-        run.answered(end)
-        if isinstance(end, Raised):
-            run.raised = None
-            raise end.take()
-        assert outcome is not None  # of an answer
-        return outcome
+        return self._joined(end, outcome, run, request)
 
     def _lead(
         self,

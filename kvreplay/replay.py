@@ -9,7 +9,7 @@ from threading import get_ident
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 
 from kvreplay._protocol import flow
-from kvreplay._protocol.steps import Flow, NotStored, Raised, Request, Settled, Verdict
+from kvreplay._protocol.steps import Flow, NotStored, Request, Settled, Verdict
 from kvreplay._runtime.any_replay import Protocol
 from kvreplay._runtime.blocking import drive, join
 from kvreplay._runtime.decorating import Calling
@@ -501,14 +501,12 @@ class Replay(Upkeep[Verdict]):
             stopped = run.failed(error)
             if stopped is None:
                 raise
-            end, outcome = Raised(stopped), None
         else:
-            run.answered(end)
-        if isinstance(end, Raised):
-            run.raised = None
-            raise end.take()
-        assert outcome is not None  # of an answer
-        return outcome
+            return self._joined(end, outcome, run, request)
+        try:
+            raise stopped
+        finally:
+            del stopped  # its traceback holds this frame
 
     def _follow(
         self, flight: Flight[object], request: Request, patience: Patience

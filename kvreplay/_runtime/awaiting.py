@@ -137,7 +137,7 @@ class AsyncDriver:
                 try:
                     calling = functools.partial(handler, connection)
                     end = await self.drive(steps, run, calling, transaction)
-                    if isinstance(end, Settled):
+                    if isinstance(end, Settled) and end.failure is None:
                         outcome = outcome_of(end)
                 except Exception as error:
                     if error is run.raised:

@@ -120,7 +120,8 @@ def join(
 ) -> tuple[Settled | Raised, T | None]:
     """Drive a flow inside the transaction that is open on a connection of the caller's.
 
-    What it raises undoes all that was changed, even what ``outcome_of`` raises.
+    What it raises undoes all that was changed, even what ``outcome_of`` raises. There is no outcome
+    of a final failure, which the caller of this raises.
     """
     outcome = None
     try:
@@ -128,7 +129,7 @@ def join(
             run.join(transaction)
             try:
                 end = drive(steps, run, partial(handler, connection))
-                if isinstance(end, Settled):
+                if isinstance(end, Settled) and end.failure is None:
                     outcome = outcome_of(end)
             except Exception as error:
                 if error is run.raised:
