@@ -360,15 +360,12 @@ class AsyncReplay(AsyncUpkeep[Verdict | Awaitable[Verdict]]):
         store = self._settings.joinable(awaits=True)
         check_handler(handler, awaited=True)
         run, request, steps = self._joining(key, params, handler, ttl, wait_timeout, returns)
-        own_outcome = functools.partial(self._own_outcome, request)
         try:
-            end, outcome = await self._driver.join(
-                store, connection, steps, run, handler, own_outcome
-            )
+            end = await self._driver.join(store, connection, steps, run, handler)
         except Exception as error:
             run.failed(error)
             raise
-        return self._joined(end, outcome, run, request)
+        return self._joined(end, run, request)
 
     def _lead(
         self,

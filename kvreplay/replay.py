@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from functools import partial
 from threading import get_ident
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 
@@ -494,15 +493,13 @@ class Replay(Upkeep[Verdict]):
         check_handler(handler, awaited=False, instead=JOINED_FUNCTION)
         run, request, steps = self._joining(key, params, handler, ttl, wait_timeout, returns)
         try:
-            end, outcome = join(
-                store, connection, steps, run, handler, partial(self._own_outcome, request)
-            )
+            end = join(store, connection, steps, run, handler)
         except Exception as error:
             stopped = run.failed(error)
             if stopped is None:
                 raise
         else:
-            return self._joined(end, outcome, run, request)
+            return self._joined(end, run, request)
         try:
             raise stopped
         finally:

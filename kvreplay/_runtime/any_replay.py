@@ -369,21 +369,13 @@ class AnyReplay(Configured[V]):
         run = Run(settings, request.key, None, patience, began=request.began)
         return run, request, flow.execute_joined(request, settings.policy)
 
-    def _joined(
-        self, end: Settled | Raised, outcome: Outcome[Any] | None, run: Run, request: Request
-    ) -> Outcome[Any]:
+    def _joined(self, end: Settled | Raised, run: Run, request: Request) -> Outcome[Any]:
         """Return the outcome, or raise the final failure; tell how the request ended."""
-        if isinstance(end, Settled) and outcome is None:
+        if isinstance(end, Settled):
             return self._outcome(end, run, request)
         run.answered(end)
-        if isinstance(end, Raised):
-            run.raised = None
-            raise end.take()
-        assert outcome is not None  # of every other answer
-        return outcome
-
-    def _own_outcome(self, request: Request, settled: Settled) -> Outcome[Any]:
-        return outcome_of(self._settings, settled, request, replayed=settled.replayed)
+        run.raised = None
+        raise end.take()
 
     # Sweeping.
 

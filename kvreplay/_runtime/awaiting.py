@@ -127,23 +127,18 @@ class AsyncDriver:
         steps: Flow[Settled | Raised],
         run: Run,
         handler: Callable[[Any], Any],
-        outcome_of: Callable[[Settled], T],
-    ) -> tuple[Settled | Raised, T | None]:
+    ) -> Settled | Raised:
         """Do as :func:`kvreplay._runtime.blocking.join`, in the caller's own task."""
-        outcome = None
         try:
             async with store.join(connection, lock_timeout=run.lock_timeout) as transaction:
                 run.join(transaction)
                 try:
                     calling = functools.partial(handler, connection)
-                    end = await self.drive(steps, run, calling, transaction)
-                    if isinstance(end, Settled) and end.failure is None:
-                        outcome = outcome_of(end)
+                    return await self.drive(steps, run, calling, transaction)
                 except Exception as error:
                     if error is run.raised:
                         raise HandlerRaised from error
                     raise
-            return end, outcome
         except HandlerRaised as undone:
             raised = cast(Exception, undone.__cause__)
         try:

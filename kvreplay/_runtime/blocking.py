@@ -116,26 +116,17 @@ def join(
     steps: Flow[Settled | Raised],
     run: Run,
     handler: Callable[[Any], Any],
-    outcome_of: Callable[[Settled], T],
-) -> tuple[Settled | Raised, T | None]:
-    """Drive a flow inside the transaction that is open on a connection of the caller's.
-
-    What it raises undoes all that was changed, even what ``outcome_of`` raises. There is no outcome
-    of a final failure, which the caller of this raises.
-    """
-    outcome = None
+) -> Settled | Raised:
+    """Drive a flow inside the transaction that is open on a connection of the caller's."""
     try:
         with store.join(connection, lock_timeout=run.lock_timeout) as transaction:
             run.join(transaction)
             try:
-                end = drive(steps, run, partial(handler, connection))
-                if isinstance(end, Settled) and end.failure is None:
-                    outcome = outcome_of(end)
+                return drive(steps, run, partial(handler, connection))
             except Exception as error:
                 if error is run.raised:
                     raise HandlerRaised from error
                 raise
-        return end, outcome
     except HandlerRaised as undone:
         raised = cast(Exception, undone.__cause__)
     try:
