@@ -16,6 +16,7 @@ wait for it by SQLite's lock, as for another program.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import os
@@ -41,7 +42,6 @@ __all__ = ["Joined", "joined"]
 
 T = TypeVar("T")
 
-_FILE: Final = "SELECT CAST(file AS BLOB) FROM pragma_database_list WHERE name = 'main'"
 _ID: Final = "SELECT CAST(value AS BLOB) FROM kvreplay_meta WHERE name = 'id'"
 _LOCK: Final = "DELETE FROM kvreplay_meta WHERE name = 'nothing'"  # it waits for the write lock
 _SLICE: Final = 0.05  # seconds, after which a wait sees interrupts
@@ -63,14 +63,15 @@ class Joined(OwnTransaction):
         self, connection: object, connections: Connections, own_id: str, removals: LazyRemovals
     ) -> None:
         super().__init__()
-        self._connection = _open_connection(connection)
+        self._cursor = _cursor_of(connection)
+        self._connection = self._cursor.connection
         self._path = connections.path
         self._connections = connections
         self._own_id = own_id
         self._removals = removals
-        self._cursor = sqlite3.Cursor(self._connection)  # without the caller's row factory
         number = next(_numbers)
         self._savepoint, self._inner = f"kvreplay_{number}", f"kvreplay_{number}_inside"
+        self._is_set = False  # the savepoint, or it may be
         self._has_begun = False
         self._may_be_gone = False  # the savepoint, since this block ends it
         self._failure: Exception | None = None  # after which a call may be half done
@@ -80,6 +81,7 @@ class Joined(OwnTransaction):
     def begin(self, lock_timeout: float | None) -> None:
         """Set the savepoint, take the write lock, and make sure that it is the store's database."""
         self._check_file()
+        self._is_set = True
         try:
             self._cursor.execute(f"SAVEPOINT {self._savepoint}")
             self._take_lock(math.inf if lock_timeout is None else time.monotonic() + lock_timeout)
@@ -105,6 +107,8 @@ class Joined(OwnTransaction):
 
     def abandon(self) -> bool:
         """Undo all since the block began; say whether the savepoint was still there."""
+        if not self._is_set:
+            return True
         try:
             self._cursor.execute(f"ROLLBACK TO {self._savepoint}")
             self._may_be_gone = True
@@ -121,7 +125,8 @@ class Joined(OwnTransaction):
     def close(self) -> None:
         """End the use of the connection."""
         self.ended = True
-        self._cursor.close()
+        with contextlib.suppress(sqlite3.ProgrammingError):  # the connection is closed
+            self._cursor.close()
 
     # What is done in it.
 
@@ -188,19 +193,29 @@ class Joined(OwnTransaction):
         if self._connections.presence is not None:
             self._connections.presence.check()
         try:
-            ((name,),) = self._cursor.execute(_FILE).fetchall()
-        except sqlite3.ProgrammingError as error:  # of another thread, for example
-            raise ConfigError(
-                f"the connection cannot be used here: {_NOTHING_RAN} ({error})"
-            ) from error
+            name = self._file()
         except sqlite3.Error as error:
             raise store_error(error, self._path) from error
         try:
-            status = os.stat(name or b"")
+            status = os.stat(name)
         except OSError:
             raise self._another_database() from None
         if (status.st_dev, status.st_ino) != self._connections.file:
             raise self._another_database()
+
+    def _file(self) -> bytes:
+        """Return the path of the connection's database; empty if it has no file.
+
+        It is asked for by a PRAGMA, and not by a SELECT, which would keep the state of now for the
+        whole transaction, so that it could not wait for another one's end.
+        """
+        own = self._connection.text_factory
+        try:
+            self._connection.text_factory = bytes
+            rows = self._cursor.execute("PRAGMA database_list").fetchall()
+            return next((file for _, name, file in rows if name == b"main"), b"") or b""
+        finally:
+            self._connection.text_factory = own
 
     def _another_database(self) -> ConfigError:
         return ConfigError(
@@ -282,17 +297,19 @@ def joined(
         block.close()
 
 
-def _open_connection(connection: object) -> sqlite3.Connection:
+def _cursor_of(connection: object) -> sqlite3.Cursor:
+    """Return a new cursor of the caller's connection, without its row factory."""
     if not isinstance(connection, sqlite3.Connection):
         raise ConfigError(
             f"connection= is a {type(connection).__name__}, and this store joins transactions of"
             f" an sqlite3.Connection: give one to the store's own file; {_NOTHING_RAN}"
         )
     try:
-        connection.in_transaction  # noqa: B018  # it says so
-    except sqlite3.ProgrammingError as error:
-        raise ConfigError(f"the connection is closed: {_NOTHING_RAN}") from error
-    return connection
+        return sqlite3.Cursor(connection)
+    except sqlite3.ProgrammingError as error:  # it is closed, or of another thread
+        raise ConfigError(
+            f"the connection cannot be used here: {_NOTHING_RAN} ({error})"
+        ) from error
 
 
 def _is_gone(error: sqlite3.Error) -> bool:
