@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import shutil
 import signal
@@ -191,13 +192,13 @@ class World:
         self.store.close()
         if self.engine == "lmdb":
             assert not shared._open, "files are still open"
-        if self.engine == "postgresql":
-            assert "socket" not in "".join(_descriptors()), "a connection is still open"
         assert str(self.folder) not in "".join(_descriptors())
 
     def end(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
         if self.engine == "postgresql":
+            gc.collect()
+            until(lambda: "socket" not in "".join(_descriptors()), PATIENCE)
             drop_schemas(self.path, self.folder / "store")
 
     def temporaries(self) -> list[str]:

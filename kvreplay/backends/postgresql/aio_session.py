@@ -101,9 +101,12 @@ class AsyncSession:
         """Take a connection, and wait for one as long as this (seconds)."""
         until = time.monotonic() + limit
         while True:
-            lease = self._kept.take() or await self._next(until - time.monotonic(), limit)
-            if lease is not None:
+            lease: Lease[AsyncLink] = Lease()
+            if self._kept.take(lease):
                 return lease
+            found = await self._next(until - time.monotonic(), limit)
+            if found is not None:
+                return found
 
     async def _next(self, left: float, limit: float) -> Lease[AsyncLink] | None:
         """Return one of the pool, or the next that comes back; ``None``: look again."""
@@ -134,8 +137,9 @@ class AsyncSession:
         try:
             self._kept.waiting.add(waiting)
             until = time.monotonic() + left
+            lease: Lease[AsyncLink] = Lease()
             while True:
-                lease = self._kept.lend(await self._pool.getconn(until - time.monotonic()))
+                self._kept.lend(lease, await self._pool.getconn(until - time.monotonic()))
                 if lease.is_alive():
                     return lease
                 lease.link.pgconn.finish()
