@@ -70,6 +70,17 @@ def transactional(transactional_engine: Engine) -> Any:
 
 
 @pytest.fixture
+def postgres() -> Iterator[Any]:
+    """A schema of this test on the session's PostgreSQL server: ``postgres.url``."""
+    # Here, since most tests run where there is no psycopg.
+    from support.postgres import new_schema
+    from support.shared_postgres import shared_server
+
+    with new_schema(shared_server()) as schema:
+        yield schema
+
+
+@pytest.fixture
 def fork() -> type[Child]:
     """``fork(action)`` runs an action in a forked child; ``.join()`` says that it went well."""
     return Child
