@@ -139,7 +139,10 @@ def _opened(asked: Asked, *, create: bool | None) -> Side:
     if create is not None and engine.options.get("create") == "boolean":
         settings = attrs.evolve(settings, options={**settings.options, "create": create})
     store = settings.open()
-    return Side(store, _name(settings.backend, settings.location), store)
+    location = settings.location
+    if engine.location == "url":  # it says less than the store itself: where in the database it is
+        location = repr(getattr(store, "identity", location))
+    return Side(store, _name(settings.backend, location), store)
 
 
 def _ldk_of(asked: Asked) -> tuple[LdkFiles | LdkDatabase, str] | None:

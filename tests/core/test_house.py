@@ -154,6 +154,7 @@ PACKAGES: dict[str, set[str]] = {
     "testing": {"pytest"},
     "testing.model": {"hypothesis", "pytest"},
     "demo": {"bolt11", "msgpack", "rich"},
+    "demo.schema": {"psycopg"},
     "cli": {"click", "rich"},
 }
 
