@@ -66,15 +66,15 @@ def check_durability(durability: object) -> None:
         raise ConfigError('durability must be "full" or "process"')
 
 
-def check_lock_timeout(lock_timeout: object) -> float:
+def check_lock_timeout(lock_timeout: object, name: str = "lock_timeout") -> float:
     """Return it, in seconds, or raise a ConfigError if it is no duration above 0."""
     try:
-        seconds = float(seconds_of(lock_timeout, "lock_timeout"))
+        seconds = float(seconds_of(lock_timeout, name))
     except (ConfigError, OverflowError):  # an int of hundreds of digits
         seconds = math.nan
     if not (math.isfinite(seconds) and seconds > 0):
         raise ConfigError(
-            'lock_timeout must be above 0: seconds, a timedelta, or text such as "10s"; nothing was'
+            f'{name} must be above 0: seconds, a timedelta, or text such as "10s"; nothing was'
             " opened"
         )
     return seconds

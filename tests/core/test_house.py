@@ -114,6 +114,11 @@ ORDER: dict[str, tuple[str, ...]] = {
         *("errors", "presence", "files", "gate", "process_lock", "readers", "handle", "entries"),
         *("committer", "environment", "shared", "transaction", "store", "__init__"),
     ),
+    "backends.postgresql": (
+        *("clock", "location", "links", "statements", "errors", "operations", "opening", "kept"),
+        *("calls", "callers", "session", "transaction", "joining", "aio_session"),
+        *("aio_transaction", "aio_joining", "aio", "store", "__init__"),
+    ),
     "backends.sqlite": (
         *("errors", "schema", "entries", "removals", "presence", "connections", "files"),
         *("committer", "database", "store", "__init__"),
@@ -149,6 +154,7 @@ PACKAGES: dict[str, set[str]] = {
     "_typed.cattrs": {"cattrs"},
     "_typed.pydantic": {"pydantic", "pydantic_core"},
     "backends.lmdb": {"lmdb"},
+    "backends.postgresql": {"psycopg", "psycopg_pool"},
     "metrics.opentelemetry": {"opentelemetry"},
     "metrics.prometheus": {"prometheus_client"},
     "testing": {"pytest"},

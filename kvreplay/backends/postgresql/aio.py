@@ -1,0 +1,230 @@
+"""The same entries for event loops: what ``PostgreSQLStore.awaited`` is."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from typing import TypeVar
+from weakref import WeakKeyDictionary
+
+from kvreplay.backends.postgresql.aio_joining import joined
+from kvreplay.backends.postgresql.aio_session import AsyncSession
+from kvreplay.backends.postgresql.aio_transaction import AsyncTransaction
+from kvreplay.backends.postgresql.clock import ServerClock
+from kvreplay.backends.postgresql.opening import Place
+from kvreplay.backends.postgresql.operations import Operation, Operations
+from kvreplay.backends.postgresql.statements import WALK
+from kvreplay.store import (
+    AsyncJoinedTransaction,
+    AsyncKVTransaction,
+    Entry,
+    Page,
+    PageWithValues,
+    SweepResult,
+    closed_error,
+)
+from kvreplay.store.locks import ProcessMark, this_process
+
+__all__ = ["AsyncPostgreSQLStore"]
+
+T = TypeVar("T")
+
+_Sessions = WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncSession]
+
+
+class AsyncPostgreSQLStore:
+    """An :class:`~kvreplay.AsyncTransactionalKVStore`: each method as that of ``PostgreSQLStore``.
+
+    Each event loop has connections of its own, at most ``pool_size``. They are made when the loop
+    first asks, and closed with the blocking store, or by :meth:`close` on the loop.
+    """
+
+    spans_machines = True
+
+    def __init__(
+        self, place: Place, clock: ServerClock, operations: Operations, identity: object
+    ) -> None:
+        self.clock = clock
+        self.identity = identity
+        self._place = place
+        self._operations = operations
+        self._process: ProcessMark = this_process()
+        self._sessions: _Sessions = WeakKeyDictionary()
+        self._is_closed = False
+
+    def __repr__(self) -> str:
+        state = "closed" if self._is_closed else "open"
+        return f"<AsyncPostgreSQLStore schema={self._place.schema!r} {state}>"
+
+    async def read(self, primary_namespace: str, secondary_namespace: str, key: str) -> bytes:
+        """Return the value; see :meth:`kvreplay.KVStoreSync.read`."""
+        return await self._run(self._operations.read(primary_namespace, secondary_namespace, key))
+
+    async def read_entry(self, primary_namespace: str, secondary_namespace: str, key: str) -> Entry:
+        """Return value and expiry; see :meth:`kvreplay.InspectableKVStore.read_entry`."""
+        return await self._run(
+            self._operations.read_entry(primary_namespace, secondary_namespace, key)
+        )
+
+    async def write(
+        self, primary_namespace: str, secondary_namespace: str, key: str, value: bytes
+    ) -> None:
+        """Create or replace; see :meth:`kvreplay.KVStoreSync.write`."""
+        await self._run(self._operations.write(primary_namespace, secondary_namespace, key, value))
+
+    async def remove(
+        self, primary_namespace: str, secondary_namespace: str, key: str, lazy: bool = False
+    ) -> None:
+        """Remove if present; see :meth:`kvreplay.KVStoreSync.remove`."""
+        await self._run(self._operations.remove(primary_namespace, secondary_namespace, key, lazy))
+
+    async def list(self, primary_namespace: str, secondary_namespace: str) -> list[str]:
+        """Return the namespace's keys, of one moment; see :meth:`kvreplay.KVStoreSync.list`."""
+        return await self._run(self._operations.list(primary_namespace, secondary_namespace))
+
+    async def list_paginated(
+        self,
+        primary_namespace: str,
+        secondary_namespace: str,
+        page_token: str | None = None,
+        *,
+        limit: int = 50,
+    ) -> Page:
+        """Return a page of keys; see :meth:`kvreplay.PaginatedKVStore.list_paginated`."""
+        return await self._run(
+            self._operations.page(primary_namespace, secondary_namespace, page_token, limit)
+        )
+
+    async def list_paginated_with_values(
+        self,
+        primary_namespace: str,
+        secondary_namespace: str,
+        page_token: str | None = None,
+        *,
+        limit: int = 50,
+    ) -> PageWithValues:
+        """Return a page of keys and values; see :class:`kvreplay.PaginatedKVStore`."""
+        return await self._run(
+            self._operations.page_with_values(
+                primary_namespace, secondary_namespace, page_token, limit
+            )
+        )
+
+    async def list_all_keys(self) -> AsyncIterator[tuple[str, str, str]]:
+        """Yield every address; see :meth:`kvreplay.MigratableKVStore.list_all_keys`."""
+        last = ("", "", "")
+        while True:
+            keys = await self._run(self._operations.some_keys(last))
+            for each in keys:
+                yield each
+            if len(keys) < WALK:
+                return
+            last = keys[-1]
+
+    async def check_and_put(
+        self,
+        primary_namespace: str,
+        secondary_namespace: str,
+        key: str,
+        *,
+        expected: bytes | None,
+        value: bytes | None,
+        expires_at: int | None = None,
+    ) -> bytes | None:
+        """Compare and put in one statement; see :meth:`kvreplay.AtomicKVStore.check_and_put`."""
+        return await self._run(
+            self._operations.check_and_put(
+                primary_namespace, secondary_namespace, key, expected, value, expires_at
+            )
+        )
+
+    async def sweep(self, primary_namespace: str, now: int, limit: int) -> SweepResult:
+        """Remove due entries; see :meth:`kvreplay.ExpiringKVStore.sweep`."""
+        return await self._run(self._operations.sweep(primary_namespace, now, limit))
+
+    @contextlib.asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncKVTransaction]:
+        """All or nothing; see :meth:`kvreplay.TransactionalKVStore.transaction`.
+
+        It belongs to the task that began it. A change by the store itself inside of it would wait
+        for it, until ``lock_timeout``.
+        """
+        session, place = self._opened(), self._place
+        lease = await session.lease(place.lock_timeout)
+        transaction = AsyncTransaction(lease, self._operations, session)
+        try:
+            await transaction.begin()
+            yield transaction
+            await transaction.commit()
+        except BaseException:
+            await transaction.roll_back()
+            raise
+        finally:
+            transaction.task = None
+            session.keep(lease)
+            del lease, transaction
+            await session.give_back()
+
+    def join(
+        self, connection: object, *, lock_timeout: float | None
+    ) -> AbstractAsyncContextManager[AsyncJoinedTransaction]:
+        """Join a caller's transaction; see :meth:`kvreplay.JoinableKVStore.join`.
+
+        Args:
+            connection: a ``psycopg.AsyncConnection``, or an ``AsyncConnection`` or ``AsyncSession``
+                of SQLAlchemy on psycopg.
+        """
+        self._check_open()
+        return joined(connection, lock_timeout, self._place, self.clock)
+
+    async def close(self) -> None:
+        """Close the connections of the running loop; another call opens them again."""
+        session = self._sessions.pop(asyncio.get_running_loop(), None)
+        if session is not None and self._process[0]:
+            await session.close()
+
+    def cut(self) -> None:
+        """Refuse further calls, and close the connections of all loops: for the blocking store."""
+        self._is_closed = True
+        sessions, self._sessions = self._sessions, WeakKeyDictionary()
+        if not self._process[0]:
+            return  # they are the parent's
+        for session in sessions.values():
+            session.cut()
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                session.loop.call_soon_threadsafe(_close_soon, session)
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise closed_error()
+
+    def _opened(self) -> AsyncSession:
+        """Return the running loop's session."""
+        self._check_open()
+        if not self._process[0]:
+            _inherited.append(self._sessions)
+            self._sessions, self._process = WeakKeyDictionary(), this_process()
+        loop = asyncio.get_running_loop()
+        session = self._sessions.get(loop)
+        if session is None:
+            for other in list(self._sessions.values()):
+                if other.loop.is_closed():
+                    other.cut()
+            session = self._sessions[loop] = AsyncSession(self._place, self.clock)
+        return session
+
+    async def _run(self, operation: Operation[T]) -> T:
+        return await self._opened().run(operation)
+
+
+_inherited: list[_Sessions] = []
+"""Those of a parent process, which a child must not end: they share its sockets."""
+_closing: set[asyncio.Task[None]] = set()  # a loop keeps only weak references
+
+
+def _close_soon(session: AsyncSession) -> None:
+    task = session.loop.create_task(session.close())
+    _closing.add(task)
+    task.add_done_callback(_closing.discard)

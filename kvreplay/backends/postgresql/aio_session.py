@@ -1,0 +1,185 @@
+"""Say the statements of an operation to the server, with awaits. ``session.py`` has the same."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+from weakref import WeakSet
+
+import psycopg
+from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
+
+from kvreplay.backends.postgresql.clock import ServerClock, ticks
+from kvreplay.backends.postgresql.errors import (
+    failure,
+    is_conflict,
+    no_connection,
+    unconfirmed,
+)
+from kvreplay.backends.postgresql.kept import Kept, Lease
+from kvreplay.backends.postgresql.links import AsyncLink
+from kvreplay.backends.postgresql.opening import GREETING, Place, greeted
+from kvreplay.backends.postgresql.operations import Operation, Rows
+from kvreplay.backends.postgresql.session import POOL, asked_with
+from kvreplay.backends.postgresql.statements import Asked
+from kvreplay.errors import StoreError
+from kvreplay.store import closed_error
+
+__all__ = ["AsyncSession", "drive", "say"]
+
+T = TypeVar("T")
+
+
+async def drive(operation: Operation[T], execute: Callable[[Asked], Awaitable[Rows]]) -> T:
+    """Answer an operation's statements until it returns or raises."""
+    resume: Callable[[Any], Asked] = operation.send
+    answer: Any = None
+    while True:
+        try:
+            asked = resume(answer)
+        except StopIteration as end:
+            value: T = end.value
+            return value
+        try:
+            resume, answer = operation.send, await execute(asked)
+        except StoreError as error:
+            resume, answer = operation.throw, error
+
+
+class AsyncSession:
+    """An event loop's connections to one store; made on that loop."""
+
+    def __init__(self, place: Place, clock: ServerClock) -> None:
+        self.place = place
+        self.clock = clock
+        self.loop = asyncio.get_running_loop()
+        self._kept: Kept[AsyncLink] = Kept()
+        self._links: WeakSet[AsyncLink] = WeakSet()
+        self._why: BaseException | None = None  # the last connection could not be made
+        self._is_closed = False
+        self._pool: AsyncConnectionPool[AsyncLink] = AsyncConnectionPool(
+            place.conninfo,
+            connection_class=AsyncLink,
+            kwargs={"autocommit": True},
+            max_size=place.pool_size,
+            configure=self._configure,
+            **POOL,
+        )
+        self._opening: asyncio.Task[None] | None = self.loop.create_task(self._pool.open())
+
+    async def _configure(self, link: AsyncLink) -> None:
+        """Look whether a new connection leads to the store, before anybody uses it."""
+        try:
+            link.answer_within = self.place.reply_timeout
+            asked_at = ticks()
+            async with link.cursor() as cursor:
+                await cursor.execute(GREETING.format(meta=self.place.meta))
+                row = await cursor.fetchone()
+            greeted(link, row, self.place)
+            self.clock.told(row[-1], asked_at)  # type: ignore[index]  # greeted() has looked
+            self._links.add(link)
+            self._why = None
+        except Exception as error:
+            self._why = error
+            raise
+
+    async def lease(self, limit: float) -> Lease[AsyncLink]:
+        """Take a connection, and wait for one as long as this (seconds)."""
+        lease = self._kept.take()
+        if lease is not None:
+            return lease
+        if self._opening is not None:
+            await asyncio.shield(self._opening)
+            self._opening = None
+        await self.give_back()
+        self._kept.waiting.append(None)
+        try:
+            if self._kept.let_go():  # one came back meanwhile
+                await self.give_back()
+            return self._kept.lend(await self._pool.getconn(limit))
+        except PoolTimeout:
+            why = self._why
+            if isinstance(why, StoreError):  # another store is there, or none
+                raise why from None
+            raise no_connection(limit, why) from why
+        except PoolClosed:
+            raise closed_error() from None
+        finally:
+            self._kept.waiting.pop()
+
+    def keep(self, lease: Lease[AsyncLink]) -> None:
+        """Take a connection back."""
+        if self._is_closed:
+            lease.link.pgconn.finish()
+        self._kept.keep(lease)
+
+    async def give_back(self) -> None:
+        """Give the pool the connections that nobody has any more."""
+        while (link := self._kept.lost()) is not None:
+            await self._pool.putconn(link)
+
+    async def run(self, operation: Operation[T]) -> T:
+        """Drive an operation, each statement of which is a transaction of its own."""
+        return await drive(operation, self.execute)
+
+    async def execute(self, asked: Asked) -> Rows:
+        """Make one statement, again if the server undid it in favour of another."""
+        place, statement = self.place, asked[0]
+        until = time.monotonic() + place.lock_timeout
+        while True:
+            left = max(0.0, until - time.monotonic())
+            lease = await self.lease(left)
+            try:
+                return await say(lease, asked, left, "0", place, self.clock)
+            except psycopg.Error as error:
+                lost = lease.link.closed
+                again = is_conflict(error) or (lost and not statement.changes)
+                if not again or time.monotonic() >= until:
+                    raise failure(error, changing=statement.changes, lost=lost) from error
+            finally:
+                self.keep(lease)
+                del lease
+                await self.give_back()
+
+    async def close(self) -> None:
+        """Close all connections, on the session's own loop."""
+        self.cut()
+        if self._opening is not None:
+            await asyncio.wait((self._opening,))
+        await self._pool.close()
+
+    def cut(self) -> None:
+        """End what nobody uses, from any thread; the other connections end with their calls."""
+        self._is_closed = True
+        while self._kept.let_go():
+            pass
+        if self.loop.is_closed():  # nobody uses any
+            for link in list(self._links):
+                link.pgconn.finish()
+
+
+async def say(
+    lease: Lease[AsyncLink],
+    asked: Asked,
+    wait: float | None,
+    after: str,
+    place: Place,
+    clock: ServerClock,
+) -> Rows:
+    """Make one statement on a connection, and return its rows."""
+    link, (statement, given) = lease.link, asked
+    link.answer_within = place.reply_timeout
+    asked_at = ticks()
+    if statement.changes:
+        link.answer_within += wait or 0.0
+        given = asked_with(asked, wait, after, link, place)
+    await lease.cursor.execute(statement.text, given)
+    rows: Rows = await lease.cursor.fetchall()
+    if link.unconfirmed:
+        link.unconfirmed = False
+        raise unconfirmed()
+    if statement.changes and rows:
+        clock.told(rows[0][-1], asked_at)
+    return rows

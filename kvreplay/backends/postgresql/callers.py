@@ -1,0 +1,290 @@
+"""A caller's own connection, and what must be true of it before its transaction is joined."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any, Final
+
+import attrs
+import psycopg
+from psycopg.pq import TransactionStatus
+
+from kvreplay.backends.postgresql.opening import Place
+from kvreplay.errors import ConfigError, StoreError
+
+__all__ = [
+    "KINDS",
+    "AsyncPsycopgCaller",
+    "AsyncSQLAlchemyCaller",
+    "PsycopgCaller",
+    "SQLAlchemyCaller",
+    "Where",
+    "another_database",
+    "async_caller_of",
+    "caller_of",
+    "driver_error",
+    "ended_by_handler",
+    "where",
+]
+
+KINDS: Final = "a connection of psycopg 3, or a Connection or Session of SQLAlchemy on psycopg 3"
+_SAVEPOINT: Final = "kvreplay"
+
+
+@attrs.frozen
+class Where:
+    """What is true of a transaction that may be joined.
+
+    Attributes:
+        lock_timeout: the caller's own, which is put back after each of our changes.
+    """
+
+    lock_timeout: str
+    sees_commits: bool
+
+
+def where(row: Sequence[Any], place: Place) -> Where:
+    """Look whether a transaction can change this store.
+
+    Raises:
+        ConfigError: it is one of another database, or it cannot write.
+    """
+    id_, database, read_only, lock_timeout, isolation, _ = row
+    if (id_, database) != (place.id, place.database):
+        raise another_database()
+    if read_only == "on":
+        raise ConfigError(
+            "the transaction is read-only, or its server is a standby: no answer could be stored in"
+            " it; nothing ran: give a connection to the primary, in a transaction that may write"
+        )
+    return Where(lock_timeout, isolation in ("read committed", "read uncommitted"))
+
+
+def another_database() -> ConfigError:
+    """Return the error for a connection to another database than the store's."""
+    return ConfigError(
+        "the connection is to another database than the store's, so that its transaction could not"
+        " commit both; nothing ran: open the store in the database of your ledger"
+    )
+
+
+def ended_by_handler() -> StoreError:
+    """Return the error for a savepoint that is gone."""
+    return StoreError(
+        "the handler has committed or undone the transaction that it was given: what it committed"
+        " stands, and its answer was not stored. The key is in doubt if it was committed, and else"
+        " free; leave the commit to whoever began the transaction"
+    )
+
+
+def driver_error(error: Exception) -> psycopg.Error | None:
+    """Return psycopg's own error, which SQLAlchemy wraps."""
+    original = getattr(error, "orig", error)
+    return original if isinstance(original, psycopg.Error) else None
+
+
+def _check_usable(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
+    """Raise a ConfigError unless a transaction is open on the connection.
+
+    Without autocommit psycopg begins one with its first statement, which may be ours.
+    """
+    status = connection.info.transaction_status
+    if connection.closed:
+        wrong, instead = "is closed", "give one that is open"
+    elif status == TransactionStatus.INERROR:
+        wrong, instead = "is in a transaction that has failed", "roll it back, and begin it again"
+    elif status == TransactionStatus.ACTIVE:
+        wrong, instead = "is in use by another call", "give each thread or task its own"
+    elif status == TransactionStatus.IDLE and connection.autocommit:
+        wrong = "commits each statement by itself, and has no transaction open"
+        instead = "call this inside `with connection.transaction():`, which commits at its end"
+    else:
+        return
+    raise ConfigError(f"the connection {wrong}; nothing ran: {instead}")
+
+
+def _unknown(connection: object, awaited: bool) -> ConfigError:
+    kinds = KINDS
+    if awaited:
+        kinds = "psycopg's AsyncConnection, or an AsyncConnection or AsyncSession of SQLAlchemy"
+    return ConfigError(
+        f"the connection is a {type(connection).__module__}.{type(connection).__qualname__};"
+        f" nothing ran: give {kinds}"
+    )
+
+
+def _check_driver(connection: Any) -> None:
+    driver = connection.dialect.driver
+    if driver not in ("psycopg", "psycopg_async"):
+        raise ConfigError(
+            f"the SQLAlchemy connection uses the driver {driver}; nothing ran: make its engine with"
+            " postgresql+psycopg://"
+        )
+
+
+class PsycopgCaller:
+    """A connection of psycopg."""
+
+    def __init__(self, connection: psycopg.Connection[Any]) -> None:
+        _check_usable(connection)
+        self._cursor = psycopg.Cursor(connection, row_factory=psycopg.rows.tuple_row)
+
+    def say(self, text: str, given: dict[str, Any] | None = None) -> Sequence[tuple[Any, ...]]:
+        """Make a statement, and return its rows."""
+        self._cursor.execute(text, given, binary=True)
+        return self._cursor.fetchall()
+
+    def begin(self) -> None:
+        """Set the savepoint."""
+        self._cursor.execute(f"SAVEPOINT {_SAVEPOINT}")
+
+    def undo(self) -> None:
+        """Undo what was done since the savepoint, which stays."""
+        self._cursor.execute(f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}")
+
+    def roll_back(self) -> None:
+        """Undo it, and end the savepoint."""
+        self.undo()
+        self.release()
+
+    def release(self) -> None:
+        """End the savepoint, and keep what was done."""
+        self._cursor.execute(f"RELEASE SAVEPOINT {_SAVEPOINT}")
+
+
+class SQLAlchemyCaller:
+    """A Connection or Session of SQLAlchemy. A Session forgets its objects when it is undone."""
+
+    def __init__(self, connection: Any) -> None:
+        self._outer = connection  # a session or a connection
+        plain = connection if _is_connection(connection) else connection.connection()
+        _check_driver(plain)
+        _check_usable(plain.connection.driver_connection)
+        self._plain = plain
+        self._nested: Any = None
+
+    def say(self, text: str, given: dict[str, Any] | None = None) -> Sequence[tuple[Any, ...]]:
+        """Make a statement, and return its rows."""
+        return [tuple(row) for row in self._plain.exec_driver_sql(text, given)]
+
+    def begin(self) -> None:
+        """Set the savepoint."""
+        self._nested = self._outer.begin_nested()
+
+    def undo(self) -> None:
+        """Undo what was done since the savepoint, and set it again."""
+        self._nested.rollback()
+        self.begin()
+
+    def roll_back(self) -> None:
+        """Undo it, and end the savepoint."""
+        self._nested.rollback()
+
+    def release(self) -> None:
+        """End the savepoint, and keep what was done."""
+        self._nested.commit()
+
+
+class AsyncPsycopgCaller:
+    """As :class:`PsycopgCaller`, awaited."""
+
+    def __init__(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        _check_usable(connection)
+        self._cursor = psycopg.AsyncCursor(connection, row_factory=psycopg.rows.tuple_row)
+
+    async def say(
+        self, text: str, given: dict[str, Any] | None = None
+    ) -> Sequence[tuple[Any, ...]]:
+        """As :meth:`PsycopgCaller.say`."""
+        await self._cursor.execute(text, given, binary=True)
+        return await self._cursor.fetchall()
+
+    async def begin(self) -> None:
+        """As :meth:`PsycopgCaller.begin`."""
+        await self._cursor.execute(f"SAVEPOINT {_SAVEPOINT}")
+
+    async def undo(self) -> None:
+        """As :meth:`PsycopgCaller.undo`."""
+        await self._cursor.execute(f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}")
+
+    async def roll_back(self) -> None:
+        """As :meth:`PsycopgCaller.roll_back`."""
+        await self.undo()
+        await self.release()
+
+    async def release(self) -> None:
+        """As :meth:`PsycopgCaller.release`."""
+        await self._cursor.execute(f"RELEASE SAVEPOINT {_SAVEPOINT}")
+
+
+class AsyncSQLAlchemyCaller:
+    """As :class:`SQLAlchemyCaller`, awaited."""
+
+    def __init__(self, connection: Any) -> None:
+        self._outer = connection
+        self._plain: Any = None
+        self._nested: Any = None
+
+    async def say(
+        self, text: str, given: dict[str, Any] | None = None
+    ) -> Sequence[tuple[Any, ...]]:
+        """As :meth:`SQLAlchemyCaller.say`."""
+        return [tuple(row) for row in await self._plain.exec_driver_sql(text, given)]
+
+    async def begin(self) -> None:
+        """As :meth:`SQLAlchemyCaller.begin`."""
+        if self._plain is None:
+            own = _is_connection(self._outer)
+            self._plain = self._outer if own else await self._outer.connection()
+            _check_driver(self._plain)
+            _check_usable((await self._plain.get_raw_connection()).driver_connection)
+        self._nested = await self._outer.begin_nested()
+
+    async def undo(self) -> None:
+        """As :meth:`SQLAlchemyCaller.undo`."""
+        await self._nested.rollback()
+        await self.begin()
+
+    async def roll_back(self) -> None:
+        """As :meth:`SQLAlchemyCaller.roll_back`."""
+        await self._nested.rollback()
+
+    async def release(self) -> None:
+        """As :meth:`SQLAlchemyCaller.release`."""
+        await self._nested.commit()
+
+
+def _is_connection(connection: Any) -> bool:
+    return hasattr(connection, "exec_driver_sql")
+
+
+def _is_of(connection: object, module: str, *names: str) -> bool:
+    """Say whether this is an object of a package that may not be installed."""
+    loaded = sys.modules.get(module)
+    classes = tuple(getattr(loaded, name) for name in names) if loaded is not None else ()
+    return isinstance(connection, classes)
+
+
+def caller_of(connection: Any) -> PsycopgCaller | SQLAlchemyCaller:
+    """Return the caller's connection as one that can be spoken to.
+
+    Raises:
+        ConfigError: it is of another kind, or has no transaction open.
+    """
+    if isinstance(connection, psycopg.Connection):
+        return PsycopgCaller(connection)
+    if _is_of(connection, "sqlalchemy.engine", "Connection") or _is_of(
+        connection, "sqlalchemy.orm", "Session", "scoped_session"
+    ):
+        return SQLAlchemyCaller(connection)
+    raise _unknown(connection, awaited=False)
+
+
+def async_caller_of(connection: Any) -> AsyncPsycopgCaller | AsyncSQLAlchemyCaller:
+    """Do as :func:`caller_of` for a connection that is awaited."""
+    if isinstance(connection, psycopg.AsyncConnection):
+        return AsyncPsycopgCaller(connection)
+    if _is_of(connection, "sqlalchemy.ext.asyncio", "AsyncConnection", "AsyncSession"):
+        return AsyncSQLAlchemyCaller(connection)
+    raise _unknown(connection, awaited=True)

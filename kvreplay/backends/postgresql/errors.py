@@ -1,0 +1,132 @@
+"""What psycopg raises becomes the store's own errors: what happened, and whether to try again."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import psycopg
+from psycopg import errors
+
+from kvreplay.errors import (
+    CorruptStoreError,
+    InFlightError,
+    OutcomeUnknownError,
+    StoreError,
+    StoreFullError,
+    StoreUnavailableError,
+)
+
+__all__ = [
+    "CONFLICTS",
+    "changed_by_others",
+    "failure",
+    "is_conflict",
+    "no_connection",
+    "unconfirmed",
+]
+
+CONFLICTS: Final = (errors.SerializationFailure, errors.DeadlockDetected)
+"""SQLSTATE 40001 and 40P01: the transaction was undone, and is worth another try as a whole."""
+
+_UNAVAILABLE: Final = (
+    errors.InsufficientResources,
+    errors.OperatorIntervention,
+    errors.TooManyConnections,
+)
+
+
+def is_conflict(error: BaseException) -> bool:
+    """Say whether a single statement may simply be made again: nothing was changed by it."""
+    return isinstance(error, CONFLICTS)
+
+
+def no_connection(waited: float, error: BaseException | None) -> StoreUnavailableError:
+    """Return the error for a call that got no connection."""
+    because = f": {_said(error)}" if error is not None else ", or all of the pool are in use"
+    return StoreUnavailableError(
+        f"no connection to PostgreSQL within {waited:g} s{because}; nothing was done: try again"
+        " later"
+    )
+
+
+def unconfirmed() -> OutcomeUnknownError:
+    """Return the error for a commit whose wait for a standby was broken off."""
+    return OutcomeUnknownError(
+        "the change is committed on this server, but the wait for its synchronous standby was"
+        " broken off: after a failover it may be gone; read again before deciding"
+    )
+
+
+def changed_by_others(waited: float | None) -> InFlightError:
+    """Return the error for a joined change that waited in vain."""
+    limit = "its time to wait" if waited is None else f"{waited:g} s"
+    return InFlightError(
+        f"another transaction has changed this key, and has not ended within {limit}; nothing ran"
+        " here, and that transaction goes on: ask again later",
+        1.0,
+    )
+
+
+def failure(error: psycopg.Error, *, changing: bool, lost: bool) -> StoreError:
+    """Return what the caller is told of a statement, or of a commit, that failed.
+
+    Args:
+        changing: it could have changed something.
+        lost: the connection is gone, so that the server's last word is not known.
+    """
+    if lost and changing:
+        return OutcomeUnknownError(
+            "the connection to PostgreSQL was lost, or the server did not answer in time, while a"
+            " change was made: it may or may not have happened; read again before deciding"
+        )
+    if lost:
+        return StoreUnavailableError(
+            "the connection to PostgreSQL was lost, or the server did not answer in time; nothing"
+            " was changed: try again"
+        )
+    if isinstance(error, errors.LockNotAvailable):
+        return StoreUnavailableError(
+            "another transaction holds what this call needs, and has not ended within"
+            " lock_timeout; nothing was changed, and nothing will be: try again. pg_stat_activity"
+            " shows who it is"
+        )
+    if isinstance(error, errors.DiskFull):
+        return StoreFullError(
+            "PostgreSQL's disk is full; nothing was written: make room on the server"
+        )
+    if isinstance(error, errors.ReadOnlySqlTransaction):
+        return StoreUnavailableError(
+            "this PostgreSQL server only reads: it is a standby, or default_transaction_read_only"
+            " is set; nothing was changed: name the primary, or several servers and"
+            " target_session_attrs=read-write"
+        )
+    if isinstance(error, errors.UndefinedTable | errors.InvalidSchemaName):
+        return CorruptStoreError(
+            "the tables of this store are gone from the database; nothing was changed: restore"
+            " them, or open the store again to begin an empty one"
+        )
+    if isinstance(error, errors.InsufficientPrivilege):
+        return StoreError(
+            f"PostgreSQL refused: {_said(error)}; nothing was changed: grant the role what"
+            " docs/postgresql.md lists"
+        )
+    if isinstance(error, CONFLICTS):
+        return StoreUnavailableError(
+            "PostgreSQL undid this transaction in favour of another one, again and again; nothing"
+            " was changed: try again"
+        )
+    if isinstance(error, _UNAVAILABLE):
+        return StoreUnavailableError(
+            f"PostgreSQL cannot do this now: {_said(error)}; nothing was changed: try again"
+        )
+    return StoreError(f"PostgreSQL refused: {_said(error)}; nothing was changed")
+
+
+def _said(error: BaseException) -> str:
+    """Return what the server or libpq says, on one line, without the statement and its values.
+
+    A detail could show a key.
+    """
+    if isinstance(error, psycopg.Error) and error.diag.message_primary:
+        return f"{error.diag.message_primary} ({error.sqlstate})"
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,84 @@
+"""Single connections: psycopg's, on which no wait for an answer is without a bound."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import psycopg
+from psycopg import pq, waiting
+from psycopg.abc import PQGen
+from psycopg.errors import Diagnostic
+
+__all__ = ["AsyncLink", "Link"]
+
+_INTERVAL: Final = 0.1  # seconds, between two looks for signals
+
+
+class Bounded:
+    """What both kinds of connections have.
+
+    Attributes:
+        answer_within: seconds, within which the server must answer; else the connection is closed.
+        synchronous_commit: the setting that makes a change of this session durable.
+        unconfirmed: the last commit's wait for a synchronous standby was broken off.
+    """
+
+    answer_within: float = 10.0
+    synchronous_commit: str = "on"
+    unconfirmed: bool = False
+
+    def noticed(self, diagnostic: Diagnostic) -> None:
+        """Note what the server warns of."""
+        if diagnostic.source_function == "SyncRepWaitForLSN":
+            self.unconfirmed = True
+
+
+class Link(Bounded, psycopg.Connection[Any]):
+    """A blocking connection."""
+
+    def __init__(self, pgconn: pq.abc.PGconn, *args: Any, **kwargs: Any) -> None:
+        super().__init__(pgconn, *args, **kwargs)
+        self.add_notice_handler(self.noticed)
+
+    def wait(
+        self, gen: PQGen[Any], interval: float = _INTERVAL, timeout: float | None = None
+    ) -> Any:
+        """Wait for the server's answer, with the bound. Whatever breaks it off ends the connection.
+
+        What is known of the server's end would not be: psycopg would wait for a cancellation.
+        """
+        limit = self.answer_within if timeout is None else timeout
+        try:
+            return waiting.wait(gen, self.pgconn.socket, interval, limit)
+        except psycopg.errors._WaitTimeout:
+            self.pgconn.finish()
+            raise
+        except psycopg.Error:
+            raise
+        except BaseException:
+            self.pgconn.finish()
+            raise
+
+
+class AsyncLink(Bounded, psycopg.AsyncConnection[Any]):
+    """An asynchronous connection."""
+
+    def __init__(self, pgconn: pq.abc.PGconn, *args: Any, **kwargs: Any) -> None:
+        super().__init__(pgconn, *args, **kwargs)
+        self.add_notice_handler(self.noticed)
+
+    async def wait(
+        self, gen: PQGen[Any], interval: float = _INTERVAL, timeout: float | None = None
+    ) -> Any:
+        """As :meth:`Link.wait`."""
+        limit = self.answer_within if timeout is None else timeout
+        try:
+            return await waiting.wait_async(gen, self.pgconn.socket, interval, limit)
+        except psycopg.errors._WaitTimeout:
+            self.pgconn.finish()
+            raise
+        except psycopg.Error:
+            raise
+        except BaseException:
+            self.pgconn.finish()
+            raise

@@ -1,0 +1,209 @@
+"""Open a store: make its tables if there are none, or refuse; and greet each new connection."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from typing import Any, Final
+
+import attrs
+import psycopg
+from psycopg import errors, sql
+
+from kvreplay.backends.postgresql.errors import failure, no_connection
+from kvreplay.backends.postgresql.links import AsyncLink, Link
+from kvreplay.backends.postgresql.statements import ENTRIES, META
+from kvreplay.errors import ConfigError, CorruptStoreError, StoreError, StoreNotFoundError
+from kvreplay.store import Durability
+
+__all__ = ["GREETING", "Place", "greeted", "open_place"]
+
+_FORMAT: Final = "1"
+_MAKING: Final = 0x6B767265706C6179  # the advisory lock of whoever makes tables: "kvreplay"
+_ROOM: Final = "make it by CREATE SCHEMA, or name another one by schema="
+
+GREETING: Final = """
+    SELECT (SELECT value FROM {meta} WHERE name = 'id'), pg_backend_pid(),
+        current_setting('synchronous_commit'),
+        (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"""
+"""What a new connection is asked; ``greeted`` looks at the answer."""
+
+
+@attrs.frozen(repr=False, kw_only=True)
+class Place:
+    """Where a store is, and what its sessions keep to; durations in seconds."""
+
+    conninfo: str
+    schema: str
+    id: str
+    database: int
+    lock_timeout: float
+    reply_timeout: float
+    pool_size: int
+    durability: Durability
+
+    @property
+    def turn(self) -> int:
+        """The advisory lock that is the store's write lock."""
+        return int.from_bytes(uuid.UUID(self.id).bytes[:8], signed=True)
+
+    @property
+    def meta(self) -> str:
+        """The quoted name of the table that says which store this is."""
+        return sql.Identifier(self.schema, META).as_string()
+
+
+def greeted(link: Link | AsyncLink, row: Sequence[Any] | None, place: Place) -> None:
+    """Look whether a new connection leads to this store, and how it is to be used.
+
+    Raises:
+        CorruptStoreError: it leads to another store, or to none.
+    """
+    if row is None or row[0] != place.id:
+        raise CorruptStoreError(
+            "the database under this URL holds another store now, or none; nothing was done:"
+            " bring the former one back, or open the store again"
+        )
+    if row[1] != link.pgconn.backend_pid:
+        link.prepare_threshold = None  # a pooler: the next transaction may be another session
+    if row[2] != "off":
+        link.synchronous_commit = row[2]
+
+
+def open_place(
+    conninfo: str,
+    *,
+    schema: str | None,
+    create: bool,
+    durability: Durability,
+    lock_timeout: float,
+    reply_timeout: float,
+    pool_size: int,
+) -> Place:
+    """Look for the store on a connection of its own, and make it if that is wanted."""
+    try:
+        link = Link.connect(conninfo, autocommit=True, prepare_threshold=None)
+    except errors.InvalidCatalogName as error:
+        raise StoreNotFoundError(
+            "the database does not exist on this server; nothing was made: make it by CREATE"
+            " DATABASE"
+        ) from error
+    except psycopg.Error as error:
+        raise no_connection(reply_timeout, error) from error
+    link.answer_within = lock_timeout + reply_timeout
+    try:
+        with link.cursor() as cursor:
+            found, database, fsync = _look(cursor, schema)
+            if durability == "full" and fsync != "on":
+                raise ConfigError(
+                    "this PostgreSQL server runs with fsync=off, so that no change survives a power"
+                    ' cut; nothing was opened: set fsync=on, or open it with durability="process"'
+                )
+            if found is None:
+                raise StoreNotFoundError(
+                    "no schema of the search_path exists; nothing was made: " + _ROOM
+                )
+            id_ = _id_in(cursor, found)
+            if id_ is None and not create:
+                raise StoreNotFoundError(
+                    f'there is no store in the schema "{found}", and create is false; nothing was'
+                    " made: kvreplay init makes one"
+                )
+            if id_ is None:
+                id_ = _make(cursor, found, lock_timeout)
+    except psycopg.Error as error:
+        raise failure(error, changing=False, lost=link.closed) from error
+    finally:
+        link.close()
+    return Place(
+        conninfo=conninfo,
+        schema=found,
+        id=id_,
+        database=database,
+        lock_timeout=lock_timeout,
+        reply_timeout=reply_timeout,
+        pool_size=pool_size,
+        durability=durability,
+    )
+
+
+def _look(cursor: psycopg.Cursor[Any], schema: str | None) -> tuple[str | None, int, str]:
+    row = cursor.execute(
+        "SELECT current_schema(), oid::bigint, current_setting('fsync')"
+        " FROM pg_catalog.pg_database WHERE datname = current_database()"
+    ).fetchone()
+    assert row is not None  # the database that this is connected to
+    return schema or row[0], row[1], row[2]
+
+
+def _id_in(cursor: psycopg.Cursor[Any], schema: str) -> str | None:
+    """Return the id of the store in a schema; ``None``: there is none."""
+    meta = sql.Identifier(schema, META)
+    row = cursor.execute("SELECT to_regclass(%s)::text", (meta.as_string(),)).fetchone()
+    if row is None or row[0] is None:
+        return None
+    query = sql.SQL("SELECT name, value FROM {} WHERE name IN ('format', 'id')").format(meta)
+    told = dict(cursor.execute(query).fetchall())
+    if told.get("format") != _FORMAT or "id" not in told:
+        raise CorruptStoreError(
+            f'the tables in the schema "{schema}" are of another version of kvreplay, or of'
+            " something else; nothing was changed: upgrade kvreplay, or name another schema"
+        )
+    id_: str = told["id"]
+    return id_
+
+
+def _make(cursor: psycopg.Cursor[Any], schema: str, lock_timeout: float) -> str:
+    """Make the tables, unless somebody is faster; return the store's id."""
+    names = {
+        "schema": sql.Identifier(schema),
+        "entries": sql.Identifier(schema, ENTRIES),
+        "meta": sql.Identifier(schema, META),
+        "due": sql.Identifier(f"{ENTRIES}_due"),
+        "created": sql.Identifier(f"{ENTRIES}_created"),
+    }
+    try:
+        with cursor.connection.transaction():
+            cursor.execute(
+                "SELECT set_config('lock_timeout', %s, true), pg_advisory_xact_lock(%s)",
+                (f"{max(1, int(lock_timeout * 1000))}ms", _MAKING),
+            )
+            id_ = _id_in(cursor, schema)
+            if id_ is not None:
+                return id_
+            there = cursor.execute("SELECT to_regnamespace(quote_ident(%s))", (schema,)).fetchone()
+            if there is None or there[0] is None:
+                cursor.execute(sql.SQL("CREATE SCHEMA {schema}").format(**names))
+            for statement in _TABLES:
+                cursor.execute(sql.SQL(statement).format(**names))
+            id_ = str(uuid.uuid4())
+            insert = sql.SQL("INSERT INTO {meta} VALUES ('format', %s), ('id', %s)")
+            cursor.execute(insert.format(**names), (_FORMAT, id_))
+    except errors.InsufficientPrivilege as error:
+        raise StoreError(
+            f'the role may not make the tables in the schema "{schema}"; nothing was made: grant'
+            " CREATE on the schema, or run kvreplay init as a role that may"
+        ) from error
+    except errors.ReadOnlySqlTransaction as error:
+        raise StoreNotFoundError(
+            f'there is no store in the schema "{schema}", and this server only reads, as a standby'
+            " does; nothing was made: name the primary"
+        ) from error
+    return id_
+
+
+_TABLES: Final = (
+    """CREATE TABLE {entries} (
+        primary_namespace text COLLATE "C" NOT NULL,
+        secondary_namespace text COLLATE "C" NOT NULL,
+        key text COLLATE "C" NOT NULL CHECK (key <> ''),
+        value bytea NOT NULL,
+        created bigint GENERATED BY DEFAULT AS IDENTITY NOT NULL,
+        expires_at bigint,
+        PRIMARY KEY (primary_namespace, secondary_namespace, key))""",
+    """CREATE INDEX {due} ON {entries} (primary_namespace, expires_at)
+        WHERE expires_at IS NOT NULL""",
+    """CREATE INDEX {created} ON {entries}
+        (primary_namespace, secondary_namespace, created DESC, key)""",
+    """CREATE TABLE {meta} (name text COLLATE "C" PRIMARY KEY, value text NOT NULL)""",
+)

@@ -1,0 +1,196 @@
+"""Say the statements of an operation to the server, with blocking calls."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+import psycopg
+from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
+
+from kvreplay.backends.postgresql.clock import ServerClock, ticks
+from kvreplay.backends.postgresql.errors import (
+    failure,
+    is_conflict,
+    no_connection,
+    unconfirmed,
+)
+from kvreplay.backends.postgresql.kept import Kept, Lease
+from kvreplay.backends.postgresql.links import Bounded, Link
+from kvreplay.backends.postgresql.opening import GREETING, Place, greeted
+from kvreplay.backends.postgresql.operations import Operation, Rows
+from kvreplay.backends.postgresql.statements import Asked, milliseconds
+from kvreplay.errors import StoreError
+from kvreplay.store import closed_error
+
+__all__ = ["Session", "asked_with", "drive"]
+
+T = TypeVar("T")
+
+POOL: Final[dict[str, Any]] = {
+    "min_size": 1,
+    "max_lifetime": 3600.0,
+    "max_idle": 600.0,
+    "num_workers": 1,
+    "open": False,
+}
+
+
+def drive(operation: Operation[T], execute: Callable[[Asked], Rows]) -> T:
+    """Answer an operation's statements until it returns or raises."""
+    resume: Callable[[Any], Asked] = operation.send
+    answer: Any = None
+    while True:
+        try:
+            asked = resume(answer)
+        except StopIteration as end:
+            value: T = end.value
+            return value
+        try:
+            resume, answer = operation.send, execute(asked)
+        except StoreError as error:
+            resume, answer = operation.throw, error
+
+
+def asked_with(
+    asked: Asked, wait: float | None, after: str, link: Bounded, place: Place
+) -> dict[str, Any]:
+    """Return a change's parameters with its bounds.
+
+    Args:
+        wait: how many seconds it may wait for locks; ``None``: without a limit.
+        after: the ``lock_timeout`` of the transaction afterwards.
+    """
+    return {
+        "wait": milliseconds(wait),
+        "after": after,
+        "turn": place.turn,
+        "commit": "off" if place.durability == "process" else link.synchronous_commit,
+        **asked[1],
+    }
+
+
+class Session:
+    """A process's connections to one store.
+
+    Args:
+        place: where the store is.
+        clock: what is told the server's time.
+    """
+
+    def __init__(self, place: Place, clock: ServerClock) -> None:
+        self.place = place
+        self.clock = clock
+        self._kept: Kept[Link] = Kept()
+        self._why: BaseException | None = None  # the last connection could not be made
+        self._pool: ConnectionPool[Link] = ConnectionPool(
+            place.conninfo,
+            connection_class=Link,
+            kwargs={"autocommit": True},
+            max_size=place.pool_size,
+            configure=self._configure,
+            **POOL,
+        )
+        self._pool.open()
+
+    def _configure(self, link: Link) -> None:
+        """Look whether a new connection leads to the store, before anybody uses it."""
+        try:
+            link.answer_within = self.place.reply_timeout
+            asked_at = ticks()
+            with link.cursor() as cursor:
+                row = cursor.execute(GREETING.format(meta=self.place.meta)).fetchone()
+            greeted(link, row, self.place)
+            self.clock.told(row[-1], asked_at)  # type: ignore[index]  # greeted() has looked
+            self._why = None
+        except Exception as error:
+            self._why = error
+            raise
+
+    def lease(self, limit: float) -> Lease[Link]:
+        """Take a connection, and wait for one as long as this (seconds)."""
+        lease = self._kept.take()
+        if lease is not None:
+            return lease
+        self.give_back()
+        self._kept.waiting.append(None)
+        try:
+            if self._kept.let_go():  # one came back meanwhile
+                self.give_back()
+            return self._kept.lend(self._pool.getconn(limit))
+        except PoolTimeout:
+            raise self._no_connection(limit) from self._why
+        except PoolClosed:
+            raise closed_error() from None
+        finally:
+            self._kept.waiting.pop()
+
+    def _no_connection(self, limit: float) -> StoreError:
+        why = self._why
+        if isinstance(why, StoreError):  # another store is there, or none
+            return why
+        return no_connection(limit, why)
+
+    def keep(self, lease: Lease[Link]) -> None:
+        """Take a connection back."""
+        self._kept.keep(lease)
+
+    def give_back(self) -> None:
+        """Give the pool the connections that nobody has any more."""
+        while (link := self._kept.lost()) is not None:
+            self._pool.putconn(link)
+
+    def run(self, operation: Operation[T]) -> T:
+        """Drive an operation, each statement of which is a transaction of its own."""
+        return drive(operation, self.execute)
+
+    def execute(self, asked: Asked) -> Rows:
+        """Make one statement, again if the server undid it in favour of another."""
+        place, statement = self.place, asked[0]
+        until = time.monotonic() + place.lock_timeout
+        while True:
+            left = max(0.0, until - time.monotonic())
+            lease = self.lease(left)
+            try:
+                return say(lease, asked, left, "0", place, self.clock)
+            except psycopg.Error as error:
+                lost = lease.link.closed
+                again = is_conflict(error) or (lost and not statement.changes)
+                if not again or time.monotonic() >= until:
+                    raise failure(error, changing=statement.changes, lost=lost) from error
+            finally:
+                self._kept.keep(lease)
+                del lease
+                self.give_back()
+
+    def close(self) -> None:
+        """Close all connections."""
+        while self._kept.let_go():
+            pass
+        self._pool.close()
+        self.give_back()
+
+
+def say(
+    lease: Lease[Link],
+    asked: Asked,
+    wait: float | None,
+    after: str,
+    place: Place,
+    clock: ServerClock,
+) -> Rows:
+    """Make one statement on a connection, and return its rows."""
+    link, (statement, given) = lease.link, asked
+    link.answer_within = place.reply_timeout
+    asked_at = ticks()
+    if statement.changes:
+        link.answer_within += wait or 0.0
+        given = asked_with(asked, wait, after, link, place)
+    rows: Rows = lease.cursor.execute(statement.text, given).fetchall()
+    if link.unconfirmed:
+        link.unconfirmed = False
+        raise unconfirmed()
+    if statement.changes and rows:
+        clock.told(rows[0][-1], asked_at)
+    return rows

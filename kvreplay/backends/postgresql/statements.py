@@ -1,0 +1,179 @@
+"""What is said to PostgreSQL: each statement is written once, for blocking and awaited calls.
+
+Each is one round trip, and outside of a transaction it is a transaction of its own. Every change
+
+* first bounds its wait for locks, inside the statement: nothing is left of it in the session, so
+  that it works behind a pooler such as PgBouncer;
+* takes the store's turn, shared: an advisory lock, which ``transaction()`` takes alone;
+* tells the server's time, in its last column.
+
+**How a check-and-put stays right.** Two clients change one row at once. Under READ COMMITTED a
+statement sees the rows of its own beginning. One that *reads beside* its write would believe what
+it read, and two clients would swap out the same value. So each of these reads by the lock itself:
+
+* ``PUT_NEW`` inserts, and on a conflict updates nothing of the other's row, which locks it and
+  returns it as it is *now*. ``xmax`` is 0 only in a row that was inserted.
+* ``SWAP`` and ``DROP`` lock the row first (``cur``), which waits for others and then shows its
+  newest version. Only what was locked is compared and changed.
+
+If a row was removed and made again in *one* transaction of somebody else, ``SWAP`` and ``DROP``
+find none although there is one. So who finds none reads, and tries again if that finds what was
+expected.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import attrs
+from psycopg import sql
+
+__all__ = [
+    "BEGIN",
+    "ENTRIES",
+    "META",
+    "WALK",
+    "Asked",
+    "Statement",
+    "Statements",
+    "milliseconds",
+    "taking_turn",
+]
+
+ENTRIES: Final = "kvreplay_entries"
+META: Final = "kvreplay_meta"
+
+WALK: Final = 1000
+"""How many keys a walk takes in one statement."""
+
+
+@attrs.frozen(eq=False)
+class Statement:
+    """A statement.
+
+    Attributes:
+        changes: if its answer is lost, nobody knows whether it happened.
+    """
+
+    text: str
+    changes: bool = False
+
+
+BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
+
+
+def milliseconds(wait: float | None) -> str:
+    """Return a bound of ``lock_timeout``, given in seconds; ``None``: no limit."""
+    return "0" if wait is None else f"{max(1, int(wait * 1000))}ms"
+
+
+def taking_turn(turn: int, wait: float, commit: str) -> tuple[str, dict[str, Any]]:
+    """Return what a transaction of the store says first: it takes the turn alone.
+
+    Args:
+        wait: seconds.
+        commit: its ``synchronous_commit``.
+    """
+    return _ALONE, {"wait": milliseconds(wait), "commit": commit, "turn": turn}
+
+
+Asked = tuple[Statement, dict[str, Any]]
+"""A statement, and its parameters by name."""
+
+_HERE: Final = "(t.primary_namespace, t.secondary_namespace, t.key) = (%(p)s, %(s)s, %(k)s)"
+_NAMESPACE: Final = "primary_namespace = %(p)s AND secondary_namespace = %(s)s"
+_NOW: Final = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+_TURN: Final = (
+    "set_config('lock_timeout', %(wait)s, true), pg_advisory_xact_lock_shared(%(turn)s::bigint)"
+)
+_DURABLY: Final = "set_config('synchronous_commit', %(commit)s, true)"
+_ALONE: Final = (
+    f"SELECT set_config('lock_timeout', %(wait)s, true), {_DURABLY},"
+    " pg_advisory_xact_lock(%(turn)s::bigint)"
+)
+# Puts back the caller's own bound of a transaction; in one of our own it changes nothing.
+_AFTER: Final = "set_config('lock_timeout', %(after)s, true)"
+
+
+class Statements:
+    """The statements on the tables of one schema.
+
+    Args:
+        joined: inside a transaction of somebody else, whose commit is not ours to weaken.
+    """
+
+    def __init__(self, schema: str, *, joined: bool = False) -> None:
+        entries = sql.Identifier(schema, ENTRIES).as_string()
+        turn = _TURN if joined else f"{_TURN}, {_DURABLY}"
+        bounded = f"WITH turn AS MATERIALIZED (SELECT {turn})"
+        first = "(SELECT true FROM turn) IS NOT NULL"
+        locked = f"""{bounded},
+            cur AS MATERIALIZED (
+                SELECT t.value FROM {entries} AS t WHERE {_HERE} AND {first} FOR UPDATE OF t)"""
+
+        def look(text: str) -> Statement:
+            return Statement(" ".join(text.split()))
+
+        def change(text: str) -> Statement:
+            return Statement(" ".join(text.split()), changes=True)
+
+        self.read = look(f"SELECT value FROM {entries} AS t WHERE {_HERE}")
+        self.read_entry = look(f"SELECT value, expires_at FROM {entries} AS t WHERE {_HERE}")
+        self.keys = look(f"SELECT key FROM {entries} WHERE {_NAMESPACE}")
+        self.all_keys = look(f"""
+            SELECT primary_namespace, secondary_namespace, key FROM {entries}
+            WHERE (primary_namespace, secondary_namespace, key) > (%(p)s, %(s)s, %(k)s)
+            ORDER BY primary_namespace, secondary_namespace, key LIMIT {WALK}""")
+        self.page, self.page_with_values = (
+            look(f"""
+                SELECT key, created, {value} FROM {entries}
+                WHERE {_NAMESPACE} AND created <= %(created)s::bigint
+                AND NOT (created = %(created)s::bigint AND key <= %(k)s)
+                ORDER BY created DESC, key ASC LIMIT %(limit)s::bigint""")
+            for value in ("NULL", "value")
+        )
+        insert = f"""
+            INSERT INTO {entries} AS t
+            (primary_namespace, secondary_namespace, key, value, expires_at)
+            SELECT %(p)s, %(s)s, %(k)s, %(value)s, %(expires_at)s::bigint
+            FROM (SELECT {turn} OFFSET 0) AS turn
+            ON CONFLICT (primary_namespace, secondary_namespace, key) DO UPDATE"""
+        self.put_new = change(f"""
+            {insert} SET key = EXCLUDED.key RETURNING t.value, t.xmax = 0, {_AFTER}, {_NOW}""")
+        self.write = change(f"""
+            {insert} SET value = EXCLUDED.value, expires_at = EXCLUDED.expires_at
+            RETURNING {_AFTER}, {_NOW}""")
+        self.swap = change(f"""{locked},
+            changed AS (
+                UPDATE {entries} AS t SET value = %(value)s, expires_at = %(expires_at)s::bigint
+                FROM cur WHERE {_HERE} AND cur.value = %(expected)s RETURNING 1)
+            SELECT cur.value, EXISTS (SELECT FROM changed), {_AFTER}, {_NOW} FROM cur""")
+        self.drop = change(f"""{locked},
+            changed AS (
+                DELETE FROM {entries} AS t USING cur
+                WHERE {_HERE} AND cur.value = %(expected)s RETURNING 1)
+            SELECT cur.value, EXISTS (SELECT FROM changed), {_AFTER}, {_NOW} FROM cur""")
+        self.remove = change(f"""{bounded},
+            changed AS (DELETE FROM {entries} AS t WHERE {_HERE} AND {first} RETURNING 1)
+            SELECT count(*), {_AFTER}, {_NOW} FROM changed""")
+        self.sweep = change(f"""{bounded},
+            due AS MATERIALIZED (
+                SELECT t.primary_namespace, t.secondary_namespace, t.key FROM {entries} AS t
+                WHERE t.primary_namespace = %(p)s AND t.expires_at <= %(now)s::bigint AND {first}
+                ORDER BY t.expires_at LIMIT %(limit)s::bigint FOR UPDATE OF t SKIP LOCKED),
+            changed AS (
+                DELETE FROM {entries} AS t USING due
+                WHERE (t.primary_namespace, t.secondary_namespace, t.key)
+                    = (due.primary_namespace, due.secondary_namespace, due.key) RETURNING 1)
+            SELECT (SELECT count(*) FROM due), (SELECT count(*) FROM changed), {_AFTER}, {_NOW}""")
+        self.is_due = look(f"""
+            SELECT 1 FROM {entries} WHERE primary_namespace = %(p)s
+            AND expires_at <= %(now)s::bigint LIMIT 1 FOR UPDATE SKIP LOCKED""")
+        # Of a caller's transaction: is it this store's database, can it write, how long does it
+        # wait for locks, and does it see what others commit?
+        meta = sql.Identifier(schema, META).as_string()
+        self.where = look(f"""
+            SELECT (SELECT value FROM {meta} WHERE name = 'id'),
+                (SELECT oid::bigint FROM pg_catalog.pg_database WHERE datname = current_database()),
+                current_setting('transaction_read_only'), current_setting('lock_timeout'),
+                current_setting('transaction_isolation'), {_NOW}""")
