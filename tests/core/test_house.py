@@ -143,7 +143,7 @@ ORDER: dict[str, tuple[str, ...]] = {
             "chapter",
             "ldk_chapter",
         ),
-        *("printing", "story", "__init__"),
+        *("printing", "schema", "story", "__init__"),
     ),
     "demo.ldk": ("program", "process", "pair", "__init__"),
     "cli": ("demo", "init", "progress", "migrate", "commands", "main", "__init__"),
