@@ -33,8 +33,8 @@ _VERSION: Final = "1"  # the comment on the table
 _NAMES: Final = "primary_namespace = ? AND secondary_namespace = ? AND key = ?"
 _LOOK: Final = """
     SELECT current_database(), pg_backend_pid(), pg_is_in_recovery(), c.oid::bigint,
-        (SELECT nspname FROM pg_namespace AS n WHERE n.oid = relnamespace), obj_description(c.oid, 'pg_class'),
-        (SELECT system_identifier FROM pg_control_system())
+        (SELECT nspname FROM pg_namespace AS n WHERE n.oid = c.relnamespace),
+        obj_description(c.oid, 'pg_class'), (SELECT system_identifier FROM pg_control_system())
     FROM (SELECT to_regclass(?) AS found) AS asked LEFT JOIN pg_class AS c ON c.oid = found"""
 
 
