@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import psycopg
@@ -75,7 +75,7 @@ class LdkTable(LdkRows):
             if not writable:
                 self._run("SET default_transaction_read_only = on")
         except BaseException:  # an interrupt too: nothing stays open
-            self._connection.close()
+            self.close()
             raise
 
     def _look(self, table: str) -> int | None:
@@ -204,6 +204,9 @@ class LdkTable(LdkRows):
 
     def close(self) -> None:
         """Close the connection; the node may run again."""
+        with suppress(psycopg.Error):  # a connection that is lost keeps no lock
+            # Asked for, since the server may notice the end of a connection a little later.
+            self._connection.execute("SELECT pg_advisory_unlock_all()")
         self._connection.close()
 
     def _run(self, statement: str, arguments: tuple[object, ...] = ()) -> Rows:

@@ -76,8 +76,9 @@ class Node:
         name = name or self.table
         with psycopg.connect(self.server.url, autocommit=True) as connection:
             lock = LOCK.format(function="pg_try_advisory_lock")
-            [(can,)] = connection.execute(lock, (name, name))  # type: ignore[arg-type]
+            [(can,)] = connection.execute(lock, (name, name))
             yield can
+            connection.execute("SELECT pg_advisory_unlock_all()")
 
 
 @pytest.fixture
