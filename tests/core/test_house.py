@@ -131,11 +131,11 @@ ORDER: dict[str, tuple[str, ...]] = {
     ),
     "backends.sqlite": (
         *("errors", "schema", "entries", "removals", "presence", "connections", "files"),
-        *("committer", "database", "store", "__init__"),
+        *("committer", "joining", "database", "store", "__init__"),
     ),
     "metrics": ("_tally", "opentelemetry", "prometheus", "__init__"),
     "testing": (
-        *("clock", "planned_faults", "faulty_store", "killing"),
+        *("blocking", "clock", "planned_faults", "faulty_store", "killing"),
         *("threads", "entries", "batches", "check_and_put", "claims", "closing", "expiry"),
         *("faults", "foreign", "forking", "inspecting", "limits", "names", "paging", "plain"),
         *("processes", "prompt", "lazy", "transactions", "walking"),

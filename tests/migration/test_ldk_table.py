@@ -271,6 +271,19 @@ def test_what_is_asked_for_wrongly_is_said(postgres: Any, query: str, says: str)
         assert "hunter2" not in str(caught.value)
 
 
+def test_a_pooler_is_refused(node: Node, tmp_path: Path) -> None:
+    """The lock would stay with the pooler's own connection, and keep the node from starting."""
+    from support.pgbouncer import PgBouncer
+
+    node.make()
+    with PgBouncer(node.server) as pooler:
+        for url in (pooler.url, pooler.tcp_url):
+            with pytest.raises(ConfigError, match="leads to a pooler"):
+                migrate(f"{url}&table={node.table}", f"lmdb:{tmp_path}/one")
+    with node.running() as can:
+        assert can
+
+
 def test_only_a_migration_knows_the_table(postgres: Any) -> None:
     with pytest.raises(ConfigError, match='has no option "table"'):
         open_store(f"{postgres.server.url}&table=ldk_data")

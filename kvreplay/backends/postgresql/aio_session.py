@@ -68,7 +68,7 @@ class AsyncSession:
             kwargs={"autocommit": True},
             max_size=place.pool_size,
             configure=self._configure,
-            **POOL,
+            **{**POOL, "min_size": 0},  # a loop may end while one is being made for nobody
         )
         self._opening: asyncio.Task[None] | None = self.loop.create_task(self._pool.open())
 
