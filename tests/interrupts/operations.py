@@ -355,15 +355,10 @@ def joined(ends_with: Any) -> Callable[[World], Operation]:
     """A request in a transaction of the caller's own, who swallows the interrupt and commits."""
 
     def joined(world: World) -> Operation:
-        connection = sqlite3.connect(world.path, isolation_level=None, timeout=0)
-        connection.execute("CREATE TABLE ledger (payment TEXT)")
+        connection = world.connect()
         replay = world.replay(store_errors=FINAL)
         world.ends_with = ends_with
-
-        def handler(connection: sqlite3.Connection) -> Any:
-            connection.execute("INSERT INTO ledger VALUES ('paid')")
-            return world.handler()
-
+        handler = partial(_paying, world)  # whose annotations are not looked at
         connection.execute("BEGIN IMMEDIATE")
         ended = yield lambda: replay.execute_in_transaction(
             KEY, PARAMS, handler, connection=connection
@@ -374,7 +369,6 @@ def joined(ends_with: Any) -> Callable[[World], Operation]:
         connection.execute("COMMIT")
         assert connection.execute("PRAGMA busy_timeout").fetchone() == (0,)
         rows = connection.execute("SELECT payment FROM ledger ORDER BY 1").fetchall()
-        connection.close()
         assert rows[0] == ("of the caller",)
         again = _ask_again(world)
         assert not isinstance(again, InDoubtError)
@@ -391,6 +385,11 @@ def joined(ends_with: Any) -> Callable[[World], Operation]:
             assert again is not None or ended.error
 
     return joined
+
+
+def _paying(world: World, connection: sqlite3.Connection) -> Any:
+    connection.execute("INSERT INTO ledger VALUES ('paid')")
+    return world.handler()
 
 
 def _ask_again(world: World, **options: Any) -> Any:
