@@ -42,8 +42,9 @@ import psycopg
 from psycopg import sql
 
 from support.disks import in_memory
-from support.keeper import Keeper, Kept, as_servers_user, children_of, state_of
+from support.keeper import Keeper, Kept, as_servers_user
 from support.needs import missing
+from support.process_table import children_of, state_of
 from support.waiting import PATIENCE, until
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "new_folder",
     "new_schema",
     "programs_of",
+    "tcp_url",
     "url_of_any",
 ]
 
@@ -71,6 +73,7 @@ _SETTINGS: Mapping[str, Any] = {
     "listen_addresses": "127.0.0.1",
     "max_wal_size": "128MB",  # in memory it would take a gigabyte
 }
+_INTERVAL = 0.01  # seconds between two looks whether it answers
 _TRIES = 20  # with a port that another server may take meanwhile
 _LONGEST_SOCKET = 90  # characters of its path; Linux takes 107
 
@@ -193,8 +196,8 @@ class Server:
 
     @property
     def tcp_url(self) -> str:
-        """The same by TCP; the client asks for no encryption first."""
-        return _tcp_url(self.port)
+        """The same by TCP."""
+        return tcp_url(self.port)
 
     @property
     def log(self) -> str:
@@ -223,7 +226,8 @@ class Server:
             started = self._keeper.run(
                 [str(self.programs / "postgres"), f"-D{self.data}"], self._log
             )
-            until(lambda started=started: started.has_ended() or self._answers(started.pid))  # type: ignore[misc]
+            while not started.has_ended(_INTERVAL) and not self._answers(started.pid):
+                pass
             if not started.has_ended():
                 self._postmaster = started
                 return
@@ -411,7 +415,8 @@ def url_of_any(*servers: Server) -> str:
     )
 
 
-def _tcp_url(port: int) -> str:
+def tcp_url(port: int) -> str:
+    """Of the database ``postgres`` on 127.0.0.1; the client asks for no encryption first."""
     return f"postgresql://postgres@127.0.0.1:{port}/postgres?sslmode=disable&gssencmode=disable"
 
 
