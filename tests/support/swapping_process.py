@@ -1,6 +1,6 @@
 """A process whose clients swap values of a PostgreSQL store, as the JSON in argv says, and write down what they saw.
 
-Each client has a file of its own, with one line of JSON before each check-and-put and one after it, written without a
+It begins when it is told to on standard input, and ends after so many calls, or when it is told again. Each client has a file of its own, with one line of JSON before each check-and-put and one after it, written without a
 buffer: a killed process leaves what it had begun. No two puts have the same value. ``support.swaps`` reads the files.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
 import random
 import sys
 import threading
@@ -38,6 +39,8 @@ MERGE = """
     RETURNING t.value, merge_action() = 'INSERT', {now}"""
 """It inserts what was absent when it began. PostgreSQL 18 can return what it did."""
 
+ending = threading.Event()
+
 PLANTED = {"naive": ("swap", NAIVE_SWAP), "merge": ("put_new", MERGE)}
 
 
@@ -62,8 +65,9 @@ class Client:
 
     def calls(self) -> Iterator[tuple[str, bytes | None, bytes | None]]:
         """Yield key, expected and value: every third or so removes what is there."""
-        own = itertools.count()
-        for n in own if self._told["calls"] is None else range(self._told["calls"]):
+        for n in itertools.count():
+            if n == self._told["calls"] or ending.is_set():
+                return
             key = self._rng.choice(self._told["keys"])
             expected, value = self._known[key], f"{self._name}.{n}".encode()
             put = None if expected is not None and self._rng.random() < 0.3 else value
@@ -109,6 +113,11 @@ async def swap_awaited(store: Any, client: Client) -> None:
             client.found(key, expected, value, seen)
 
 
+def end_when_told() -> None:
+    os.read(0, 1)
+    ending.set()
+
+
 def main(told: dict[str, Any]) -> None:
     names = [f"{told['name']}-{n}" for n in range(told["clients"])]
     with open_store(told["url"]) as store:
@@ -116,7 +125,8 @@ def main(told: dict[str, Any]) -> None:
             plant(store, told["planted"], told["schema"])
         clients = [Client(name, told) for name in names]
         print("ready", flush=True)
-        sys.stdin.readline()
+        os.read(0, 1)
+        threading.Thread(target=end_when_told, daemon=True).start()
         failures: list[BaseException] = []
         if told["face"] == "async":
 

@@ -17,7 +17,6 @@ from typing import Any, Literal
 import attrs
 
 from kvreplay import KeyNotFoundError
-
 from support.nursery import ForkedProgram
 from support.programs import PROGRAMS
 

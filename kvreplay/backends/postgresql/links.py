@@ -20,11 +20,13 @@ class Bounded:
     Attributes:
         answer_within: seconds, within which the server must answer; else the connection is closed.
         synchronous_commit: the setting that makes a change of this session durable.
+        timeline: the one that its server writes; 0: it does not tell.
         unconfirmed: the last commit's wait for a synchronous standby was broken off.
     """
 
     answer_within: float = 10.0
     synchronous_commit: str = "on"
+    timeline: int = 0
     unconfirmed: bool = False
 
     def noticed(self, diagnostic: Diagnostic) -> None:

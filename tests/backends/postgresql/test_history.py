@@ -80,8 +80,11 @@ def test_a_statement_that_reads_beside_its_write_is_found_out(
 def planted(schema: Schema, folder: Path, face: str, what: str) -> list[str]:
     """Let clients swap by another statement; return what cannot be true of what they saw."""
     told: Any = {
-        **{"face": face, "keys": ["a"], "calls": 600},
-        **{"planted": what, "schema": schema.name},
+        "face": face,
+        "keys": ["a"],
+        "calls": 600,
+        "planted": what,
+        "schema": schema.name,
     }
     with open_store(schema.url) as store, ExitStack() as stack:
         crew = [
