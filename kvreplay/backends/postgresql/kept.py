@@ -22,6 +22,7 @@ from typing import Any, Final, Generic, TypeVar
 import psycopg
 
 from kvreplay.backends.postgresql.links import AsyncLink, Link
+from kvreplay.backends.postgresql.timeline import Timeline
 
 __all__ = ["Kept", "Lease"]
 
@@ -66,8 +67,9 @@ class Kept(Generic[L]):
         waiting: an item for each call that waits for the pool.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, timeline: Timeline) -> None:
         self.waiting: list[None] = []
+        self._timeline = timeline
         self._idle: deque[Lease[L]] = deque()
         self._lent: dict[weakref.ref[Lease[L]], L] = {}
         self._lost: deque[L] = deque()
@@ -78,15 +80,21 @@ class Kept(Generic[L]):
         return len(self._lent)
 
     def take(self) -> Lease[L] | None:
-        """Return one that is alive, and was used last; ``None``: ask the pool."""
+        """Return the good one that was used last; ``None``: ask the pool."""
         while True:
             try:
                 lease = self._idle.pop()
             except IndexError:
                 return None
-            if lease.is_alive():
+            if self.is_good(lease):
                 return lease
-            lease.link.pgconn.finish()
+
+    def is_good(self, lease: Lease[L]) -> bool:
+        """Say whether a lease is alive, and its server on the latest timeline; else end it."""
+        if lease.link.timeline == self._timeline.latest and lease.is_alive():
+            return True
+        lease.link.pgconn.finish()
+        return False
 
     def lend(self, link: L) -> Lease[L]:
         """Return a connection of the pool as a lease."""

@@ -18,9 +18,10 @@ from kvreplay.backends.postgresql.errors import (
 )
 from kvreplay.backends.postgresql.kept import Kept, Lease
 from kvreplay.backends.postgresql.links import Bounded, Link
-from kvreplay.backends.postgresql.opening import GREETING, Place, greeted
+from kvreplay.backends.postgresql.opening import Place, greeted
 from kvreplay.backends.postgresql.operations import Operation, Rows
 from kvreplay.backends.postgresql.statements import Asked, milliseconds
+from kvreplay.backends.postgresql.timeline import Timeline
 from kvreplay.errors import StoreError
 from kvreplay.store import closed_error
 
@@ -33,6 +34,9 @@ POOL: Final[dict[str, Any]] = {
     "max_lifetime": 3600.0,
     "max_idle": 600.0,
     "num_workers": 1,
+    # After that it tries anew at the next call. Its pauses double, so a longer outage would be
+    # followed by a pause as long.
+    "reconnect_timeout": 10.0,
     "open": False,
 }
 
@@ -77,12 +81,14 @@ class Session:
     Args:
         place: where the store is.
         clock: what is told the server's time.
+        timeline: what is told the timelines of its servers.
     """
 
-    def __init__(self, place: Place, clock: ServerClock) -> None:
+    def __init__(self, place: Place, clock: ServerClock, timeline: Timeline) -> None:
         self.place = place
         self.clock = clock
-        self._kept: Kept[Link] = Kept()
+        self.timeline = timeline
+        self._kept: Kept[Link] = Kept(timeline)
         self._why: BaseException | None = None  # the last connection could not be made
         self._pool: ConnectionPool[Link] = ConnectionPool(
             place.conninfo,
@@ -100,8 +106,8 @@ class Session:
             link.answer_within = self.place.reply_timeout
             asked_at = ticks()
             with link.cursor() as cursor:
-                row = cursor.execute(GREETING.format(meta=self.place.meta)).fetchone()
-            greeted(link, row, self.place)
+                row = cursor.execute(self.place.greeting).fetchone()
+            greeted(link, row, self.place, self.timeline)
             self.clock.told(row[-1], asked_at)  # type: ignore[index]  # greeted() has looked
             self._why = None
         except Exception as error:
@@ -118,7 +124,12 @@ class Session:
         try:
             if self._kept.let_go():  # one came back meanwhile
                 self.give_back()
-            return self._kept.lend(self._pool.getconn(limit))
+            while True:
+                lease = self._kept.lend(self._pool.getconn(limit))
+                if self._kept.is_good(lease):
+                    return lease
+                del lease
+                self.give_back()
         except PoolTimeout:
             raise self._no_connection(limit) from self._why
         except PoolClosed:
