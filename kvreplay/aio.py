@@ -35,6 +35,7 @@ from kvreplay.store import AsyncKVTransaction, KVTransaction
 
 __all__ = ["AsyncReplay"]
 
+C = TypeVar("C")
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
@@ -116,6 +117,7 @@ class AsyncReplay(AsyncUpkeep[Verdict | Awaitable[Verdict]]):
         handler: Callable[[KVTransaction], T | NotStored[T]]
         | Callable[[AsyncKVTransaction], Awaitable[T | NotStored[T]]],
         *,
+        connection: None = None,
         ttl: Duration | None = None,
         wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
         returns: type[T],
@@ -127,6 +129,7 @@ class AsyncReplay(AsyncUpkeep[Verdict | Awaitable[Verdict]]):
         params: object,
         handler: Callable[[KVTransaction], Any] | Callable[[AsyncKVTransaction], Any],
         *,
+        connection: None = None,
         ttl: Duration | None = None,
         wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
         returns: type[Any],
@@ -138,6 +141,43 @@ class AsyncReplay(AsyncUpkeep[Verdict | Awaitable[Verdict]]):
         params: object,
         handler: Callable[[KVTransaction], Any] | Callable[[AsyncKVTransaction], Any],
         *,
+        connection: None = None,
+        ttl: Duration | None = None,
+        wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
+        returns: object = None,
+    ) -> Outcome[Any]: ...
+    @overload
+    async def execute_in_transaction(
+        self,
+        key: Key,
+        params: object,
+        handler: Callable[[C], Awaitable[T | NotStored[T]]] | Callable[[C], T | NotStored[T]],
+        *,
+        connection: C,
+        ttl: Duration | None = None,
+        wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
+        returns: type[T],
+    ) -> Outcome[T]: ...
+    @overload
+    async def execute_in_transaction(
+        self,
+        key: Key,
+        params: object,
+        handler: Callable[[C], Any],
+        *,
+        connection: C,
+        ttl: Duration | None = None,
+        wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
+        returns: type[Any],
+    ) -> Outcome[object]: ...  # the handler returns something else
+    @overload
+    async def execute_in_transaction(
+        self,
+        key: Key,
+        params: object,
+        handler: Callable[[C], Any],
+        *,
+        connection: C,
         ttl: Duration | None = None,
         wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
         returns: object = None,
@@ -146,8 +186,9 @@ class AsyncReplay(AsyncUpkeep[Verdict | Awaitable[Verdict]]):
         self,
         key: Key,
         params: object,
-        handler: Callable[[KVTransaction], Any] | Callable[[AsyncKVTransaction], Any],
+        handler: Callable[[Any], Any],
         *,
+        connection: object = None,
         ttl: Duration | None = None,
         wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
         returns: object = None,
@@ -161,7 +202,15 @@ class AsyncReplay(AsyncUpkeep[Verdict | Awaitable[Verdict]]):
         :class:`~kvreplay.store.AsyncKVTransaction`. It may be a coroutine function, and holds the
         write lock for as long as it takes. All else is as in
         :meth:`kvreplay.Replay.execute_in_transaction`.
+
+        With ``connection``, an asynchronous one, all is awaited in the caller's own task, and
+        ``handler`` may be a coroutine function. If the caller is cancelled, the handler is too, and
+        what it has changed is undone.
         """
+        if connection is not None:
+            return await self._execute_joined(
+                *(connection, key, params, handler, ttl, wait_timeout, returns)
+            )
         self._settings.require_transactions("execute_in_transaction")
         codec, limit = self._codec_of(returns), self._limit_of(wait_timeout)
         return await self._execute(
@@ -308,6 +357,26 @@ class AsyncReplay(AsyncUpkeep[Verdict | Awaitable[Verdict]]):
             if outcome is not None:
                 return outcome
             request.absent_at = None  # it was seen before the other's run
+
+    async def _execute_joined(
+        self,
+        connection: object,
+        key: Key,
+        params: object,
+        handler: Callable[[Any], Any],
+        ttl: Duration | None,
+        wait_timeout: Duration | FromSettings | None,
+        returns: object,
+    ) -> Outcome[Any]:
+        store = self._settings.joinable(awaits=True)
+        check_handler(handler, awaited=True)
+        run, request, steps = self._joining(key, params, handler, ttl, wait_timeout, returns)
+        try:
+            end = await self._driver.join(store, connection, steps, run, handler)
+        except Exception as error:
+            run.failed(error)
+            raise
+        return self._joined(end, run, request)
 
     def _lead(
         self,

@@ -17,6 +17,7 @@ pytest.register_assert_rewrite("support", "torture")
 from support.disks import in_memory  # noqa: E402
 from support.engines import ENGINES, Engine  # noqa: E402
 from support.forking import Child  # noqa: E402
+from support.needs import needs_psycopg  # noqa: E402
 
 # A stranger's distribution, whose tests run where it is installed.
 collect_ignore = ["kit/third_party"]
@@ -72,7 +73,7 @@ def transactional(transactional_engine: Engine) -> Any:
 @pytest.fixture
 def postgres() -> Iterator[Any]:
     """A schema of this test on the session's PostgreSQL server: ``postgres.url``."""
-    # Here, since most tests run where there is no psycopg.
+    needs_psycopg()
     from support.postgres import new_schema
     from support.shared_postgres import shared_server
 

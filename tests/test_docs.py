@@ -96,12 +96,20 @@ def test_what_a_backend_may_use_is_named_and_can_be_imported() -> None:
 
 MYSTORE = """
 from kvreplay.backends.filesystem import FilesystemStore
+from support.awaited_stores import Awaited
 
 class MyStore(FilesystemStore):
     def __init__(self, path, create=False):
         if create:
             path.parent.mkdir(parents=True, exist_ok=True)
         super().__init__(path)
+
+class MyAsyncStore(Awaited):
+    def __init__(self, path):
+        super().__init__(FilesystemStore(path))
+
+    def close(self):
+        self.inner.close()
 """
 
 
@@ -117,8 +125,15 @@ def test_the_examples_for_a_backends_author(
     )
 
 
-def test_the_example_of_faults_and_foreign_things(pytester: pytest.Pytester) -> None:
+def test_the_example_of_an_asynchronous_store(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(mystore=MYSTORE, test_mystore=blocks("python", "docs/testing.md")[4])
+    chosen = "test_round_trip or test_check_and_put or test_processes_see"
+    result = pytester.runpytest_inprocess("-k", chosen, "test_mystore.py")
+    result.assert_outcomes(passed=6, deselected=result.parseoutcomes()["deselected"])
+
+
+def test_the_example_of_faults_and_foreign_things(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(mystore=MYSTORE, test_mystore=blocks("python", "docs/testing.md")[5])
     chosen = "never_an_absence or says_what_it_has_done or foreign"
     result = pytester.runpytest_inprocess("-k", chosen, "test_mystore.py")
     result.assert_outcomes(passed=4, deselected=result.parseoutcomes()["deselected"])

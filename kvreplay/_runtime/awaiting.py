@@ -33,8 +33,10 @@ from kvreplay._protocol.steps import (
     Read,
     Reconcile,
     Returned,
+    Settled,
     Step,
     Transact,
+    Undo,
     Wait,
 )
 from kvreplay._runtime.batching import Batcher, Each, change_each
@@ -56,6 +58,8 @@ from kvreplay._runtime.walking import (
 from kvreplay.errors import KeyNotFoundError, StoreUnavailableError
 from kvreplay.events import logger
 from kvreplay.store import (
+    AsyncJoinableKVStore,
+    AsyncJoinedTransaction,
     AsyncKVTransaction,
     BatchingKVStore,
     PromptKVStore,
@@ -86,10 +90,19 @@ class AsyncDriver:
         self._changers: _OfLoops = WeakKeyDictionary()
         self._askers: _OfLoops = WeakKeyDictionary()
 
-    async def drive(self, flow: Flow[T], run: Run, handler: Callable[..., Any] | None = None) -> T:
+    async def drive(
+        self,
+        flow: Flow[T],
+        run: Run,
+        handler: Callable[..., Any] | None = None,
+        transaction: AsyncJoinedTransaction | None = None,
+    ) -> T:
         """Answer the flow's steps until it returns or raises; then end the run's token.
 
         Whatever is raised beside the flow, even a cancellation, is thrown into it.
+
+        Args:
+            transaction: what reads and puts, in the place of the store.
         """
         resume: Callable[[Any], Step] = flow.send
         answer: Any = None
@@ -98,7 +111,13 @@ class AsyncDriver:
                 try:
                     while True:  # its jump back is inside the try
                         step = resume(answer)
-                        answer = await self._answer(step, run, handler)
+                        if transaction is not None and isinstance(step, Undo):
+                            answer = None
+                            await transaction.undo()
+                        elif transaction is not None and isinstance(step, CheckAndPut | Read):
+                            answer = await run.awaited_answer(step)
+                        else:
+                            answer = await self._answer(step, run, handler)
                         if run.is_observed:
                             run.emit_decision(step, answer)
                         resume = flow.send
@@ -118,6 +137,32 @@ class AsyncDriver:
             except BaseException:  # an interrupt
                 run.end(self._close_elsewhere)
                 raise
+
+    async def join(
+        self,
+        store: AsyncJoinableKVStore,
+        connection: object,
+        steps: Flow[Settled | Raised],
+        run: Run,
+        handler: Callable[[Any], Any],
+    ) -> Settled | Raised:
+        """Do as :func:`kvreplay._runtime.blocking.join`, in the caller's own task."""
+        try:
+            async with store.join(connection, lock_timeout=run.lock_timeout) as transaction:
+                run.join(transaction)
+                try:
+                    calling = functools.partial(handler, connection)
+                    return await self.drive(steps, run, calling, transaction)
+                except Exception as error:
+                    if error is run.raised:
+                        raise HandlerRaised from error
+                    raise
+        except HandlerRaised as undone:
+            raised = cast(Exception, undone.__cause__)
+        try:
+            raise raised  # not through the store's block, as there
+        finally:
+            del raised
 
     def _close_elsewhere(self, close: Callable[[], None]) -> None:
         try:

@@ -18,15 +18,16 @@ from kvreplay._protocol.steps import (
     Raised,
     Reconcile,
     Returned,
+    Settled,
     Step,
     Transact,
     Wait,
 )
 from kvreplay._runtime.run import PLAIN, Run
 from kvreplay._runtime.singleflight import flights
-from kvreplay.store import KVTransaction, TransactionalKVStore
+from kvreplay.store import JoinableKVStore, KVTransaction, TransactionalKVStore
 
-__all__ = ["HandlerRaised", "Holding", "call", "closed", "drive", "transact"]
+__all__ = ["HandlerRaised", "Holding", "call", "closed", "drive", "join", "transact"]
 
 T = TypeVar("T")
 _NOTHING: Final = nullcontext()
@@ -106,6 +107,31 @@ def transact(step: Transact, run: Run, handler: Callable[[KVTransaction], Any]) 
         raise raised  # not through the store's block, where a frozen one may become another
     finally:
         del raised  # its traceback holds this frame
+
+
+def join(
+    store: JoinableKVStore,
+    connection: object,
+    steps: Flow[Settled | Raised],
+    run: Run,
+    handler: Callable[[Any], Any],
+) -> Settled | Raised:
+    """Drive a flow inside the transaction that is open on a connection of the caller's."""
+    try:
+        with store.join(connection, lock_timeout=run.lock_timeout) as transaction:
+            run.join(transaction)
+            try:
+                return drive(steps, run, partial(handler, connection))
+            except Exception as error:
+                if error is run.raised:
+                    raise HandlerRaised from error
+                raise
+    except HandlerRaised as undone:
+        raised = cast(Exception, undone.__cause__)
+    try:
+        raise raised  # as above
+    finally:
+        del raised
 
 
 class HandlerRaised(Exception):

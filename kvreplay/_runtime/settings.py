@@ -28,9 +28,11 @@ from kvreplay.clock import Clock, Duration, SystemClock, to_ms
 from kvreplay.errors import ConfigError, InvalidNameError, KVReplayError
 from kvreplay.store import (
     AsyncAtomicKVStore,
+    AsyncJoinableKVStore,
     AsyncTransactionalKVStore,
     AtomicKVStore,
     ExpiringKVStore,
+    JoinableKVStore,
     TransactionalKVStore,
     check_namespace,
     missing_methods,
@@ -135,6 +137,26 @@ class Settings:
         if not self.has_transactions:
             needed = AsyncTransactionalKVStore if self.is_only_awaited else TransactionalKVStore
             _check_capability(self.store, needed, what)
+
+    def joinable(self, *, awaits: bool) -> Any:
+        """Return the store that joins callers' transactions: ``store``, or its awaited twin.
+
+        Args:
+            awaits: the connection is an asynchronous one.
+
+        Raises:
+            ConfigError: it joins none; the error names what is missing.
+        """
+        store = (getattr(self.store, "awaited", None) if awaits else None) or self.store
+        needed = AsyncJoinableKVStore if awaits else JoinableKVStore
+        what = "execute_in_transaction with connection="
+        _check_capability(store, needed, what)
+        if awaits and not inspect.iscoroutinefunction(store.read):
+            raise ConfigError(
+                f"{what} on an event loop needs a store that is AsyncJoinableKVStore, and the calls"
+                f" of {type(store).__name__} block: use Replay in a thread; nothing ran"
+            )
+        return store
 
 
 class Configured(Generic[S, V]):

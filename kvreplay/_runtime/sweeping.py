@@ -43,7 +43,8 @@ class Walk:
         so it does while another task is in a walk.
 
         Args:
-            loop: the event loop that the walk belongs to: on another one it cannot go on.
+            loop: the event loop that the walk belongs to. On another one it is begun again, and
+                goes past as many records as it has left there.
         """
         settings = self._settings
         now = settings.clock.now_ms()
@@ -57,11 +58,15 @@ class Walk:
         visited = removed = 0
         left, self._left = self._left, None  # neither a failure nor a fork finds it half-way
         entries = left[1] if left is not None and left[0] == loop else Entries(self._settings)
+        if left is not None:
+            yield from entries.skip(left[1].passed)
         while (entry := (yield from entries.next())) is not None:
             data, record = entry
             visited += 1
             if not isinstance(record, RecordError):
-                removed += yield self._prune(data, record)
+                is_gone: bool = yield self._prune(data, record)
+                removed += is_gone
+                entries.passed -= is_gone
             if visited == limit:
                 self._left = loop, entries
                 return SweepResult(visited, removed, more=True)

@@ -124,25 +124,39 @@ def _answer(question: Question, settings: Settings) -> Any:
 
 
 class Entries:
-    """The entries of the namespace, sound or not. They are listed from the first question on."""
+    """The entries of the namespace, sound or not. They are listed from the first question on.
+
+    ``passed``: how many it has gone past that are still there, as far as it is told.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._began = settings.observer.began()
         self._walk: Iterator[Address] | AsyncIterator[Address] | None = None
+        self.passed = 0
 
     def next(self) -> Look[Found | None]:
         """Return the next one; ``None``: there is no more."""
-        settings = self._settings
+        while (address := (yield from self._next_address())) is not None:
+            data: bytes | None = yield ReadAt(address)
+            if data is not None:
+                self.passed += 1
+                return data, self._decoded(data, address)
+            # It was removed since it was listed.
+        return None
+
+    def skip(self, count: int) -> Look[None]:
+        """Go past so many, and do not look at them."""
+        while self.passed < count and (yield from self._next_address()) is not None:
+            self.passed += 1
+
+    def _next_address(self) -> Look[Address | None]:
         if self._walk is None:
-            self._walk = settings.asked.list_all_keys()
+            self._walk = self._settings.asked.list_all_keys()
         assert self._walk is not None
         while (address := (yield NextAddress(self._walk))) is not None:
-            if address[0] != settings.name:
-                continue
-            data: bytes | None = yield ReadAt(address)
-            if data is not None:  # else it was removed since it was listed
-                return data, self._decoded(data, address)
+            if address[0] == self._settings.name:
+                return cast(Address, address)
         return None
 
     def _decoded(self, data: bytes, address: Address) -> ReplayRecord | RecordError:

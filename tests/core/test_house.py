@@ -121,7 +121,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     ),
     "backends.sqlite": (
         *("errors", "schema", "entries", "removals", "presence", "connections", "files"),
-        *("committer", "database", "store", "__init__"),
+        *("committer", "joining", "database", "store", "__init__"),
     ),
     "metrics": ("_tally", "opentelemetry", "prometheus", "__init__"),
     "testing": (

@@ -48,7 +48,7 @@ class AwaitedStore:
         check_name(primary_namespace, secondary_namespace, key)
         await self._arrive()
         found = self.entries.get((primary_namespace, secondary_namespace, key))
-        await asyncio.sleep(0)
+        await self.pause()
         return _there(found)
 
     async def write(
@@ -118,9 +118,9 @@ class AwaitedStore:
         try:
             await self._change(lambda: self._begin(transaction))
             yield transaction
-            await asyncio.sleep(0)  # a cancellation here undoes it,
+            await self.pause()  # a cancellation here undoes it,
             self.entries = transaction.entries
-            await asyncio.sleep(0)  # and here it is committed
+            await self.pause()  # and here it is committed
         finally:
             transaction.is_over = True
             if self._owner is task:
@@ -128,6 +128,10 @@ class AwaitedStore:
 
     def _begin(self, transaction: _Transaction) -> None:
         self._owner, transaction.entries = transaction.task, dict(self.entries)
+
+    async def pause(self) -> None:
+        """Let others come in between."""
+        await asyncio.sleep(0)
 
     async def close(self) -> None:
         self._refuse_own_transaction()
@@ -143,7 +147,7 @@ class AwaitedStore:
 
     async def _arrive(self) -> None:
         self._check_open()
-        await asyncio.sleep(0)
+        await self.pause()
         self._check_open()
 
     def _check_open(self) -> None:
@@ -169,7 +173,7 @@ class AwaitedStore:
                 if self._owner is None:
                     found = change()
                     break
-        await asyncio.sleep(0)
+        await self.pause()
         return found
 
 
@@ -288,6 +292,7 @@ class WithTwin:
     def __init__(self, inner: Any) -> None:
         self.inner = inner
         self.awaited = Awaited(inner)
+        self.identity = getattr(inner, "identity", None) or id(inner)
 
     def __getattr__(self, name: str) -> Any:
         if name == "inner":

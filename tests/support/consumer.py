@@ -71,7 +71,8 @@ from kvreplay.http import (
     request_of,
 )
 from kvreplay.ldk import TurnStore
-from kvreplay.testing import FaultyStore, ManualClock, StoreContract, die, kill_in_handler
+from kvreplay.store import AsyncAtomicKVStore, AsyncKVTransaction
+from kvreplay.testing import Blocking, FaultyStore, ManualClock, StoreContract, die, kill_in_handler
 from kvreplay.wsgi import IdempotencyMiddleware as WSGIIdempotencyMiddleware
 
 KEY = ("node", "session")
@@ -264,6 +265,18 @@ async def make_invoice_later() -> Invoice:
 
 async def ask_for_an_invoice_later() -> Invoice | NotStored[Invoice]:
     return ask_for_an_invoice()
+
+
+async def pay_in(transaction: AsyncKVTransaction) -> Invoice:
+    await transaction.write("ledger", "", "a", b"paid")
+    return make_invoice()
+
+
+async def on_an_asynchronous_store(store: AsyncAtomicKVStore) -> None:
+    replay = AsyncReplay(store, "ns", ttl=60, renew=None)
+    paid = await replay.execute_in_transaction(KEY, 1, pay_in, returns=Invoice)
+    assert_type(paid, Outcome[Invoice])
+    assert_type(Blocking(lambda: store).read("p", "s", "k"), bytes)
 
 
 async def awaited(replay: AsyncReplay) -> None:

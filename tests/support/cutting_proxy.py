@@ -118,6 +118,7 @@ class CuttingProxy:
         """How many connections were cut as :meth:`cut` and :meth:`cut_all` say."""
         self._plans: dict[Direction, _Plan] = {}
         self._delay = 0.0
+        self._holding = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._mended = asyncio.Event()
@@ -134,6 +135,11 @@ class CuttingProxy:
     @property
     def open_connections(self) -> int:
         return sum(each.is_open for each in self.connections)
+
+    @property
+    def holds_back(self) -> bool:
+        """Whether bytes have come that a stall holds back."""
+        return self._holding > 0
 
     def lead_to(self, url: str) -> None:
         """Lead later connections to the server of this URL."""
@@ -296,7 +302,7 @@ class CuttingProxy:
         self, connection: Connection, direction: Direction, sink: socket.socket, data: bytes
     ) -> _Cut | None:
         """Pass what may pass; return how to cut the connection then."""
-        while data:
+        while data and not connection._broken.done():
             plan = self._plans.get(direction) or _Plan(None, len(data))
             passing, data = data[: plan.left], data[plan.left :]
             plan.left -= len(passing)
@@ -310,7 +316,11 @@ class CuttingProxy:
                 await self._until_sent(sink)
                 return cuts
             if plan.fault == "stall" and data:
-                await self._mended.wait()
+                self._holding += 1
+                try:
+                    await self._mended.wait()
+                finally:
+                    self._holding -= 1
             elif plan.fault == "garbage":
                 await self._loop.sock_sendall(sink, _garbage(len(data)))
                 data = b""

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException
 from importlib.util import find_spec
@@ -18,6 +18,7 @@ from typing import Any
 
 import attrs
 
+from support.process_table import children_of, state_of
 from support.programs import unmeasured
 from support.waiting import PATIENCE, until
 
@@ -109,7 +110,7 @@ class Server:
 
     def workers(self) -> Collection[int]:
         """The processes that live and are, or will be, its workers."""
-        found = {pid for pid, parent in _processes() if parent == self._popen.pid}
+        found = {pid for pid in children_of(self._popen.pid) if state_of(pid) not in ("Z", "")}
         return {pid for pid in found if "resource_tracker" not in _read(pid, "cmdline")}
 
     def busy(self) -> Sequence[int]:
@@ -172,14 +173,6 @@ class Server:
         except ProcessLookupError:
             pass  # it has ended in good order
         self._popen.wait()
-
-
-def _processes() -> Iterable[tuple[int, int]]:
-    """Each process that lives, and its parent."""
-    for name in os.listdir("/proc"):
-        state = _read(int(name), "stat").rpartition(") ")[2].split() if name.isdigit() else ()
-        if state and state[0] != "Z":
-            yield int(name), int(state[1])
 
 
 def _sockets_of(pid: int) -> set[str]:

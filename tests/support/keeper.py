@@ -17,13 +17,14 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from support.process_table import children_of
 from support.programs import Program
 
-__all__ = ["Keeper", "Kept", "as_servers_user", "children_of", "state_of"]
+__all__ = ["Keeper", "Kept", "as_servers_user"]
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -36,30 +37,6 @@ def as_servers_user() -> dict[str, Any]:
         return {}
     nobody = pwd.getpwnam("nobody")
     return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
-
-
-def children_of(pid: int) -> Collection[int]:
-    """The processes that it has started, and those that it has inherited; dead ones too."""
-    found = set()
-    for name in os.listdir("/proc"):
-        stat = _stat_of(int(name)) if name.isdigit() else ()
-        if stat and int(stat[1]) == pid:
-            found.add(int(name))
-    return found
-
-
-def state_of(pid: int) -> str:
-    """``"T"``: it is stopped; ``"Z"`` or ``""``: it has ended."""
-    stat = _stat_of(pid)
-    return stat[0] if stat else ""
-
-
-def _stat_of(pid: int) -> Sequence[str]:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ()  # it has ended
-    return stat.rpartition(") ")[2].split()
 
 
 class Keeper:

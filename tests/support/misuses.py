@@ -33,6 +33,7 @@ from kvreplay.asgi import IdempotencyMiddleware
 from kvreplay.backends.filesystem import FilesystemStore
 from kvreplay.backends.memory import MemoryStore
 from kvreplay.http import IdempotentRequest, answer, answer_of, downstream_key, request_of
+from kvreplay.store import AsyncAtomicKVStore
 from kvreplay.testing import FaultyStore, ManualClock, kill_in_handler
 from kvreplay.wsgi import IdempotencyMiddleware as WSGIIdempotencyMiddleware
 
@@ -238,6 +239,11 @@ def configured(store: AtomicKVStore) -> None:
     Replay(store, "ns", ttl=1, clock=0)  # error
     Replay("memory:", "ns", ttl=1)  # error
     AsyncReplay(store, "ns", ttl=1, on_in_doubt=reconciles_later)  # error
+
+
+def on_an_asynchronous_store(store: AsyncAtomicKVStore) -> None:
+    Replay(store, "ns", ttl=1)  # error
+    AsyncReplay(store, "ns", ttl=1).record(KEY).state  # error
 
 
 def payer(scope: dict[str, Any]) -> str | None:

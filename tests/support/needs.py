@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 
@@ -16,6 +17,7 @@ __all__ = [
     "needs_disks",
     "needs_namespaces",
     "needs_pid_namespaces",
+    "needs_psycopg",
     "needs_root",
     "needs_strace",
     "needs_uwsgi",
@@ -55,6 +57,11 @@ def needs_namespaces(*unshare: str) -> None:
         missing(f"needs the right to run {' '.join(unshare)}")
 
 
+def needs_psycopg() -> None:
+    if find_spec("psycopg") is None or find_spec("psycopg_pool") is None:
+        missing("needs psycopg and its pool: pip install psycopg[binary] psycopg-pool")
+
+
 def needs_uwsgi() -> str:
     """Return the program of this Python's own uWSGI."""
     program = shutil.which("uwsgi", path=os.path.dirname(sys.executable))
@@ -76,4 +83,4 @@ def complaint_of(*command: str) -> str | None:
 def missing(reason: str) -> None:
     if os.environ.get("CI") == "true":
         pytest.fail(reason)
-    pytest.skip(reason)
+    pytest.skip(reason, allow_module_level=True)

@@ -108,7 +108,8 @@ class AsyncOnTwin(Async):
     """``AsyncReplay`` on a store that offers its awaited twin."""
 
     def __init__(self, store: Any, *args: Any, **settings: Any) -> None:
-        super().__init__(WithTwin(store), *args, **settings)
+        own = hasattr(store, "awaited")
+        super().__init__(store if own else WithTwin(store), *args, **settings)
 
 
 def awaited(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 from weakref import WeakSet
@@ -59,6 +60,8 @@ class AsyncSession:
         self._links: WeakSet[AsyncLink] = WeakSet()
         self._why: Exception | None = None  # the latest connection could not be made
         self._is_closed = False
+        # Those who wait while all connections are lent: the next one goes to the first of them.
+        self._waiting: deque[asyncio.Future[Lease[AsyncLink] | None]] = deque()
         self._pool: AsyncConnectionPool[AsyncLink] = AsyncConnectionPool(
             place.conninfo,
             connection_class=AsyncLink,
@@ -66,7 +69,7 @@ class AsyncSession:
             max_size=place.pool_size,
             configure=self._configure,
             reconnect_failed=self._go_on,
-            **POOL,
+            **{**POOL, "min_size": 0},  # a loop may end while one is being made for nobody
         )
         self._opening: asyncio.Task[None] | None = self.loop.create_task(self._pool.open())
 
@@ -96,27 +99,45 @@ class AsyncSession:
 
     async def lease(self, limit: float) -> Lease[AsyncLink]:
         """Take a connection, and wait for one as long as this (seconds)."""
-        lease = self._kept.take()
-        if lease is not None:
-            return lease
+        until = time.monotonic() + limit
+        while True:
+            lease = self._kept.take() or await self._next(until - time.monotonic(), limit)
+            if lease is not None:
+                return lease
+
+    async def _next(self, left: float, limit: float) -> Lease[AsyncLink] | None:
+        """Return one of the pool, or the next that comes back; ``None``: look again."""
         if self._opening is not None:
             await asyncio.shield(self._opening)
             self._opening = None
         await self.give_back()
+        if self._kept.lent + len(self._kept.waiting) < self.place.pool_size:
+            return await self._from_pool(left, limit)
+        if left <= 0:
+            raise no_connection(limit, None)
+        back: asyncio.Future[Lease[AsyncLink] | None] = self.loop.create_future()
+        self._waiting.append(back)
+        too_late = self.loop.call_later(left, _tell, back, None)
+        try:
+            return await back
+        except BaseException:  # this call was cancelled
+            if back.done() and not back.cancelled():
+                self._pass_on(back.result())
+            raise
+        finally:
+            too_late.cancel()
+
+    async def _from_pool(self, left: float, limit: float) -> Lease[AsyncLink] | None:
         if not self._kept.waiting:
             self._why = None
         self._kept.waiting.append(None)
         try:
-            if self._kept.let_go():  # one came back meanwhile
-                await self.give_back()
-            until = time.monotonic() + limit
-            while True:
-                lease = self._kept.lend(await self._pool.getconn(until - time.monotonic()))
-                if lease.is_alive():
-                    return lease
-                lease.link.pgconn.finish()
-                lease.end()
-                await self.give_back()
+            lease = self._kept.lend(await self._pool.getconn(max(left, 0.0)))
+            if lease.is_alive():
+                return lease
+            lease.link.pgconn.finish()
+            lease.end()
+            return None
         except PoolTimeout:
             raise no_connection(limit, self._why) from self._why
         except PoolClosed:
@@ -125,15 +146,26 @@ class AsyncSession:
             self._kept.waiting.pop()
 
     def keep(self, lease: Lease[AsyncLink]) -> None:
-        """Take a connection back."""
+        """Take a connection back: for whoever waits longest, or for the next call."""
         if self._is_closed:
             lease.link.pgconn.finish()
-        self._kept.keep(lease)
+        if lease.link.closed or not self._waiting:
+            self._kept.keep(lease)
+        else:
+            self._pass_on(lease)
+
+    def _pass_on(self, lease: Lease[AsyncLink] | None) -> None:
+        while self._waiting:
+            if _tell(self._waiting.popleft(), lease):
+                return
+        if lease is not None:
+            self._kept.keep(lease)
 
     async def give_back(self) -> None:
         """Give the pool the connections that nobody has any more."""
         while (link := self._kept.lost()) is not None:
             await self._pool.putconn(link)
+            self._pass_on(None)  # the pool has one for somebody who waits
 
     async def run(self, operation: Operation[T]) -> T:
         """Drive an operation, each statement of which is a transaction of its own."""
@@ -172,6 +204,14 @@ class AsyncSession:
         if self.loop.is_closed():  # nobody uses any
             for link in list(self._links):
                 link.pgconn.finish()
+
+
+def _tell(back: asyncio.Future[Lease[AsyncLink] | None], lease: Lease[AsyncLink] | None) -> bool:
+    """Give a call that waits what it gets; say whether it still waits."""
+    if back.done():
+        return False
+    back.set_result(lease)
+    return True
 
 
 async def say(

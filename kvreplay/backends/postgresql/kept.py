@@ -84,6 +84,11 @@ class Kept(Generic[L]):
         self._lent: dict[weakref.ref[Hold], L] = {}
         self._lost: deque[L] = deque()
 
+    @property
+    def lent(self) -> int:
+        """How many connections of the pool are here or in use."""
+        return len(self._lent)
+
     def take(self) -> Lease[L] | None:
         """Return one that is alive, and was used last; ``None``: ask the pool."""
         while True:

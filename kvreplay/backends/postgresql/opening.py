@@ -31,7 +31,12 @@ GREETING: Final = """
 
 @attrs.frozen(repr=False, kw_only=True)
 class Place:
-    """Where a store is, and what its sessions keep to; durations in seconds."""
+    """Where a store is, and what its sessions keep to; durations in seconds.
+
+    Attributes:
+        turn: the advisory lock that is the store's write lock.
+        meta: the quoted name of the table that says which store this is.
+    """
 
     conninfo: str
     schema: str
@@ -42,14 +47,15 @@ class Place:
     pool_size: int
     durability: Durability
 
-    @property
-    def turn(self) -> int:
-        """The advisory lock that is the store's write lock."""
+    turn: int = attrs.field(init=False)
+    meta: str = attrs.field(init=False)
+
+    @turn.default
+    def _turn_of(self) -> int:
         return int.from_bytes(uuid.UUID(self.id).bytes[:8], signed=True)
 
-    @property
-    def meta(self) -> str:
-        """The quoted name of the table that says which store this is."""
+    @meta.default
+    def _meta_of(self) -> str:
         return sql.Identifier(self.schema, META).as_string()
 
 
