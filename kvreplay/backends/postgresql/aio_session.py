@@ -60,16 +60,17 @@ class AsyncSession:
         self.loop = asyncio.get_running_loop()
         self._kept: Kept[AsyncLink] = Kept(timeline)
         self._links: WeakSet[AsyncLink] = WeakSet()
-        self._why: BaseException | None = None  # the last connection could not be made
+        self._why: Exception | None = None  # the latest connection could not be made
         self._is_closed = False
         # Those who wait while all connections are lent: the next one goes to the first of them.
         self._waiting: deque[asyncio.Future[Lease[AsyncLink] | None]] = deque()
         self._pool: AsyncConnectionPool[AsyncLink] = AsyncConnectionPool(
             place.conninfo,
             connection_class=AsyncLink,
-            kwargs={"autocommit": True},
+            kwargs={"autocommit": True, "failed": self._note},
             max_size=place.pool_size,
             configure=self._configure,
+            reconnect_failed=self._go_on,
             **{**POOL, "min_size": 0},  # a loop may end while one is being made for nobody
         )
         self._opening: asyncio.Task[None] | None = self.loop.create_task(self._pool.open())
@@ -87,8 +88,16 @@ class AsyncSession:
             self._links.add(link)
             self._why = None
         except Exception as error:
-            self._why = error
+            self._note(error)
             raise
+
+    def _note(self, why: Exception) -> None:
+        self._why = why
+
+    async def _go_on(self, _: object) -> None:
+        """Let the pool go on trying to connect, if somebody waits for that."""
+        if self._kept.waiting:
+            await self._pool.check()  # there are none in it
 
     async def lease(self, limit: float) -> Lease[AsyncLink]:
         """Take a connection, and wait for one as long as this (seconds)."""
@@ -107,7 +116,7 @@ class AsyncSession:
         if self._kept.lent + len(self._kept.waiting) < self.place.pool_size:
             return await self._from_pool(left, limit)
         if left <= 0:
-            raise no_connection(limit, self._why) from self._why
+            raise no_connection(limit, None)
         back: asyncio.Future[Lease[AsyncLink] | None] = self.loop.create_future()
         self._waiting.append(back)
         too_late = self.loop.call_later(left, _tell, back, None)
@@ -120,20 +129,15 @@ class AsyncSession:
         finally:
             too_late.cancel()
 
-    async def _from_pool(self, left: float, limit: float) -> Lease[AsyncLink]:
+    async def _from_pool(self, left: float, limit: float) -> Lease[AsyncLink] | None:
+        if not self._kept.waiting:
+            self._why = None
         self._kept.waiting.append(None)
         try:
-            while True:
-                lease = self._kept.lend(await self._pool.getconn(max(left, 0.0)))
-                if self._kept.is_good(lease):
-                    return lease
-                del lease
-                await self.give_back()
+            lease = self._kept.lend(await self._pool.getconn(max(left, 0.0)))
+            return lease if self._kept.is_good(lease) else None
         except PoolTimeout:
-            why = self._why
-            if isinstance(why, StoreError):  # another store is there, or none
-                raise why from None
-            raise no_connection(limit, why) from why
+            raise no_connection(limit, self._why) from self._why
         except PoolClosed:
             raise closed_error() from None
         finally:
@@ -170,9 +174,9 @@ class AsyncSession:
         place, statement = self.place, asked[0]
         until = time.monotonic() + place.lock_timeout
         while True:
-            left = max(0.0, until - time.monotonic())
-            lease = await self.lease(left)
+            lease = await self.lease(max(0.0, until - time.monotonic()))
             try:
+                left = max(0.0, until - time.monotonic())
                 return await say(lease, asked, left, "0", place, self.clock)
             except psycopg.Error as error:
                 lost = lease.link.closed
@@ -181,7 +185,6 @@ class AsyncSession:
                     raise failure(error, changing=statement.changes, lost=lost) from error
             finally:
                 self.keep(lease)
-                del lease
                 await self.give_back()
 
     async def close(self) -> None:

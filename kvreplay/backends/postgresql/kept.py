@@ -7,8 +7,9 @@ when somebody waits for one, and after some seconds, so that the pool may retire
 A connection that the server has ended while nobody used it is not used again: after a restart of
 the server, or a failover, the next call does not fail.
 
-What is lent is a :class:`Lease`. If an interrupt loses one, nobody holds it any more, and its
-connection is found in :meth:`Kept.lost`.
+What is lent is a :class:`Lease`. If an interrupt loses one, nobody has its hold any more, and its
+connection is found in :meth:`Kept.lost`. The hold is an object apart, since the traceback of an
+error that somebody keeps has the lease for as long.
 """
 
 from __future__ import annotations
@@ -31,17 +32,28 @@ L = TypeVar("L", Link, AsyncLink)
 _KEEP: Final = 5.0  # seconds
 
 
+class Hold:
+    """Whoever has it has the connection."""
+
+    __slots__ = ("__weakref__",)
+
+
 class Lease(Generic[L]):
     """A connection of the pool, and its cursor."""
 
-    __slots__ = ("__weakref__", "_since", "_socket", "cursor", "link")
+    __slots__ = ("_since", "_socket", "cursor", "hold", "link")
 
     def __init__(self, link: L) -> None:
         self.link: L = link
+        self.hold: Hold | None = Hold()
         self.cursor: Any = link.cursor(binary=True)
         self._since = time.monotonic()
         self._socket = select.poll()
         self._socket.register(link.pgconn.socket, select.POLLIN)
+
+    def end(self) -> None:
+        """Let the connection be found in :meth:`Kept.lost`."""
+        self.hold = None
 
     @property
     def is_over(self) -> bool:
@@ -71,7 +83,7 @@ class Kept(Generic[L]):
         self.waiting: list[None] = []
         self._timeline = timeline
         self._idle: deque[Lease[L]] = deque()
-        self._lent: dict[weakref.ref[Lease[L]], L] = {}
+        self._lent: dict[weakref.ref[Hold], L] = {}
         self._lost: deque[L] = deque()
 
     @property
@@ -94,20 +106,23 @@ class Kept(Generic[L]):
         if lease.link.timeline == self._timeline.latest and lease.is_alive():
             return True
         lease.link.pgconn.finish()
+        lease.end()
         return False
 
     def lend(self, link: L) -> Lease[L]:
         """Return a connection of the pool as a lease."""
         lease = Lease(link)
-        self._lent[weakref.ref(lease, self._lose)] = link
+        assert lease.hold is not None
+        self._lent[weakref.ref(lease.hold, self._lose)] = link
         return lease
 
-    def _lose(self, reference: weakref.ref[Lease[L]]) -> None:
+    def _lose(self, reference: weakref.ref[Hold]) -> None:
         self._lost.append(self._lent.pop(reference))
 
     def keep(self, lease: Lease[L]) -> None:
         """Keep a lease for the next call, or let it be found in :meth:`lost`."""
         if lease.is_over:
+            lease.end()
             return
         self._idle.append(lease)
         if self.waiting:  # whoever waits has looked here before
@@ -116,7 +131,7 @@ class Kept(Generic[L]):
     def let_go(self) -> bool:
         """Let a lease that is idle be found in :meth:`lost`; say whether there was one."""
         try:
-            self._idle.pop()
+            self._idle.pop().end()
         except IndexError:
             return False
         return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, Final
 
 import psycopg
@@ -44,6 +45,18 @@ class Link(Bounded, psycopg.Connection[Any]):
         super().__init__(pgconn, *args, **kwargs)
         self.add_notice_handler(self.noticed)
 
+    @classmethod
+    def connect(  # type: ignore[override]
+        cls, conninfo: str = "", *, failed: Callable[[Exception], None] | None = None, **of: Any
+    ) -> Link:
+        """Connect. The pool keeps to itself why it cannot, so ``failed`` is told."""
+        try:
+            return super().connect(conninfo, **of)
+        except Exception as error:
+            if failed is not None:
+                failed(error)
+            raise
+
     def wait(
         self, gen: PQGen[Any], interval: float = _INTERVAL, timeout: float | None = None
     ) -> Any:
@@ -70,6 +83,18 @@ class AsyncLink(Bounded, psycopg.AsyncConnection[Any]):
     def __init__(self, pgconn: pq.abc.PGconn, *args: Any, **kwargs: Any) -> None:
         super().__init__(pgconn, *args, **kwargs)
         self.add_notice_handler(self.noticed)
+
+    @classmethod
+    async def connect(  # type: ignore[override]
+        cls, conninfo: str = "", *, failed: Callable[[Exception], None] | None = None, **of: Any
+    ) -> AsyncLink:
+        """As :meth:`Link.connect`."""
+        try:
+            return await super().connect(conninfo, **of)
+        except Exception as error:
+            if failed is not None:
+                failed(error)
+            raise
 
     async def wait(
         self, gen: PQGen[Any], interval: float = _INTERVAL, timeout: float | None = None

@@ -33,10 +33,8 @@ POOL: Final[dict[str, Any]] = {
     "min_size": 1,
     "max_lifetime": 3600.0,
     "max_idle": 600.0,
+    "reconnect_timeout": 0.5,  # then it is asked again, so that it never waits longer
     "num_workers": 1,
-    # After that it tries anew at the next call. Its pauses double, so a longer outage would be
-    # followed by a pause as long.
-    "reconnect_timeout": 10.0,
     "open": False,
 }
 
@@ -89,13 +87,14 @@ class Session:
         self.clock = clock
         self.timeline = timeline
         self._kept: Kept[Link] = Kept(timeline)
-        self._why: BaseException | None = None  # the last connection could not be made
+        self._why: Exception | None = None  # the latest connection could not be made
         self._pool: ConnectionPool[Link] = ConnectionPool(
             place.conninfo,
             connection_class=Link,
-            kwargs={"autocommit": True},
+            kwargs={"autocommit": True, "failed": self._note},
             max_size=place.pool_size,
             configure=self._configure,
+            reconnect_failed=self._go_on,
             **POOL,
         )
         self._pool.open()
@@ -111,8 +110,16 @@ class Session:
             self.clock.told(row[-1], asked_at)  # type: ignore[index]  # greeted() has looked
             self._why = None
         except Exception as error:
-            self._why = error
+            self._note(error)
             raise
+
+    def _note(self, why: Exception) -> None:
+        self._why = why
+
+    def _go_on(self, _: object) -> None:
+        """Let the pool go on trying to connect, if somebody waits for that."""
+        if self._kept.waiting:
+            self._pool.check()  # there are none in it
 
     def lease(self, limit: float) -> Lease[Link]:
         """Take a connection, and wait for one as long as this (seconds)."""
@@ -120,28 +127,24 @@ class Session:
         if lease is not None:
             return lease
         self.give_back()
+        if not self._kept.waiting:
+            self._why = None
         self._kept.waiting.append(None)
         try:
             if self._kept.let_go():  # one came back meanwhile
                 self.give_back()
+            until = time.monotonic() + limit
             while True:
-                lease = self._kept.lend(self._pool.getconn(limit))
+                lease = self._kept.lend(self._pool.getconn(until - time.monotonic()))
                 if self._kept.is_good(lease):
                     return lease
-                del lease
                 self.give_back()
         except PoolTimeout:
-            raise self._no_connection(limit) from self._why
+            raise no_connection(limit, self._why) from self._why
         except PoolClosed:
             raise closed_error() from None
         finally:
             self._kept.waiting.pop()
-
-    def _no_connection(self, limit: float) -> StoreError:
-        why = self._why
-        if isinstance(why, StoreError):  # another store is there, or none
-            return why
-        return no_connection(limit, why)
 
     def keep(self, lease: Lease[Link]) -> None:
         """Take a connection back."""
@@ -161,9 +164,9 @@ class Session:
         place, statement = self.place, asked[0]
         until = time.monotonic() + place.lock_timeout
         while True:
-            left = max(0.0, until - time.monotonic())
-            lease = self.lease(left)
+            lease = self.lease(max(0.0, until - time.monotonic()))
             try:
+                left = max(0.0, until - time.monotonic())
                 return say(lease, asked, left, "0", place, self.clock)
             except psycopg.Error as error:
                 lost = lease.link.closed
@@ -172,7 +175,6 @@ class Session:
                     raise failure(error, changing=statement.changes, lost=lost) from error
             finally:
                 self._kept.keep(lease)
-                del lease
                 self.give_back()
 
     def close(self) -> None:

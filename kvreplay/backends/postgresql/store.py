@@ -279,7 +279,6 @@ class PostgreSQLStore(Closing):
             self._transactions.pop(thread, None)
             if not own.is_inherited:
                 session.keep(lease)
-                del lease, transaction
                 session.give_back()
 
     def join(
