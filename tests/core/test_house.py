@@ -126,7 +126,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     ),
     "backends.postgresql": (
         *("clock", "location", "links", "timeline", "statements", "errors", "operations"),
-        *("opening", "kept"),
+        *("opening", "kept", "pooling"),
         *("calls", "callers", "session", "transaction", "joining", "aio_session"),
         *("aio_transaction", "aio_joining", "aio", "store", "__init__"),
     ),

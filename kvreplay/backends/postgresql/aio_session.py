@@ -132,8 +132,9 @@ class AsyncSession:
     async def _from_pool(self, left: float, limit: float) -> Lease[AsyncLink] | None:
         if not self._kept.waiting:
             self._why = None
-        self._kept.waiting.append(None)
+        waiting = object()
         try:
+            self._kept.waiting.add(waiting)
             lease = self._kept.lend(await self._pool.getconn(max(left, 0.0)))
             return lease if self._kept.is_good(lease) else None
         except PoolTimeout:
@@ -141,13 +142,13 @@ class AsyncSession:
         except PoolClosed:
             raise closed_error() from None
         finally:
-            self._kept.waiting.pop()
+            self._kept.waiting.discard(waiting)
 
     def keep(self, lease: Lease[AsyncLink]) -> None:
         """Take a connection back: for whoever waits longest, or for the next call."""
         if self._is_closed:
             lease.link.pgconn.finish()
-        if not self._waiting or not self._kept.is_good(lease):
+        if lease.is_over or not self._waiting or not self._kept.is_good(lease):
             self._kept.keep(lease)
         else:
             self._pass_on(lease)
