@@ -53,7 +53,8 @@ def no_connection(waited: float, why: BaseException | None) -> StoreError:
     if isinstance(why, _GONE):
         return failure(why, changing=False, lost=False)
     because = "the server has not answered, or others use all of the pool"
-    because = because if why is None else _said(why)
+    if why is not None:
+        because = _said(why)
     return StoreUnavailableError(
         f"no connection to PostgreSQL within {waited:g} s: {because}; nothing was done: try again"
         " later"

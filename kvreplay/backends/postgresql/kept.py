@@ -24,6 +24,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 
 from kvreplay.backends.postgresql.links import AsyncLink, Link
+from kvreplay.backends.postgresql.timeline import Timeline
 
 __all__ = ["Kept", "Lease"]
 
@@ -50,10 +51,11 @@ class Lease(Generic[L]):
 
     __slots__ = ("cursor", "hold", "link")
 
+    link: L
+    cursor: Any
+
     def __init__(self) -> None:
         self.hold: Any = None
-        self.link: L
-        self.cursor: Any
 
     def end(self) -> None:
         """Have the connection no more: unless it is kept, it is found in :meth:`Kept.lost`."""
@@ -84,8 +86,9 @@ class Kept(Generic[L]):
         waiting: something for each call that waits for the pool.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, timeline: Timeline) -> None:
         self.waiting: set[object] = set()
+        self._timeline = timeline
         self._idle: deque[Hold[L]] = deque()
         self._lent: dict[weakref.ref[Hold[L]], L] = {}
 
@@ -95,17 +98,23 @@ class Kept(Generic[L]):
         return len(self._lent)
 
     def take(self, lease: Lease[L]) -> bool:
-        """Fill in one that is alive, and was used last; false: ask the pool."""
+        """Fill in the good one that was used last; false: ask the pool."""
         while True:
             try:
                 lease.hold = self._idle.pop()
             except IndexError:
                 return False
             lease.link, lease.cursor = lease.hold.link, lease.hold.cursor
-            if lease.is_alive():
+            if self.is_good(lease):
                 return True
-            lease.link.pgconn.finish()
-            lease.end()
+
+    def is_good(self, lease: Lease[L]) -> bool:
+        """Say whether a lease is alive, and its server on the latest timeline; else end it."""
+        if lease.link.timeline == self._timeline.latest and lease.is_alive():
+            return True
+        lease.link.pgconn.finish()
+        lease.end()
+        return False
 
     def lend(self, lease: Lease[L], link: L) -> None:
         """Fill in a connection of the pool."""

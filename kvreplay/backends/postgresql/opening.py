@@ -13,20 +13,20 @@ from psycopg import errors, sql
 from kvreplay.backends.postgresql.errors import failure, no_connection
 from kvreplay.backends.postgresql.links import AsyncLink, Link
 from kvreplay.backends.postgresql.statements import ENTRIES, META
+from kvreplay.backends.postgresql.timeline import NO_TIMELINE, TIMELINE, Timeline, is_standby
 from kvreplay.errors import ConfigError, CorruptStoreError, StoreError, StoreNotFoundError
 from kvreplay.store import Durability
 
-__all__ = ["GREETING", "Place", "greeted", "open_place"]
+__all__ = ["Place", "greeted", "open_place"]
 
 _FORMAT: Final = "1"
 _MAKING: Final = 0x6B767265706C6179  # the advisory lock of whoever makes tables: "kvreplay"
 _ROOM: Final = "make it by CREATE SCHEMA, or name another one by schema="
 
-GREETING: Final = """
+_GREETING: Final = """
     SELECT (SELECT value FROM {meta} WHERE name = 'id'), pg_backend_pid(),
-        current_setting('synchronous_commit'),
+        current_setting('synchronous_commit'), {timeline},
         (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"""
-"""What a new connection is asked; ``greeted`` looks at the answer."""
 
 
 @attrs.frozen(repr=False, kw_only=True)
@@ -46,6 +46,8 @@ class Place:
     reply_timeout: float
     pool_size: int
     durability: Durability
+    timeline: str
+    """How a server is asked for its timeline."""
 
     turn: int = attrs.field(init=False)
     meta: str = attrs.field(init=False)
@@ -58,12 +60,20 @@ class Place:
     def _meta_of(self) -> str:
         return sql.Identifier(self.schema, META).as_string()
 
+    @property
+    def greeting(self) -> str:
+        """What a new connection is asked; ``greeted`` looks at the answer."""
+        return _GREETING.format(meta=self.meta, timeline=self.timeline)
 
-def greeted(link: Link | AsyncLink, row: Sequence[Any] | None, place: Place) -> None:
+
+def greeted(
+    link: Link | AsyncLink, row: Sequence[Any] | None, place: Place, timeline: Timeline
+) -> None:
     """Look whether a new connection leads to this store, and how it is to be used.
 
     Raises:
         CorruptStoreError: it leads to another store, or to none.
+        StoreUnavailableError: it leads to a standby, or to an old primary.
     """
     if row is None or row[0] != place.id:
         raise CorruptStoreError(
@@ -74,6 +84,7 @@ def greeted(link: Link | AsyncLink, row: Sequence[Any] | None, place: Place) -> 
         link.prepare_threshold = None  # a pooler: the next transaction may be another session
     if row[2] != "off":
         link.synchronous_commit = row[2]
+    timeline.saw(link, row[3])
 
 
 def open_place(
@@ -99,6 +110,7 @@ def open_place(
     link.answer_within = lock_timeout + reply_timeout
     try:
         with link.cursor() as cursor:
+            timeline = _way_to_ask_for_the_timeline(cursor)
             found, database, fsync = _look(cursor, schema)
             if durability == "full" and fsync != "on":
                 raise ConfigError(
@@ -130,7 +142,21 @@ def open_place(
         reply_timeout=reply_timeout,
         pool_size=pool_size,
         durability=durability,
+        timeline=timeline,
     )
+
+
+def _way_to_ask_for_the_timeline(cursor: psycopg.Cursor[Any]) -> str:
+    """Return it, unless this server is a standby. Those of some providers cannot tell."""
+    try:
+        row = cursor.execute(f"SELECT {TIMELINE}").fetchone()
+    except psycopg.DatabaseError:
+        if cursor.connection.closed:
+            raise
+        return NO_TIMELINE
+    if row is None or row[0] is None:
+        raise is_standby()
+    return TIMELINE
 
 
 def _look(cursor: psycopg.Cursor[Any], schema: str | None) -> tuple[str | None, int, str]:

@@ -19,10 +19,11 @@ from kvreplay.backends.postgresql.errors import (
 )
 from kvreplay.backends.postgresql.kept import Kept, Lease
 from kvreplay.backends.postgresql.links import Bounded, Link
-from kvreplay.backends.postgresql.opening import GREETING, Place, greeted
+from kvreplay.backends.postgresql.opening import Place, greeted
 from kvreplay.backends.postgresql.operations import Operation, Rows
 from kvreplay.backends.postgresql.pooling import OwnPool, Pool
 from kvreplay.backends.postgresql.statements import Asked, milliseconds
+from kvreplay.backends.postgresql.timeline import Timeline
 from kvreplay.errors import StoreError
 from kvreplay.store import closed_error
 
@@ -80,12 +81,14 @@ class Session:
     Args:
         place: where the store is.
         clock: what is told the server's time.
+        timeline: what is told the timelines of its servers.
     """
 
-    def __init__(self, place: Place, clock: ServerClock) -> None:
+    def __init__(self, place: Place, clock: ServerClock, timeline: Timeline) -> None:
         self.place = place
         self.clock = clock
-        self._kept: Kept[Link] = Kept()
+        self.timeline = timeline
+        self._kept: Kept[Link] = Kept(timeline)
         self._why: Exception | None = None  # the latest connection could not be made
         self._pool = Pool(self._opened_pool)
 
@@ -108,8 +111,8 @@ class Session:
             link.answer_within = self.place.reply_timeout
             asked_at = ticks()
             with link.cursor() as cursor:
-                row = cursor.execute(GREETING.format(meta=self.place.meta)).fetchone()
-            greeted(link, row, self.place)
+                row = cursor.execute(self.place.greeting).fetchone()
+            greeted(link, row, self.place, self.timeline)
             self.clock.told(row[-1], asked_at)  # type: ignore[index]  # greeted() has looked
             self._why = None
         except Exception as error:
@@ -156,10 +159,8 @@ class Session:
         lend = partial(self._kept.lend, lease)
         while True:
             self._pool.get(until - time.monotonic(), lend)
-            if lease.is_alive():
+            if self._kept.is_good(lease):
                 return
-            lease.link.pgconn.finish()
-            lease.end()
             self.give_back()
 
     def keep(self, lease: Lease[Link]) -> None:
