@@ -171,8 +171,8 @@ def _look(cursor: psycopg.Cursor[Any], schema: str | None) -> tuple[str | None, 
 def _id_in(cursor: psycopg.Cursor[Any], schema: str) -> str | None:
     """Return the id of the store in a schema; ``None``: there is none."""
     meta = sql.Identifier(schema, META)
-    row = cursor.execute("SELECT to_regclass(%s)::text", (meta.as_string(),)).fetchone()
-    if row is None or row[0] is None:
+    # Not to_regclass(): it may remember that there was none before another session made it.
+    if cursor.execute(_THERE, (schema, META)).fetchone() is None:
         return None
     query = sql.SQL("SELECT name, value FROM {} WHERE name IN ('format', 'id')").format(meta)
     told = dict(cursor.execute(query).fetchall())
@@ -203,8 +203,8 @@ def _make(cursor: psycopg.Cursor[Any], schema: str, lock_timeout: float) -> str:
             id_ = _id_in(cursor, schema)
             if id_ is not None:
                 return id_
-            there = cursor.execute("SELECT to_regnamespace(quote_ident(%s))", (schema,)).fetchone()
-            if there is None or there[0] is None:
+            named = "SELECT 1 FROM pg_catalog.pg_namespace WHERE nspname = %s"
+            if cursor.execute(named, (schema,)).fetchone() is None:
                 cursor.execute(sql.SQL("CREATE SCHEMA {schema}").format(**names))
             for statement in _TABLES:
                 cursor.execute(sql.SQL(statement).format(**names))
@@ -223,6 +223,11 @@ def _make(cursor: psycopg.Cursor[Any], schema: str, lock_timeout: float) -> str:
         ) from error
     return id_
 
+
+_THERE: Final = """
+    SELECT 1 FROM pg_catalog.pg_class AS c
+    JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE n.nspname = %s AND c.relname = %s"""
 
 _TABLES: Final = (
     """CREATE TABLE {entries} (
