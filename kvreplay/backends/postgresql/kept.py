@@ -7,8 +7,8 @@ when somebody waits for one, and after some seconds, so that the pool may retire
 A connection that the server has ended while nobody used it is not used again: after a restart of
 the server, or a failover, the next call does not fail.
 
-What is lent is a :class:`Lease`. If an interrupt loses one, nobody holds it any more, and its
-connection is found in :meth:`Kept.lost`.
+What is lent is a :class:`Lease`. A connection that must go back to the pool is found in
+:meth:`Kept.lost`; so is that of a lease which an interrupt lost, and which nobody holds any more.
 """
 
 from __future__ import annotations
@@ -89,6 +89,7 @@ class Kept(Generic[L]):
         if lease.link.timeline == self._timeline.latest and lease.is_alive():
             return True
         lease.link.pgconn.finish()
+        self._lose(weakref.ref(lease))
         return False
 
     def lend(self, link: L) -> Lease[L]:
@@ -98,11 +99,14 @@ class Kept(Generic[L]):
         return lease
 
     def _lose(self, reference: weakref.ref[Lease[L]]) -> None:
-        self._lost.append(self._lent.pop(reference))
+        # One call, which no interrupt divides.
+        self._lost.extend(map(self._lent.pop, (reference,)))
 
     def keep(self, lease: Lease[L]) -> None:
         """Keep a lease for the next call, or let it be found in :meth:`lost`."""
         if lease.is_over:
+            # Not by its end: the traceback of an error may hold it for long.
+            self._lose(weakref.ref(lease))
             return
         self._idle.append(lease)
         if self.waiting:  # whoever waits has looked here before
@@ -111,9 +115,10 @@ class Kept(Generic[L]):
     def let_go(self) -> bool:
         """Let a lease that is idle be found in :meth:`lost`; say whether there was one."""
         try:
-            self._idle.pop()
+            lease = self._idle.pop()
         except IndexError:
             return False
+        self._lose(weakref.ref(lease))
         return True
 
     def lost(self) -> L | None:
