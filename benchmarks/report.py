@@ -64,6 +64,29 @@ _SECTIONS: Final = {
         "Beside Starlette",
         "A route of Starlette behind each, on LMDB in memory. A replay does not reach the router.",
     ),
+    "postgresql hit": (
+        "A replay from PostgreSQL",
+        "One thread, a server of the same machine, its Unix socket. Beside the same `SELECT`"
+        " through psycopg alone: on one connection (*bare*), and through its pool.",
+    ),
+    "postgresql first": (
+        "A first execution on PostgreSQL",
+        "Beside its three statements through one connection of psycopg.",
+    ),
+    "postgresql threads": (
+        "How far a process goes on PostgreSQL",
+        "10 connections. The server has the same two cores, so it is a part of what is measured.",
+    ),
+    "postgresql tasks": (
+        "1,000 tasks on PostgreSQL",
+        "First executions by `AsyncReplay`, beside the same three statements of tasks that each"
+        " take a connection of psycopg's pool. *Threads more*: than before.",
+    ),
+    "postgresql written": (
+        "What PostgreSQL writes for a record",
+        "A first execution of one thread: 0.7 KB of params and response. *After VACUUM FULL*: a"
+        " record's share of the table and its indexes, when nothing dead is left.",
+    ),
     "first execution": (
         "A first execution",
         "One thread on LMDB, beside the same number of raw durable commits of the same bytes: those"
@@ -131,7 +154,12 @@ _SECTIONS: Final = {
 }
 
 # If one of these figures is less than this, we lose the row.
-_LOSING: Final = {"x raw": 1.0, "hit x kvreplay": 1.0, "first x kvreplay": 1.0}
+_LOSING: Final = {
+    "x raw": 1.0,
+    "x bare psycopg": 1.0,
+    "hit x kvreplay": 1.0,
+    "first x kvreplay": 1.0,
+}
 
 
 def markdown(machine: Mapping[str, Any], rows: Rows) -> str:

@@ -76,6 +76,30 @@ TARGETS: Final = (
             ("x a bare hit", "added, x a bare hit", 25),
         )
     ),
+    *(
+        Target(
+            f"replay hit on PostgreSQL, x the same `SELECT` through {through}",
+            "postgresql hit/Replay",
+            figure,
+            1.3,
+        )
+        for through, figure in (
+            ("a bare connection", "x bare"),
+            ("psycopg's pool", "x pooled"),
+        )
+    ),
+    Target(
+        "executions of 1,000 tasks on PostgreSQL, x bare psycopg's",
+        "postgresql tasks/AsyncReplay, 1000 tasks",
+        "x bare psycopg",
+        at_least=0.8,
+    ),
+    Target(
+        "threads that they start",
+        "postgresql tasks/AsyncReplay, 1000 tasks",
+        "threads more",
+        0,
+    ),
     Target(
         "hit at 10^6 records, x the hit at 10^4",
         "scale/hit, 1000000 records",

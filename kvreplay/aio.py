@@ -31,10 +31,11 @@ from kvreplay._runtime.run import Run
 from kvreplay._runtime.singleflight import Abandoned, Flight, flights
 from kvreplay.clock import Duration
 from kvreplay.errors import InvalidParamsError
-from kvreplay.store import KVTransaction
+from kvreplay.store import AsyncKVTransaction, KVTransaction
 
 __all__ = ["AsyncReplay"]
 
+C = TypeVar("C")
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
@@ -47,6 +48,10 @@ class AsyncReplay(AsyncUpkeep[Verdict | Awaitable[Verdict]]):
     run of a key has a task of its own: cancelling a caller cancels neither the handler nor another
     caller. If the loop itself ends and cancels that task, the key is in doubt. With ``renew=True``
     a task beside each handler renews its lease.
+
+    It awaits a store that is asynchronous, or that has an asynchronous twin as ``store.awaited``,
+    and needs no thread for a request. The calls of other stores run in threads of its own, where
+    they may block.
 
     Single-flight is shared with every other ``Replay`` and ``AsyncReplay`` of the process on the
     same store. A *blocking* call on the loop's thread, for a key that this loop is running, would
@@ -109,8 +114,10 @@ class AsyncReplay(AsyncUpkeep[Verdict | Awaitable[Verdict]]):
         self,
         key: Key,
         params: object,
-        handler: Callable[[KVTransaction], T | NotStored[T]],
+        handler: Callable[[KVTransaction], T | NotStored[T]]
+        | Callable[[AsyncKVTransaction], Awaitable[T | NotStored[T]]],
         *,
+        connection: None = None,
         ttl: Duration | None = None,
         wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
         returns: type[T],
@@ -120,8 +127,9 @@ class AsyncReplay(AsyncUpkeep[Verdict | Awaitable[Verdict]]):
         self,
         key: Key,
         params: object,
-        handler: Callable[[KVTransaction], Any],
+        handler: Callable[[KVTransaction], Any] | Callable[[AsyncKVTransaction], Any],
         *,
+        connection: None = None,
         ttl: Duration | None = None,
         wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
         returns: type[Any],
@@ -131,8 +139,45 @@ class AsyncReplay(AsyncUpkeep[Verdict | Awaitable[Verdict]]):
         self,
         key: Key,
         params: object,
-        handler: Callable[[KVTransaction], Any],
+        handler: Callable[[KVTransaction], Any] | Callable[[AsyncKVTransaction], Any],
         *,
+        connection: None = None,
+        ttl: Duration | None = None,
+        wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
+        returns: object = None,
+    ) -> Outcome[Any]: ...
+    @overload
+    async def execute_in_transaction(
+        self,
+        key: Key,
+        params: object,
+        handler: Callable[[C], Awaitable[T | NotStored[T]]] | Callable[[C], T | NotStored[T]],
+        *,
+        connection: C,
+        ttl: Duration | None = None,
+        wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
+        returns: type[T],
+    ) -> Outcome[T]: ...
+    @overload
+    async def execute_in_transaction(
+        self,
+        key: Key,
+        params: object,
+        handler: Callable[[C], Any],
+        *,
+        connection: C,
+        ttl: Duration | None = None,
+        wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
+        returns: type[Any],
+    ) -> Outcome[object]: ...  # the handler returns something else
+    @overload
+    async def execute_in_transaction(
+        self,
+        key: Key,
+        params: object,
+        handler: Callable[[C], Any],
+        *,
+        connection: C,
         ttl: Duration | None = None,
         wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
         returns: object = None,
@@ -141,17 +186,31 @@ class AsyncReplay(AsyncUpkeep[Verdict | Awaitable[Verdict]]):
         self,
         key: Key,
         params: object,
-        handler: Callable[[KVTransaction], Any],
+        handler: Callable[[Any], Any],
         *,
+        connection: object = None,
         ttl: Duration | None = None,
         wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
         returns: object = None,
     ) -> Outcome[Any]:
-        """Commit a handler's writes and its answer together, on a thread of their own.
+        """Commit a handler's writes and its answer together.
 
-        ``handler`` is a plain function, since it holds the store's write lock. All else is as in
+        On a store that has blocking calls this has a thread of its own. ``handler`` is a plain
+        function there, since it holds the store's write lock.
+
+        On a store that has only awaited calls ``handler`` is given an
+        :class:`~kvreplay.store.AsyncKVTransaction`. It may be a coroutine function, and holds the
+        write lock for as long as it takes. All else is as in
         :meth:`kvreplay.Replay.execute_in_transaction`.
+
+        With ``connection``, an asynchronous one, all is awaited in the caller's own task, and
+        ``handler`` may be a coroutine function. If the caller is cancelled, the handler is too, and
+        what it has changed is undone.
         """
+        if connection is not None:
+            return await self._execute_joined(
+                *(connection, key, params, handler, ttl, wait_timeout, returns)
+            )
         self._settings.require_transactions("execute_in_transaction")
         codec, limit = self._codec_of(returns), self._limit_of(wait_timeout)
         return await self._execute(
@@ -270,7 +329,8 @@ class AsyncReplay(AsyncUpkeep[Verdict | Awaitable[Verdict]]):
         else:
             request = request_of(self._settings, key, params, ttl, codec)
         self._check_answer(handler, request)
-        check_handler(handler, awaited=protocol is flow.execute, instead=PLAIN_FUNCTION)
+        awaited = protocol is flow.execute or self._settings.is_only_awaited
+        check_handler(handler, awaited=awaited, instead=PLAIN_FUNCTION)
         patience = Patience(limit, self._settings.monotonic)
         while True:
             own = self._flight_of(request)
@@ -297,6 +357,26 @@ class AsyncReplay(AsyncUpkeep[Verdict | Awaitable[Verdict]]):
             if outcome is not None:
                 return outcome
             request.absent_at = None  # it was seen before the other's run
+
+    async def _execute_joined(
+        self,
+        connection: object,
+        key: Key,
+        params: object,
+        handler: Callable[[Any], Any],
+        ttl: Duration | None,
+        wait_timeout: Duration | FromSettings | None,
+        returns: object,
+    ) -> Outcome[Any]:
+        store = self._settings.joinable(awaits=True)
+        check_handler(handler, awaited=True)
+        run, request, steps = self._joining(key, params, handler, ttl, wait_timeout, returns)
+        try:
+            end = await self._driver.join(store, connection, steps, run, handler)
+        except Exception as error:
+            run.failed(error)
+            raise
+        return self._joined(end, run, request)
 
     def _lead(
         self,

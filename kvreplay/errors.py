@@ -230,7 +230,11 @@ class NotAppliedError(ReplayError):
 
 
 class ClaimLostError(ReplayError):
-    """The handler ran, but another owner had taken the key over: that owner's result counts."""
+    """The handler ran, but another owner had taken the key over: that owner's result counts.
+
+    Or it ran in a transaction of the caller's own, and has ended that itself: then what it has
+    committed stands, without an answer.
+    """
 
 
 class MigrationError(KVReplayError):

@@ -30,6 +30,7 @@ __all__ = [
 AnswerKind = Literal[
     "completed",
     "failed",
+    "joined",
     "replayed",
     "released",
     "params_mismatch",

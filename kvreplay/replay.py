@@ -10,11 +10,18 @@ from typing import Any, Literal, ParamSpec, TypeVar, overload
 from kvreplay._protocol import flow
 from kvreplay._protocol.steps import Flow, NotStored, Request, Settled, Verdict
 from kvreplay._runtime.any_replay import Protocol
-from kvreplay._runtime.blocking import drive
+from kvreplay._runtime.blocking import drive, join
 from kvreplay._runtime.decorating import Calling
 from kvreplay._runtime.patience import FROM_SETTINGS, FromSettings, Patience
 from kvreplay._runtime.renewal import Renewer
-from kvreplay._runtime.requests import PLAIN_FUNCTION, Key, Outcome, check_handler, peek
+from kvreplay._runtime.requests import (
+    JOINED_FUNCTION,
+    PLAIN_FUNCTION,
+    Key,
+    Outcome,
+    check_handler,
+    peek,
+)
 from kvreplay._runtime.run import Run
 from kvreplay._runtime.singleflight import Abandoned, Flight, flights
 from kvreplay._runtime.upkeep import Upkeep
@@ -24,6 +31,7 @@ from kvreplay.store import Bell, KVTransaction
 
 __all__ = ["Replay"]
 
+C = TypeVar("C")
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
@@ -165,6 +173,7 @@ class Replay(Upkeep[Verdict]):
         params: object,
         handler: Callable[[KVTransaction], T | NotStored[T]],
         *,
+        connection: None = None,
         ttl: Duration | None = None,
         wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
         returns: type[T],
@@ -176,6 +185,7 @@ class Replay(Upkeep[Verdict]):
         params: object,
         handler: Callable[[KVTransaction], Any],
         *,
+        connection: None = None,
         ttl: Duration | None = None,
         wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
         returns: type[Any],
@@ -187,6 +197,43 @@ class Replay(Upkeep[Verdict]):
         params: object,
         handler: Callable[[KVTransaction], Any],
         *,
+        connection: None = None,
+        ttl: Duration | None = None,
+        wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
+        returns: object = None,
+    ) -> Outcome[Any]: ...
+    @overload
+    def execute_in_transaction(
+        self,
+        key: Key,
+        params: object,
+        handler: Callable[[C], T | NotStored[T]],
+        *,
+        connection: C,
+        ttl: Duration | None = None,
+        wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
+        returns: type[T],
+    ) -> Outcome[T]: ...
+    @overload
+    def execute_in_transaction(
+        self,
+        key: Key,
+        params: object,
+        handler: Callable[[C], Any],
+        *,
+        connection: C,
+        ttl: Duration | None = None,
+        wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
+        returns: type[Any],
+    ) -> Outcome[object]: ...  # the handler returns something else
+    @overload
+    def execute_in_transaction(
+        self,
+        key: Key,
+        params: object,
+        handler: Callable[[C], Any],
+        *,
+        connection: C,
         ttl: Duration | None = None,
         wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
         returns: object = None,
@@ -195,8 +242,9 @@ class Replay(Upkeep[Verdict]):
         self,
         key: Key,
         params: object,
-        handler: Callable[[KVTransaction], Any],
+        handler: Callable[[Any], Any],
         *,
+        connection: object = None,
         ttl: Duration | None = None,
         wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
         returns: object = None,
@@ -205,18 +253,40 @@ class Replay(Upkeep[Verdict]):
 
         There is one commit and no claim, so no key is left in doubt: after a crash either both are
         there or neither is.
+
+        Without ``connection`` the transaction is one of the store's, which the handler is given.
         The handler holds the store's write lock, so it must do no network I/O, and must change
         the store through its transaction only. A final failure (``store_errors``) is stored when
         its writes have been undone, by a commit of its own. The writes of a handler that returns
         :class:`~kvreplay.NotStored` are committed, and no answer is kept with them.
 
+        With ``connection`` it is the transaction that you have open there, on the store's own
+        database, and that you commit: the rows of your ledger and the answer, which is then the
+        outcome, count together, once you have committed. After a rollback the key is as it was. So
+        tell nobody the answer before the commit. The handler is given the connection, and must
+        neither commit nor roll back. If this raises, all that the handler has changed is undone,
+        and your transaction can go on. A duplicate in another transaction waits for the end of
+        yours, up to ``wait_timeout``. What the database says of a conflict between transactions
+        comes out as the driver's own exception: roll back, and run the whole transaction again.
+
+        Args:
+            connection: of a kind that the store knows, with a transaction open; see
+                ``docs/ledger.md``. ``None``: none.
+
         Raises:
-            ConfigError: the store has no transactions.
+            ConfigError: the store has no transactions, or cannot join that of the connection: it
+                has none open, is of another database, or cannot write. Nothing ran.
+            ClaimLostError: the handler has ended the transaction of the connection itself. What it
+                has committed stands, and no answer is stored.
             StoreError: nothing was changed. An ``OutcomeUnknownError`` means that it is not known,
                 and a retry finds out.
             InvalidResponseError: the response cannot be stored; the writes were undone.
             StaleFlowError, InFlightError, InDoubtError: as in :meth:`execute`.
         """
+        if connection is not None:
+            return self._execute_joined(
+                *(connection, key, params, handler, ttl, wait_timeout, returns)
+            )
         self._settings.require_transactions("execute_in_transaction")
         limit = self._limit_of(wait_timeout)
         seen = peek(self._settings, key, params, ttl, self._codec_of(returns))
@@ -407,6 +477,33 @@ class Replay(Upkeep[Verdict]):
             if outcome is not None:
                 return outcome
             request.absent_at = None  # it was seen before the other's run
+
+    def _execute_joined(
+        self,
+        connection: object,
+        key: Key,
+        params: object,
+        handler: Callable[[Any], Any],
+        ttl: Duration | None,
+        wait_timeout: Duration | FromSettings | None,
+        returns: object,
+    ) -> Outcome[Any]:
+        """Answer in the caller's transaction. What that sees may be undone: it is not shared."""
+        store = self._settings.joinable(awaits=False)
+        check_handler(handler, awaited=False, instead=JOINED_FUNCTION)
+        run, request, steps = self._joining(key, params, handler, ttl, wait_timeout, returns)
+        try:
+            end = join(store, connection, steps, run, handler)
+        except Exception as error:
+            stopped = run.failed(error)
+            if stopped is None:
+                raise
+        else:
+            return self._joined(end, run, request)
+        try:
+            raise stopped
+        finally:
+            del stopped  # its traceback holds this frame
 
     def _follow(
         self, flight: Flight[object], request: Request, patience: Patience

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import kvreplay.store
-from kvreplay import Replay, StoreNotFoundError, load_config
+from kvreplay import ParamsMismatchError, Replay, StoreNotFoundError, load_config
 from kvreplay.cli import main
 from support.extras import needs_cli, needs_opentelemetry, needs_prometheus
 
@@ -96,12 +96,20 @@ def test_what_a_backend_may_use_is_named_and_can_be_imported() -> None:
 
 MYSTORE = """
 from kvreplay.backends.filesystem import FilesystemStore
+from support.awaited_stores import Awaited
 
 class MyStore(FilesystemStore):
     def __init__(self, path, create=False):
         if create:
             path.parent.mkdir(parents=True, exist_ok=True)
         super().__init__(path)
+
+class MyAsyncStore(Awaited):
+    def __init__(self, path):
+        super().__init__(FilesystemStore(path))
+
+    def close(self):
+        self.inner.close()
 """
 
 
@@ -117,8 +125,15 @@ def test_the_examples_for_a_backends_author(
     )
 
 
-def test_the_example_of_faults_and_foreign_things(pytester: pytest.Pytester) -> None:
+def test_the_example_of_an_asynchronous_store(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(mystore=MYSTORE, test_mystore=blocks("python", "docs/testing.md")[4])
+    chosen = "test_round_trip or test_check_and_put or test_processes_see"
+    result = pytester.runpytest_inprocess("-k", chosen, "test_mystore.py")
+    result.assert_outcomes(passed=6, deselected=result.parseoutcomes()["deselected"])
+
+
+def test_the_example_of_faults_and_foreign_things(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(mystore=MYSTORE, test_mystore=blocks("python", "docs/testing.md")[5])
     chosen = "never_an_absence or says_what_it_has_done or foreign"
     result = pytester.runpytest_inprocess("-k", chosen, "test_mystore.py")
     result.assert_outcomes(passed=4, deselected=result.parseoutcomes()["deselected"])
@@ -181,6 +196,23 @@ def test_the_examples_for_an_ldk_node(tmp_path: Path, monkeypatch: pytest.Monkey
         assert names["request_invoice"]("02lsp", "session-1", {"msat": 1}) == "lnbcrt1..."
     assert node.done == ["made"]
     names["inner"].close()
+
+
+def test_the_example_of_a_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (example,) = blocks("python", "docs/ledger.md")
+    names: dict[str, Any] = {}
+    exec(compile(example, "docs/ledger.md", "exec"), names)
+    pay, connection = names["pay"], names["connection"]
+    for _ in range(2):
+        assert pay("02payer", "payment-1", 5) == {"booked": 5, "total": 5}
+    with pytest.raises(ParamsMismatchError):
+        pay("02payer", "payment-1", 6)
+    assert pay("02payer", "payment-2", 6) == {"booked": 6, "total": 11}
+    assert connection.execute("SELECT msat FROM ledger").fetchall() == [(5,), (6,)]
+    assert not connection.in_transaction
+    connection.close()
+    names["store"].close()
 
 
 @needs_prometheus

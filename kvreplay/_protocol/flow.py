@@ -11,7 +11,8 @@ What is always true:
 * A key's record changes only by a check-and-put that expects exactly the bytes that were read.
   The loser learns what the winner has stored, and decides again.
 * The handler runs only after this run's claim is stored. (With ``lease=None`` there is no claim,
-  and in a transaction none is needed.)
+  and in a transaction none is needed. In one of the caller's own there is a claim as a placeholder,
+  which keeps other owners waiting, and is never committed without the answer.)
 * A claim ends in one of three ways: an answer takes its place; it is withdrawn, since the handler
   never began or said that nothing happened; or it stays and says that its run has *ended*. Whatever
   breaks a run off, one of these is tried. ``endings.py`` tells which.
@@ -36,6 +37,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from enum import Enum
+from typing import TypeVar
 
 import attrs
 
@@ -71,6 +73,7 @@ from kvreplay._protocol.steps import (
     BEGIN,
     NOT_APPLIED,
     READ,
+    UNDO,
     Applied,
     Call,
     CheckAndPut,
@@ -108,6 +111,7 @@ __all__ = [
     "decide",
     "execute",
     "execute_in_transaction",
+    "execute_joined",
     "forget",
     "is_in_doubt",
     "lookup",
@@ -115,6 +119,8 @@ __all__ = [
     "renew",
     "settle",
 ]
+
+E = TypeVar("E", bound=Settled | Raised)
 
 
 class Decision(Enum):
@@ -174,6 +180,15 @@ def execute(request: Request, policy: Policy) -> Flow[Settled]:
 def execute_in_transaction(request: Request, policy: Policy) -> Flow[Settled]:
     """Answer from the record, or commit the handler's writes and its answer together."""
     return _admit_and_run(request, policy, request.absent_at, _transact)
+
+
+def execute_joined(request: Request, policy: Policy) -> Flow[Settled | Raised]:
+    """Answer from the record, or put the answer into the transaction that the caller has begun.
+
+    It is driven inside that transaction, in a block that undoes all if this raises. ``Raised``: the
+    handler's final failure, which is put there, and is to be raised once the block has ended.
+    """
+    return _admit_and_run(request, policy, None, _run_joined)
 
 
 def lookup(request: Request, policy: Policy) -> Flow[Settled | None]:
@@ -326,8 +341,8 @@ def _admit_and_run(
     request: Request,
     policy: Policy,
     absent_at: int | None,
-    run: Callable[[Free, Request, Policy], Flow[Settled | Free]],
-) -> Flow[Settled]:
+    run: Callable[[Free, Request, Policy], Flow[E | Free]],
+) -> Flow[Settled | E]:
     """Answer from the record, or ``run``; begin again if another owner was faster.
 
     ``absent_at``: when the key was seen without a record, for a ``run`` that compares before it
@@ -336,12 +351,12 @@ def _admit_and_run(
     found, now = (yield READ) if absent_at is None else (None, absent_at)
     delays = _delays()
     while True:
-        entry: Settled | Free = Free(None, now)
+        entry: Settled | E | Free = Free(None, now)
         if found is not None:
             entry = yield from _admit(found, now, request, policy, delays)
         if isinstance(entry, Free):
             entry = yield from run(entry, request, policy)
-        if isinstance(entry, Settled):
+        if not isinstance(entry, Free):
             return entry
         found, now = entry.found, entry.now
 
@@ -624,6 +639,49 @@ def _run_in_transaction(
     packed = encode_response(end.response, UNDONE, request.codec)
     yield complete(record, packed, now, request.ttl, found, policy, UNDONE)
     return Settled(packed, False, record.created_at, now + request.ttl)
+
+
+def _run_joined(entry: Free, request: Request, policy: Policy) -> Flow[Settled | Raised | Free]:
+    """Run the handler in the caller's transaction, behind a placeholder that keeps others waiting.
+
+    The placeholder is a claim. If the handler commits the transaction, nobody knows whether its
+    answer would have followed: then the key is in doubt.
+    """
+    token, owner = yield BEGIN
+    claim = Claim(token, entry.now + (policy.lease or 0), owner)
+    record = _record_of(request, entry.now, policy, claim)
+    placeholder = encode(record)
+    _check_size(placeholder, policy)
+    found, now = yield CheckAndPut(entry.found, placeholder)
+    if found != entry.found:
+        return Free(found, now)
+    end, now = yield Call(None)
+    reran = _is_rerun(entry, policy)
+    if isinstance(end, Raised):
+        if not is_final(end.error, policy) or reran:
+            raise end.take()
+        yield UNDO
+        step = failure_of(record, end.error, now, entry.found, request, policy)
+        found, now = yield step
+        return end if found == step.expected else Free(found, now)
+    if isinstance(end.response, NotStored):
+        settled = _not_kept(end.response, record, UNDONE, request)
+        yield from _replace_placeholder(CheckAndPut(placeholder, entry.found if reran else None))
+        return settled
+    packed = encode_response(end.response, UNDONE, request.codec)
+    step = complete(record, packed, now, request.ttl, placeholder, policy, UNDONE)
+    yield from _replace_placeholder(step)
+    return Settled(packed, False, record.created_at, now + request.ttl)
+
+
+def _replace_placeholder(step: CheckAndPut) -> Flow[None]:
+    found, _ = yield step
+    if found != step.expected:
+        raise ClaimLostError(
+            "the handler ran, but it has ended the transaction that it was given, or has undone"
+            " more than its own changes: what it has committed stands, and no answer is stored;"
+            " let only the caller commit and roll back"
+        )
 
 
 def _decide(record: ReplayRecord | None, request: Request, now: int, policy: Policy) -> Decision:

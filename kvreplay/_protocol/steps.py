@@ -25,6 +25,7 @@ __all__ = [
     "BEGIN",
     "NOT_APPLIED",
     "READ",
+    "UNDO",
     "Applied",
     "Begin",
     "Call",
@@ -47,6 +48,7 @@ __all__ = [
     "Settled",
     "Step",
     "Transact",
+    "Undo",
     "Unknown",
     "Verdict",
     "Wait",
@@ -215,11 +217,17 @@ class Transact:
     flow: Flow[Settled | Free]
 
 
-Step = Read | CheckAndPut | Begin | Probe | Call | Wait | Reconcile | Transact | Log
+@attrs.define(repr=False)
+class Undo:
+    """Undo all that this run has changed in the caller's transaction: sent None."""
+
+
+Step = Read | CheckAndPut | Begin | Probe | Call | Wait | Reconcile | Transact | Undo | Log
 Flow = Generator[Step, Any, T]
 
 READ: Final = Read()
 BEGIN: Final = Begin()
+UNDO: Final = Undo()
 
 
 # What comes out.

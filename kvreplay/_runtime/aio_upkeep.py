@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from typing import Final, TypeVar
 
@@ -15,19 +14,18 @@ from kvreplay._runtime.aio_sweeping import AsyncSweeper
 from kvreplay._runtime.any_replay import AnyReplay
 from kvreplay._runtime.awaiting import AsyncDriver
 from kvreplay._runtime.requests import Key, replay_key
-from kvreplay._runtime.walking import in_doubt, record, records
+from kvreplay._runtime.walking import Records, in_doubt, record
 from kvreplay.clock import Duration, to_ms
-from kvreplay.errors import KVReplayError
-from kvreplay.store import SweepResult
+from kvreplay.store import AsyncAtomicKVStore, AtomicKVStore, SweepResult
 
 __all__ = ["AsyncUpkeep"]
 
 V = TypeVar("V")
 
-_PAGE: Final = 100  # records that one call in a thread brings back
+_PAGE: Final = 100  # records that are brought back at once: one call in a thread
 
 
-class AsyncUpkeep(AnyReplay[V]):
+class AsyncUpkeep(AnyReplay[AtomicKVStore | AsyncAtomicKVStore, V]):
     """The part of :class:`~kvreplay.AsyncReplay` that answers no request."""
 
     _awaits = True
@@ -38,11 +36,11 @@ class AsyncUpkeep(AnyReplay[V]):
 
     async def record(self, key: Key, *, operation: str | None = None) -> ReplayRecord | None:
         """Return the key's record as it is stored; see :meth:`kvreplay.Replay.record`."""
-        return await self._driver.look(record, self._settings, replay_key(key, operation))
+        return await self._driver.look(record(self._settings, replay_key(key, operation)))
 
     async def is_in_doubt(self, record: ReplayRecord) -> bool:
         """Say whether the key of a record is in doubt; see :meth:`kvreplay.Replay.is_in_doubt`."""
-        return await self._driver.look(in_doubt, self._settings, record)
+        return await self._driver.look(in_doubt(self._settings, record))
 
     async def resolve(
         self,
@@ -75,8 +73,8 @@ class AsyncUpkeep(AnyReplay[V]):
         self, *, state: State | None = None, in_doubt: bool | None = None
     ) -> AsyncIterator[ReplayRecord]:
         """Yield the records of the namespace; see :meth:`kvreplay.Replay.records`."""
-        walk = records(self._settings, state, in_doubt)
-        while page := await self._driver.look(_page, walk):
+        walk = Records(self._settings, state, in_doubt)
+        while page := await self._driver.look(walk.page(_PAGE)):
             for each in page:
                 if isinstance(each, Exception):
                     raise each
@@ -96,19 +94,10 @@ class AsyncUpkeep(AnyReplay[V]):
     async def sweep(self, limit: int = 1000) -> SweepResult:
         """Remove at most ``limit`` records that nobody needs; see :meth:`kvreplay.Replay.sweep`."""
         began = self._settings.observer.began()
-        return self._emit_swept(await self._driver.change(self._walk.sweep, limit), began)
+        return self._emit_swept(await self._driver.sweep(self._walk, limit), began)
 
     def sweeping(
         self, every: Duration = 60.0, limit: int = 1000
     ) -> AbstractAsyncContextManager[AsyncSweeper]:
         """Sweep from a task during an ``async with``; see :meth:`kvreplay.Replay.sweeping`."""
         return AsyncSweeper(self.sweep, to_ms(every, "every"), limit)
-
-
-def _page(walk: Iterator[ReplayRecord]) -> list[ReplayRecord | KVReplayError]:
-    page: list[ReplayRecord | KVReplayError] = []
-    try:
-        page.extend(itertools.islice(walk, _PAGE))
-    except KVReplayError as error:  # the loop raises it, after the records before it
-        page.append(error)
-    return page

@@ -12,7 +12,7 @@ from kvreplay._protocol import flow
 from kvreplay._protocol.codec import Codec
 from kvreplay._protocol.endings import is_final
 from kvreplay._protocol.record import ReplayRecord, encode_response
-from kvreplay._protocol.steps import Flow, Request, Settled
+from kvreplay._protocol.steps import Flow, Raised, Request, Settled
 from kvreplay._runtime.decorating import (
     Answers,
     Called,
@@ -50,6 +50,7 @@ from kvreplay.store import SweepResult
 
 __all__ = ["LOOK_AGAIN", "AnyReplay", "Protocol"]
 
+S = TypeVar("S")
 V = TypeVar("V")
 
 Protocol = Callable[[Request, Any], Flow[Settled]]
@@ -73,7 +74,7 @@ def _say_no_more(params: object) -> None:
     """The caller's own params have no names of arguments."""
 
 
-class AnyReplay(Configured[V]):
+class AnyReplay(Configured[S, V]):
     """The common part of :class:`~kvreplay.Replay` and :class:`~kvreplay.AsyncReplay`."""
 
     def _set_up(self) -> None:
@@ -349,6 +350,33 @@ class AnyReplay(Configured[V]):
         return ParamsMismatchError(
             "this key is being run with other params; nothing ran here, and that run is untouched"
         )
+
+    # In a transaction of the caller's own.
+
+    def _joining(
+        self,
+        key: Key,
+        params: object,
+        handler: Callable[[Any], Any],
+        ttl: Duration | None,
+        wait_timeout: Duration | FromSettings | None,
+        returns: object,
+    ) -> tuple[Run, Request, Flow[Settled | Raised]]:
+        """Return the run of a request that is answered there, and its flow."""
+        settings, limit = self._settings, self._limit_of(wait_timeout)
+        request = request_of(settings, key, params, ttl, self._codec_of(returns))
+        self._check_answer(handler, request)
+        patience = Patience(limit, settings.monotonic)
+        run = Run(settings, request.key, None, patience, began=request.began)
+        return run, request, flow.execute_joined(request, settings.policy)
+
+    def _joined(self, end: Settled | Raised, run: Run, request: Request) -> Outcome[Any]:
+        """Return the outcome, or raise the final failure; tell how the request ended."""
+        if isinstance(end, Settled):
+            return self._outcome(end, run, request)
+        run.answered(end)
+        run.raised = None
+        raise end.take()
 
     # Sweeping.
 

@@ -1,10 +1,12 @@
 """Drive a flow with awaits, on the running event loop.
 
-Nothing that may block runs on the loop: what may is called in threads of this object's own. Reads
-from local memory run inline, and so do the changes of a prompt store, unless one would wait. There
-are three sets of threads, so that none of these waits for the others: what only looks, changes, and
-transactions. A transaction's handler is foreign code, which may wait for another request of the
-same loop, so each transaction has a thread of its own.
+What an asynchronous store is asked is awaited, and needs no thread.
+
+Of a blocking store nothing that may block runs on the loop: what may is called in threads of this
+object's own. Reads from local memory run inline, and so do the changes of a prompt store, unless
+one would wait. There are three sets of threads, so that none of these waits for the others: what
+only looks, changes, and transactions. A transaction's handler is foreign code, which may wait for
+another request of the same loop, so each transaction has a thread of its own.
 """
 
 from __future__ import annotations
@@ -12,8 +14,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+import weakref
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
@@ -30,20 +33,39 @@ from kvreplay._protocol.steps import (
     Read,
     Reconcile,
     Returned,
+    Settled,
     Step,
     Transact,
+    Undo,
     Wait,
 )
 from kvreplay._runtime.batching import Batcher, Each, change_each
-from kvreplay._runtime.blocking import call, closed, transact
+from kvreplay._runtime.blocking import HandlerRaised, call, closed, transact
 from kvreplay._runtime.renewal import RENEWALS_PER_LEASE
 from kvreplay._runtime.run import Run
 from kvreplay._runtime.settings import Settings
 from kvreplay._runtime.singleflight import flights
+from kvreplay._runtime.sweeping import Walk
 from kvreplay._runtime.threads import AT_ONCE, Threads
-from kvreplay.errors import StoreUnavailableError
+from kvreplay._runtime.walking import (
+    Look,
+    NextAddress,
+    Question,
+    ReadAt,
+    SweepIndex,
+    look,
+)
+from kvreplay.errors import KeyNotFoundError, StoreUnavailableError
 from kvreplay.events import logger
-from kvreplay.store import BatchingKVStore, PromptKVStore, missing_methods
+from kvreplay.store import (
+    AsyncJoinableKVStore,
+    AsyncJoinedTransaction,
+    AsyncKVTransaction,
+    BatchingKVStore,
+    PromptKVStore,
+    SweepResult,
+    missing_methods,
+)
 
 __all__ = ["AsyncDriver"]
 
@@ -56,9 +78,10 @@ class AsyncDriver:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self.reads_inline = bool(getattr(settings.store, "reads_are_local", False))
-        self._is_prompt = not missing_methods(settings.store, PromptKVStore)
-        self._batching = not missing_methods(settings.store, BatchingKVStore)
+        store, blocks = settings.store, not settings.awaits
+        self.reads_inline = blocks and bool(getattr(store, "reads_are_local", False))
+        self._is_prompt = blocks and not missing_methods(store, PromptKVStore)
+        self._batching = blocks and not missing_methods(store, BatchingKVStore)
         self._owners_block = settings.owners_file is not None
         self._looks = Threads("kvreplay-look", AT_ONCE)
         self._changes = Threads("kvreplay-change", AT_ONCE)
@@ -67,10 +90,19 @@ class AsyncDriver:
         self._changers: _OfLoops = WeakKeyDictionary()
         self._askers: _OfLoops = WeakKeyDictionary()
 
-    async def drive(self, flow: Flow[T], run: Run, handler: Callable[..., Any] | None = None) -> T:
+    async def drive(
+        self,
+        flow: Flow[T],
+        run: Run,
+        handler: Callable[..., Any] | None = None,
+        transaction: AsyncJoinedTransaction | None = None,
+    ) -> T:
         """Answer the flow's steps until it returns or raises; then end the run's token.
 
         Whatever is raised beside the flow, even a cancellation, is thrown into it.
+
+        Args:
+            transaction: what reads and puts, in the place of the store.
         """
         resume: Callable[[Any], Step] = flow.send
         answer: Any = None
@@ -79,7 +111,13 @@ class AsyncDriver:
                 try:
                     while True:  # its jump back is inside the try
                         step = resume(answer)
-                        answer = await self._answer(step, run, handler)
+                        if transaction is not None and isinstance(step, Undo):
+                            answer = None
+                            await transaction.undo()
+                        elif transaction is not None and isinstance(step, CheckAndPut | Read):
+                            answer = await run.awaited_answer(step)
+                        else:
+                            answer = await self._answer(step, run, handler)
                         if run.is_observed:
                             run.emit_decision(step, answer)
                         resume = flow.send
@@ -100,23 +138,112 @@ class AsyncDriver:
                 run.end(self._close_elsewhere)
                 raise
 
+    async def join(
+        self,
+        store: AsyncJoinableKVStore,
+        connection: object,
+        steps: Flow[Settled | Raised],
+        run: Run,
+        handler: Callable[[Any], Any],
+    ) -> Settled | Raised:
+        """Do as :func:`kvreplay._runtime.blocking.join`, in the caller's own task."""
+        try:
+            async with store.join(connection, lock_timeout=run.lock_timeout) as transaction:
+                run.join(transaction)
+                try:
+                    calling = functools.partial(handler, connection)
+                    return await self.drive(steps, run, calling, transaction)
+                except Exception as error:
+                    if error is run.raised:
+                        raise HandlerRaised from error
+                    raise
+        except HandlerRaised as undone:
+            raised = cast(Exception, undone.__cause__)
+        try:
+            raise raised  # not through the store's block, as there
+        finally:
+            del raised
+
     def _close_elsewhere(self, close: Callable[[], None]) -> None:
         try:
             self._looks.submit(close)
         except RuntimeError:  # no thread can be started
             close()
 
-    async def look(self, function: Callable[..., T], *args: Any) -> T:
-        """Call in a thread what only looks."""
-        return await self._looks.call(function, *args)
+    async def look(self, questions: Look[T]) -> T:
+        """Answer the questions of what only looks, and return what comes of them."""
+        if self._settings.awaits:
+            return await self._look(questions)
+        return await self._looks.call(look, questions, self._settings)
+
+    async def sweep(self, walk: Walk, limit: int) -> SweepResult:
+        """Sweep once."""
+        if self._settings.awaits:
+            loop = weakref.ref(asyncio.get_running_loop())
+            return await self._look(walk.look(limit, loop))
+        return await self._changes.call(walk.sweep, limit)
 
     async def wait(self, function: Callable[..., T], *args: Any) -> T:
         """Call in a thread of its own what waits for handlers."""
         return await self._waits.call(function, *args)
 
-    async def change(self, function: Callable[..., T], *args: Any) -> T:
-        """Call in a thread what changes the store."""
-        return await self._changes.call(function, *args)
+    async def _look(self, questions: Look[T]) -> T:
+        resume: Callable[[Any], Question] = questions.send
+        answer: Any = None
+        while True:
+            try:
+                question = resume(answer)
+            except StopIteration as end:
+                return cast(T, end.value)
+            except BaseException:
+                answer = None  # it may be the error, whose traceback holds this frame
+                raise
+            try:
+                answer, resume = await self._found(question), questions.send
+            except Exception as error:  # the store's: what has been found before is not lost
+                answer, resume = error, questions.throw
+
+    async def _found(self, question: Question) -> Any:
+        settings = self._settings
+        if isinstance(question, NextAddress):
+            return await anext(cast(AsyncIterator[Any], question.walk), None)
+        if isinstance(question, ReadAt):
+            try:
+                return await settings.asked.read(*question.address)
+            except KeyNotFoundError:
+                return None
+        if isinstance(question, SweepIndex):
+            return await settings.asked.sweep(settings.name, question.now, question.limit)
+        return await self.drive(question.flow, Run(settings, question.key))
+
+    async def transact(
+        self,
+        step: Transact,
+        run: Run,
+        handler: Callable[[Any], Any],
+        block: AbstractAsyncContextManager[AsyncKVTransaction],
+    ) -> Any:
+        """Drive the step's flow inside an awaited transaction, which its handler is given.
+
+        Args:
+            block: it is the transaction: it commits at its end, or undoes what was changed.
+        """
+        try:
+            async with block as transaction:
+                inner = run.inside(transaction)
+                try:
+                    own = functools.partial(handler, transaction)
+                    return await self.drive(step.flow, inner, own)
+                except Exception as error:
+                    if run.takes_over(inner, error):
+                        raise HandlerRaised from error
+                    raise
+        except HandlerRaised as undone:
+            raised = cast(Exception, undone.__cause__)
+        try:
+            raise raised  # as in ``blocking.transact``
+        finally:
+            del raised
 
     async def _answer(self, step: Step, run: Run, handler: Callable[..., Any] | None) -> Any:
         settings = self._settings
@@ -149,7 +276,11 @@ class AsyncDriver:
             return await _awaited(settings.reconcile(step.record)), settings.now()
         if isinstance(step, Transact):
             assert handler is not None
+            if settings.is_only_awaited:
+                return await self.transact(step, run, handler, settings.asked.transaction())
             return await self._transactions.call(transact, step, run, handler)
+        if settings.awaits and isinstance(step, CheckAndPut | Read):
+            return await run.awaited_answer(step)
         if isinstance(step, Begin | Probe) and self._owners_block:
             return await _of_loop(self._askers, _answer_each, self._looks).ask((run, step))
         if isinstance(step, Begin | Log | Probe) or (self.reads_inline and isinstance(step, Read)):
@@ -167,8 +298,8 @@ class AsyncDriver:
             batcher = _of_loop(self._changers, ask_each, self._changes)
             return await batcher.ask(run.change(step)), settings.now()
         if isinstance(step, CheckAndPut):
-            return await self.change(run.answer, step)
-        return await self.look(run.answer, step)
+            return await self._changes.call(run.answer, step)
+        return await self._looks.call(run.answer, step)
 
     async def _renew(self, held: HeldClaim, run: Run, done: asyncio.Event) -> None:
         lease = self._settings.policy.lease or 0

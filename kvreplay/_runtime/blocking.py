@@ -18,15 +18,16 @@ from kvreplay._protocol.steps import (
     Raised,
     Reconcile,
     Returned,
+    Settled,
     Step,
     Transact,
     Wait,
 )
 from kvreplay._runtime.run import PLAIN, Run
 from kvreplay._runtime.singleflight import flights
-from kvreplay.store import KVTransaction, TransactionalKVStore
+from kvreplay.store import JoinableKVStore, KVTransaction, TransactionalKVStore
 
-__all__ = ["Holding", "call", "closed", "drive", "transact"]
+__all__ = ["HandlerRaised", "Holding", "call", "closed", "drive", "join", "transact"]
 
 T = TypeVar("T")
 _NOTHING: Final = nullcontext()
@@ -97,11 +98,10 @@ def transact(step: Transact, run: Run, handler: Callable[[KVTransaction], Any]) 
             try:
                 return drive(step.flow, inner, lambda: handler(transaction))
             except Exception as error:
-                run.raised, inner.raised, inner.flight = inner.raised, None, None
-                if error is run.raised:
-                    raise _HandlerRaised from error
+                if run.takes_over(inner, error):
+                    raise HandlerRaised from error
                 raise
-    except _HandlerRaised as undone:
+    except HandlerRaised as undone:
         raised = cast(Exception, undone.__cause__)
     try:
         raise raised  # not through the store's block, where a frozen one may become another
@@ -109,7 +109,32 @@ def transact(step: Transact, run: Run, handler: Callable[[KVTransaction], Any]) 
         del raised  # its traceback holds this frame
 
 
-class _HandlerRaised(Exception):
+def join(
+    store: JoinableKVStore,
+    connection: object,
+    steps: Flow[Settled | Raised],
+    run: Run,
+    handler: Callable[[Any], Any],
+) -> Settled | Raised:
+    """Drive a flow inside the transaction that is open on a connection of the caller's."""
+    try:
+        with store.join(connection, lock_timeout=run.lock_timeout) as transaction:
+            run.join(transaction)
+            try:
+                return drive(steps, run, partial(handler, connection))
+            except Exception as error:
+                if error is run.raised:
+                    raise HandlerRaised from error
+                raise
+    except HandlerRaised as undone:
+        raised = cast(Exception, undone.__cause__)
+    try:
+        raise raised  # as above
+    finally:
+        del raised
+
+
+class HandlerRaised(Exception):
     """What a store's transaction sees if the handler raised: its cause."""
 
 

@@ -61,3 +61,8 @@ class Patience:
         if not self._end:
             return 0.0
         return max(0.0, min(at_most, self._end - self._monotonic()))
+
+    @property
+    def seconds(self) -> float | None:
+        """For how many seconds to wait now; ``None``: no limit."""
+        return None if self._end == math.inf else self.left(math.inf)

@@ -29,6 +29,7 @@ from kvreplay.errors import (
 )
 
 __all__ = [
+    "JOINED_FUNCTION",
     "PLAIN_FUNCTION",
     "Key",
     "Outcome",
@@ -164,6 +165,9 @@ PLAIN_FUNCTION: Final = (
     " must be awaited before, or use execute"
 )
 """What to do instead of a coroutine function in a transaction."""
+
+JOINED_FUNCTION: Final = "use AsyncReplay and an asynchronous connection"
+"""What to do instead of a coroutine function in a transaction of a caller's own."""
 
 
 def check_handler(

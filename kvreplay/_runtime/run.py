@@ -16,6 +16,7 @@ from kvreplay._protocol.steps import (
     Returned,
     Settled,
     Transact,
+    Undo,
 )
 from kvreplay._runtime import liveness
 from kvreplay._runtime.observer import event_of
@@ -31,15 +32,22 @@ from kvreplay.errors import (
     StoreError,
 )
 from kvreplay.events import ANSWERS, AnswerKind, EventKind, logger
-from kvreplay.store import Change, PromptKVStore
+from kvreplay.store import AsyncKVTransaction, Change, JoinedTransaction, PromptKVStore
+from kvreplay.store.awaited import AsyncJoinedTransaction
 from kvreplay.store.locks import ProcessMark
 
 __all__ = ["PLAIN", "ReadsAndPuts", "Run"]
 
-PLAIN: Final = frozenset((Begin, CheckAndPut, Log, Probe, Read))
+PLAIN: Final = frozenset((Begin, CheckAndPut, Log, Probe, Read, Undo))
 """The steps that a run answers alone: they need no function of the caller's and no sleep."""
 
 _ENDS: Final = frozenset(ANSWERS)
+
+_joined: Final[set[bytes]] = set()
+"""The tokens of the runs of this process in transactions of callers' own.
+
+Only in the same transaction can such a claim be seen: by the handler itself, which must not wait.
+"""
 
 _RUNNING: Final[Mapping[liveness.Liveness, bool | None]] = {
     liveness.Liveness.RUNNING: True,
@@ -68,7 +76,10 @@ class ReadsAndPuts(Protocol):
 
 
 class Run:
-    """One drive of a flow on one key: the blocking answers to its steps, and its token."""
+    """One drive of a flow on one key: the answers to its steps, and its token.
+
+    Its store may be an awaited one: then :meth:`awaited_answer` answers what is asked of it.
+    """
 
     __slots__ = (
         "_asked_about_doubt",
@@ -77,6 +88,7 @@ class Run:
         "_found",
         "_has_lost_claim",
         "_is_over",
+        "_joins",
         "_patience",
         "_store",
         "_token",
@@ -98,7 +110,7 @@ class Run:
         patience: Patience | None = None,
         *,
         began: float = 0.0,
-        transaction: ReadsAndPuts | None = None,
+        transaction: ReadsAndPuts | AsyncKVTransaction | None = None,
         whole: Run | None = None,
     ) -> None:
         self.settings = settings
@@ -109,7 +121,7 @@ class Run:
         self._whole = whole  # not the run itself: only the collector would free it
         # Nothing is decided before a transaction commits.
         self.is_observed = transaction is None
-        self._store: ReadsAndPuts = settings.store if transaction is None else transaction
+        self._store: Any = settings.asked if transaction is None else transaction
         self.address = (settings.name, scope_name(key.scope), name(key.id, key.operation))
         self.raised: Exception | None = None
         self._token: bytes | None = None
@@ -117,10 +129,11 @@ class Run:
         self._is_over = False
         self._asked_about_doubt = False
         self._has_lost_claim = False
+        self._joins = False
         self._told: EventKind | None = None
         self._caller: ProcessMark | None = None  # the process that runs the handler
 
-    def inside(self, transaction: ReadsAndPuts) -> Run:
+    def inside(self, transaction: ReadsAndPuts | AsyncKVTransaction) -> Run:
         """Return the same run on a transaction of the store."""
         return Run(
             *(self.settings, self.key, self.flight),
@@ -128,6 +141,23 @@ class Run:
             transaction=transaction,
             whole=self,
         )
+
+    def takes_over(self, inner: Run, error: Exception) -> bool:
+        """Remember what the handler raised inside a transaction; say whether it is this error."""
+        self.raised, inner.raised, inner.flight = inner.raised, None, None
+        return error is self.raised
+
+    @property
+    def lock_timeout(self) -> float | None:
+        """For how many seconds to wait for the locks of others; ``None``: no limit."""
+        return 0.0 if self._patience is None else self._patience.seconds
+
+    def join(self, transaction: JoinedTransaction | AsyncJoinedTransaction) -> None:
+        """Go on in a transaction of the caller's own, in which nothing counts before its commit."""
+        self._joins, self.is_observed = True, False
+        self._store = cast(ReadsAndPuts, transaction)  # an asynchronous one is awaited elsewhere
+        if not transaction.sees_commits:
+            self._patience = None  # nobody's answer would ever show
 
     def calling(self) -> None:
         """Note that the handler is about to run: the key belongs to this run's params.
@@ -214,7 +244,7 @@ class Run:
         if is_own and self._has_lost_claim:
             return "claim_lost"
         if is_own:  # a claim is still there: it could not be withdrawn
-            return "released" if self._token is None else "doubt_begun"
+            return "released" if self._token is None or self._joins else "doubt_begun"
         kind = event_of(error)
         if kind == "in_doubt" and self._caller is not None:
             return "doubt_begun"
@@ -224,10 +254,16 @@ class Run:
             return "released"  # closed, undone, no thread: the key is as it was
         return kind
 
-    def answered(self, settled: Settled) -> None:
+    def answered(self, settled: Settled | Raised) -> None:
         """Emit how the request ended, if no put has told it."""
-        if self._told is None:
-            self._tell("replayed" if settled.replayed else "released")
+        if self._told is not None:
+            return
+        if isinstance(settled, Raised):  # a final failure in the caller's transaction
+            self._tell("joined")
+        elif settled.replayed and not (self._joins and self._asked_about_doubt):
+            self._tell("replayed")
+        else:
+            self._tell("joined" if self._joins and settled.expires_at is not None else "released")
 
     def _tell(self, kind: EventKind) -> None:
         if kind in _ENDS:
@@ -261,10 +297,33 @@ class Run:
         if isinstance(step, Begin):
             return self._begin()
         if isinstance(step, Probe):
+            if step.claim.token in _joined:
+                self._patience = None
             return _RUNNING[liveness.look_up(step.claim, self.settings.owners_file)]
+        if isinstance(step, Undo):
+            self.refuse_child()
+            return cast(JoinedTransaction, self._store).undo()
         if isinstance(step, Log):
             return logger().warning(step.text, step.failure)
         raise TypeError(f"no answer to a {type(step).__name__} step")
+
+    async def awaited_answer(self, step: CheckAndPut | Read) -> Any:
+        """Answer a step that asks the store, on an awaited one."""
+        if isinstance(step, CheckAndPut):
+            self.refuse_child()
+            seen = await self._store.check_and_put(
+                *self.address,
+                expected=step.expected,
+                value=step.value,
+                expires_at=step.expires_at,
+            )
+            return seen, self.settings.now()
+        try:
+            found = await self._store.read(*self.address)
+        except KeyNotFoundError:
+            return None, self.settings.now()
+        self._found = found
+        return found, self.settings.now()
 
     def put_at_once(self, step: CheckAndPut) -> Any:
         """Answer this step without waiting for anybody, on a store that is prompt.
@@ -300,7 +359,10 @@ class Run:
         self.settings.running.check_open()  # before a claim is stored
         if self._token is not None:
             liveness.end(self._token)  # of an attempt in which another owner was faster
+            _joined.discard(self._token)
         token = self._token = liveness.new_token()
+        if self._joins:
+            _joined.add(token)
         owner = liveness.begin(token, self.settings.owners_file)
         if self._is_over:  # it was cancelled while a thread did this
             liveness.end(token)
@@ -316,4 +378,5 @@ class Run:
         if self._whole is None:
             self.settings.running.end(self)
         if self._token is not None:
+            _joined.discard(self._token)
             liveness.end(self._token, closing)

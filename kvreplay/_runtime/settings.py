@@ -11,7 +11,7 @@ import copy
 import inspect
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, ClassVar, Final, Generic, Literal, Required, Self, TypedDict, TypeVar
+from typing import Any, ClassVar, Final, Generic, Literal, Required, Self, TypedDict, TypeVar, cast
 
 import attrs
 
@@ -27,8 +27,12 @@ from kvreplay._runtime.running import Running
 from kvreplay.clock import Clock, Duration, SystemClock, to_ms
 from kvreplay.errors import ConfigError, InvalidNameError, KVReplayError
 from kvreplay.store import (
+    AsyncAtomicKVStore,
+    AsyncJoinableKVStore,
+    AsyncTransactionalKVStore,
     AtomicKVStore,
     ExpiringKVStore,
+    JoinableKVStore,
     TransactionalKVStore,
     check_namespace,
     missing_methods,
@@ -36,6 +40,7 @@ from kvreplay.store import (
 
 __all__ = ["IN_A_FILE", "Configured", "ReplaySettings", "Settings", "hooks"]
 
+S = TypeVar("S")
 V = TypeVar("V")
 
 
@@ -50,7 +55,7 @@ class ReplaySettings(TypedDict, total=False):
     on_in_doubt: Literal["raise", "rerun"] | Callable[[ReplayRecord], Verdict]
     on_expired: Literal["stale", "rerun"]
     max_record_bytes: int
-    renew: bool
+    renew: bool | None
 
 
 IN_A_FILE: Final[Mapping[str, str | tuple[str, ...]]] = {
@@ -74,7 +79,10 @@ class Settings:
         ttl: milliseconds.
         wait_timeout: milliseconds; ``None``: no limit.
         monotonic: seconds, on a clock that only goes forward.
-        sweeps_itself: the store has an index of expiry.
+        asked: the store that answers reads and check-and-puts: ``store``, or its awaited twin.
+        awaits: the calls of ``asked`` are awaited.
+        is_only_awaited: those of ``store`` are too: it has no blocking ones.
+        sweeps_itself: ``asked`` has an index of expiry.
         owners_file: where its owners hold their locks; ``None``: it has no such file.
         codec: the caller's ``encode`` and ``decode``.
         params_keys: those of the policy; a hit asks for them here: bench_hit.
@@ -82,6 +90,9 @@ class Settings:
     """
 
     store: AtomicKVStore
+    asked: Any
+    awaits: bool
+    is_only_awaited: bool
     name: str
     ttl: int
     wait_timeout: int | None
@@ -124,18 +135,42 @@ class Settings:
     def require_transactions(self, what: str) -> None:
         """Raise a ConfigError if the store has no transactions; it names what is missing."""
         if not self.has_transactions:
-            _check_capability(self.store, TransactionalKVStore, what)
+            needed = AsyncTransactionalKVStore if self.is_only_awaited else TransactionalKVStore
+            _check_capability(self.store, needed, what)
+
+    def joinable(self, *, awaits: bool) -> Any:
+        """Return the store that joins callers' transactions: ``store``, or its awaited twin.
+
+        Args:
+            awaits: the connection is an asynchronous one.
+
+        Raises:
+            ConfigError: it joins none; the error names what is missing.
+        """
+        store = (getattr(self.store, "awaited", None) if awaits else None) or self.store
+        needed = AsyncJoinableKVStore if awaits else JoinableKVStore
+        what = "execute_in_transaction with connection="
+        _check_capability(store, needed, what)
+        if awaits and not inspect.iscoroutinefunction(store.read):
+            raise ConfigError(
+                f"{what} on an event loop needs a store that is AsyncJoinableKVStore, and the calls"
+                f" of {type(store).__name__} block: use Replay in a thread; nothing ran"
+            )
+        return store
 
 
-class Configured(Generic[V]):
-    """An object with the settings of a replay namespace. ``V``: what a reconciler returns."""
+class Configured(Generic[S, V]):
+    """An object with the settings of a replay namespace.
+
+    ``S``: what kind of store it takes. ``V``: what a reconciler returns.
+    """
 
     _awaits: ClassVar[bool] = False
-    """Whether what a reconciler returns is awaited."""
+    """Whether what a reconciler returns is awaited, and the calls of an asynchronous store are."""
 
     def __init__(
         self,
-        store: AtomicKVStore,
+        store: S,
         namespace: str,
         *,
         ttl: Duration,
@@ -145,7 +180,7 @@ class Configured(Generic[V]):
         on_in_doubt: Literal["raise", "rerun"] | Callable[[ReplayRecord], V] = "raise",
         on_expired: Literal["stale", "rerun"] = "stale",
         max_record_bytes: int = 1024 * 1024,
-        renew: bool = False,
+        renew: bool | None = None,
         doubt_on: tuple[type[BaseException], ...] = (TimeoutError, ConnectionError),
         store_errors: tuple[type[Exception], ...] = (),
         params_key: bytes | Sequence[bytes] | None = None,
@@ -159,7 +194,8 @@ class Configured(Generic[V]):
         Durations are seconds, a timedelta, or text such as ``"10min"``.
 
         Args:
-            store: an :class:`~kvreplay.AtomicKVStore`.
+            store: an :class:`~kvreplay.AtomicKVStore`. ``AsyncReplay`` awaits its twin ``awaited``,
+                if it has one; it also takes an :class:`~kvreplay.store.AsyncAtomicKVStore`.
             namespace: the primary namespace that holds the replay records, and nothing else.
             ttl: how long an answer is kept after completion. With 0 it is given once, and has
                 expired from then on.
@@ -179,7 +215,9 @@ class Configured(Generic[V]):
                 long as ``tombstone_ttl`` lasts whether or not a sweep came first. ``"rerun"``: an
                 expired answer counts as absent, so the handler runs anew; so does its tombstone.
             max_record_bytes: the largest record to store, params and response together.
-            renew: keep renewing the lease while a handler runs.
+            renew: keep renewing the lease while a handler runs. ``None``: if there is a lease, and
+                the store says that it ``spans_machines``, where nothing else shows that this
+                process lives.
             doubt_on: exception classes of a handler that leave it unknown whether its effect
                 happened, also inside an exception group, at any depth. The key is then in doubt
                 instead of free. ``ConnectionError`` does not mean ``ConnectionRefusedError``. Add
@@ -199,7 +237,9 @@ class Configured(Generic[V]):
                 a digest by a key that is not here is a ``ConfigError``.
             encode: makes of each response what msgpack can hold, unless a call says ``returns=``.
             decode: makes the response again; given if ``encode`` is.
-            clock: an object with ``now_ms()``; the system's clock by default. It may also have
+            clock: an object with ``now_ms()``. By default it is the store's own ``clock``, such as
+                that of a server, or else the system's. Leases and expiry go by it, so machines that
+                share a server agree about them, even if their own clocks differ. It may also have
                 ``monotonic()``, by which waiting is measured; see :class:`~kvreplay.clock.Clock`.
             on_event: called with a :class:`~kvreplay.ReplayEvent` for each decision, on the thread
                 that makes it; or several such functions. What one raises is logged, and never fails
@@ -208,10 +248,12 @@ class Configured(Generic[V]):
         Raises:
             ConfigError: a setting is wrong, or the store lacks a capability; it names which.
         """
-        _check_capability(store, AtomicKVStore, type(self).__name__)
+        asked = _asked_of(store, self._awaits, type(self).__name__)
         _check_own_namespace(namespace)
         if lease is not None and not to_ms(lease, "lease"):
             raise ConfigError("lease is 0; give some seconds, or None for no claim")
+        if renew is None:
+            renew = lease is not None and bool(getattr(store, "spans_machines", False))
         if renew and lease is None:
             raise ConfigError("renew=True needs a lease to renew; lease is None")
         if type(max_record_bytes) is not int or max_record_bytes < 1:
@@ -220,10 +262,14 @@ class Configured(Generic[V]):
         _check_doubt_on(doubt_on)
         _check_store_errors(store_errors, doubt_on)
         secrets = _params_keys(params_key)
+        clock = getattr(store, "clock", None) if clock is None else clock
         clock = SystemClock() if clock is None else clock
         monotonic = getattr(clock, "monotonic", time.monotonic)
         self._settings = Settings(
-            store=store,
+            store=cast(AtomicKVStore, store),
+            asked=asked,
+            awaits=asked is not store or _is_awaited(store),
+            is_only_awaited=_is_awaited(store),
             name=namespace,
             ttl=to_ms(ttl, "ttl"),
             wait_timeout=patience_ms(wait_timeout),
@@ -242,7 +288,7 @@ class Configured(Generic[V]):
             clock=clock,
             monotonic=monotonic,
             observer=Observer(namespace, clock, monotonic, _listeners(on_event)),
-            sweeps_itself=not missing_methods(store, ExpiringKVStore),
+            sweeps_itself=not missing_methods(asked, ExpiringKVStore),
             has_transactions=not missing_methods(store, TransactionalKVStore),
             owners_file=getattr(store, "owners_file", None),
             codec=hooks(encode, decode),
@@ -268,6 +314,34 @@ class Configured(Generic[V]):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._settings.name!r} on {self._settings.store!r}>"
+
+
+def _is_awaited(store: object) -> bool:
+    """Say whether a store has only awaited calls."""
+    return inspect.iscoroutinefunction(getattr(store, "read", None))
+
+
+def _asked_of(store: object, awaits: bool, what: str) -> object:
+    """Return the store that answers: this one, or its twin for event loops; check it.
+
+    Args:
+        awaits: its calls may be awaited.
+        what: the class that asks.
+    """
+    if _is_awaited(store):
+        if not awaits:
+            raise ConfigError(
+                f"{what} makes blocking calls, and {type(store).__name__} has only awaited ones:"
+                " use AsyncReplay; nothing ran"
+            )
+        _check_capability(store, AsyncAtomicKVStore, what)
+        return store
+    _check_capability(store, AtomicKVStore, what)
+    twin = getattr(store, "awaited", None) if awaits else None
+    if twin is None:
+        return store
+    _check_capability(twin, AsyncAtomicKVStore, f"{what} on the awaited {type(store).__name__}")
+    return twin
 
 
 def _check_own_namespace(namespace: object) -> None:

@@ -6,18 +6,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from typing import Self, cast
+from collections.abc import Callable, Hashable
+from typing import Self
 
 from kvreplay._protocol.flow import prune
 from kvreplay._protocol.record import ReplayRecord
-from kvreplay._runtime.blocking import drive
-from kvreplay._runtime.run import Run
 from kvreplay._runtime.settings import Settings
-from kvreplay._runtime.walking import Found, walk
+from kvreplay._runtime.walking import Drive, Entries, Look, SweepIndex, look
 from kvreplay.errors import ConfigError, RecordError
 from kvreplay.events import logger
-from kvreplay.store import ExpiringKVStore, ForkSafeLock, SweepResult, check_sweep
+from kvreplay.store import ForkSafeLock, SweepResult, check_sweep
 
 __all__ = ["Sweeper", "Walk", "interval_of"]
 
@@ -27,40 +25,56 @@ class Walk:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._left: Iterator[Found] | None = None  # of the round, between two walks
-        self._lock = ForkSafeLock()  # one walker at a time: the iterator is shared
+        self._left: tuple[Hashable, Entries] | None = None  # of the round, between two walks
+        self._lock = ForkSafeLock()  # one walker at a time: the walk is shared
 
     def sweep(self, limit: int) -> SweepResult:
+        """Sweep with blocking calls; see :meth:`look`."""
+        if self._settings.sweeps_itself:
+            return look(self.look(limit), self._settings)
+        with self._lock:
+            return look(self.look(limit), self._settings)
+
+    def look(self, limit: int, loop: Hashable = None) -> Look[SweepResult]:
         """Remove at most ``limit`` entries that nobody needs.
 
         A walk goes on where the last one stopped, and visits the next ``limit`` records; ``more``
-        then says that the round is not over. After a failure the next walk begins a new round.
+        then says that the round is not over. After a failure the next walk begins a new round, and
+        so it does while another task is in a walk.
+
+        Args:
+            loop: the event loop that the walk belongs to. On another one it is begun again, and
+                goes past as many records as it has left there.
         """
         settings = self._settings
         now = settings.clock.now_ms()
         check_sweep(settings.name, now, limit)
         if settings.sweeps_itself:
-            return cast(ExpiringKVStore, settings.store).sweep(settings.name, now, limit)
-        with self._lock:
-            return self._go_on(limit)
+            swept: SweepResult = yield SweepIndex(now, limit)
+            return swept
+        return (yield from self._go_on(limit, loop))
 
-    def _go_on(self, limit: int) -> SweepResult:
+    def _go_on(self, limit: int, loop: Hashable) -> Look[SweepResult]:
         visited = removed = 0
-        left = self._left or walk(self._settings)
-        self._left = None  # so that neither a failure nor a forked child finds it half-way
-        for data, record in left:
+        left, self._left = self._left, None  # neither a failure nor a fork finds it half-way
+        entries = left[1] if left is not None and left[0] == loop else Entries(self._settings)
+        if left is not None:
+            yield from entries.skip(left[1].passed)
+        while (entry := (yield from entries.next())) is not None:
+            data, record = entry
             visited += 1
             if not isinstance(record, RecordError):
-                removed += self._prune(data, record)
+                is_gone: bool = yield self._prune(data, record)
+                removed += is_gone
+                entries.passed -= is_gone
             if visited == limit:
-                self._left = left
+                self._left = loop, entries
                 return SweepResult(visited, removed, more=True)
         return SweepResult(visited, removed, more=False)
 
-    def _prune(self, data: bytes, record: ReplayRecord) -> bool:
+    def _prune(self, data: bytes, record: ReplayRecord) -> Drive:
         settings = self._settings
-        now = settings.clock.now_ms()
-        return drive(prune(data, record, now, settings.policy), Run(settings, record.key))
+        return Drive(prune(data, record, settings.clock.now_ms(), settings.policy), record.key)
 
 
 class Sweeper:

@@ -15,16 +15,16 @@ from kvreplay._runtime.any_replay import AnyReplay
 from kvreplay._runtime.blocking import drive
 from kvreplay._runtime.requests import Key, replay_key
 from kvreplay._runtime.sweeping import Sweeper
-from kvreplay._runtime.walking import in_doubt, record, records
+from kvreplay._runtime.walking import Records, in_doubt, look, record
 from kvreplay.clock import Duration, to_ms
-from kvreplay.store import SweepResult
+from kvreplay.store import AtomicKVStore, SweepResult
 
 __all__ = ["Upkeep"]
 
 V = TypeVar("V")
 
 
-class Upkeep(AnyReplay[V]):
+class Upkeep(AnyReplay[AtomicKVStore, V]):
     """The part of :class:`~kvreplay.Replay` that answers no request."""
 
     def record(self, key: Key, *, operation: str | None = None) -> ReplayRecord | None:
@@ -38,7 +38,7 @@ class Upkeep(AnyReplay[V]):
         Raises:
             RecordError: it cannot be read; ``addresses`` says where it is.
         """
-        return record(self._settings, replay_key(key, operation))
+        return look(record(self._settings, replay_key(key, operation)), self._settings)
 
     def is_in_doubt(self, record: ReplayRecord) -> bool:
         """Say whether the key of a record is in doubt: a run began and ended without an answer.
@@ -49,7 +49,7 @@ class Upkeep(AnyReplay[V]):
         Args:
             record: as :meth:`record` or :meth:`records` shows it.
         """
-        return in_doubt(self._settings, record)
+        return look(in_doubt(self._settings, record), self._settings)
 
     def resolve(
         self,
@@ -128,7 +128,11 @@ class Upkeep(AnyReplay[V]):
             RecordError: some records could not be read; all others were yielded before, and
                 ``addresses`` says where they are.
         """
-        return records(self._settings, state, in_doubt)
+        return self._each(Records(self._settings, state, in_doubt))
+
+    def _each(self, walk: Records) -> Iterator[ReplayRecord]:
+        while (found := look(walk.next(), self._settings)) is not None:
+            yield found
 
     def close(self, timeout: Duration | None = None) -> int:
         """Let no handler begin any more, and wait for those that this object is running.

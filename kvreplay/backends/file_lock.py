@@ -70,19 +70,17 @@ class FileLock:
         require_room()  # to unlock and to close it
         if _opened.pid != getpid():
             _close_inherited()
+        self.__class__ = _OpenFileLock
         opening = map(os.open, (path,), (flags | os.O_CLOEXEC,), (mode,))
-        # By an operator: no interrupt comes between the call and the note of its descriptor.
-        self._fds += opening
         try:
+            # By an operator: no interrupt comes between the call and the note of its descriptor.
+            self._fds += opening
             self._identity = identity_of_descriptor(self._fds[0])
             if self._identity is not None:
                 _opened.files[self._fds[0]] = self._identity
-        except BaseException:  # an interrupt, whose traceback would keep it open
+        except BaseException:  # there is no file, or an interrupt's traceback would keep it open
             self.close()
             raise
-
-    def __del__(self) -> None:
-        self.close()
 
     @property
     def is_open(self) -> bool:
@@ -227,18 +225,32 @@ class FileLock:
             brief: it was seen to be open so short a time ago that nobody can have closed it since.
         """
         if self._fds and self._owner[0]:
-            if not brief and not self.is_open:  # somebody else has closed it
+            if brief or self.is_open:
+                _opened.files.pop(self._fds[0], None)
+                closing, closed = map(os.close, map(self._fds.pop, (0,))), list[None]()
+                try:
+                    closed += closing  # an operator again: a closed number may soon be another's
+                except OSError:
+                    pass  # Linux closes it, whatever it reports
+            else:  # somebody else has closed it
                 # It is not noted if it could not even be looked at when it was opened.
                 if _opened.files.get(self._fds[0], 0) == self._identity:
                     del _opened.files[self._fds[0]]
                 self._fds.clear()
-                return
-            _opened.files.pop(self._fds[0], None)
-            closing, closed = map(os.close, map(self._fds.pop, (0,))), list[None]()
-            try:
-                closed += closing  # an operator again: a closed number may soon be another's
-            except OSError:
-                pass  # Linux closes it, whatever it reports
+        self.__class__ = FileLock
+
+
+class _OpenFileLock(FileLock):
+    """A file lock until it is closed. Only so long does it have a finalizer.
+
+    Python can only print an interrupt that comes in a finalizer: it is lost. So none may run at the
+    end of every call that has locked a file.
+    """
+
+    __slots__ = ()
+
+    def __del__(self) -> None:
+        self.close()
 
 
 def lock_within(

@@ -1,7 +1,8 @@
 """The store contract, awaited: for engines whose driver is asynchronous by nature.
 
 Each protocol has the names, arguments, promises and errors of its blocking twin in
-:mod:`kvreplay.store.contract`. A call that is cancelled may have taken effect or not.
+:mod:`kvreplay.store.contract`. A call that is cancelled may have taken effect or not. When it has
+come back, it takes effect no more.
 
 A blocking store may offer such a twin of itself as its attribute ``awaited``. It shows the same
 entries, and belongs to the store: to close the store closes it too. ``AsyncReplay`` then uses the

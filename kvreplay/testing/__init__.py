@@ -8,6 +8,8 @@ For a backend, the store contract as tests::
     class TestMyStore(StoreContract):
         open = MyStore
 
+One of an asynchronous store is opened by :class:`Blocking`.
+
 :class:`StoreContract` needs pytest, and Hypothesis for one of its tests:
 ``pip install 'kvreplay[testing]'``.
 """
@@ -17,11 +19,12 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Final
 
+from kvreplay.testing.blocking import Blocking
 from kvreplay.testing.clock import ManualClock
 from kvreplay.testing.faulty_store import FaultyStore
 from kvreplay.testing.killing import die, kill_in_handler
 
-__all__ = ["FaultyStore", "ManualClock", "StoreContract", "die", "kill_in_handler"]
+__all__ = ["Blocking", "FaultyStore", "ManualClock", "StoreContract", "die", "kill_in_handler"]
 
 _WITH_ASSERTIONS: Final = (
     *("batches", "check_and_put", "closing", "contract", "entries", "expiry", "faults", "foreign"),

@@ -37,8 +37,8 @@ T = TypeVar("T")
 class FaultyStore:
     """A store that passes everything on to another one, and fails when it is told to.
 
-    It has the methods and attributes that the other store has, and no more. Closing it closes that
-    store::
+    It has the methods and attributes that the other store has, and no more. ``awaited`` is left
+    out, so ``AsyncReplay`` calls it in threads. Closing it closes that store::
 
         store = FaultyStore(open_store("memory:"))
         store.fail()  # the next change is not made
@@ -254,6 +254,8 @@ class FaultyStore:
 
         def __getattr__(self, name: str) -> Any:
             if name.startswith("_") or name == "inner":  # a copy of this has none yet
+                raise AttributeError(f"FaultyStore has no {name}")
+            if name == "awaited":  # its calls would meet no faults
                 raise AttributeError(f"FaultyStore has no {name}")
             there = getattr(self.inner, name)
             if name in _SPECIAL:

@@ -161,3 +161,16 @@ def test_the_holder_of_a_free_lock_is_nobody(path: str) -> None:
     file.lock()
     assert file.holder() == os.getpid()
     file.close()
+
+
+def test_only_a_lock_that_is_open_has_a_finalizer(path: str) -> None:
+    """An interrupt that comes in a finalizer is lost."""
+    file = FileLock(path, os.O_RDWR)
+    assert hasattr(file, "__del__")
+    file.close()
+    assert not hasattr(file, "__del__")
+    lost = FileLock(path, os.O_RDWR)
+    lost.lock()
+    assert is_locked(path)
+    del lost
+    assert not is_locked(path)

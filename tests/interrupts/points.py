@@ -39,6 +39,8 @@ class Ended:
     result: Any = None
     error: BaseException | None = None
     point: str | None = None
+    file: str | None = None
+    """Where that point is."""
     stack: list[str] = attrs.field(factory=list)
     points: int = 0
     """Up to the interrupt, or in all if there was none."""
@@ -84,6 +86,7 @@ class Points:
             if self._ended.points == self._at:
                 self._armed = False
                 self._ended.point = f"{frame.f_code.co_qualname}:{frame.f_lineno}"
+                self._ended.file = frame.f_code.co_filename
                 self._ended.stack = _stack(frame)
                 raise self._error
         _again[SIGNAL]  # nothing may follow

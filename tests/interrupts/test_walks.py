@@ -41,6 +41,8 @@ def test_no_point_is_harmful(
     assert [each["operation"] for each in figures] == names
     damaged = [(each["operation"], each["damaged"]) for each in figures if each["damaged"]]
     assert not damaged, json.dumps(damaged, indent=1)
+    lost = [(each["operation"], each["lost"]) for each in figures if each["lost"]]
+    assert not lost, f"nobody hears of an interrupt: {json.dumps(lost, indent=1)}"
     for each in figures:
         first, last = first_of(engine, each["operation"], stride), each["points"] - varies
         points = range(first, last + 1, stride)

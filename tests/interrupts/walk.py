@@ -45,12 +45,12 @@ def in_the_package(frame: FrameType) -> bool:
 
 
 def walk(engine: str, name: str, error: str, stride: int) -> dict[str, Any]:
-    """Walk the points of one operation; return the figures, and what was damaged."""
+    """Walk the points of one operation; return the figures, what was damaged, and which interrupts were lost."""
     neighbour = Neighbour(engine)
     count = None
     if error not in _INTERRUPTS:  # else the last call tells
         count = attempt(engine, name, error, 0, neighbour)["points"]
-    damaged, tried, beyond = [], 0, 0
+    damaged, lost, tried, beyond = [], [], 0, 0
     for at in itertools.count(first_of(engine, name, stride), stride):
         told = attempt(engine, name, error, at, neighbour)
         if "trouble" in told:
@@ -66,12 +66,15 @@ def walk(engine: str, name: str, error: str, stride: int) -> dict[str, Any]:
             continue
         beyond = 0
         tried += 1
+        if told.get("lost"):
+            lost.append({"at": at, **told})
     neighbour.end()
     return {
         "operation": name,
         "points": told.get("points", 0) if count is None else count,
         "tried": tried,
         "damaged": damaged,
+        "lost": lost,
     }
 
 
@@ -103,8 +106,7 @@ def attempt(engine: str, name: str, error: str, at: int, neighbour: Neighbour) -
                 and not isinstance(ended.error, ZeroDivisionError)
             ):
                 raise ended.error
-            if ended.point is not None and ended.error is None:
-                told["swallowed"] = True
+            told["lost"] = error == "KeyboardInterrupt" and _is_lost(ended)
             _finish(operation, ended)
             world.check()
             if world.in_doubt_for_nothing and ended.point is not None:
@@ -113,7 +115,7 @@ def attempt(engine: str, name: str, error: str, at: int, neighbour: Neighbour) -
             world.end()
         except BaseException:
             told["trouble"] = traceback.format_exc()
-        if "trouble" in told:
+        if "trouble" in told or told.get("lost"):
             told["stack"] = ended.stack
         os.write(writer, json.dumps(told).encode() + b"\n")
         os._exit(0)
@@ -136,6 +138,15 @@ def _interrupted(world: World, name: str, call: Callable[[], Any], error: str, a
         world.enter = depths.enter
         return depths.run(call)
     return depths.run(lambda: depths.enter(call))
+
+
+def _is_lost(ended: Ended) -> bool:
+    """Whether the call has gone on as if nothing were, and it is kvreplay's fault.
+
+    The finalizers of Python's own imports lose interrupts too. An ``Exception`` does not count: an event
+    loop, for one, catches and reports what its callbacks raise.
+    """
+    return ended.error is None and ended.file is not None and ended.file.startswith(_PACKAGE)
 
 
 def _finish(operation: Any, ended: Ended) -> None:

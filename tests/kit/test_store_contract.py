@@ -9,7 +9,8 @@ from kvreplay.backends.lmdb import LMDBStore
 from kvreplay.backends.memory import MemoryStore
 from kvreplay.backends.sqlite import SQLiteStore
 from kvreplay.store.in_process import InProcessAtomicStore
-from kvreplay.testing import StoreContract
+from kvreplay.testing import Blocking, StoreContract
+from support.awaited_stores import AwaitedStore
 from support.media import FAULTS, FOREIGN, some
 from support.plain_stores import WalkableStore
 
@@ -53,3 +54,12 @@ class TestWrappedDurableStore(StoreContract):
 
     def open(self, path: Path) -> InProcessAtomicStore:
         return InProcessAtomicStore(FilesystemStore(path))
+
+
+class TestAwaitedStore(StoreContract):
+    """An asynchronous store of the tests' own."""
+
+    durable = False
+
+    def open(self, path: Path) -> Blocking:
+        return Blocking(AwaitedStore)

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mutabl
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from sqlite3 import Connection
 from typing import Any, assert_type
 from wsgiref.types import WSGIApplication, WSGIEnvironment
 
@@ -71,7 +72,8 @@ from kvreplay.http import (
     request_of,
 )
 from kvreplay.ldk import TurnStore
-from kvreplay.testing import FaultyStore, ManualClock, StoreContract, die, kill_in_handler
+from kvreplay.store import AsyncAtomicKVStore, AsyncKVTransaction
+from kvreplay.testing import Blocking, FaultyStore, ManualClock, StoreContract, die, kill_in_handler
 from kvreplay.wsgi import IdempotencyMiddleware as WSGIIdempotencyMiddleware
 
 KEY = ("node", "session")
@@ -157,6 +159,20 @@ def typed_in_a_transaction(replay: Replay) -> None:
     outcome = replay.execute_in_transaction(KEY, 1, make_invoice_in, returns=Invoice)
     assert_type(outcome, Outcome[Invoice])
     plain = replay.execute_in_transaction(KEY, 1, lambda transaction: transaction.list("", ""))
+    assert_type(plain, Outcome[Any])
+
+
+def make_invoice_on(connection: Connection) -> Invoice:
+    connection.execute("INSERT INTO ledger VALUES (1)")
+    return Invoice("lnbcrt1")
+
+
+def typed_on_a_connection(replay: Replay, connection: Connection) -> None:
+    outcome = replay.execute_in_transaction(
+        KEY, 1, make_invoice_on, connection=connection, wait_timeout=None, returns=Invoice
+    )
+    assert_type(outcome, Outcome[Invoice])
+    plain = replay.execute_in_transaction(KEY, 1, make_invoice_on, connection=connection)
     assert_type(plain, Outcome[Any])
 
 
@@ -266,7 +282,26 @@ async def ask_for_an_invoice_later() -> Invoice | NotStored[Invoice]:
     return ask_for_an_invoice()
 
 
-async def awaited(replay: AsyncReplay) -> None:
+async def pay_in(transaction: AsyncKVTransaction) -> Invoice:
+    await transaction.write("ledger", "", "a", b"paid")
+    return make_invoice()
+
+
+async def on_an_asynchronous_store(store: AsyncAtomicKVStore) -> None:
+    replay = AsyncReplay(store, "ns", ttl=60, renew=None)
+    paid = await replay.execute_in_transaction(KEY, 1, pay_in, returns=Invoice)
+    assert_type(paid, Outcome[Invoice])
+    assert_type(Blocking(lambda: store).read("p", "s", "k"), bytes)
+
+
+class AsyncConnection: ...
+
+
+async def make_invoice_on_later(connection: AsyncConnection) -> Invoice:
+    return make_invoice()
+
+
+async def awaited(replay: AsyncReplay, connection: AsyncConnection) -> None:
     outcome = await replay.execute(KEY, 1, make_invoice_later, ttl=5, returns=Invoice)
     assert_type(outcome, Outcome[Invoice])
     assert_type((await replay.execute(KEY, 1, make_invoice, returns=Invoice)).response, Invoice)
@@ -275,6 +310,10 @@ async def awaited(replay: AsyncReplay) -> None:
     assert_type(await replay.execute(KEY, 1, make_invoice_later), Outcome[Any])
     both = await replay.execute_in_transaction(KEY, 1, make_invoice_in, returns=Invoice)
     assert_type(both.response.bolt11, str)
+    joined = await replay.execute_in_transaction(
+        KEY, 1, make_invoice_on_later, connection=connection, returns=Invoice
+    )
+    assert_type(joined, Outcome[Invoice])
     assert_type(await replay.lookup(KEY, 1, returns=Refund), Outcome[Refund] | None)
     assert_type(await replay.lookup(KEY, 1), Outcome[Any] | None)
 

@@ -18,6 +18,7 @@ from kvreplay import (
     ResponseTypeError,
     StoreUnavailableError,
 )
+from support.joinable import JoinableStore
 from support.replaying import Caller, FakeClock, Handler, never
 from support.requesting import KEY, NAMESPACE, OTHER, PARAMS, abandon
 
@@ -44,6 +45,13 @@ def _completed(way: Way) -> None:
 def _failed(way: Way) -> None:
     with pytest.raises(Declined):
         way.make(store_errors=(Declined,)).execute(KEY, PARAMS, Handler(Declined("funds")))
+
+
+def _joined(way: Way) -> None:
+    joinable = JoinableStore(way.store)
+    way.make(joinable).execute_in_transaction(
+        KEY, PARAMS, lambda connection: "r", connection=joinable.connect().begin()
+    )
 
 
 def _replayed(way: Way) -> None:
@@ -125,6 +133,7 @@ def _store_error(way: Way) -> None:
 DECISIONS: Final[Mapping[str, tuple[Callable[[Way], None], Mapping[str, int]]]] = {
     "completed": (_completed, {"completed": 1}),
     "failed": (_failed, {"failed": 1}),
+    "joined": (_joined, {"joined": 1}),
     "replayed": (_replayed, {"completed": 1, "replayed": 1}),
     "released": (_released, {"released": 1}),
     "params_mismatch": (_params_mismatch, {"completed": 1, "params_mismatch": 1}),

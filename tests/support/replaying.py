@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from kvreplay import AsyncReplay, Change, Outcome, Replay, ReplayRecord, SweepResult
+from support.awaited_stores import WithTwin
 from support.waiting import PATIENCE
 
 START = 1_700_000_000_000
@@ -101,6 +102,14 @@ class Async:
     def decorated(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
         decorated = self.replay.idempotent(**options)(awaited(function))
         return lambda *args, **kwargs: asyncio.run(decorated(*args, **kwargs))
+
+
+class AsyncOnTwin(Async):
+    """``AsyncReplay`` on a store that offers its awaited twin."""
+
+    def __init__(self, store: Any, *args: Any, **settings: Any) -> None:
+        own = hasattr(store, "awaited")
+        super().__init__(store if own else WithTwin(store), *args, **settings)
 
 
 def awaited(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -79,12 +79,16 @@ class Entries:
         value = self.load(entry, lambda found: places.append(place_of_file(found, entry.key)))
         return value if places == [place] else None
 
-    def load_with_expiry(self, entry: EntryFile) -> Entry | None:
-        """Return value and expiry as one change has put them, even while others change it."""
+    def load_with_expiry(self, entry: EntryFile, *, locked: bool) -> Entry | None:
+        """Return value and expiry as one change has put them, even while others change it.
+
+        Args:
+            locked: the caller has the lock of its stripe, so that nobody does. Then it is quicker.
+        """
         path, seen = self.file(entry), list[int | None]()
 
         def look(found: os.stat_result) -> None:
-            expires_at = self._expiry.expiry_of(entry, found)
+            expires_at = self._expiry.expiry_of(entry, found, locked=locked)
             # A put makes a new file. If this one is still in place, its marker was not dropped yet.
             if os.path.samestat(found, os.stat(path)):
                 seen.append(expires_at)

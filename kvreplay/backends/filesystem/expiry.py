@@ -112,13 +112,17 @@ class ExpiryIndex:
             return None
         return "/".join((self._expiry, *parts))
 
-    def expiry_of(self, entry: EntryFile, found: os.stat_result) -> int | None:
+    def expiry_of(self, entry: EntryFile, found: os.stat_result, *, locked: bool) -> int | None:
         """Return the expiry of the value with this status, whose file is open; ``None``: never.
 
-        Usually the stamp tells. A crash, or a change that is under way, may leave the marker
-        without it: then it costs a listing of the minutes.
+        Usually the count of links or the stamp tells. A crash, or a change that is under way, may
+        leave the marker without its stamp: then it costs a listing of the minutes.
+
+        Args:
+            locked: nobody can change the entry meanwhile. Else the count proves nothing: Linux
+                lowers it a moment before the name of a replaced file leads elsewhere.
         """
-        if found.st_nlink == 1:
+        if locked and found.st_nlink == 1:
             return None  # so there is no marker
         marker = self.current(entry)
         if marker is None or not _is_file(marker, found):

@@ -172,7 +172,7 @@ class FilesystemStore(Closing):
         check_name(primary_namespace, secondary_namespace, key)
         entry = EntryFile(primary_namespace, secondary_namespace, key)
         with self._reporting("read"):
-            found = self._durably(self._entries.load_with_expiry, entry)
+            found = self._load_with_expiry(entry)
         if found is None:
             raise KeyNotFoundError("there is no such entry")
         return found
@@ -363,6 +363,15 @@ class FilesystemStore(Closing):
 
     def _lock_of(self, entry: EntryFile) -> ThreadBound[None]:
         return flocked(lock_file(self._sidecar, entry.stripe), limit=self._lock_timeout)
+
+    def _load_with_expiry(self, entry: EntryFile) -> Entry | None:
+        load = self._entries.load_with_expiry
+        try:
+            path = lock_file(self._sidecar, entry.stripe)
+            return read_locked(path, partial(load, locked=True), entry)
+        except BlockingIOError:
+            pass
+        return self._durably(partial(load, locked=False), entry)
 
     def _durably(self, load: Callable[[EntryFile], T], entry: EntryFile) -> T:
         """Read what a power cut cannot undo, without waiting for whoever changes it.

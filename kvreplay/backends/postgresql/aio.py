@@ -171,7 +171,6 @@ class AsyncPostgreSQLStore:
         finally:
             transaction.task = None
             session.keep(lease)
-            del lease, transaction
             await session.give_back()
 
     def join(

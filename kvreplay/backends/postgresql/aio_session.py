@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 from weakref import WeakSet
@@ -59,15 +60,18 @@ class AsyncSession:
         self.loop = asyncio.get_running_loop()
         self._kept: Kept[AsyncLink] = Kept(timeline)
         self._links: WeakSet[AsyncLink] = WeakSet()
-        self._why: BaseException | None = None  # the last connection could not be made
+        self._why: Exception | None = None  # the latest connection could not be made
         self._is_closed = False
+        # Those who wait while all connections are lent: the next one goes to the first of them.
+        self._waiting: deque[asyncio.Future[Lease[AsyncLink] | None]] = deque()
         self._pool: AsyncConnectionPool[AsyncLink] = AsyncConnectionPool(
             place.conninfo,
             connection_class=AsyncLink,
-            kwargs={"autocommit": True},
+            kwargs={"autocommit": True, "failed": self._note},
             max_size=place.pool_size,
             configure=self._configure,
-            **POOL,
+            reconnect_failed=self._go_on,
+            **{**POOL, "min_size": 0},  # a loop may end while one is being made for nobody
         )
         self._opening: asyncio.Task[None] | None = self.loop.create_task(self._pool.open())
 
@@ -84,48 +88,83 @@ class AsyncSession:
             self._links.add(link)
             self._why = None
         except Exception as error:
-            self._why = error
+            self._note(error)
             raise
+
+    def _note(self, why: Exception) -> None:
+        self._why = why
+
+    async def _go_on(self, _: object) -> None:
+        """Let the pool go on trying to connect, if somebody waits for that."""
+        if self._kept.waiting:
+            await self._pool.check()  # there are none in it
 
     async def lease(self, limit: float) -> Lease[AsyncLink]:
         """Take a connection, and wait for one as long as this (seconds)."""
-        lease = self._kept.take()
-        if lease is not None:
-            return lease
+        until = time.monotonic() + limit
+        while True:
+            lease = self._kept.take() or await self._next(until - time.monotonic(), limit)
+            if lease is not None:
+                return lease
+
+    async def _next(self, left: float, limit: float) -> Lease[AsyncLink] | None:
+        """Return one of the pool, or the next that comes back; ``None``: look again."""
         if self._opening is not None:
             await asyncio.shield(self._opening)
             self._opening = None
         await self.give_back()
-        self._kept.waiting.append(None)
+        if self._kept.lent + len(self._kept.waiting) < self.place.pool_size:
+            return await self._from_pool(left, limit)
+        if left <= 0:
+            raise no_connection(limit, None)
+        back: asyncio.Future[Lease[AsyncLink] | None] = self.loop.create_future()
+        self._waiting.append(back)
+        too_late = self.loop.call_later(left, _tell, back, None)
         try:
-            if self._kept.let_go():  # one came back meanwhile
-                await self.give_back()
-            while True:
-                lease = self._kept.lend(await self._pool.getconn(limit))
-                if self._kept.is_good(lease):
-                    return lease
-                del lease
-                await self.give_back()
+            return await back
+        except BaseException:  # this call was cancelled
+            if back.done() and not back.cancelled():
+                self._pass_on(back.result())
+            raise
+        finally:
+            too_late.cancel()
+
+    async def _from_pool(self, left: float, limit: float) -> Lease[AsyncLink] | None:
+        if not self._kept.waiting:
+            self._why = None
+        waiting = object()
+        try:
+            self._kept.waiting.add(waiting)
+            lease = self._kept.lend(await self._pool.getconn(max(left, 0.0)))
+            return lease if self._kept.is_good(lease) else None
         except PoolTimeout:
-            why = self._why
-            if isinstance(why, StoreError):  # another store is there, or none
-                raise why from None
-            raise no_connection(limit, why) from why
+            raise no_connection(limit, self._why) from self._why
         except PoolClosed:
             raise closed_error() from None
         finally:
-            self._kept.waiting.pop()
+            self._kept.waiting.discard(waiting)
 
     def keep(self, lease: Lease[AsyncLink]) -> None:
-        """Take a connection back."""
+        """Take a connection back: for whoever waits longest, or for the next call."""
         if self._is_closed:
             lease.link.pgconn.finish()
-        self._kept.keep(lease)
+        if lease.is_over or not self._waiting or not self._kept.is_good(lease):
+            self._kept.keep(lease)
+        else:
+            self._pass_on(lease)
+
+    def _pass_on(self, lease: Lease[AsyncLink] | None) -> None:
+        while self._waiting:
+            if _tell(self._waiting.popleft(), lease):
+                return
+        if lease is not None:
+            self._kept.keep(lease)
 
     async def give_back(self) -> None:
         """Give the pool the connections that nobody has any more."""
         while (link := self._kept.lost()) is not None:
             await self._pool.putconn(link)
+            self._pass_on(None)  # the pool has one for somebody who waits
 
     async def run(self, operation: Operation[T]) -> T:
         """Drive an operation, each statement of which is a transaction of its own."""
@@ -136,9 +175,9 @@ class AsyncSession:
         place, statement = self.place, asked[0]
         until = time.monotonic() + place.lock_timeout
         while True:
-            left = max(0.0, until - time.monotonic())
-            lease = await self.lease(left)
+            lease = await self.lease(max(0.0, until - time.monotonic()))
             try:
+                left = max(0.0, until - time.monotonic())
                 return await say(lease, asked, left, "0", place, self.clock)
             except psycopg.Error as error:
                 lost = lease.link.closed
@@ -147,7 +186,6 @@ class AsyncSession:
                     raise failure(error, changing=statement.changes, lost=lost) from error
             finally:
                 self.keep(lease)
-                del lease
                 await self.give_back()
 
     async def close(self) -> None:
@@ -165,6 +203,14 @@ class AsyncSession:
         if self.loop.is_closed():  # nobody uses any
             for link in list(self._links):
                 link.pgconn.finish()
+
+
+def _tell(back: asyncio.Future[Lease[AsyncLink] | None], lease: Lease[AsyncLink] | None) -> bool:
+    """Give a call that waits what it gets; say whether it still waits."""
+    if back.done():
+        return False
+    back.set_result(lease)
+    return True
 
 
 async def say(

@@ -7,8 +7,9 @@ when somebody waits for one, and after some seconds, so that the pool may retire
 A connection that the server has ended while nobody used it is not used again: after a restart of
 the server, or a failover, the next call does not fail.
 
-What is lent is a :class:`Lease`. A connection that must go back to the pool is found in
-:meth:`Kept.lost`; so is that of a lease which an interrupt lost, and which nobody holds any more.
+What is lent is a :class:`Lease`. If an interrupt loses one, nobody has its hold any more, and its
+connection is found in :meth:`Kept.lost`. The hold is an object apart, since the traceback of an
+error that somebody keeps has the lease for as long.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections import deque
 from typing import Any, Final, Generic, TypeVar
 
 import psycopg
+from psycopg.pq import TransactionStatus
 
 from kvreplay.backends.postgresql.links import AsyncLink, Link
 from kvreplay.backends.postgresql.timeline import Timeline
@@ -31,22 +33,34 @@ L = TypeVar("L", Link, AsyncLink)
 _KEEP: Final = 5.0  # seconds
 
 
+class Hold:
+    """Whoever has it has the connection."""
+
+    __slots__ = ("__weakref__",)
+
+
 class Lease(Generic[L]):
     """A connection of the pool, and its cursor."""
 
-    __slots__ = ("__weakref__", "_since", "_socket", "cursor", "link")
+    __slots__ = ("_since", "_socket", "cursor", "hold", "link")
 
     def __init__(self, link: L) -> None:
         self.link: L = link
+        self.hold: Hold | None = Hold()
         self.cursor: Any = link.cursor(binary=True)
         self._since = time.monotonic()
         self._socket = select.poll()
         self._socket.register(link.pgconn.socket, select.POLLIN)
 
+    def end(self) -> None:
+        """Let the connection be found in :meth:`Kept.lost`."""
+        self.hold = None
+
     @property
     def is_over(self) -> bool:
-        """Whether the pool should have it back."""
-        return self.link.closed or time.monotonic() - self._since > _KEEP
+        """Whether the pool should have it back: it also ends what an interrupt has left open."""
+        is_idle = self.link.pgconn.transaction_status == TransactionStatus.IDLE
+        return not is_idle or time.monotonic() - self._since > _KEEP
 
     def is_alive(self) -> bool:
         """Say whether the server has not ended the connection while nobody used it."""
@@ -64,15 +78,19 @@ class Kept(Generic[L]):
     """The connections that are kept for the next call.
 
     Attributes:
-        waiting: an item for each call that waits for the pool.
+        waiting: something for each call that waits for the pool.
     """
 
     def __init__(self, timeline: Timeline) -> None:
-        self.waiting: list[None] = []
+        self.waiting: set[object] = set()
         self._timeline = timeline
         self._idle: deque[Lease[L]] = deque()
-        self._lent: dict[weakref.ref[Lease[L]], L] = {}
-        self._lost: deque[L] = deque()
+        self._lent: dict[weakref.ref[Hold], L] = {}
+
+    @property
+    def lent(self) -> int:
+        """How many connections of the pool are here or in use."""
+        return len(self._lent)
 
     def take(self) -> Lease[L] | None:
         """Return the good one that was used last; ``None``: ask the pool."""
@@ -89,41 +107,37 @@ class Kept(Generic[L]):
         if lease.link.timeline == self._timeline.latest and lease.is_alive():
             return True
         lease.link.pgconn.finish()
-        self._lose(weakref.ref(lease))
+        lease.end()
         return False
 
     def lend(self, link: L) -> Lease[L]:
         """Return a connection of the pool as a lease."""
         lease = Lease(link)
-        self._lent[weakref.ref(lease, self._lose)] = link
+        assert lease.hold is not None
+        self._lent[weakref.ref(lease.hold)] = link
         return lease
 
-    def _lose(self, reference: weakref.ref[Lease[L]]) -> None:
-        # One call, which no interrupt divides.
-        self._lost.extend(map(self._lent.pop, (reference,)))
-
-    def keep(self, lease: Lease[L]) -> None:
-        """Keep a lease for the next call, or let it be found in :meth:`lost`."""
+    def keep(self, lease: Lease[L]) -> bool:
+        """Keep a lease for the next call; say whether one is now in :meth:`lost`."""
         if lease.is_over:
-            # Not by its end: the traceback of an error may hold it for long.
-            self._lose(weakref.ref(lease))
-            return
+            lease.end()
+            return True
         self._idle.append(lease)
-        if self.waiting:  # whoever waits has looked here before
-            self.let_go()
+        # Whoever waits has looked here before.
+        return bool(self.waiting) and self.let_go()
 
     def let_go(self) -> bool:
         """Let a lease that is idle be found in :meth:`lost`; say whether there was one."""
         try:
-            lease = self._idle.pop()
+            self._idle.pop().end()
         except IndexError:
             return False
-        self._lose(weakref.ref(lease))
         return True
 
     def lost(self) -> L | None:
         """Return a connection that must be given back to the pool."""
-        try:
-            return self._lost.popleft()
-        except IndexError:
-            return None
+        for hold, link in list(self._lent.items()):
+            # Only one call finds it. No callback of the reference does: an interrupt could end it.
+            if hold() is None and self._lent.pop(hold, None) is not None:
+                return link
+        return None

@@ -20,6 +20,7 @@ from kvreplay.backends.postgresql.kept import Kept, Lease
 from kvreplay.backends.postgresql.links import Bounded, Link
 from kvreplay.backends.postgresql.opening import Place, greeted
 from kvreplay.backends.postgresql.operations import Operation, Rows
+from kvreplay.backends.postgresql.pooling import OwnPool, Pool
 from kvreplay.backends.postgresql.statements import Asked, milliseconds
 from kvreplay.backends.postgresql.timeline import Timeline
 from kvreplay.errors import StoreError
@@ -33,10 +34,8 @@ POOL: Final[dict[str, Any]] = {
     "min_size": 1,
     "max_lifetime": 3600.0,
     "max_idle": 600.0,
+    "reconnect_timeout": 0.5,  # then it is asked again, so that it never waits longer
     "num_workers": 1,
-    # After that it tries anew at the next call. Its pauses double, so a longer outage would be
-    # followed by a pause as long.
-    "reconnect_timeout": 10.0,
     "open": False,
 }
 
@@ -89,16 +88,21 @@ class Session:
         self.clock = clock
         self.timeline = timeline
         self._kept: Kept[Link] = Kept(timeline)
-        self._why: BaseException | None = None  # the last connection could not be made
-        self._pool: ConnectionPool[Link] = ConnectionPool(
-            place.conninfo,
+        self._why: Exception | None = None  # the latest connection could not be made
+        self._pool = Pool(self._opened_pool)
+
+    def _opened_pool(self) -> OwnPool:
+        pool = OwnPool(
+            self.place.conninfo,
             connection_class=Link,
-            kwargs={"autocommit": True},
-            max_size=place.pool_size,
+            kwargs={"autocommit": True, "failed": self._note},
+            max_size=self.place.pool_size,
             configure=self._configure,
+            reconnect_failed=self._go_on,
             **POOL,
         )
-        self._pool.open()
+        pool.open()
+        return pool
 
     def _configure(self, link: Link) -> None:
         """Look whether a new connection leads to the store, before anybody uses it."""
@@ -111,8 +115,16 @@ class Session:
             self.clock.told(row[-1], asked_at)  # type: ignore[index]  # greeted() has looked
             self._why = None
         except Exception as error:
-            self._why = error
+            self._note(error)
             raise
+
+    def _note(self, why: Exception) -> None:
+        self._why = why
+
+    def _go_on(self, pool: ConnectionPool[Link]) -> None:
+        """Let the pool go on trying to connect, if somebody waits for that."""
+        if self._kept.waiting:
+            pool.check()  # there are none in it
 
     def lease(self, limit: float) -> Lease[Link]:
         """Take a connection, and wait for one as long as this (seconds)."""
@@ -120,37 +132,36 @@ class Session:
         if lease is not None:
             return lease
         self.give_back()
-        self._kept.waiting.append(None)
+        if not self._kept.waiting:
+            self._why = None
+        waiting = object()
         try:
+            self._kept.waiting.add(waiting)
             if self._kept.let_go():  # one came back meanwhile
                 self.give_back()
+            until = time.monotonic() + limit
             while True:
-                lease = self._kept.lend(self._pool.getconn(limit))
+                lease = self._pool.get(until - time.monotonic(), self._kept.lend)
                 if self._kept.is_good(lease):
                     return lease
-                del lease
                 self.give_back()
         except PoolTimeout:
-            raise self._no_connection(limit) from self._why
+            raise no_connection(limit, self._why) from self._why
         except PoolClosed:
             raise closed_error() from None
         finally:
-            self._kept.waiting.pop()
-
-    def _no_connection(self, limit: float) -> StoreError:
-        why = self._why
-        if isinstance(why, StoreError):  # another store is there, or none
-            return why
-        return no_connection(limit, why)
+            self._kept.waiting.discard(waiting)
 
     def keep(self, lease: Lease[Link]) -> None:
         """Take a connection back."""
-        self._kept.keep(lease)
+        if self._kept.keep(lease):
+            self.give_back()
 
     def give_back(self) -> None:
         """Give the pool the connections that nobody has any more."""
-        while (link := self._kept.lost()) is not None:
-            self._pool.putconn(link)
+        if not self._pool.is_busy:  # else the call that this one interrupts does it
+            while self._pool.put(self._kept.lost):
+                pass
 
     def run(self, operation: Operation[T]) -> T:
         """Drive an operation, each statement of which is a transaction of its own."""
@@ -161,9 +172,9 @@ class Session:
         place, statement = self.place, asked[0]
         until = time.monotonic() + place.lock_timeout
         while True:
-            left = max(0.0, until - time.monotonic())
-            lease = self.lease(left)
+            lease = self.lease(max(0.0, until - time.monotonic()))
             try:
+                left = max(0.0, until - time.monotonic())
                 return say(lease, asked, left, "0", place, self.clock)
             except psycopg.Error as error:
                 lost = lease.link.closed
@@ -171,9 +182,7 @@ class Session:
                 if not again or time.monotonic() >= until:
                     raise failure(error, changing=statement.changes, lost=lost) from error
             finally:
-                self._kept.keep(lease)
-                del lease
-                self.give_back()
+                self.keep(lease)
 
     def close(self) -> None:
         """Close all connections."""

@@ -264,10 +264,11 @@ class PostgreSQLStore(Closing):
         lease = session.lease(place.lock_timeout)
         transaction = Transaction(lease, own, self._operations, session)
         thread = threading.get_ident()
-        self._transactions[thread] = own
         try:
+            self._transactions[thread] = own
             transaction.begin()
             yield transaction
+            own.check_usable()  # a forked child would commit on its parent's connection
             own.ended = True
             transaction.commit()
         except BaseException:
@@ -276,11 +277,11 @@ class PostgreSQLStore(Closing):
             raise
         finally:
             own.ended = True
-            self._transactions.pop(thread, None)
-            if not own.is_inherited:
-                session.keep(lease)
-                del lease, transaction
-                session.give_back()
+            try:
+                if not own.is_inherited:
+                    session.keep(lease)
+            finally:
+                self._transactions.pop(thread, None)
 
     def join(
         self, connection: object, *, lock_timeout: float | None

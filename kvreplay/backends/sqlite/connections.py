@@ -110,15 +110,10 @@ class Connections:
         self._held = False  # during a fork: no other thread is in a call
         self.presence: Presence | None = None  # once all files are open
 
-    def __del__(self) -> None:
-        if self.pid == getpid():
-            self.close()
-        else:
-            self.abandon()
-
     def open(self) -> None:
         """Open the one that writes; its patience with locks is the caller's to set anew."""
         leave_parents()
+        self.__class__ = _OpenConnections
         _process.open[id(self)] = ref(self)
         try:
             before = _identity_of(self.path)
@@ -227,7 +222,9 @@ class Connections:
         try:
             mine += map(self._free.pop, _LAST)
             connection = mine[0].connection
-            mine[0].close()  # likewise: see _end_query
+            # If an interrupt came after the last close, this is the second try.
+            with contextlib.suppress(sqlite3.ProgrammingError):
+                mine[0].close()  # likewise: see _end_query
             connection.close()
             if connection in self._readers:
                 self._readers.remove(connection)
@@ -241,6 +238,7 @@ class Connections:
         """Leave the table of this process, if nothing is open that a child would inherit."""
         if not (self._readers or self._writers):
             _process.open.pop(id(self), None)
+            self.__class__ = Connections
 
     # A fork.
 
@@ -296,6 +294,20 @@ class Connections:
             closing, closed = map(os.close, files), list[None]()
             closed += closing
         return True
+
+
+class _OpenConnections(Connections):
+    """Connections until all are closed. Only so long do they have a finalizer.
+
+    Python can only print an interrupt that comes in a finalizer: it would be lost at the end of a
+    store's ``close()``.
+    """
+
+    def __del__(self) -> None:
+        if self.pid == getpid():
+            self.close()
+        else:
+            self.abandon()
 
 
 def _end_query(mine: list[sqlite3.Cursor]) -> None:

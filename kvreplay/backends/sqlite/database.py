@@ -20,6 +20,7 @@ from kvreplay.backends.sqlite.connections import Connections
 from kvreplay.backends.sqlite.entries import Transaction
 from kvreplay.backends.sqlite.errors import no_access, store_error
 from kvreplay.backends.sqlite.files import LOCK, allocate_shared_memory, make_if_missing
+from kvreplay.backends.sqlite.joining import Joined, joined
 from kvreplay.backends.sqlite.presence import Presence
 from kvreplay.errors import StoreError, StoreNotFoundError
 from kvreplay.store import Durability
@@ -178,6 +179,15 @@ class Database:
     def transaction(self, made_of: Callable[[Block], T]) -> Generator[T, None, None]:
         """Hold a write transaction for the caller's block; ``made_of`` makes what it is given."""
         yield from self._queue.alone(self._block(made_of), bound=self.lock_timeout)
+
+    def join(
+        self, connection: object, lock_timeout: float | None, made_of: Callable[[Joined], T]
+    ) -> Generator[T, None, None]:
+        """Join the caller's own transaction for a block; ``made_of`` makes what that is given."""
+        self._queue.refuse_nested()  # it would wait for its own thread
+        yield from joined(
+            connection, self.connections, self.id, self.removals, lock_timeout, made_of
+        )
 
     def _block(self, made_of: Callable[[Block], T]) -> Generator[T, None, None]:
         committer = self._committer

@@ -183,7 +183,9 @@ class Transaction:
 
     __slots__ = ("_first", "last", "path", "run", "update")
 
-    def __init__(self, connection: sqlite3.Connection, path: str, *, anew: bool) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection | sqlite3.Cursor, path: str, *, anew: bool
+    ) -> None:
         self.path = path
         self.run = connection.execute
         self.update = _UPDATE_ANEW if anew else _UPDATE

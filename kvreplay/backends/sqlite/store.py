@@ -27,6 +27,7 @@ from kvreplay.backends.pending import ALONE
 from kvreplay.backends.sqlite import entries
 from kvreplay.backends.sqlite.database import Block, Database
 from kvreplay.backends.sqlite.files import OWNERS
+from kvreplay.backends.sqlite.joining import Joined
 from kvreplay.errors import (
     CorruptStoreError,
     InvalidValueError,
@@ -40,6 +41,7 @@ from kvreplay.store import (
     Durability,
     Entry,
     ForkSafeLock,
+    JoinedTransaction,
     KVTransaction,
     Page,
     PageWithValues,
@@ -68,7 +70,7 @@ _opening: Final = ForkSafeLock()  # guards which database a store has
 
 
 class SQLiteStore(Closing):
-    """A :class:`~kvreplay.TransactionalKVStore` in one SQLite database.
+    """A :class:`~kvreplay.JoinableKVStore` in one SQLite database.
 
     Every call is atomic against all threads and processes that use the same file by kvreplay. A
     returned change is durable: with ``durability="full"`` it survives a power cut, with
@@ -319,6 +321,23 @@ class SQLiteStore(Closing):
         # It holds the store too, so that this is not deleted, and closed, meanwhile.
         return ThreadBound(database.transaction(partial(_Transaction, self)))
 
+    def join(
+        self, connection: object, *, lock_timeout: float | None
+    ) -> AbstractContextManager[JoinedTransaction]:
+        """Change entries in a caller's transaction; see :meth:`kvreplay.JoinableKVStore.join`.
+
+        The connection is an :class:`sqlite3.Connection` to the store's own file, with a transaction
+        that was begun by ``BEGIN IMMEDIATE``; any other must still be able to get the write lock.
+        How durable its commit is, its own ``PRAGMA synchronous`` says.
+
+        Raises:
+            InFlightError: another transaction holds the write lock after ``lock_timeout``.
+            StoreUnavailableError: the transaction has read an older state, so it cannot write.
+            ClaimLostError: the transaction was ended inside the block.
+        """
+        # It holds the store too, likewise.
+        return ThreadBound(self._opened().join(connection, lock_timeout, partial(_Joined, self)))
+
     def close(self) -> None:
         """Close the files, once another thread's transaction has ended.
 
@@ -437,7 +456,7 @@ def _check_size(value: bytes | None) -> None:
 class _Transaction:
     """The store's calls inside a caller's transaction."""
 
-    def __init__(self, store: SQLiteStore, block: Block) -> None:
+    def __init__(self, store: SQLiteStore, block: Block | Joined) -> None:
         self._store = store
         self._run = block.run
 
@@ -488,3 +507,13 @@ class _Transaction:
         return self._run(
             partial(entries.check_and_put, address, expected, value, expires_at), len(value or b"")
         )
+
+
+class _Joined(_Transaction):
+    """The store's calls inside a caller's own transaction."""
+
+    sees_commits = False  # it holds the write lock
+
+    def __init__(self, store: SQLiteStore, block: Joined) -> None:
+        super().__init__(store, block)
+        self.undo = block.undo

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kvreplay.backends.filesystem import FilesystemStore
 from kvreplay.backends.filesystem.expiry import ExpiryIndex
-from kvreplay.backends.filesystem.layout import EntryFile
 from kvreplay.errors import KeyNotFoundError, StoreUnavailableError
 from kvreplay.store import Entry
 from kvreplay.testing.entries import put
@@ -19,6 +20,33 @@ from support.file_stores import MINUTE, NEW, OLD, beside
 
 def stamp_of(root: Path) -> Path:
     return beside(root) / "stamps" / "p" / "s" / "k"
+
+
+def begin(change: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Let another thread begin a change, which waits before it replaces the value of ``k``.
+
+    Until it ends it has the entry's lock.
+
+    Returns:
+        What lets it end.
+    """
+    rename, waiting, may_go_on = os.rename, threading.Event(), threading.Event()
+
+    def wait_first(source: str, target: str) -> None:
+        if os.path.basename(target) == "k":
+            waiting.set()
+            assert may_go_on.wait(30)
+        rename(source, target)
+
+    def end() -> None:
+        may_go_on.set()
+        writer.join()
+
+    monkeypatch.setattr(os, "rename", wait_first)
+    writer = threading.Thread(target=change)
+    writer.start()
+    assert waiting.wait(30)
+    return end
 
 
 def test_an_expiry_is_told_without_its_stamp(store: FilesystemStore, root: Path) -> None:
@@ -126,20 +154,63 @@ def test_a_change_between_both_looks_is_noticed(
     store: FilesystemStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(store, "k", OLD, 5)
-    expiry_of, changes = ExpiryIndex.expiry_of, [1]
+    expiry_of = ExpiryIndex.expiry_of
+    changes = [begin(lambda: put(store, "k", NEW, 9), monkeypatch)]
 
-    def change_first(index: ExpiryIndex, entry: EntryFile, found: os.stat_result) -> int | None:
+    def change_first(index: ExpiryIndex, *args: Any, **options: Any) -> int | None:
         if changes:
-            changes.pop()
-            writer = threading.Thread(target=lambda: put(store, "k", NEW, 9))
-            writer.start()
-            writer.join()
-        return expiry_of(index, entry, found)
+            changes.pop()()
+        return expiry_of(index, *args, **options)
 
     monkeypatch.setattr(ExpiryIndex, "expiry_of", change_first)
-    monkeypatch.setattr(store, "_durable", False)  # so that the reader shares no lock
     assert store.read_entry("p", "s", "k") == Entry(NEW, 9)
     assert changes == []
+
+
+@pytest.mark.parametrize("stamped", [True, False])
+def test_the_count_of_links_is_not_believed_during_a_change(
+    store: FilesystemStore, root: Path, monkeypatch: pytest.MonkeyPatch, stamped: bool
+) -> None:
+    """Linux lowers it, and only then does the name lead elsewhere. A crash may have left no stamp."""
+    put(store, "k", OLD, 5)
+    if not stamped:
+        stamp_of(root).unlink()
+    end, fstat = begin(lambda: store.write("p", "s", "k", NEW), monkeypatch), os.fstat
+    value = os.stat(root / "p" / "s" / "k")
+
+    def lowered(fd: int) -> os.stat_result:
+        found = fstat(fd)
+        return os.stat_result((*found[:3], 1, *found[4:])) if found == value else found
+
+    monkeypatch.setattr(os, "fstat", lowered)
+    try:
+        assert store.read_entry("p", "s", "k") == Entry(OLD, 5)
+    finally:
+        end()
+    assert store.read_entry("p", "s", "k") == Entry(NEW, None)
+
+
+def test_an_entry_without_expiry_is_told_during_a_change(
+    store: FilesystemStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(store, "other", OLD, 5)
+    store.write("p", "s", "k", OLD)
+    end = begin(lambda: put(store, "k", NEW, 9), monkeypatch)
+    try:
+        assert store.read_entry("p", "s", "k") == Entry(OLD, None)
+    finally:
+        end()
+    assert store.read_entry("p", "s", "k") == Entry(NEW, 9)
+
+
+def test_without_a_change_no_minutes_are_listed(
+    store: FilesystemStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(store, "k", OLD, 5)
+    store.write("p", "s", "lasting", OLD)
+    monkeypatch.setattr(os, "listdir", lambda _: pytest.fail("a folder was listed"))
+    assert store.read_entry("p", "s", "lasting") == Entry(OLD, None)
+    assert store.read_entry("p", "s", "k") == Entry(OLD, 5)
 
 
 def test_an_entry_that_is_changed_again_and_again_is_told_so(
@@ -157,9 +228,9 @@ def test_an_entry_that_goes_while_it_is_read(
     put(store, "k", OLD, 5)
     expiry_of = ExpiryIndex.expiry_of
 
-    def remove_first(index: ExpiryIndex, entry: EntryFile, found: os.stat_result) -> int | None:
+    def remove_first(index: ExpiryIndex, *args: Any, **options: Any) -> int | None:
         (root / "p" / "s" / "k").unlink()
-        return expiry_of(index, entry, found)
+        return expiry_of(index, *args, **options)
 
     monkeypatch.setattr(ExpiryIndex, "expiry_of", remove_first)
     with pytest.raises(KeyNotFoundError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import sys
 import tempfile
@@ -16,7 +17,16 @@ import pytest
 
 from support.cutting_proxy import CuttingProxy, Direction, Passed
 from support.pgbouncer import PgBouncer
-from support.postgres import VERSIONS, Schema, Server, Standby, new_schema, url_of_any
+from support.postgres import (
+    VERSIONS,
+    Schema,
+    Server,
+    Standby,
+    new_schema,
+    programs_of,
+    url_of_any,
+    within_reach,
+)
 from support.process_table import children_of, state_of
 from support.programs import Program
 from support.shared_postgres import SharedServer, shared_server
@@ -35,8 +45,15 @@ def server(version: int) -> Iterator[Server]:
 
 
 @pytest.fixture
-def shared(version: int) -> SharedServer:
-    return shared_server(version)
+def newest() -> Iterator[Server]:
+    """For what does not depend on the version."""
+    with Server() as server:
+        yield server
+
+
+@pytest.fixture
+def shared() -> SharedServer:
+    return shared_server()
 
 
 @pytest.fixture
@@ -85,14 +102,14 @@ def test_what_was_committed_survives_a_kill_and_nothing_else(server: Server) -> 
 
 @pytest.mark.parametrize("mode", ["smart", "fast", "immediate"])
 def test_a_restart_keeps_the_data(
-    server: Server, mode: Literal["smart", "fast", "immediate"]
+    newest: Server, mode: Literal["smart", "fast", "immediate"]
 ) -> None:
-    server.execute("CREATE TABLE kept AS SELECT 1 AS it")
-    before = server.pid
-    server.restart(mode)
-    assert server.pid != before
-    assert server.execute("SELECT it FROM kept") == [(1,)]
-    recovered = "was not properly shut down" in server.log
+    newest.execute("CREATE TABLE kept AS SELECT 1 AS it")
+    before = newest.pid
+    newest.restart(mode)
+    assert newest.pid != before
+    assert newest.execute("SELECT it FROM kept") == [(1,)]
+    recovered = "was not properly shut down" in newest.log
     assert recovered == (mode == "immediate")
 
 
@@ -111,24 +128,44 @@ def test_a_frozen_server_answers_when_it_is_thawed(server: Server) -> None:
         assert answered == [(1,)]
 
 
-def test_settings_and_a_disk(version: int) -> None:
+def test_settings_and_a_disk() -> None:
     disk = Path(tempfile.gettempdir())  # nobody but root enters what pytest makes there
-    with Server(version, settings={"max_connections": 17}, folder=disk) as server:
+    with Server(settings={"max_connections": 17}, folder=disk) as server:
         assert server.execute("SHOW max_connections") == [("17",)]
         assert server.data.is_relative_to(disk)
     assert not server.data.exists()
 
 
-def test_a_port_that_is_taken_is_left_alone(version: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_that_is_taken_is_left_alone(
+    shared: SharedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
+        reserved_port = reserved.getsockname()[1]
         for module in ("postgres", "pgbouncer"):
-            ports = iter([taken.getsockname()[1], reserved.getsockname()[1]])
-            monkeypatch.setattr(f"support.{module}.free_port", lambda ports=ports: next(ports))
+            ports = iter([taken.getsockname()[1], reserved_port])
+            monkeypatch.setattr(f"support.{module}.free_port", ports.__next__)
         reserved.close()
-        with Server(version) as server:
-            assert server.port != taken.getsockname()[1]
-            assert port_reached(server.tcp_url) == server.port
+        with Server() as server:
+            assert port_reached(server.tcp_url) == reserved_port
+        with PgBouncer(shared) as bouncer:
+            assert port_reached(bouncer.tcp_url) == reserved_port
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root runs servers as another user")
+def test_a_wheel_that_the_servers_user_cannot_reach_is_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached = programs_of(18).parents[1]
+    assert within_reach(reached) == reached
+    for each in reached.parent.glob(f"{reached.name}*"):
+        shutil.copytree(each, tmp_path / each.name)
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        copy = within_reach(tmp_path / reached.name)
+        assert copy.is_relative_to(folder)
+        assert within_reach(tmp_path / reached.name) == copy
 
 
 OWNER = """
@@ -161,18 +198,18 @@ def test_no_process_and_no_file_survives_the_one_that_started_them(version: int)
 USER = """
 import sys
 from support.shared_postgres import shared_server
-print(shared_server(int(sys.argv[1])).url, flush=True)
+print(shared_server().url, flush=True)
 sys.stdin.readline()
 """
 
 
-def test_the_shared_server_lives_as_long_as_any_user(version: int) -> None:
+def test_the_shared_server_lives_as_long_as_any_user() -> None:
     env = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-        "PYTEST_XDIST_TESTRUNUID": f"of_this_test_{os.getpid()}",
+        "PYTEST_XDIST_TESTRUNUID": f"of-this-test-{os.getpid()}",
     }
-    command = [sys.executable, "-c", USER, str(version)]
+    command = [sys.executable, "-c", USER]
     with Program(command, env) as first, Program(command, env) as second:
         url = first.hear()
         assert second.hear() == url
@@ -254,21 +291,21 @@ def test_a_promoted_standby_takes_writes(server: Server, synchronous: bool) -> N
 
 
 @pytest.mark.parametrize("synchronous", [False, True])
-def test_a_commit_waits_for_a_synchronous_standby(server: Server, synchronous: bool) -> None:
-    server.execute("CREATE TABLE kept (it int)")
+def test_a_commit_waits_for_a_synchronous_standby(newest: Server, synchronous: bool) -> None:
+    newest.execute("CREATE TABLE kept (it int)")
     committed = threading.Event()
 
     def insert() -> None:
-        server.execute("INSERT INTO kept VALUES (1)")
+        newest.execute("INSERT INTO kept VALUES (1)")
         committed.set()
 
-    with Standby(server, synchronous=synchronous) as standby:
+    with Standby(newest, synchronous=synchronous) as standby:
         inserting = threading.Thread(target=insert)
         with standby.frozen():
             inserting.start()
             if synchronous:
                 waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
-                until(lambda: server.execute(waiting))
+                until(lambda: newest.execute(waiting))
                 assert not committed.is_set()
             else:
                 assert committed.wait(PATIENCE)

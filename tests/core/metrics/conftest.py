@@ -32,8 +32,10 @@ def way_with(face: Any, store: Any) -> Callable[..., Way]:
     def way_with(on_event: Any) -> Way:
         clock = FakeClock()
         common = {"ttl": 60, "clock": clock, "wait_timeout": 30, "on_event": on_event}
-        return Way(
-            lambda **settings: face(store, NAMESPACE, **{**common, **settings}), store, clock
-        )
+
+        def make(on: Any = store, **settings: Any) -> Any:
+            return face(on, NAMESPACE, **{**common, **settings})
+
+        return Way(make, store, clock)
 
     return way_with
