@@ -69,7 +69,8 @@ def migrate(
     The order of creation is kept where both sides are a :class:`~kvreplay.PaginatedKVStore`. The
     source is opened with ``create=False``, and no entry of it is changed. LDK's own files are read
     as they are: ``filesystem:PATH?layout=ldk-v1``, a folder in LDK's layout v2, or ldk-node's
-    ``ldk_node_data.sqlite``, whose node must not run.
+    ``ldk_node_data.sqlite``, whose node must not run. Its table in PostgreSQL is a source or a
+    destination: ``postgresql://node@host/ldk_db?table=ldk_data``. No node can run beside that.
 
     **After a crash**: the destination has a mark, the entry ``unfinished`` of the namespace
     ``kvreplay-migration``, from before the first entry until the second pass has ended. Call again

@@ -70,8 +70,7 @@ def source_of(where: Where) -> Side:
         side = Side(where, repr(getattr(where, "identity", id(where))))
     else:
         asked = _asked(where, "the source")
-        ldk = _ldk_of(asked)
-        side = _opened(asked, create=False) if ldk is None else Side(ldk[0], ldk[1], ldk[0])
+        side = _table_of(asked, writable=False) or _ldk_of(asked) or _opened(asked, create=False)
     # It is not written to, so it may lack what a store is written with.
     _need(side, ["read", "list_all_keys"], "the source cannot be walked")
     if not missing_methods(side.store, ExpiringKVStore) and not hasattr(side.store, "read_entry"):
@@ -99,7 +98,7 @@ def destination_of(where: Where) -> Side:
                 "only a source has a layout",
                 "Leave it out: a filesystem store is written in LDK's layout v2.",
             )
-        side = _opened(asked, create=None)
+        side = _table_of(asked, writable=True) or _opened(asked, create=None)
     missing = missing_methods(side.store, InspectableKVStore)
     _need(side, missing, "the destination cannot tell an entry's expiry")
     return side
@@ -139,10 +138,34 @@ def _opened(asked: Asked, *, create: bool | None) -> Side:
     if create is not None and engine.options.get("create") == "boolean":
         settings = attrs.evolve(settings, options={**settings.options, "create": create})
     store = settings.open()
-    return Side(store, _name(settings.backend, settings.location), store)
+    location = settings.location
+    if engine.location == "url":  # it says less than the store itself: where in the database it is
+        location = repr(getattr(store, "identity", location))
+    return Side(store, _name(settings.backend, location), store)
 
 
-def _ldk_of(asked: Asked) -> tuple[LdkFiles | LdkDatabase, str] | None:
+def _table_of(asked: Asked, *, writable: bool) -> Side | None:
+    """Open ldk-node's table in PostgreSQL, if it is named."""
+    table = asked.options.get("table")
+    if asked.backend != "postgresql" or table is None:
+        return None
+    others = {name: each for name, each in asked.options.items() if name != "table"}
+    engine = engine_of(asked.backend, asked.source)
+    settings = check_settings(attrs.evolve(asked, options=others), engine)
+    for name in settings.options:
+        raise wrong(
+            others[name].source,
+            f'"{name}" is for our own tables, and a table of ldk-node\'s is asked for',
+            "Leave it out; a table in another schema is table=SCHEMA.NAME.",
+        )
+    from kvreplay._migration.ldk_table import LdkTable  # imported late: it needs an extra
+
+    name = str(parse("text", table.value, table.source))
+    store = LdkTable(settings.location or "", name, writable=writable)
+    return Side(store, _name("ldk-node", repr(store.identity)), store)
+
+
+def _ldk_of(asked: Asked) -> Side | None:
     """Open LDK's own files for reading, if these are some that no store of ours has adopted."""
     layout = asked.options.get("layout")
     if asked.backend == "filesystem":
@@ -155,11 +178,13 @@ def _ldk_of(asked: Asked) -> tuple[LdkFiles | LdkDatabase, str] | None:
             version = "ldk-v2"
         path = _path(asked)
         if layout is not None or (os.path.isdir(path) and not os.path.isdir(f"{path}.kvreplay")):
-            return LdkFiles(path, version), _name("filesystem", path)
+            files = LdkFiles(path, version)
+            return Side(files, _name("filesystem", path), files)
     if asked.backend == "sqlite" and layout is None:
         path = _path(asked)
         if os.path.isfile(path) and not os.path.lexists(f"{path}-kvreplay-lock"):
-            return LdkDatabase(path), _name("sqlite", path)
+            database = LdkDatabase(path)
+            return Side(database, _name("sqlite", path), database)
     return None
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import tempfile
 
+import attrs
 import click
 
-from kvreplay.config.registry import settings_of
-from kvreplay.errors import ConfigError
+from kvreplay.config.registry import StoreSettings, engine_of, settings_of
+from kvreplay.errors import ConfigError, StoreNotFoundError
 
 __all__ = ["demo"]
 
@@ -18,14 +19,15 @@ __all__ = ["demo"]
     "--store",
     metavar="URL",
     help="The store to use, of any engine: sqlite:store?durability=process. A relative path lies in"
-    " the directory of --dir. [default: LMDB, SQLite, files and memory, one after the other]",
+    " the directory of --dir. In PostgreSQL the story has a new schema of its own, unless the URL"
+    " names one. [default: LMDB, SQLite, files and memory, one after the other]",
 )
 @click.option(
     "--dir",
     "directory",
     metavar="PATH",
-    help="A new or empty directory for the stores, configs and logs, which are kept. [default: a"
-    " temporary one, removed at the end]",
+    help="A new or empty directory for the stores, configs and logs, which are kept, and so is the"
+    " schema. [default: a temporary one, removed at the end]",
 )
 @click.option(
     "--ldk",
@@ -51,10 +53,28 @@ def _check_that_it_is_new(store: str, directory: str | None) -> None:
     new = os.path.join(tempfile.gettempdir(), "kvreplay-demo-new")
     settings = settings_of(store, base=os.path.join(directory or new, "engine"))
     place = settings.location
-    if place is None or not os.path.isabs(place) or not os.path.lexists(place):
+    if engine_of(settings.backend, "--store").location == "url":
+        _check_that_a_server_has_none(settings)
+        return
+    if place is None or not os.path.lexists(place):
         return
     if not os.path.isdir(place) or os.listdir(place):
         raise ConfigError(
             f"--store: there is something at {place}; nothing was started, since the story writes"
             " into its store: name a path where nothing is"
+        )
+
+
+def _check_that_a_server_has_none(settings: StoreSettings) -> None:
+    options = engine_of(settings.backend, "--store").options
+    if "create" not in options:
+        return
+    try:
+        attrs.evolve(settings, options={**settings.options, "create": False}).open().close()
+    except StoreNotFoundError:
+        return
+    if "schema" not in options or "schema" in settings.options:  # else the story has its own
+        raise ConfigError(
+            "--store: there is a store already; nothing was started, since the story writes into"
+            " its store: name a place where none is"
         )

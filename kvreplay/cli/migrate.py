@@ -25,7 +25,8 @@ def migrate(source: str, destination: str, into_used: bool, with_claims: bool) -
     interrupted, run the same command again, and it goes on.
 
     Both are URLs, as in your configuration: lmdb:///var/lib/node/replay. LDK's own files are
-    sources too: filesystem:PATH?layout=ldk-v1, filesystem:PATH, sqlite:ldk_node_data.sqlite.
+    sources too: filesystem:PATH?layout=ldk-v1, filesystem:PATH, sqlite:ldk_node_data.sqlite. And
+    ldk-node's table in PostgreSQL is either of the two: postgresql://node@host/ldk_db?table=ldk_data.
     """
     with showing() as show:
         done = migrate_all(

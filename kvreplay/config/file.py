@@ -127,9 +127,9 @@ def load_config(
     names the store. ``KVREPLAY_REPLAY_<NAMESPACE>_<SETTING>`` sets one setting of a namespace
     that the file names; write the name in upper case, and ``_`` for ``-``. No other variable
     may start with ``KVREPLAY_``, but those that Kubernetes sets for a Service of such a name: they
-    set nothing. Blanks and line ends around a value do not belong to it. A
-    relative path in the file is relative to the file; a
-    relative path in a variable is relative to the current directory.
+    set nothing. Blanks and line ends around a value do not belong to it. A relative path in the
+    file is relative to the file; a relative path in a variable is relative to the current
+    directory.
 
     Args:
         path: the file. ``None``: only the environment is read, and it must name the store.

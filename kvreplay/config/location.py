@@ -45,13 +45,13 @@ class Given:
     ``pair``: the whole ``name=value`` of a URL's query, percent-encoded as it stands there.
     """
 
-    _value: object
+    _value: object = attrs.field(repr=False)
     source: str
-    pair: str | None = None
+    pair: str | None = attrs.field(default=None, repr=False)
 
     @property
     def value(self) -> object:
-        """The value itself; it is decoded only now, since what passes through need not be text."""
+        """The value, decoded only now: what passes through a URL need not be UTF-8."""
         if self.pair is None:
             return self._value
         return _decoded(self.pair.partition("=")[2], self.source)
@@ -67,7 +67,9 @@ class Asked:
 
     backend: str = attrs.field(converter=_by_its_one_name)
     source: str
-    rest: str | None  # what a URL has between the scheme's colon and the query
+    rest: str | None = attrs.field(
+        repr=False
+    )  # what a URL has between the scheme's colon and the query
     path: Given | None
     options: Mapping[str, Given]
     base: str | os.PathLike[str] | None

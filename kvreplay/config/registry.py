@@ -283,11 +283,12 @@ def _unknown_option(name: str, given: Given, backend: str, engine: Engine) -> Co
     if others := others_with(name, backend):
         return option_of_another(others, name, backend, engine, given.source)
     valid = (*engine.options, "path") if engine.location == "path" else tuple(engine.options)
-    instead = nearest(name, valid)
-    if given.pair is not None and engine.parameters:
-        meant = near(name, (*valid, *engine.parameters))
-        instead = nearest(name, valid if meant is None else (meant,))
-    return wrong(given.source, f'the backend "{backend}" has no option {shown(name)}', instead)
+    in_a_url = (*valid, *engine.parameters) if given.pair is not None else valid
+    return wrong(
+        given.source,
+        f'the backend "{backend}" has no option {shown(name)}',
+        nearest(name, in_a_url if near(name, in_a_url) else valid),  # a driver has very many
+    )
 
 
 def parameter_outside_a_url(name: str, backend: str, source: str) -> ConfigError:

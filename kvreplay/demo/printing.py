@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -30,6 +31,7 @@ class Printer:
         self._true = 0
         self._not_run = 0
         self._untold = ""
+        self._schema = ""
         self._output = _Output(soft_wrap=True)
         try:
             "✓✗·".encode(self._output.encoding)
@@ -42,19 +44,26 @@ class Printer:
         """Say what the story is about."""
         self._print("A node makes each invoice once: async_order.request_invoice over JSON-RPC.")
 
-    def heading(self, engine: str, url: str) -> None:
-        """Begin with another store. No credentials of its URL are shown."""
+    def heading(self, engine: str, store: Mapping[str, str]) -> None:
+        """Begin with another store. No credentials of its URL are shown, and not its query."""
         self._engine = engine
+        url, mark, _ = store["url"].partition("?")
         head, at, tail = url.rpartition("@")
-        shown = f"{head.partition(':')[0]}:…@{tail}" if at else url
+        shown = (f"{head.partition(':')[0]}:…@{tail}" if at else url) + ("?…" if mark else "")
         self._print("")
         self._print((f"{engine:<12}", "bold"), f'node.toml: [store] url = "{shown}"')
+        if "schema" in store:
+            self._print(" " * 31, f'schema = "{store["schema"]}"')
 
     def heading_of_ldk(self) -> None:
         """Begin with LDK's nodes."""
         self._engine = "ldk"
         self._print("")
         self._print((f"{'ldk':<12}", "bold"), "two real LDK nodes; each turn is one transaction")
+
+    def kept(self, schema: str) -> None:
+        """Say at the end that a schema of a database is kept."""
+        self._schema = schema
 
     def untold(self, reason: str) -> None:
         """Say that what comes after the heading is not told at all."""
@@ -83,6 +92,8 @@ class Printer:
         self._print("")
         if kept is not None:
             self._print(f"Stores, configs and logs are kept in {kept}")
+        if self._schema:
+            self._print(f'The store in PostgreSQL is kept too, in the schema "{self._schema}"')
         if self._untold:
             self._print((self._untold, "yellow"))
         if not self.untrue:

@@ -25,11 +25,11 @@ _LSP: Final = "02" + hashlib.sha256(b"an LSP").hexdigest()
 
 _CONFIG: Final = """\
 [store]
-url = {url}
+{store}
 
 [replay.request_invoice]
 ttl = "1h"
-lease = "30s"
+lease = "3s"
 
 [node]
 host = "127.0.0.1"
@@ -46,14 +46,18 @@ class Stage:
     """One store's config file, the nodes that run on it, and the requests made.
 
     Args:
-        url: the store's line in the config.
+        store: the store's table in the config.
         directory: an empty directory for the config, the log and the store.
         command: the command that runs a node.
     """
 
-    def __init__(self, url: str, directory: Path, command: Sequence[str] = NODE) -> None:
+    def __init__(
+        self, store: Mapping[str, str], directory: Path, command: Sequence[str] = NODE
+    ) -> None:
+        lines = [f"{name} = {json.dumps(value)}" for name, value in store.items()]
         self._config = directory / "node.toml"
-        self._config.write_text(_CONFIG.format(url=json.dumps(url), seed=SEED))
+        self._config.touch(0o600)  # its URL may have a password
+        self._config.write_text(_CONFIG.format(store="\n".join(lines), seed=SEED))
         self._log = directory / "node.log"
         self._command = command
         self._nodes: list[Node] = []

@@ -5,13 +5,13 @@ from __future__ import annotations
 import http.client
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import BrokenBarrierError
 from typing import Final
 
-from kvreplay import ConfigError
+from kvreplay import Config, ConfigError, load_config
 from kvreplay.demo.chapter import Chapter, Step
 from kvreplay.demo.client import NODE, NodeFailedError
 from kvreplay.demo.ldk.process import LDKNodesError
@@ -60,18 +60,22 @@ def tell(
     printer.title()
     with _place(directory) as place:
         for url in stores:
-            engine = url.partition(":")[0].lower()
-            _tell_on(engine, url, place / engine, printer, command)
+            config = load_config(None, environ={"KVREPLAY_STORE": url})
+            engine = config.store.backend
+            with _table(url, config, printer, kept=directory is not None) as table:
+                _tell_on(engine, table, place / engine, printer, command)
         if ldk:
             _tell_on_ldk(place / "ldk", printer)
     printer.end(None if directory is None else place)
     return 1 if printer.untrue else 0
 
 
-def _tell_on(engine: str, url: str, place: Path, printer: Printer, command: Sequence[str]) -> None:
+def _tell_on(
+    engine: str, store: Mapping[str, str], place: Path, printer: Printer, command: Sequence[str]
+) -> None:
     place.mkdir()
-    printer.heading(engine, url)
-    stage = Stage(url, place, command)
+    printer.heading(engine, store)
+    stage = Stage(store, place, command)
     try:
         steps = Chapter(stage, forgets=engine == "memory").steps()
         _tell_steps(steps, printer, stage.last_words)
@@ -108,6 +112,23 @@ def _tell_steps(steps: Iterable[Step], printer: Printer, last_words: Callable[[]
             printer.false(step, time.perf_counter() - began, problem + last_words())
         else:
             printer.true(step, time.perf_counter() - began)
+
+
+@contextmanager
+def _table(
+    url: str, config: Config, printer: Printer, *, kept: bool
+) -> Iterator[Mapping[str, str]]:
+    """Yield the store's table; in a database that others use too, it has a schema of its own."""
+    store = config.store
+    if store.backend != "postgresql" or "schema" in store.options:
+        yield {"url": url}
+        return
+    from kvreplay.demo.schema import new_schema  # imported late: it needs an extra
+
+    with new_schema(store.location or "", kept=kept) as schema:
+        yield {"url": url, "schema": schema}
+        if kept:
+            printer.kept(schema)
 
 
 @contextmanager

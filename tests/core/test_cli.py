@@ -9,13 +9,14 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kvreplay import StoreNotFoundError, open_store
 from kvreplay.cli import main
 from support.configuring import Stranger
-from support.extras import needs_cli, needs_demo
+from support.extras import needs_cli, needs_demo, needs_postgresql
 from support.interrupts import hearing_ctrl_c
 from support.programs import run_python
 
@@ -160,6 +161,24 @@ def test_init_makes_a_store_once(
     assert (code, error) == (0, "")
     assert "is there already; nothing was changed" in out
     assert {each: each.lstat().st_mtime_ns for each in before} == before
+    with open_store(url) as store:
+        assert store.read("p", "s", "k") == b"v"
+
+
+@needs_cli
+@needs_postgresql
+def test_init_makes_a_store_on_a_server_once(
+    postgres: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = postgres.url.replace("postgres@", "postgres:hunter2@") + "&password=hunter2&create=false"
+    with pytest.raises(StoreNotFoundError):
+        open_store(url)
+    place = "postgresql:…@/postgres?…"
+    assert run_init(url, capsys) == (0, f"made the store {place}\n", "")
+    with open_store(url) as store:
+        store.write("p", "s", "k", b"v")
+    said = f"the store {place} is there already; nothing was changed\n"
+    assert run_init(url.replace("postgresql:", "postgres:"), capsys) == (0, said, "")
     with open_store(url) as store:
         assert store.read("p", "s", "k") == b"v"
 

@@ -99,7 +99,17 @@ ORDER: dict[str, tuple[str, ...]] = {
     ),
     "config": ("units", "location", "registry", "file", "__init__"),
     "_migration": (
-        *("ldk_files", "ldk_database", "sides", "walking", "claims", "mark", "copying"),
+        *(
+            "ldk_rows",
+            "ldk_files",
+            "ldk_database",
+            "ldk_table",
+            "sides",
+            "walking",
+            "claims",
+            "mark",
+            "copying",
+        ),
         *("verifying", "__init__"),
     ),
     "backends": (
@@ -115,7 +125,8 @@ ORDER: dict[str, tuple[str, ...]] = {
         *("committer", "environment", "shared", "transaction", "store", "__init__"),
     ),
     "backends.postgresql": (
-        *("clock", "location", "links", "statements", "errors", "operations", "opening", "kept"),
+        *("clock", "location", "links", "timeline", "statements", "errors", "operations"),
+        *("opening", "kept", "pooling"),
         *("calls", "callers", "session", "transaction", "joining", "aio_session"),
         *("aio_transaction", "aio_joining", "aio", "store", "__init__"),
     ),
@@ -143,7 +154,7 @@ ORDER: dict[str, tuple[str, ...]] = {
             "chapter",
             "ldk_chapter",
         ),
-        *("printing", "story", "__init__"),
+        *("printing", "schema", "story", "__init__"),
     ),
     "demo.ldk": ("program", "process", "pair", "__init__"),
     "cli": ("demo", "init", "progress", "migrate", "commands", "main", "__init__"),
@@ -153,6 +164,7 @@ PACKAGES: dict[str, set[str]] = {
     "_protocol": {"msgpack"},
     "_typed.cattrs": {"cattrs"},
     "_typed.pydantic": {"pydantic", "pydantic_core"},
+    "_migration.ldk_table": {"psycopg"},
     "backends.lmdb": {"lmdb"},
     "backends.postgresql": {"psycopg", "psycopg_pool"},
     "metrics.opentelemetry": {"opentelemetry"},
@@ -160,6 +172,7 @@ PACKAGES: dict[str, set[str]] = {
     "testing": {"pytest"},
     "testing.model": {"hypothesis", "pytest"},
     "demo": {"bolt11", "msgpack", "rich"},
+    "demo.schema": {"psycopg"},
     "cli": {"click", "rich"},
 }
 

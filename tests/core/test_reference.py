@@ -17,7 +17,9 @@ import kvreplay
 from kvreplay import EVENT_KINDS, ReplayEvent, asgi, errors, load_config, wsgi
 from kvreplay._http.settings import Configured as HTTPConfigured
 from kvreplay._runtime.settings import IN_A_FILE, Configured
+from kvreplay.config.registry import BACKENDS, engine_of
 from kvreplay.events import ANSWERS
+from support.configuring import HAS_POSTGRESQL
 
 PACKAGE = Path(kvreplay.__file__).parent
 ROOT = Path(__file__).parent.parent.parent
@@ -71,6 +73,25 @@ def test_what_a_file_can_hold_is_read_from_a_file_and_from_the_environment(tmp_p
     assert len(variables) == len(examples)
     file.write_text("[replay.request_invoice]\n", encoding="utf-8")
     assert load_config(file, environ=environment | variables).replay("request_invoice") == in_file
+
+
+# Options of the engines.
+
+
+def test_each_option_has_its_default_and_its_engines() -> None:
+    classes = {name: engine_of(name, "").construct for name in BACKENDS if is_installed(name)}
+    told = rows(section("## The store"), "option")
+    for name, engine in classes.items():
+        parameters = inspect.signature(engine).parameters
+        listed = [row for row in told if row[2] == "all" or f"`{name}`" in f"`{row[2]}`"]
+        assert {option for option, *_ in listed} == set(engine.OPTIONS)  # type: ignore[attr-defined]
+        for option, default, *_ in listed:
+            assert eval(default) == parameters[option].default, (name, option)
+    assert all(set(re.findall(r"\w+", of)) <= {*BACKENDS, "all"} for _, _, of, _ in told)
+
+
+def is_installed(backend: str) -> bool:
+    return HAS_POSTGRESQL or backend != "postgresql"
 
 
 # Settings of the HTTP layers.

@@ -86,7 +86,7 @@ def test_a_node_ends_when_told_to(end: signal.Signals | str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("url", ["lmdb:store", "filesystem:store"])
 def test_a_request_that_another_process_runs_is_in_flight(url: str, tmp_path: Path) -> None:
-    stage = Stage(url, tmp_path)
+    stage = Stage({"url": url}, tmp_path)
     try:
         holding = stage.start("--hold-after-ledger")
         caught: list[BaseException] = []

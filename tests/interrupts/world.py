@@ -7,6 +7,7 @@ import contextlib
 import os
 import shutil
 import signal
+import sqlite3
 import tempfile
 import threading
 import traceback
@@ -67,6 +68,7 @@ class World:
         self.store = self.open()
         self._replays: list[Any] = []
         self._async_replays: list[Any] = []
+        self._connections: list[sqlite3.Connection] = []
         self.kept: dict[str, bytes] = {}
         self.keep()
         self.store.list("p", "kept")  # whoever reads for the first time may open something
@@ -96,6 +98,14 @@ class World:
         """Open and use the store in another process."""
         if self.engine != "memory":
             self._neighbour.use(self.path)
+
+    def connect(self) -> sqlite3.Connection:
+        """Open a connection of the caller's own to an SQLite store, with a ledger; it stays open."""
+        connection = sqlite3.connect(self.path, isolation_level=None, timeout=0)
+        connection.execute("CREATE TABLE ledger (payment TEXT)")
+        self._connections.append(connection)
+        self.before = _descriptors()
+        return connection
 
     def replay(self, **settings: Any) -> Replay:
         self._replays.append(Replay(self.store, "pay", ttl=600, wait_timeout=0.3, **settings))
@@ -162,6 +172,8 @@ class World:
         self.close()
 
     def close(self) -> None:
+        for connection in self._connections:
+            connection.close()
         self.store.close()
         if self.engine == "lmdb":
             assert not shared._open, "files are still open"

@@ -196,7 +196,7 @@ class CuttingProxy:
         self._await(refuse())
 
     def mend(self) -> None:
-        """Forget all that it was told; let pass what was held back."""
+        """Forget all faults that it was told; let pass what was held back."""
 
         def mend() -> None:
             self._plans.clear()
@@ -247,6 +247,7 @@ class CuttingProxy:
                 task.add_done_callback(self._tasks.discard)
 
     async def _end(self) -> None:
+        await asyncio.sleep(0)  # each task has begun, and so closes its sockets
         tasks = [*self._tasks, *filter(None, [self._accepting])]
         for task in tasks:
             task.cancel()
@@ -257,32 +258,32 @@ class CuttingProxy:
             await asyncio.sleep(0)
 
     async def _serve(self, client: socket.socket) -> None:
-        server = socket.socket()
-        server.setblocking(False)
-        try:
-            await self._loop.sock_connect(server, self._target)
-        except OSError:
-            _reset(client, server)
-            return
-        for end in (client, server):
-            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection = Connection(client, server)
-        self.connections.append(connection)
-        forwarding = [
-            self._loop.create_task(self._forward(connection, each)) for each in _DIRECTIONS
-        ]
-        how: _Cut = "reset"
-        try:
-            how = await connection._broken
-        finally:
-            for task in forwarding:
-                task.cancel()
-            await asyncio.gather(*forwarding, return_exceptions=True)
-            connection.is_open = False
-            if how == "reset":
-                _reset(client, server)
-        if how == "close":
-            await asyncio.gather(self._close(client), self._close(server))
+        with client, socket.socket() as server:
+            server.setblocking(False)
+            for end in (client, server):
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            try:
+                await self._loop.sock_connect(server, self._target)
+            except OSError:
+                _reset(client)
+                return
+            connection = Connection(client, server)
+            self.connections.append(connection)
+            forwarding = [
+                self._loop.create_task(self._forward(connection, each)) for each in _DIRECTIONS
+            ]
+            how: _Cut = "reset"
+            try:
+                how = await connection._broken
+            finally:
+                for task in forwarding:
+                    task.cancel()
+                await asyncio.gather(*forwarding, return_exceptions=True)
+                connection.is_open = False
+                if how == "reset":
+                    _reset(client, server)
+            if how == "close":
+                await asyncio.gather(self._close(client), self._close(server))
 
     async def _forward(self, connection: Connection, direction: Direction) -> None:
         source, sink = connection._ends[direction]
@@ -335,7 +336,7 @@ class CuttingProxy:
 
     async def _close(self, end: socket.socket) -> None:
         """End the connection in good order; drop what still comes, since closing would reset it then."""
-        with end, suppress(OSError):
+        with suppress(OSError):
             end.shutdown(socket.SHUT_WR)
             while await self._loop.sock_recv(end, _CHUNK):
                 pass

@@ -16,6 +16,7 @@ from kvreplay.backends.postgresql.clock import ServerClock
 from kvreplay.backends.postgresql.opening import Place
 from kvreplay.backends.postgresql.operations import Operation, Operations
 from kvreplay.backends.postgresql.statements import WALK
+from kvreplay.backends.postgresql.timeline import Timeline
 from kvreplay.store import (
     AsyncJoinedTransaction,
     AsyncKVTransaction,
@@ -44,11 +45,17 @@ class AsyncPostgreSQLStore:
     spans_machines = True
 
     def __init__(
-        self, place: Place, clock: ServerClock, operations: Operations, identity: object
+        self,
+        place: Place,
+        clock: ServerClock,
+        timeline: Timeline,
+        operations: Operations,
+        identity: object,
     ) -> None:
         self.clock = clock
         self.identity = identity
         self._place = place
+        self._timeline = timeline
         self._operations = operations
         self._process: ProcessMark = this_process()
         self._sessions: _Sessions = WeakKeyDictionary()
@@ -211,7 +218,7 @@ class AsyncPostgreSQLStore:
             for other in list(self._sessions.values()):
                 if other.loop.is_closed():
                     other.cut()
-            session = self._sessions[loop] = AsyncSession(self._place, self.clock)
+            session = self._sessions[loop] = AsyncSession(self._place, self.clock, self._timeline)
         return session
 
     async def _run(self, operation: Operation[T]) -> T:

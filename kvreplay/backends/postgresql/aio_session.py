@@ -21,10 +21,11 @@ from kvreplay.backends.postgresql.errors import (
 )
 from kvreplay.backends.postgresql.kept import Kept, Lease
 from kvreplay.backends.postgresql.links import AsyncLink
-from kvreplay.backends.postgresql.opening import GREETING, Place, greeted
+from kvreplay.backends.postgresql.opening import Place, greeted
 from kvreplay.backends.postgresql.operations import Operation, Rows
 from kvreplay.backends.postgresql.session import POOL, asked_with
 from kvreplay.backends.postgresql.statements import Asked
+from kvreplay.backends.postgresql.timeline import Timeline
 from kvreplay.errors import StoreError
 from kvreplay.store import closed_error
 
@@ -52,11 +53,12 @@ async def drive(operation: Operation[T], execute: Callable[[Asked], Awaitable[Ro
 class AsyncSession:
     """An event loop's connections to one store; made on that loop."""
 
-    def __init__(self, place: Place, clock: ServerClock) -> None:
+    def __init__(self, place: Place, clock: ServerClock, timeline: Timeline) -> None:
         self.place = place
         self.clock = clock
+        self.timeline = timeline
         self.loop = asyncio.get_running_loop()
-        self._kept: Kept[AsyncLink] = Kept()
+        self._kept: Kept[AsyncLink] = Kept(timeline)
         self._links: WeakSet[AsyncLink] = WeakSet()
         self._why: Exception | None = None  # the latest connection could not be made
         self._is_closed = False
@@ -79,9 +81,9 @@ class AsyncSession:
             link.answer_within = self.place.reply_timeout
             asked_at = ticks()
             async with link.cursor() as cursor:
-                await cursor.execute(GREETING.format(meta=self.place.meta))
+                await cursor.execute(self.place.greeting)
                 row = await cursor.fetchone()
-            greeted(link, row, self.place)
+            greeted(link, row, self.place, self.timeline)
             self.clock.told(row[-1], asked_at)  # type: ignore[index]  # greeted() has looked
             self._links.add(link)
             self._why = None
@@ -130,26 +132,23 @@ class AsyncSession:
     async def _from_pool(self, left: float, limit: float) -> Lease[AsyncLink] | None:
         if not self._kept.waiting:
             self._why = None
-        self._kept.waiting.append(None)
+        waiting = object()
         try:
+            self._kept.waiting.add(waiting)
             lease = self._kept.lend(await self._pool.getconn(max(left, 0.0)))
-            if lease.is_alive():
-                return lease
-            lease.link.pgconn.finish()
-            lease.end()
-            return None
+            return lease if self._kept.is_good(lease) else None
         except PoolTimeout:
             raise no_connection(limit, self._why) from self._why
         except PoolClosed:
             raise closed_error() from None
         finally:
-            self._kept.waiting.pop()
+            self._kept.waiting.discard(waiting)
 
     def keep(self, lease: Lease[AsyncLink]) -> None:
         """Take a connection back: for whoever waits longest, or for the next call."""
         if self._is_closed:
             lease.link.pgconn.finish()
-        if lease.link.closed or not self._waiting:
+        if lease.is_over or not self._waiting or not self._kept.is_good(lease):
             self._kept.keep(lease)
         else:
             self._pass_on(lease)

@@ -21,8 +21,10 @@ from collections import deque
 from typing import Any, Final, Generic, TypeVar
 
 import psycopg
+from psycopg.pq import TransactionStatus
 
 from kvreplay.backends.postgresql.links import AsyncLink, Link
+from kvreplay.backends.postgresql.timeline import Timeline
 
 __all__ = ["Kept", "Lease"]
 
@@ -56,8 +58,9 @@ class Lease(Generic[L]):
 
     @property
     def is_over(self) -> bool:
-        """Whether the pool should have it back."""
-        return self.link.closed or time.monotonic() - self._since > _KEEP
+        """Whether the pool should have it back: it also ends what an interrupt has left open."""
+        is_idle = self.link.pgconn.transaction_status == TransactionStatus.IDLE
+        return not is_idle or time.monotonic() - self._since > _KEEP
 
     def is_alive(self) -> bool:
         """Say whether the server has not ended the connection while nobody used it."""
@@ -75,14 +78,14 @@ class Kept(Generic[L]):
     """The connections that are kept for the next call.
 
     Attributes:
-        waiting: an item for each call that waits for the pool.
+        waiting: something for each call that waits for the pool.
     """
 
-    def __init__(self) -> None:
-        self.waiting: list[None] = []
+    def __init__(self, timeline: Timeline) -> None:
+        self.waiting: set[object] = set()
+        self._timeline = timeline
         self._idle: deque[Lease[L]] = deque()
         self._lent: dict[weakref.ref[Hold], L] = {}
-        self._lost: deque[L] = deque()
 
     @property
     def lent(self) -> int:
@@ -90,35 +93,38 @@ class Kept(Generic[L]):
         return len(self._lent)
 
     def take(self) -> Lease[L] | None:
-        """Return one that is alive, and was used last; ``None``: ask the pool."""
+        """Return the good one that was used last; ``None``: ask the pool."""
         while True:
             try:
                 lease = self._idle.pop()
             except IndexError:
                 return None
-            if lease.is_alive():
+            if self.is_good(lease):
                 return lease
-            lease.link.pgconn.finish()
-            lease.end()
+
+    def is_good(self, lease: Lease[L]) -> bool:
+        """Say whether a lease is alive, and its server on the latest timeline; else end it."""
+        if lease.link.timeline == self._timeline.latest and lease.is_alive():
+            return True
+        lease.link.pgconn.finish()
+        lease.end()
+        return False
 
     def lend(self, link: L) -> Lease[L]:
         """Return a connection of the pool as a lease."""
         lease = Lease(link)
         assert lease.hold is not None
-        self._lent[weakref.ref(lease.hold, self._lose)] = link
+        self._lent[weakref.ref(lease.hold)] = link
         return lease
 
-    def _lose(self, reference: weakref.ref[Hold]) -> None:
-        self._lost.append(self._lent.pop(reference))
-
-    def keep(self, lease: Lease[L]) -> None:
-        """Keep a lease for the next call, or let it be found in :meth:`lost`."""
+    def keep(self, lease: Lease[L]) -> bool:
+        """Keep a lease for the next call; say whether one is now in :meth:`lost`."""
         if lease.is_over:
             lease.end()
-            return
+            return True
         self._idle.append(lease)
-        if self.waiting:  # whoever waits has looked here before
-            self.let_go()
+        # Whoever waits has looked here before.
+        return bool(self.waiting) and self.let_go()
 
     def let_go(self) -> bool:
         """Let a lease that is idle be found in :meth:`lost`; say whether there was one."""
@@ -130,7 +136,8 @@ class Kept(Generic[L]):
 
     def lost(self) -> L | None:
         """Return a connection that must be given back to the pool."""
-        try:
-            return self._lost.popleft()
-        except IndexError:
-            return None
+        for hold, link in list(self._lent.items()):
+            # Only one call finds it. No callback of the reference does: an interrupt could end it.
+            if hold() is None and self._lent.pop(hold, None) is not None:
+                return link
+        return None

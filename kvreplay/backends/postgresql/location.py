@@ -13,10 +13,10 @@ from kvreplay.errors import ConfigError
 
 __all__ = ["PARAMETERS", "connection_string"]
 
-PARAMETERS: Final = frozenset(option.keyword.decode() for option in pq.Conninfo.get_defaults()) - {
-    "replication"
-}
-"""The names of libpq's parameters, as the libpq that is installed knows them."""
+PARAMETERS: Final = frozenset(
+    {option.keyword.decode() for option in pq.Conninfo.get_defaults()} - {"replication"} | {"ssl"}
+)
+"""The names of libpq's parameters, as the libpq that is installed knows them, and ``ssl=true``."""
 
 
 def connection_string(url: object, connect_timeout: float) -> str:

@@ -18,9 +18,11 @@ from kvreplay.backends.postgresql.errors import (
 )
 from kvreplay.backends.postgresql.kept import Kept, Lease
 from kvreplay.backends.postgresql.links import Bounded, Link
-from kvreplay.backends.postgresql.opening import GREETING, Place, greeted
+from kvreplay.backends.postgresql.opening import Place, greeted
 from kvreplay.backends.postgresql.operations import Operation, Rows
+from kvreplay.backends.postgresql.pooling import OwnPool, Pool
 from kvreplay.backends.postgresql.statements import Asked, milliseconds
+from kvreplay.backends.postgresql.timeline import Timeline
 from kvreplay.errors import StoreError
 from kvreplay.store import closed_error
 
@@ -78,23 +80,29 @@ class Session:
     Args:
         place: where the store is.
         clock: what is told the server's time.
+        timeline: what is told the timelines of its servers.
     """
 
-    def __init__(self, place: Place, clock: ServerClock) -> None:
+    def __init__(self, place: Place, clock: ServerClock, timeline: Timeline) -> None:
         self.place = place
         self.clock = clock
-        self._kept: Kept[Link] = Kept()
+        self.timeline = timeline
+        self._kept: Kept[Link] = Kept(timeline)
         self._why: Exception | None = None  # the latest connection could not be made
-        self._pool: ConnectionPool[Link] = ConnectionPool(
-            place.conninfo,
+        self._pool = Pool(self._opened_pool)
+
+    def _opened_pool(self) -> OwnPool:
+        pool = OwnPool(
+            self.place.conninfo,
             connection_class=Link,
             kwargs={"autocommit": True, "failed": self._note},
-            max_size=place.pool_size,
+            max_size=self.place.pool_size,
             configure=self._configure,
             reconnect_failed=self._go_on,
             **POOL,
         )
-        self._pool.open()
+        pool.open()
+        return pool
 
     def _configure(self, link: Link) -> None:
         """Look whether a new connection leads to the store, before anybody uses it."""
@@ -102,8 +110,8 @@ class Session:
             link.answer_within = self.place.reply_timeout
             asked_at = ticks()
             with link.cursor() as cursor:
-                row = cursor.execute(GREETING.format(meta=self.place.meta)).fetchone()
-            greeted(link, row, self.place)
+                row = cursor.execute(self.place.greeting).fetchone()
+            greeted(link, row, self.place, self.timeline)
             self.clock.told(row[-1], asked_at)  # type: ignore[index]  # greeted() has looked
             self._why = None
         except Exception as error:
@@ -113,10 +121,10 @@ class Session:
     def _note(self, why: Exception) -> None:
         self._why = why
 
-    def _go_on(self, _: object) -> None:
+    def _go_on(self, pool: ConnectionPool[Link]) -> None:
         """Let the pool go on trying to connect, if somebody waits for that."""
         if self._kept.waiting:
-            self._pool.check()  # there are none in it
+            pool.check()  # there are none in it
 
     def lease(self, limit: float) -> Lease[Link]:
         """Take a connection, and wait for one as long as this (seconds)."""
@@ -126,33 +134,34 @@ class Session:
         self.give_back()
         if not self._kept.waiting:
             self._why = None
-        self._kept.waiting.append(None)
+        waiting = object()
         try:
+            self._kept.waiting.add(waiting)
             if self._kept.let_go():  # one came back meanwhile
                 self.give_back()
             until = time.monotonic() + limit
             while True:
-                lease = self._kept.lend(self._pool.getconn(until - time.monotonic()))
-                if lease.is_alive():
+                lease = self._pool.get(until - time.monotonic(), self._kept.lend)
+                if self._kept.is_good(lease):
                     return lease
-                lease.link.pgconn.finish()
-                lease.end()
                 self.give_back()
         except PoolTimeout:
             raise no_connection(limit, self._why) from self._why
         except PoolClosed:
             raise closed_error() from None
         finally:
-            self._kept.waiting.pop()
+            self._kept.waiting.discard(waiting)
 
     def keep(self, lease: Lease[Link]) -> None:
         """Take a connection back."""
-        self._kept.keep(lease)
+        if self._kept.keep(lease):
+            self.give_back()
 
     def give_back(self) -> None:
         """Give the pool the connections that nobody has any more."""
-        while (link := self._kept.lost()) is not None:
-            self._pool.putconn(link)
+        if not self._pool.is_busy:  # else the call that this one interrupts does it
+            while self._pool.put(self._kept.lost):
+                pass
 
     def run(self, operation: Operation[T]) -> T:
         """Drive an operation, each statement of which is a transaction of its own."""
@@ -173,8 +182,7 @@ class Session:
                 if not again or time.monotonic() >= until:
                     raise failure(error, changing=statement.changes, lost=lost) from error
             finally:
-                self._kept.keep(lease)
-                self.give_back()
+                self.keep(lease)
 
     def close(self) -> None:
         """Close all connections."""

@@ -9,7 +9,7 @@ import pytest
 
 from kvreplay.cli import main
 from kvreplay.config.file import load_config
-from kvreplay.config.location import without_credentials
+from kvreplay.config.location import ask_table, ask_url, without_credentials
 from kvreplay.config.registry import open_store
 from kvreplay.errors import ConfigError, StoreError, StoreUnavailableError
 from support.configuring import SERVER, Stranger, complaint
@@ -78,6 +78,12 @@ WRONG = [
     "srv://u:a@hunter2@h/db",
     "srv:sslpassword=hunter2",
 ]
+
+
+def test_no_repr_of_what_is_asked_for_shows_it() -> None:
+    for url in PLANTED:
+        assert "hunter2" not in repr(ask_url(url.replace("//?", "///?"), "here", None))
+    assert "hunter2" not in repr(ask_table({"url": "srv:", "password": "hunter2"}, "here", None))
 
 
 def test_no_repr_shows_what_a_query_has(stranger: Stranger) -> None:

@@ -136,6 +136,16 @@ def test_a_variable_for_a_part_of_the_url_is_a_mistake(server: None) -> None:
         assert value not in message
 
 
+def test_kubernetes_sets_no_part_of_the_url(server: None) -> None:
+    theirs = {
+        "KVREPLAY_STORE_PORT": "tcp://10.0.0.1:5432",
+        "KVREPLAY_STORE_SERVICE_HOST": "10.0.0.1",
+        "KVREPLAY_STORE_SERVICE_PORT": "5432",
+    }
+    store = {"KVREPLAY_STORE": "srv://db/replay?port=1"}
+    assert load_config(None, environ=store | theirs) == load_config(None, environ=store)
+
+
 def test_only_the_text_of_pairs_that_pass_through_is_not_decoded(server: None) -> None:
     opened = open_store("srv:///db?schema=a%20b%2Bc+d")
     assert opened.options == {"schema": "a b+c+d"}  # type: ignore[attr-defined]
@@ -187,7 +197,7 @@ OF_LIBPQ = [
     "postgresql://%2Frun%2Fpostgresql/db",
     "postgresql://u%40x:a+b%20c%26d%23e%3Ff%25%2Fg%3A@[fd00::1%25eth0]/d%2Fb",
     "postgresql://u:%F0%9F%94%91@h/db?options=-c%20search_path%3Dx&application_name=a+b%2Bc%26d",
-    "postgresql://u@h/db?options=-c search_path%3Dx".replace(" ", "%20"),
+    "postgresql://u@h/db?ssl=true",  # JDBC's
     "postgresql://u:@h/db?options=&sslpassword=%3D%26%3F",
     "postgresql://u@h:/?dbname=a%3Db",
     "postgresql://u@h/db?ssl%6Dode=verify-full&sslrootcert=/etc/ca.pem",
