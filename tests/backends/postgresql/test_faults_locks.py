@@ -46,7 +46,7 @@ def store(postgres: Any, opened: Opener) -> Any:
 
 
 def opening(postgres: Any, opened: Opener, **options: Any) -> Any:
-    options = {"lock_timeout": f"{WAIT}s", "reply_timeout": "60s", **options}
+    options = {"lock_timeout": f"{WAIT}s", "reply_timeout": "10s", **options}
     store = opened(f"{postgres.url}&application_name={postgres.name}", **options)
     store.write(*K, b"v")
     return store
