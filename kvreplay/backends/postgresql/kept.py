@@ -39,7 +39,7 @@ class Hold(Generic[L]):
     __slots__ = ("__weakref__", "cursor", "link", "since", "socket")
 
     def __init__(self, link: L) -> None:
-        self.link = link
+        self.link: L = link
         self.cursor: Any = link.cursor(binary=True)
         self.since = time.monotonic()
         self.socket = select.poll()
