@@ -265,6 +265,8 @@ def test_a_wrapper_is_asked_although_the_store_in_it_has_a_twin() -> None:
     class Counting:
         """A store of somebody else's, which must see each change: to encrypt it, say."""
 
+        check_and_put_each = check_and_put_at_once = None
+
         def __init__(self, inner: Any) -> None:
             self._inner = inner
             self.changes = 0
