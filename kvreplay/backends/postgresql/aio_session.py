@@ -81,7 +81,7 @@ class AsyncSession:
             link.answer_within = self.place.reply_timeout
             asked_at = ticks()
             async with link.cursor() as cursor:
-                await cursor.execute(self.place.greeting)
+                await cursor.execute(*self.place.greeting(link))
                 row = await cursor.fetchone()
             greeted(link, row, self.place, self.timeline)
             self.clock.told(row[-1], asked_at)  # type: ignore[index]  # greeted() has looked

@@ -111,7 +111,7 @@ class Session:
             link.answer_within = self.place.reply_timeout
             asked_at = ticks()
             with link.cursor() as cursor:
-                row = cursor.execute(self.place.greeting).fetchone()
+                row = cursor.execute(*self.place.greeting(link)).fetchone()
             greeted(link, row, self.place, self.timeline)
             self.clock.told(row[-1], asked_at)  # type: ignore[index]  # greeted() has looked
             self._why = None
