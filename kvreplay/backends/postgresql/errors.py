@@ -54,7 +54,7 @@ def no_connection(waited: float, why: BaseException | None) -> StoreError:
     if why is not None:
         because = _said(why)
     return StoreUnavailableError(
-        f"no connection to PostgreSQL within {waited:g} s: {because}; nothing was done: try again"
+        f"no connection to PostgreSQL within {waited:.3g} s: {because}; nothing was done: try again"
         " later"
     )
 
