@@ -34,7 +34,7 @@ __all__ = ["ASYNC", "ENGINES", "OPERATIONS", "operations_of"]
 
 Operation = Generator[Callable[[], Any], Ended, None]
 
-ENGINES: Final = ("lmdb", "memory", "filesystem", "sqlite")
+ENGINES: Final = ("lmdb", "memory", "filesystem", "sqlite", "postgresql")
 KEY: Final = ("peer", "session")
 FINAL: Final = (ZeroDivisionError,)  # what a walk takes for the call's own
 PARAMS: Final = {"amount": 1}
@@ -808,8 +808,19 @@ ON_MEMORY: Final = (
 """What asks an engine for nothing that other operations do not ask for too."""
 
 
+ON_SERVERS: Final = (
+    *("create", "create, elsewhere first", "open", "read", "read_entry", "write", "check_and_put"),
+    *("remove", "lazy remove", "sweep", "list", "list_all_keys", "list_paginated", "close"),
+    *("transaction", "undone transaction", "execute", "execute_in_transaction", "hit"),
+    *(f"{ASYNC}{name}" for name in ("execute", "execute_in_transaction", "hit")),
+)
+"""What asks an engine whose entries are on a server for something of its own."""
+
+
 def operations_of(engine: str) -> list[str]:
     """The names of what this engine can do."""
+    if engine == "postgresql":
+        return [name for name in OPERATIONS if name in ON_SERVERS]
     lacks: set[str] = set()
     if engine != "memory":
         lacks |= {prefix + name for prefix in ("", ASYNC) for name in ON_MEMORY}

@@ -12,7 +12,7 @@ from psycopg import errors, sql
 
 from kvreplay.backends.postgresql.errors import failure, no_connection
 from kvreplay.backends.postgresql.links import AsyncLink, Link
-from kvreplay.backends.postgresql.statements import ENTRIES, META
+from kvreplay.backends.postgresql.statements import ENTRIES, META, milliseconds
 from kvreplay.backends.postgresql.timeline import NO_TIMELINE, TIMELINE, Timeline, is_standby
 from kvreplay.errors import ConfigError, CorruptStoreError, StoreError, StoreNotFoundError
 from kvreplay.store import Durability
@@ -26,6 +26,7 @@ _ROOM: Final = "make it by CREATE SCHEMA, or name another one by schema="
 _GREETING: Final = """
     SELECT (SELECT value FROM {meta} WHERE name = 'id'), pg_backend_pid(),
         current_setting('synchronous_commit'), {timeline},
+        set_config('lock_timeout', %(wait)s, pg_backend_pid() <> %(pid)s),
         (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"""
 
 
@@ -60,10 +61,14 @@ class Place:
     def _meta_of(self) -> str:
         return sql.Identifier(self.schema, META).as_string()
 
-    @property
-    def greeting(self) -> str:
-        """What a new connection is asked; ``greeted`` looks at the answer."""
-        return _GREETING.format(meta=self.meta, timeline=self.timeline)
+    def greeting(self, link: Link | AsyncLink) -> tuple[str, dict[str, Any]]:
+        """Return what a new connection is asked; ``greeted`` looks at the answer.
+
+        A statement waits for the lock of its table before it can bound that wait itself. So the
+        bound is a setting of the session too, but not behind a pooler: others would inherit it.
+        """
+        given = {"wait": milliseconds(self.lock_timeout), "pid": link.pgconn.backend_pid}
+        return _GREETING.format(meta=self.meta, timeline=self.timeline), given
 
 
 def greeted(

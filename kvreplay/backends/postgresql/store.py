@@ -261,20 +261,21 @@ class PostgreSQLStore(Closing):
         session = self._opened()
         self._refuse_own()
         place, own = self._place, OwnTransaction()
-        lease = session.lease(place.lock_timeout)
-        transaction = Transaction(lease, own, self._operations, session)
         thread = threading.get_ident()
+        lease = session.lease(place.lock_timeout)
         try:
+            transaction = Transaction(lease, own, self._operations, session)
             self._transactions[thread] = own
-            transaction.begin()
-            yield transaction
-            own.check_usable()  # a forked child would commit on its parent's connection
-            own.ended = True
-            transaction.commit()
-        except BaseException:
-            if not own.is_inherited:
-                transaction.roll_back()
-            raise
+            try:
+                transaction.begin()
+                yield transaction
+                own.check_usable()  # a forked child would commit on its parent's connection
+                own.ended = True
+                transaction.commit()
+            except BaseException:
+                if not own.is_inherited:
+                    transaction.roll_back()
+                raise
         finally:
             own.ended = True
             try:
@@ -282,6 +283,7 @@ class PostgreSQLStore(Closing):
                     session.keep(lease)
             finally:
                 self._transactions.pop(thread, None)
+                lease.end()
 
     def join(
         self, connection: object, *, lock_timeout: float | None
@@ -303,11 +305,12 @@ class PostgreSQLStore(Closing):
             StoreError: this thread holds a transaction of the store; it is not closed.
         """
         self._refuse_own()
-        session, self._session = self._session, None
+        session = self._session
         if session is not None:
             self.awaited.cut()
-        if session is not None and self._pid == os.getpid():  # else it is the parent's
-            session.close()
+            if self._pid == os.getpid():  # else it is the parent's
+                session.close()
+        self._session = None  # only now: what an interrupt breaks off can be done again
 
     def __del__(self) -> None:
         if self._session is not None and self._pid == os.getpid():

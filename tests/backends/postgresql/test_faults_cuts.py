@@ -21,7 +21,7 @@ from kvreplay.errors import (
     StoreUnavailableError,
 )
 from support.cutting_proxy import CuttingProxy, Direction
-from support.postgres_faults import FACES, Opener, rows_of
+from support.postgres_faults import FACES, Opener, rows_of, until_idle
 from support.waiting import until
 
 OLD, NEW = b"old", b"new"
@@ -105,16 +105,6 @@ def prepare(postgres: Any, value: bytes | None) -> None:
         )
 
 
-def in_the_end(postgres: Any) -> dict[str, bytes]:
-    """What is there when all that was asked has come to its end on the server."""
-    busy = (
-        "SELECT 1 FROM pg_stat_activity WHERE application_name = %s"
-        " AND (state <> 'idle' OR backend_xid IS NOT NULL)"
-    )
-    until(lambda: not postgres.server.execute(busy, postgres.name))
-    return rows_of(postgres)
-
-
 @WAYS
 def test_a_read(
     postgres: Any, proxy: CuttingProxy, opened: Opener, direction: Direction, step: int
@@ -137,7 +127,8 @@ def test_a_check_and_put(
         *(proxy, direction, step, reading(store)),
         lambda key: store.check_and_put("p", "s", key, expected=expected, value=value),
     )
-    there = in_the_end(postgres)
+    until_idle(postgres)
+    there = rows_of(postgres)
     unknown = set()
     for each in made:
         has_happened = there.get(each.key) == value
@@ -164,7 +155,8 @@ def test_a_transaction(
             transaction.write("p", "s", f"{key}-too", NEW)
 
     made = rounds(proxy, direction, step, reading(store), change)
-    there = in_the_end(postgres)
+    until_idle(postgres)
+    there = rows_of(postgres)
     kinds = set()
     for each in made:
         has_happened = there.get(each.key) == NEW
@@ -229,7 +221,8 @@ def test_a_joined_transaction(
         caller = Caller(store, url, runner if face == "awaited" else None)
         made = rounds(proxy, direction, step, caller.connect, caller.change)
         caller.close()
-    there = in_the_end(postgres)
+    until_idle(postgres)
+    there = rows_of(postgres)
     kinds = set()
     for each in made:
         has_happened = there[each.key] == NEW
