@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -181,3 +182,13 @@ def test_by_their_own_clocks_they_do_not(rerun: Replay, start: Any) -> None:
 
     with pytest.raises(ClaimLostError):
         rerun.execute(KEY, PARAMS, meanwhile)
+
+
+def test_the_first_thing_that_a_store_is_asked_may_be_the_time(
+    postgres: Schema, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a sweep: a machine whose clock is ahead would remove what is not due."""
+    monkeypatch.setattr(time, "time_ns", lambda: 0)
+    with open_store(postgres.url) as store:
+        now: int = store.clock.now_ms()  # type: ignore[attr-defined]
+    assert abs(now / 1000 - time.time()) < 60
