@@ -11,6 +11,7 @@ import attrs
 import psycopg
 from psycopg import errors, sql
 
+from kvreplay.backends.postgresql.clock import ServerClock, ticks
 from kvreplay.backends.postgresql.errors import another_store, failure, no_connection
 from kvreplay.backends.postgresql.links import AsyncLink, Link
 from kvreplay.backends.postgresql.statements import ENTRIES, META, milliseconds
@@ -101,8 +102,12 @@ def open_place(
     lock_timeout: float,
     reply_timeout: float,
     pool_size: int,
+    clock: ServerClock,
 ) -> Place:
-    """Look for the store on a connection of its own, and make it if that is wanted."""
+    """Look for the store on a connection of its own, and make it if that is wanted.
+
+    The clock is told the server's time: it may be asked before there is another connection.
+    """
     try:
         link = Link.connect(conninfo, autocommit=True, prepare_threshold=None)
     except psycopg.Error as error:
@@ -116,7 +121,7 @@ def open_place(
     try:
         with link.cursor() as cursor:
             timeline = _way_to_ask_for_the_timeline(cursor)
-            found, database, fsync = _look(cursor, schema)
+            found, database, fsync = _look(cursor, schema, clock)
             if durability == "full" and fsync != "on":
                 raise ConfigError(
                     "this PostgreSQL server runs with fsync=off, so that no change survives a power"
@@ -164,12 +169,17 @@ def _way_to_ask_for_the_timeline(cursor: psycopg.Cursor[Any]) -> str:
     return TIMELINE
 
 
-def _look(cursor: psycopg.Cursor[Any], schema: str | None) -> tuple[str | None, int, str]:
+def _look(
+    cursor: psycopg.Cursor[Any], schema: str | None, clock: ServerClock
+) -> tuple[str | None, int, str]:
+    asked_at = ticks()
     row = cursor.execute(
-        "SELECT current_schema(), oid::bigint, current_setting('fsync')"
+        "SELECT current_schema(), oid::bigint, current_setting('fsync'),"
+        " (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
         " FROM pg_catalog.pg_database WHERE datname = current_database()"
     ).fetchone()
     assert row is not None  # the database that this is connected to
+    clock.told(row[3], asked_at)
     return schema or row[0], row[1], row[2]
 
 
