@@ -101,9 +101,7 @@ class Own:
         options["connection"] = self.given
         if self._runner is None:
             return replays.plain.execute_in_transaction(key, params, blocking, **options)
-        return self.run(
-            replays.awaited.execute_in_transaction(key, params, awaited, **options)
-        )
+        return self.run(replays.awaited.execute_in_transaction(key, params, awaited, **options))
 
     # What a handler awaits, and the test calls by ``run``.
 
