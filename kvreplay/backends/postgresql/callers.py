@@ -183,10 +183,6 @@ class _OnSQLAlchemy:
         return found is None
 
 
-_PLAINLY: Final = {"stream_results": False}
-"""How our statements are made, whatever the caller's own connection does."""
-
-
 def _not_usable() -> ConfigError:
     return ConfigError(
         "SQLAlchemy cannot use the connection or session now: it is closed, has no engine, or is in"
@@ -229,7 +225,7 @@ class SQLAlchemyCaller(_OnSQLAlchemy):
 
     def say(self, text: str, given: dict[str, Any] | None = None) -> Sequence[tuple[Any, ...]]:
         """Make a statement, and return its rows."""
-        rows = self._plain.exec_driver_sql(text, given, execution_options=_PLAINLY)
+        rows = self._plain.exec_driver_sql(text, given)
         return [tuple(row) for row in rows]
 
     def begin(self) -> None:
@@ -306,7 +302,7 @@ class AsyncSQLAlchemyCaller(_OnSQLAlchemy):
         self, text: str, given: dict[str, Any] | None = None
     ) -> Sequence[tuple[Any, ...]]:
         """As :meth:`SQLAlchemyCaller.say`."""
-        rows = await self._plain.exec_driver_sql(text, given, execution_options=_PLAINLY)
+        rows = await self._plain.exec_driver_sql(text, given)
         return [tuple(row) for row in rows]
 
     async def begin(self) -> None:
