@@ -72,6 +72,8 @@ class Connection:
     def __init__(self, client: socket.socket, server: socket.socket) -> None:
         self.passed = Passed()
         self.is_open = True
+        self.server_port: int = server.getsockname()[1]
+        """By which the server knows it: ``pg_stat_activity.client_port``."""
         self._ends = {"to server": (client, server), "to client": (server, client)}
         self._last: Direction = "to client"
         self._broken: asyncio.Future[_Cut] = asyncio.get_running_loop().create_future()
@@ -101,6 +103,8 @@ class _Plan:
 
     fault: _Cut | Literal["stall", "garbage"] | None
     left: int
+    only: Connection | None = None
+    """On which connection; ``None``: on whichever passes the byte."""
 
 
 class CuttingProxy:
@@ -145,12 +149,19 @@ class CuttingProxy:
         """Lead later connections to the server of this URL."""
         self._target = ("127.0.0.1", urlsplit(url).port)
 
-    def cut(self, direction: Direction, *, after: int, how: _Cut = "reset") -> None:
+    def cut(
+        self,
+        direction: Direction,
+        *,
+        after: int,
+        how: _Cut = "reset",
+        only: Connection | None = None,
+    ) -> None:
         """Let exactly so many more bytes pass in this direction, and then break the connection, both ends of it.
 
-        With 0 it breaks when the next byte comes, which does not pass.
+        With 0 it breaks when the next byte comes, which does not pass. With ``only``, it is that connection.
         """
-        self._do(lambda: self._plans.__setitem__(direction, _Plan(how, after)))
+        self._do(lambda: self._plans.__setitem__(direction, _Plan(how, after, only)))
 
     def cut_all(self, how: _Cut = "reset") -> None:
         """Break all connections that are open, now; and return when this is done."""
@@ -304,7 +315,9 @@ class CuttingProxy:
     ) -> _Cut | None:
         """Pass what may pass; return how to cut the connection then."""
         while data and not connection._broken.done():
-            plan = self._plans.get(direction) or _Plan(None, len(data))
+            plan = self._plans.get(direction)
+            if plan is None or plan.only not in (None, connection):
+                plan = _Plan(None, len(data))
             passing, data = data[: plan.left], data[plan.left :]
             plan.left -= len(passing)
             cuts = plan.fault if plan.left == 0 and plan.fault in ("reset", "close") else None

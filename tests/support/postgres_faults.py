@@ -10,9 +10,19 @@ import psycopg
 
 from kvreplay import open_store
 from kvreplay.testing.blocking import Blocking
+from kvreplay.testing.threads import Running
 from support.waiting import until
 
-__all__ = ["A_LITTLE", "FACES", "Opener", "held", "rows_of", "until_idle", "until_waiting"]
+__all__ = [
+    "A_LITTLE",
+    "FACES",
+    "Opener",
+    "held",
+    "rows_of",
+    "until_idle",
+    "until_waiting",
+    "use_connections",
+]
 
 FACES = ("blocking", "awaited")
 
@@ -73,3 +83,12 @@ def until_idle(schema: Any) -> None:
         " AND (state <> 'idle' OR backend_xid IS NOT NULL)"
     )
     until(lambda: not schema.server.execute(text, schema.name))
+
+
+def use_connections(store: Any, schema: Any, count: int, name: str = "kvreplay") -> None:
+    """Let a store have so many connections, by as many calls at once. It has this ``application_name``."""
+    with held(schema.server, f"LOCK TABLE {schema.name}.kvreplay_entries"):
+        lists = [Running(lambda: store.list("p", "s")) for _ in range(count)]
+        until_waiting(schema.server, count, name)
+    for each in lists:
+        each.result()

@@ -17,6 +17,11 @@ __all__ = ["AsyncLink", "Link"]
 _INTERVAL: Final = 0.1  # seconds, between two looks for signals
 
 
+def _is_answer(error: BaseException) -> bool:
+    """Say whether the server has said this; else nobody knows what it has done."""
+    return isinstance(error, psycopg.Error) and error.sqlstate is not None
+
+
 class Bounded:
     """What both kinds of connections have.
 
@@ -67,13 +72,9 @@ class Link(Bounded, psycopg.Connection[Any]):
         limit = self.answer_within if timeout is None else timeout
         try:
             return waiting.wait(gen, self.pgconn.socket, interval, limit)
-        except psycopg.errors._WaitTimeout:
-            self.pgconn.finish()
-            raise
-        except psycopg.Error:
-            raise
-        except BaseException:
-            self.pgconn.finish()
+        except BaseException as error:
+            if not _is_answer(error):
+                self.pgconn.finish()
             raise
 
 
@@ -110,13 +111,11 @@ class AsyncLink(Bounded, psycopg.AsyncConnection[Any]):
             except asyncio.CancelledError:
                 await waiting.wait_async(gen, self.pgconn.socket, interval, limit)
                 raise
-        except psycopg.errors._WaitTimeout:
-            self.pgconn.finish()
-            raise
-        except (psycopg.Error, asyncio.CancelledError):
+        except asyncio.CancelledError:
             if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
                 self.pgconn.finish()  # it was cancelled again
             raise
-        except BaseException:
-            self.pgconn.finish()
+        except BaseException as error:
+            if not _is_answer(error):
+                self.pgconn.finish()
             raise

@@ -11,7 +11,7 @@ from kvreplay.backends.postgresql import kept
 from kvreplay.errors import OutcomeUnknownError, StoreUnavailableError
 from kvreplay.testing.threads import Running
 from support.postgres import Schema, Server
-from support.postgres_faults import Opener, held, rows_of, until_waiting
+from support.postgres_faults import Opener, held, rows_of, until_waiting, use_connections
 
 K = ("p", "s", "k")
 
@@ -28,14 +28,6 @@ def stop(server: Server, how: Any) -> None:
         server.kill()
     else:
         server.stop(how)
-
-
-def use_connections(store: Any, schema: Schema, count: int) -> None:
-    """Let a store make so many connections, by as many calls at once."""
-    with held(schema.server, f"LOCK TABLE {schema.name}.kvreplay_entries"):
-        reads = [Running(lambda: store.read(*K)) for _ in range(count)]
-        until_waiting(schema.server, count)
-    assert [read.result() for read in reads] == [b"v"] * count
 
 
 @WAYS
