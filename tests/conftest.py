@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import sys
@@ -15,7 +16,7 @@ import pytest
 pytest.register_assert_rewrite("support", "torture", "ledger")
 
 from support.disks import in_memory  # noqa: E402
-from support.engines import ENGINES, Engine  # noqa: E402
+from support.engines import ENGINES, TRANSACTIONAL, Engine  # noqa: E402
 from support.forking import Child  # noqa: E402
 from support.needs import needs_psycopg  # noqa: E402
 
@@ -36,15 +37,21 @@ _EXHAUSTIVE = pytest.StashKey[int]()  # how many tests were left out as exhausti
 def new_engine(tmp_path: Path) -> Iterator[Callable[[str], Engine]]:
     """``new_engine("lmdb")`` makes an engine below this test's directory, and closes it."""
     engines: list[Engine] = []
+    with contextlib.ExitStack() as schemas:
 
-    def make(name: str) -> Engine:
-        engines.append(Engine(name, tmp_path / f"store{len(engines) or ''}"))
-        return engines[-1]
+        def make(name: str) -> Engine:
+            path = tmp_path / f"store{len(engines) or ''}"
+            if name == "postgresql":
+                url = f"{schemas.enter_context(_own_schema()).url}&pool_size=4"
+                engines.append(Engine(name, path, url))
+            else:
+                engines.append(Engine(name, path))
+            return engines[-1]
 
-    yield make
-    for engine in engines:
-        for store in engine.opened:
-            store.close()
+        yield make
+        for engine in engines:
+            for store in engine.opened:
+                store.close()
 
 
 @pytest.fixture(params=ENGINES)
@@ -57,7 +64,7 @@ def store(engine: Engine) -> Any:
     return engine.open()
 
 
-@pytest.fixture(params=[name for name in ENGINES if name != "filesystem"])
+@pytest.fixture(params=TRANSACTIONAL)
 def transactional_engine(
     request: pytest.FixtureRequest, new_engine: Callable[[str], Engine]
 ) -> Engine:
@@ -73,12 +80,16 @@ def transactional(transactional_engine: Engine) -> Any:
 @pytest.fixture
 def postgres() -> Iterator[Any]:
     """A schema of this test on the session's PostgreSQL server: ``postgres.url``."""
+    with _own_schema() as schema:
+        yield schema
+
+
+def _own_schema() -> contextlib.AbstractContextManager[Any]:
     needs_psycopg()
     from support.postgres import new_schema
     from support.shared_postgres import shared_server
 
-    with new_schema(shared_server()) as schema:
-        yield schema
+    return new_schema(shared_server())
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import kvreplay.store
-from kvreplay import Replay, StoreNotFoundError, load_config
+from kvreplay import ParamsMismatchError, Replay, StoreNotFoundError, load_config
 from kvreplay.cli import main
 from support.extras import needs_cli, needs_opentelemetry, needs_prometheus
 
@@ -196,6 +196,23 @@ def test_the_examples_for_an_ldk_node(tmp_path: Path, monkeypatch: pytest.Monkey
         assert names["request_invoice"]("02lsp", "session-1", {"msat": 1}) == "lnbcrt1..."
     assert node.done == ["made"]
     names["inner"].close()
+
+
+def test_the_example_of_a_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (example,) = blocks("python", "docs/ledger.md")
+    names: dict[str, Any] = {}
+    exec(compile(example, "docs/ledger.md", "exec"), names)
+    pay, connection = names["pay"], names["connection"]
+    for _ in range(2):
+        assert pay("02payer", "payment-1", 5) == {"booked": 5, "total": 5}
+    with pytest.raises(ParamsMismatchError):
+        pay("02payer", "payment-1", 6)
+    assert pay("02payer", "payment-2", 6) == {"booked": 6, "total": 11}
+    assert connection.execute("SELECT msat FROM ledger").fetchall() == [(5,), (6,)]
+    assert not connection.in_transaction
+    connection.close()
+    names["store"].close()
 
 
 @needs_prometheus

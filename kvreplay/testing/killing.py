@@ -34,7 +34,8 @@ def kill_in_handler(store: AtomicKVStore, request: Callable[[], object]) -> None
     """Make a request in a forked child, which is killed where its handler calls :func:`die`.
 
     It is a real ``SIGKILL``: afterwards the key is in doubt, as after a crash. What the handler did
-    to the memory of its process is gone; what it did to files, or to the store, has happened::
+    to the memory of its process is gone; what it did to files, or to the store, has happened. In a
+    store that other machines share, such as PostgreSQL, it is in doubt once its lease has ended::
 
         def pay():
             send_payment()

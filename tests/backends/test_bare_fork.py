@@ -17,6 +17,7 @@ from kvreplay.backends.memory import MemoryStore
 from kvreplay.store import TransactionalKVStore, locks
 from kvreplay.testing import forking
 from kvreplay.testing.entries import content, count_up, put
+from support.engines import SHARED
 from support.forking import BareChild
 
 KEY = ("s", "i")
@@ -81,7 +82,7 @@ def test_a_child_goes_on_and_so_does_its_parent(engine: Any, store: Any, bare_fo
         assert content(store).keys() - {("p", "s", "more")} == {("p", "s", "n")}
 
 
-@pytest.mark.parametrize("engine", ["filesystem", "lmdb", "sqlite"], indirect=True)
+@pytest.mark.parametrize("engine", SHARED, indirect=True)
 def test_a_new_store_of_a_child(engine: Any, store: Any, bare_fork: Fork) -> None:
     """It is opened beside the inherited one, which the child never uses."""
     store.write("p", "s", "n", b"0")

@@ -27,8 +27,10 @@ def test_a_capability_is_there_or_absent(engine: Any, store: Any) -> None:
     assert isinstance(store, TransactionalKVStore) is engine.transactional
 
 
-def test_reads_are_local(store: Any) -> None:
-    assert store.reads_are_local is True
+def test_reads_are_local(engine: Any, store: Any) -> None:
+    is_here = engine.has_files or not engine.durable
+    assert getattr(store, "reads_are_local", False) is is_here
+    assert getattr(store, "spans_machines", False) is not is_here
 
 
 @pytest.mark.parametrize("wrong", ["false", 0, None])

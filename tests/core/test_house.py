@@ -125,7 +125,8 @@ ORDER: dict[str, tuple[str, ...]] = {
         *("committer", "environment", "shared", "transaction", "store", "__init__"),
     ),
     "backends.postgresql": (
-        *("clock", "location", "links", "statements", "errors", "operations", "opening", "kept"),
+        *("clock", "location", "links", "timeline", "statements", "errors", "operations"),
+        *("opening", "kept", "pooling"),
         *("calls", "callers", "session", "transaction", "joining", "aio_session"),
         *("aio_transaction", "aio_joining", "aio", "store", "__init__"),
     ),

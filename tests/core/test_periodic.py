@@ -14,6 +14,7 @@ from kvreplay import AsyncReplay, ConfigError, InFlightError, Replay, StoreUnava
 from kvreplay._protocol.record import decode
 from kvreplay._runtime.aio_sweeping import AsyncSweeper
 from kvreplay._runtime.sweeping import Sweeper
+from support.engines import SHARED
 from support.replaying import START, Caller, FakeClock, Handler, OneByOne
 from support.waiting import until
 
@@ -319,7 +320,7 @@ def test_a_renewal_never_fails_the_run(store: Any, face: Any) -> None:
     assert runs == [1]
 
 
-@pytest.mark.parametrize("engine", ["filesystem", "lmdb", "sqlite"], indirect=True)
+@pytest.mark.parametrize("engine", SHARED, indirect=True)
 def test_a_child_does_not_renew_its_parents_claims(store: Any, fork: Any) -> None:
     replay = Replay(store, "ns", ttl=60, lease=0.03, renew=True)
     handler = Handler("r", held=True)

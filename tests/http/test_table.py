@@ -596,7 +596,7 @@ def test_running_elsewhere_gets_the_same_answer_as_running_here(web: Web) -> Non
 @pytest.fixture
 def another_process(web: Web) -> Iterator[Program]:
     """A process in whose application the request runs."""
-    told = {"face": web.face, "engine": web.engine.name, "path": str(web.engine.path)}
+    told = {"face": web.face, "engine": web.engine.name, "url": web.engine.url}
     process = ForkedProgram(PROGRAMS / "http_process.py", told)
     assert process.says() == "running"
     yield process

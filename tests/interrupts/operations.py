@@ -5,6 +5,7 @@ What a call that was interrupted may leave is asserted after the ``yield``; :met
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any, Final
@@ -33,7 +34,7 @@ __all__ = ["ASYNC", "ENGINES", "OPERATIONS", "operations_of"]
 
 Operation = Generator[Callable[[], Any], Ended, None]
 
-ENGINES: Final = ("lmdb", "memory", "filesystem", "sqlite")
+ENGINES: Final = ("lmdb", "memory", "filesystem", "sqlite", "postgresql")
 KEY: Final = ("peer", "session")
 FINAL: Final = (ZeroDivisionError,)  # what a walk takes for the call's own
 PARAMS: Final = {"amount": 1}
@@ -348,6 +349,47 @@ def request_in_transaction(asynchronous: bool) -> Callable[[World], Operation]:
         assert (found(world, "effect") is not None) == (again is not None)
 
     return requesting
+
+
+def joined(ends_with: Any) -> Callable[[World], Operation]:
+    """A request in a transaction of the caller's own, who swallows the interrupt and commits."""
+
+    def joined(world: World) -> Operation:
+        connection = world.connect()
+        replay = world.replay(store_errors=FINAL)
+        world.ends_with = ends_with
+        handler = partial(_paying, world)  # whose annotations are not looked at
+        connection.execute("BEGIN IMMEDIATE")
+        ended = yield lambda: replay.execute_in_transaction(
+            KEY, PARAMS, handler, connection=connection
+        )
+        assert world.runs <= 1
+        assert connection.in_transaction
+        connection.execute("INSERT INTO ledger VALUES ('of the caller')")
+        connection.execute("COMMIT")
+        assert connection.execute("PRAGMA busy_timeout").fetchone() == (0,)
+        rows = connection.execute("SELECT payment FROM ledger ORDER BY 1").fetchall()
+        assert rows[0] == ("of the caller",)
+        again = _ask_again(world)
+        assert not isinstance(again, InDoubtError)
+        if isinstance(ends_with, Exception):
+            assert len(rows) == 1
+            assert again is not None or ended.point is not None
+        elif isinstance(ends_with, NotStored):
+            assert again is None
+            assert len(rows) == 2 or ended.error
+        else:
+            assert ended.error or ended.result == Answered("answer", False)
+            assert again in (None, Answered("answer", True))
+            assert len(rows) == (1 if again is None else 2), "half of a transaction"
+            assert again is not None or ended.error
+
+    return joined
+
+
+def _paying(world: World, connection: sqlite3.Connection) -> Any:
+    connection.execute("INSERT INTO ledger VALUES ('paid')")
+    return world.handler()
 
 
 def _ask_again(world: World, **options: Any) -> Any:
@@ -710,6 +752,11 @@ STORES: Final[dict[str, Callable[[World], Operation]]] = {
     "undone transaction": undone_transaction,
     "close": closing,
 }
+JOINED: Final[dict[str, Callable[[World], Operation]]] = {
+    "joined": joined("answer"),
+    "joined, a final failure": joined(ZeroDivisionError("refused")),
+    "joined, an answer that is not kept": joined(NotStored("answer")),
+}
 
 
 def _requests(asynchronous: bool) -> dict[str, Callable[[World], Operation]]:
@@ -743,6 +790,7 @@ TURNS: Final[dict[str, Callable[[World], Operation]]] = {
 }
 OPERATIONS: Final = {
     **STORES,
+    **JOINED,
     **TURNS,
     **_requests(asynchronous=False),
     **{f"{ASYNC}{name}": each for name, each in _requests(asynchronous=True).items()},
@@ -760,8 +808,19 @@ ON_MEMORY: Final = (
 """What asks an engine for nothing that other operations do not ask for too."""
 
 
+ON_SERVERS: Final = (
+    *("create", "create, elsewhere first", "open", "read", "read_entry", "write", "check_and_put"),
+    *("remove", "lazy remove", "sweep", "list", "list_all_keys", "list_paginated", "close"),
+    *("transaction", "undone transaction", "execute", "execute_in_transaction", "hit"),
+    *(f"{ASYNC}{name}" for name in ("execute", "execute_in_transaction", "hit")),
+)
+"""What asks an engine whose entries are on a server for something of its own."""
+
+
 def operations_of(engine: str) -> list[str]:
     """The names of what this engine can do."""
+    if engine == "postgresql":
+        return [name for name in OPERATIONS if name in ON_SERVERS]
     lacks: set[str] = set()
     if engine != "memory":
         lacks |= {prefix + name for prefix in ("", ASYNC) for name in ON_MEMORY}
@@ -769,6 +828,8 @@ def operations_of(engine: str) -> list[str]:
         lacks |= {name for name in OPERATIONS if "transaction" in name or name in TURNS}
     if engine != "lmdb":
         lacks |= {"write, map grows", "transaction, map grows"}
+    if engine != "sqlite":
+        lacks |= JOINED.keys()
     if engine not in ("lmdb", "sqlite"):
         lacks.add("check_and_put_each")
     if engine != "memory":

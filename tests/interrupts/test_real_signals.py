@@ -138,8 +138,7 @@ def how_it_ends(replay: Replay, key: tuple[str, str]) -> Outcome | KVReplayError
 
 @pytest.mark.parametrize("face", ["sync", "async"])
 def test_a_process_that_gets_one_ctrl_c_ends(engine: Any, face: str) -> None:
-    url = f"{engine.name}:{engine.path if engine.durable else ''}"
-    with Program([sys.executable, "-c", REPLAYING, url, face], unmeasured()) as process:
+    with Program([sys.executable, "-c", REPLAYING, engine.url, face], unmeasured()) as process:
         assert process.hear() == "on"
         process.popen.send_signal(signal.SIGINT)
         assert process.hear() == "interrupted"

@@ -56,7 +56,10 @@ ON_FILES = (
     *("-k", f"not memory and not lmdb and not sqlite and not ({_SLOW} or walk)"),
 )
 MEMORY_LIMIT = 4 << 30  # bytes, for a mutant that collects without end
-ON_LOOPS = ("tests/core/test_aio.py", "tests/core/test_aio_cancelling.py")
+ON_LOOPS = (
+    *("tests/core/test_aio.py", "tests/core/test_aio_cancelling.py"),
+    "tests/core/test_awaited_stores.py",
+)
 
 
 @attrs.frozen

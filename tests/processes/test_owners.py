@@ -61,8 +61,7 @@ def start(engine: Any, face_name: str) -> Iterator[Any]:
     owners: list[Program] = []
 
     def start(within: Sequence[str] = (), **told: Any) -> Program:
-        url = f"{engine.name}:{engine.path}"
-        told = {"key": KEY, "params": PARAMS, "url": url, "face": face_name, **told}
+        told = {"key": KEY, "params": PARAMS, "url": engine.url, "face": face_name, **told}
         owners.append(owner(within, told))
         return owners[-1]
 

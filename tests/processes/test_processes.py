@@ -20,6 +20,7 @@ from kvreplay import (
     InFlightError,
     ParamsMismatchError,
 )
+from support.engines import these
 from support.nursery import ForkedProgram
 from support.programs import PROGRAMS
 from support.replaying import Async, Caller, FakeClock, Handler, Sync, never
@@ -30,7 +31,7 @@ PARAMS = {"amount": 1}
 OTHER = {"amount": 2}
 
 # Memory is one process's own, which is what it promises.
-pytestmark = pytest.mark.parametrize("engine", ["filesystem", "lmdb", "sqlite"], indirect=True)
+pytestmark = pytest.mark.parametrize("engine", these("filesystem", "lmdb", "sqlite"), indirect=True)
 
 
 class Node(ForkedProgram):
@@ -55,7 +56,7 @@ def start(engine: Any, face_name: str) -> Iterator[Any]:
     nodes: list[Node] = []
 
     def start(**told: Any) -> Node:
-        nodes.append(Node(url=f"{engine.name}:{engine.path}", face=face_name, **told))
+        nodes.append(Node(url=engine.url, face=face_name, **told))
         return nodes[-1]
 
     yield start

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mutabl
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from sqlite3 import Connection
 from typing import Any, assert_type
 from wsgiref.types import WSGIApplication, WSGIEnvironment
 
@@ -161,6 +162,20 @@ def typed_in_a_transaction(replay: Replay) -> None:
     assert_type(plain, Outcome[Any])
 
 
+def make_invoice_on(connection: Connection) -> Invoice:
+    connection.execute("INSERT INTO ledger VALUES (1)")
+    return Invoice("lnbcrt1")
+
+
+def typed_on_a_connection(replay: Replay, connection: Connection) -> None:
+    outcome = replay.execute_in_transaction(
+        KEY, 1, make_invoice_on, connection=connection, wait_timeout=None, returns=Invoice
+    )
+    assert_type(outcome, Outcome[Invoice])
+    plain = replay.execute_in_transaction(KEY, 1, make_invoice_on, connection=connection)
+    assert_type(plain, Outcome[Any])
+
+
 def looked_up(replay: Replay) -> None:
     assert_type(replay.lookup(KEY, 1), Outcome[Any] | None)
     found = replay.lookup(KEY, 1, operation="refund", returns=Refund)
@@ -279,7 +294,14 @@ async def on_an_asynchronous_store(store: AsyncAtomicKVStore) -> None:
     assert_type(Blocking(lambda: store).read("p", "s", "k"), bytes)
 
 
-async def awaited(replay: AsyncReplay) -> None:
+class AsyncConnection: ...
+
+
+async def make_invoice_on_later(connection: AsyncConnection) -> Invoice:
+    return make_invoice()
+
+
+async def awaited(replay: AsyncReplay, connection: AsyncConnection) -> None:
     outcome = await replay.execute(KEY, 1, make_invoice_later, ttl=5, returns=Invoice)
     assert_type(outcome, Outcome[Invoice])
     assert_type((await replay.execute(KEY, 1, make_invoice, returns=Invoice)).response, Invoice)
@@ -288,6 +310,10 @@ async def awaited(replay: AsyncReplay) -> None:
     assert_type(await replay.execute(KEY, 1, make_invoice_later), Outcome[Any])
     both = await replay.execute_in_transaction(KEY, 1, make_invoice_in, returns=Invoice)
     assert_type(both.response.bolt11, str)
+    joined = await replay.execute_in_transaction(
+        KEY, 1, make_invoice_on_later, connection=connection, returns=Invoice
+    )
+    assert_type(joined, Outcome[Invoice])
     assert_type(await replay.lookup(KEY, 1, returns=Refund), Outcome[Refund] | None)
     assert_type(await replay.lookup(KEY, 1), Outcome[Any] | None)
 

@@ -3,27 +3,59 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import attrs
+import pytest
 
-from kvreplay.backends.filesystem import FilesystemStore
-from kvreplay.backends.lmdb import LMDBStore
+from kvreplay import open_store
 from kvreplay.backends.memory import MemoryStore
-from kvreplay.backends.sqlite import SQLiteStore
 
-__all__ = ["ENGINES", "Engine"]
+__all__ = ["ENGINES", "SHARED", "TRANSACTIONAL", "Engine", "these"]
 
-ENGINES = ("memory", "filesystem", "lmdb", "sqlite")
+_ON_SERVERS: Final = ("postgresql",)
+
+# Each Python has the same server, and psycopg's C.
+ENGINES: Final = (
+    *("memory", "filesystem", "lmdb", "sqlite"),
+    *(pytest.param(name, marks=pytest.mark.any_python) for name in _ON_SERVERS),
+)
+"""All of them, as parameters of a test."""
+
+
+def these(*names: str) -> list[Any]:
+    """Return some of the engines, as parameters of a test."""
+    return [each for each in ENGINES if _name_of(each) in names]
+
+
+def _name_of(each: Any) -> str:
+    return each if isinstance(each, str) else str(each.values[0])
+
+
+SHARED: Final = these("filesystem", "lmdb", "sqlite", *_ON_SERVERS)
+"""Those whose entries several processes share."""
+
+TRANSACTIONAL: Final = these("memory", "lmdb", "sqlite", *_ON_SERVERS)
+"""Those whose stores have ``transaction()``."""
 
 
 @attrs.define
 class Engine:
-    """A kind of store, and where this test's entries of it are."""
+    """A kind of store, and where this test's entries of it are.
+
+    Attributes:
+        path: where its files are, if it has any.
+        url: what ``open_store`` takes.
+    """
 
     name: str
     path: Path
+    url: str = attrs.field()
     opened: list[Any] = attrs.field(factory=list)
+
+    @url.default
+    def _its_path(self) -> str:
+        return f"{self.name}:{self.path}" if self.durable else f"{self.name}:"
 
     @property
     def durable(self) -> bool:
@@ -31,18 +63,19 @@ class Engine:
         return self.name != "memory"
 
     @property
+    def has_files(self) -> bool:
+        """Whether its entries are in files of this machine: processes look up who lives, and lock."""
+        return self.durable and self.name not in _ON_SERVERS
+
+    @property
     def transactional(self) -> bool:
         return self.name != "filesystem"
 
     def open(self, **options: Any) -> Any:
-        """Open the store on this test's directory: the entries are those of every other call."""
-        if self.name == "memory":
+        """Open the store at this test's place: the entries are those of every other call."""
+        if not self.durable:
             store: Any = self.opened[0] if self.opened else MemoryStore(**options)
-        elif self.name == "filesystem":
-            store = FilesystemStore(self.path, **options)
-        elif self.name == "sqlite":
-            store = SQLiteStore(self.path, **options)
         else:
-            store = LMDBStore(self.path, **options)
+            store = open_store({"url": self.url, **options})
         self.opened.append(store)
         return store

@@ -26,7 +26,7 @@ def application(given: Given) -> Says:
 
 
 def main(told: dict[str, Any]) -> None:
-    web = Web(told["face"], Engine(told["engine"], Path(told["path"])))
+    web = Web(told["face"], Engine(told["engine"], Path(), told["url"]))
     say(web.serve(application).post().status)
     web.store.close()
 

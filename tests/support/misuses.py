@@ -8,6 +8,7 @@ It is checked, not run.
 from __future__ import annotations
 
 from pathlib import Path
+from sqlite3 import Connection
 from typing import Any
 
 import attrs
@@ -101,6 +102,20 @@ def typed_in_a_transaction(replay: Replay) -> None:
     replay.execute_in_transaction(KEY, 1, make_invoice)  # error
     replay.execute_in_transaction(KEY, 1, lambda t: t.commit())  # error
     replay.execute_in_transaction(KEY, 1, lambda t: 5, returns=Invoice).response.bolt11  # error
+
+
+def make_invoice_on(connection: Connection) -> Invoice:
+    return Invoice("lnbcrt1")
+
+
+def typed_on_a_connection(replay: Replay, connection: Connection) -> None:
+    joined = replay.execute_in_transaction
+    booked = joined(KEY, 1, make_invoice_on, connection=connection, returns=Invoice)
+    booked.response.no_such  # error
+    joined(KEY, 1, make_invoice, connection=connection)  # error
+    joined(KEY, 1, make_invoice_on)  # error
+    joined(KEY, 1, make_invoice_on, connection="wallet.db")  # error
+    joined(KEY, 1, make_invoice_in, connection=connection)  # error
 
 
 def looked_up(replay: Replay) -> None:

@@ -16,6 +16,7 @@ from kvreplay.backends.postgresql.clock import ServerClock
 from kvreplay.backends.postgresql.opening import Place
 from kvreplay.backends.postgresql.operations import Operation, Operations
 from kvreplay.backends.postgresql.statements import WALK
+from kvreplay.backends.postgresql.timeline import Timeline
 from kvreplay.store import (
     AsyncJoinedTransaction,
     AsyncKVTransaction,
@@ -44,11 +45,17 @@ class AsyncPostgreSQLStore:
     spans_machines = True
 
     def __init__(
-        self, place: Place, clock: ServerClock, operations: Operations, identity: object
+        self,
+        place: Place,
+        clock: ServerClock,
+        timeline: Timeline,
+        operations: Operations,
+        identity: object,
     ) -> None:
         self.clock = clock
         self.identity = identity
         self._place = place
+        self._timeline = timeline
         self._operations = operations
         self._process: ProcessMark = this_process()
         self._sessions: _Sessions = WeakKeyDictionary()
@@ -164,7 +171,6 @@ class AsyncPostgreSQLStore:
         finally:
             transaction.task = None
             session.keep(lease)
-            del lease, transaction
             await session.give_back()
 
     def join(
@@ -188,10 +194,9 @@ class AsyncPostgreSQLStore:
     def cut(self) -> None:
         """Refuse further calls, and close the connections of all loops: for the blocking store."""
         self._is_closed = True
-        sessions, self._sessions = self._sessions, WeakKeyDictionary()
         if not self._process[0]:
             return  # they are the parent's
-        for session in sessions.values():
+        for session in list(self._sessions.values()):
             session.cut()
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 session.loop.call_soon_threadsafe(_close_soon, session)
@@ -212,7 +217,7 @@ class AsyncPostgreSQLStore:
             for other in list(self._sessions.values()):
                 if other.loop.is_closed():
                     other.cut()
-            session = self._sessions[loop] = AsyncSession(self._place, self.clock)
+            session = self._sessions[loop] = AsyncSession(self._place, self.clock, self._timeline)
         return session
 
     async def _run(self, operation: Operation[T]) -> T:

@@ -21,10 +21,11 @@ from kvreplay.backends.postgresql.errors import (
 )
 from kvreplay.backends.postgresql.kept import Kept, Lease
 from kvreplay.backends.postgresql.links import AsyncLink
-from kvreplay.backends.postgresql.opening import GREETING, Place, greeted
+from kvreplay.backends.postgresql.opening import Place, greeted
 from kvreplay.backends.postgresql.operations import Operation, Rows
 from kvreplay.backends.postgresql.session import POOL, asked_with
 from kvreplay.backends.postgresql.statements import Asked
+from kvreplay.backends.postgresql.timeline import Timeline
 from kvreplay.errors import StoreError
 from kvreplay.store import closed_error
 
@@ -52,22 +53,24 @@ async def drive(operation: Operation[T], execute: Callable[[Asked], Awaitable[Ro
 class AsyncSession:
     """An event loop's connections to one store; made on that loop."""
 
-    def __init__(self, place: Place, clock: ServerClock) -> None:
+    def __init__(self, place: Place, clock: ServerClock, timeline: Timeline) -> None:
         self.place = place
         self.clock = clock
+        self.timeline = timeline
         self.loop = asyncio.get_running_loop()
-        self._kept: Kept[AsyncLink] = Kept()
+        self._kept: Kept[AsyncLink] = Kept(timeline)
         self._links: WeakSet[AsyncLink] = WeakSet()
-        self._why: BaseException | None = None  # the last connection could not be made
+        self._why: Exception | None = None  # the latest connection could not be made
         self._is_closed = False
         # Those who wait while all connections are lent: the next one goes to the first of them.
         self._waiting: deque[asyncio.Future[Lease[AsyncLink] | None]] = deque()
         self._pool: AsyncConnectionPool[AsyncLink] = AsyncConnectionPool(
             place.conninfo,
             connection_class=AsyncLink,
-            kwargs={"autocommit": True},
+            kwargs={"autocommit": True, "failed": self._note},
             max_size=place.pool_size,
             configure=self._configure,
+            reconnect_failed=self._go_on,
             **{**POOL, "min_size": 0},  # a loop may end while one is being made for nobody
         )
         self._opening: asyncio.Task[None] | None = self.loop.create_task(self._pool.open())
@@ -78,23 +81,34 @@ class AsyncSession:
             link.answer_within = self.place.reply_timeout
             asked_at = ticks()
             async with link.cursor() as cursor:
-                await cursor.execute(GREETING.format(meta=self.place.meta))
+                await cursor.execute(*self.place.greeting(link))
                 row = await cursor.fetchone()
-            greeted(link, row, self.place)
+            greeted(link, row, self.place, self.timeline)
             self.clock.told(row[-1], asked_at)  # type: ignore[index]  # greeted() has looked
             self._links.add(link)
             self._why = None
         except Exception as error:
-            self._why = error
+            self._note(error)
             raise
+
+    def _note(self, why: Exception) -> None:
+        self._why = why
+
+    async def _go_on(self, _: object) -> None:
+        """Let the pool go on trying to connect, if somebody waits for that."""
+        if self._kept.waiting:
+            await self._pool.check()  # there are none in it
 
     async def lease(self, limit: float) -> Lease[AsyncLink]:
         """Take a connection, and wait for one as long as this (seconds)."""
         until = time.monotonic() + limit
         while True:
-            lease = self._kept.take() or await self._next(until - time.monotonic(), limit)
-            if lease is not None:
+            lease: Lease[AsyncLink] = Lease()
+            if self._kept.take(lease):
                 return lease
+            found = await self._next(until - time.monotonic(), limit)
+            if found is not None:
+                return found
 
     async def _next(self, left: float, limit: float) -> Lease[AsyncLink] | None:
         """Return one of the pool, or the next that comes back; ``None``: look again."""
@@ -105,7 +119,7 @@ class AsyncSession:
         if self._kept.lent + len(self._kept.waiting) < self.place.pool_size:
             return await self._from_pool(left, limit)
         if left <= 0:
-            raise no_connection(limit, self._why) from self._why
+            raise no_connection(limit, None)
         back: asyncio.Future[Lease[AsyncLink] | None] = self.loop.create_future()
         self._waiting.append(back)
         too_late = self.loop.call_later(left, _tell, back, None)
@@ -118,25 +132,27 @@ class AsyncSession:
         finally:
             too_late.cancel()
 
-    async def _from_pool(self, left: float, limit: float) -> Lease[AsyncLink]:
-        self._kept.waiting.append(None)
+    async def _from_pool(self, left: float, limit: float) -> Lease[AsyncLink] | None:
+        if not self._kept.waiting:
+            self._why = None
+        waiting = object()
         try:
-            return self._kept.lend(await self._pool.getconn(max(left, 0.0)))
+            self._kept.waiting.add(waiting)
+            lease: Lease[AsyncLink] = Lease()
+            self._kept.lend(lease, await self._pool.getconn(max(left, 0.0)))
+            return lease if self._kept.is_good(lease) else None
         except PoolTimeout:
-            why = self._why
-            if isinstance(why, StoreError):  # another store is there, or none
-                raise why from None
-            raise no_connection(limit, why) from why
+            raise no_connection(limit, self._why) from self._why
         except PoolClosed:
             raise closed_error() from None
         finally:
-            self._kept.waiting.pop()
+            self._kept.waiting.discard(waiting)
 
     def keep(self, lease: Lease[AsyncLink]) -> None:
         """Take a connection back: for whoever waits longest, or for the next call."""
         if self._is_closed:
             lease.link.pgconn.finish()
-        if lease.link.closed or not self._waiting:
+        if lease.is_over or not self._waiting or not self._kept.is_good(lease):
             self._kept.keep(lease)
         else:
             self._pass_on(lease)
@@ -163,9 +179,9 @@ class AsyncSession:
         place, statement = self.place, asked[0]
         until = time.monotonic() + place.lock_timeout
         while True:
-            left = max(0.0, until - time.monotonic())
-            lease = await self.lease(left)
+            lease = await self.lease(max(0.0, until - time.monotonic()))
             try:
+                left = max(0.0, until - time.monotonic())
                 return await say(lease, asked, left, "0", place, self.clock)
             except psycopg.Error as error:
                 lost = lease.link.closed
@@ -174,7 +190,6 @@ class AsyncSession:
                     raise failure(error, changing=statement.changes, lost=lost) from error
             finally:
                 self.keep(lease)
-                del lease
                 await self.give_back()
 
     async def close(self) -> None:

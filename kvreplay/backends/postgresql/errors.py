@@ -28,11 +28,9 @@ __all__ = [
 CONFLICTS: Final = (errors.SerializationFailure, errors.DeadlockDetected)
 """SQLSTATE 40001 and 40P01: the transaction was undone, and is worth another try as a whole."""
 
-_UNAVAILABLE: Final = (
-    errors.InsufficientResources,
-    errors.OperatorIntervention,
-    errors.TooManyConnections,
-)
+_GONE: Final = (errors.UndefinedTable, errors.InvalidSchemaName)
+_UNAVAILABLE: Final = ("53", "57")
+"""The classes of SQLSTATE for resources that ran out, and for a server that is being ended."""
 
 
 def is_conflict(error: BaseException) -> bool:
@@ -40,11 +38,22 @@ def is_conflict(error: BaseException) -> bool:
     return isinstance(error, CONFLICTS)
 
 
-def no_connection(waited: float, error: BaseException | None) -> StoreUnavailableError:
-    """Return the error for a call that got no connection."""
-    because = f": {_said(error)}" if error is not None else ", or all of the pool are in use"
+def no_connection(waited: float, why: BaseException | None) -> StoreError:
+    """Return the error for a call that got no connection.
+
+    Args:
+        waited: seconds.
+        why: why the latest one could not be made; ``None``: none has failed.
+    """
+    if isinstance(why, CorruptStoreError):
+        return CorruptStoreError(str(why))
+    if isinstance(why, _GONE):
+        return failure(why, changing=False, lost=False)
+    because = "the server has not answered, or others use all of the pool"
+    if why is not None:
+        because = _said(why)
     return StoreUnavailableError(
-        f"no connection to PostgreSQL within {waited:g} s{because}; nothing was done: try again"
+        f"no connection to PostgreSQL within {waited:g} s: {because}; nothing was done: try again"
         " later"
     )
 
@@ -100,7 +109,7 @@ def failure(error: psycopg.Error, *, changing: bool, lost: bool) -> StoreError:
             " is set; nothing was changed: name the primary, or several servers and"
             " target_session_attrs=read-write"
         )
-    if isinstance(error, errors.UndefinedTable | errors.InvalidSchemaName):
+    if isinstance(error, _GONE):
         return CorruptStoreError(
             "the tables of this store are gone from the database; nothing was changed: restore"
             " them, or open the store again to begin an empty one"
@@ -115,7 +124,7 @@ def failure(error: psycopg.Error, *, changing: bool, lost: bool) -> StoreError:
             "PostgreSQL undid this transaction in favour of another one, again and again; nothing"
             " was changed: try again"
         )
-    if isinstance(error, _UNAVAILABLE):
+    if (error.sqlstate or "").startswith(_UNAVAILABLE):
         return StoreUnavailableError(
             f"PostgreSQL cannot do this now: {_said(error)}; nothing was changed: try again"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import psycopg
@@ -18,9 +19,11 @@ from kvreplay.backends.postgresql.errors import (
 )
 from kvreplay.backends.postgresql.kept import Kept, Lease
 from kvreplay.backends.postgresql.links import Bounded, Link
-from kvreplay.backends.postgresql.opening import GREETING, Place, greeted
+from kvreplay.backends.postgresql.opening import Place, greeted
 from kvreplay.backends.postgresql.operations import Operation, Rows
+from kvreplay.backends.postgresql.pooling import OwnPool, Pool
 from kvreplay.backends.postgresql.statements import Asked, milliseconds
+from kvreplay.backends.postgresql.timeline import Timeline
 from kvreplay.errors import StoreError
 from kvreplay.store import closed_error
 
@@ -32,6 +35,7 @@ POOL: Final[dict[str, Any]] = {
     "min_size": 1,
     "max_lifetime": 3600.0,
     "max_idle": 600.0,
+    "reconnect_timeout": 0.5,  # then it is asked again, so that it never waits longer
     "num_workers": 1,
     "open": False,
 }
@@ -77,22 +81,29 @@ class Session:
     Args:
         place: where the store is.
         clock: what is told the server's time.
+        timeline: what is told the timelines of its servers.
     """
 
-    def __init__(self, place: Place, clock: ServerClock) -> None:
+    def __init__(self, place: Place, clock: ServerClock, timeline: Timeline) -> None:
         self.place = place
         self.clock = clock
-        self._kept: Kept[Link] = Kept()
-        self._why: BaseException | None = None  # the last connection could not be made
-        self._pool: ConnectionPool[Link] = ConnectionPool(
-            place.conninfo,
+        self.timeline = timeline
+        self._kept: Kept[Link] = Kept(timeline)
+        self._why: Exception | None = None  # the latest connection could not be made
+        self._pool = Pool(self._opened_pool)
+
+    def _opened_pool(self) -> OwnPool:
+        pool = OwnPool(
+            self.place.conninfo,
             connection_class=Link,
-            kwargs={"autocommit": True},
-            max_size=place.pool_size,
+            kwargs={"autocommit": True, "failed": self._note},
+            max_size=self.place.pool_size,
             configure=self._configure,
+            reconnect_failed=self._go_on,
             **POOL,
         )
-        self._pool.open()
+        pool.open()
+        return pool
 
     def _configure(self, link: Link) -> None:
         """Look whether a new connection leads to the store, before anybody uses it."""
@@ -100,46 +111,68 @@ class Session:
             link.answer_within = self.place.reply_timeout
             asked_at = ticks()
             with link.cursor() as cursor:
-                row = cursor.execute(GREETING.format(meta=self.place.meta)).fetchone()
-            greeted(link, row, self.place)
+                row = cursor.execute(*self.place.greeting(link)).fetchone()
+            greeted(link, row, self.place, self.timeline)
             self.clock.told(row[-1], asked_at)  # type: ignore[index]  # greeted() has looked
             self._why = None
         except Exception as error:
-            self._why = error
+            self._note(error)
             raise
+
+    def _note(self, why: Exception) -> None:
+        self._why = why
+
+    def _go_on(self, pool: ConnectionPool[Link]) -> None:
+        """Let the pool go on trying to connect, if somebody waits for that."""
+        if self._kept.waiting:
+            pool.check()  # there are none in it
 
     def lease(self, limit: float) -> Lease[Link]:
         """Take a connection, and wait for one as long as this (seconds)."""
-        lease = self._kept.take()
-        if lease is not None:
-            return lease
-        self.give_back()
-        self._kept.waiting.append(None)
+        lease: Lease[Link] = Lease()
         try:
+            if not self._kept.take(lease):
+                self._ask_pool(lease, limit)
+        except BaseException:
+            lease.end()
+            raise
+        return lease
+
+    def _ask_pool(self, lease: Lease[Link], limit: float) -> None:
+        self.give_back()
+        if not self._kept.waiting:
+            self._why = None
+        waiting = object()
+        try:
+            self._kept.waiting.add(waiting)
             if self._kept.let_go():  # one came back meanwhile
                 self.give_back()
-            return self._kept.lend(self._pool.getconn(limit))
+            self._fill(lease, time.monotonic() + limit)
         except PoolTimeout:
-            raise self._no_connection(limit) from self._why
+            raise no_connection(limit, self._why) from self._why
         except PoolClosed:
             raise closed_error() from None
         finally:
-            self._kept.waiting.pop()
+            self._kept.waiting.discard(waiting)
 
-    def _no_connection(self, limit: float) -> StoreError:
-        why = self._why
-        if isinstance(why, StoreError):  # another store is there, or none
-            return why
-        return no_connection(limit, why)
+    def _fill(self, lease: Lease[Link], until: float) -> None:
+        lend = partial(self._kept.lend, lease)
+        while True:
+            self._pool.get(until - time.monotonic(), lend)
+            if self._kept.is_good(lease):
+                return
+            self.give_back()
 
     def keep(self, lease: Lease[Link]) -> None:
-        """Take a connection back."""
-        self._kept.keep(lease)
+        """Take a connection back. The caller ends the lease then, which its traceback has."""
+        if self._kept.keep(lease):
+            self.give_back()
 
     def give_back(self) -> None:
         """Give the pool the connections that nobody has any more."""
-        while (link := self._kept.lost()) is not None:
-            self._pool.putconn(link)
+        if not self._pool.is_busy:  # else the call that this one interrupts does it
+            while self._pool.put(self._kept.lost):
+                pass
 
     def run(self, operation: Operation[T]) -> T:
         """Drive an operation, each statement of which is a transaction of its own."""
@@ -150,9 +183,9 @@ class Session:
         place, statement = self.place, asked[0]
         until = time.monotonic() + place.lock_timeout
         while True:
-            left = max(0.0, until - time.monotonic())
-            lease = self.lease(left)
+            lease = self.lease(max(0.0, until - time.monotonic()))
             try:
+                left = max(0.0, until - time.monotonic())
                 return say(lease, asked, left, "0", place, self.clock)
             except psycopg.Error as error:
                 lost = lease.link.closed
@@ -160,9 +193,10 @@ class Session:
                 if not again or time.monotonic() >= until:
                     raise failure(error, changing=statement.changes, lost=lost) from error
             finally:
-                self._kept.keep(lease)
-                del lease
-                self.give_back()
+                try:
+                    self.keep(lease)
+                finally:
+                    lease.end()
 
     def close(self) -> None:
         """Close all connections."""

@@ -29,6 +29,7 @@ from kvreplay.backends.postgresql.opening import open_place
 from kvreplay.backends.postgresql.operations import Operation, Operations
 from kvreplay.backends.postgresql.session import Session
 from kvreplay.backends.postgresql.statements import WALK, Statements
+from kvreplay.backends.postgresql.timeline import Timeline
 from kvreplay.backends.postgresql.transaction import Transaction
 from kvreplay.errors import ConfigError
 from kvreplay.store import (
@@ -127,11 +128,12 @@ class PostgreSQLStore(Closing):
         self._operations = Operations(Statements(self._place.schema))
         self._transactions: dict[int, OwnTransaction] = {}  # by the thread that holds it
         self.clock = ServerClock()
+        self._timeline = Timeline()
         self.awaited = AsyncPostgreSQLStore(
-            self._place, self.clock, self._operations, self.identity
+            self._place, self.clock, self._timeline, self._operations, self.identity
         )
         self._pid = os.getpid()
-        self._session = Session(self._place, self.clock)
+        self._session = Session(self._place, self.clock, self._timeline)
 
     def __repr__(self) -> str:
         state = "open" if self._session else "closed"
@@ -259,26 +261,29 @@ class PostgreSQLStore(Closing):
         session = self._opened()
         self._refuse_own()
         place, own = self._place, OwnTransaction()
-        lease = session.lease(place.lock_timeout)
-        transaction = Transaction(lease, own, self._operations, session)
         thread = threading.get_ident()
-        self._transactions[thread] = own
+        lease = session.lease(place.lock_timeout)
         try:
-            transaction.begin()
-            yield transaction
-            own.ended = True
-            transaction.commit()
-        except BaseException:
-            if not own.is_inherited:
-                transaction.roll_back()
-            raise
+            transaction = Transaction(lease, own, self._operations, session)
+            self._transactions[thread] = own
+            try:
+                transaction.begin()
+                yield transaction
+                own.check_usable()  # a forked child would commit on its parent's connection
+                own.ended = True
+                transaction.commit()
+            except BaseException:
+                if not own.is_inherited:
+                    transaction.roll_back()
+                raise
         finally:
             own.ended = True
-            self._transactions.pop(thread, None)
-            if not own.is_inherited:
-                session.keep(lease)
-                del lease, transaction
-                session.give_back()
+            try:
+                if not own.is_inherited:
+                    session.keep(lease)
+            finally:
+                self._transactions.pop(thread, None)
+                lease.end()
 
     def join(
         self, connection: object, *, lock_timeout: float | None
@@ -301,11 +306,12 @@ class PostgreSQLStore(Closing):
             StoreError: this thread holds a transaction of the store; it is not closed.
         """
         self._refuse_own()
-        session, self._session = self._session, None
+        session = self._session
         if session is not None:
             self.awaited.cut()
-        if session is not None and self._pid == os.getpid():  # else it is the parent's
-            session.close()
+            if self._pid == os.getpid():  # else it is the parent's
+                session.close()
+        self._session = None  # only now: what an interrupt breaks off can be done again
 
     def __del__(self) -> None:
         if self._session is not None and self._pid == os.getpid():
@@ -330,7 +336,8 @@ class PostgreSQLStore(Closing):
             if self._session is not None and self._pid != os.getpid():
                 _inherited.append(self._session)
                 self._transactions = {}
-                self._session, self._pid = Session(self._place, self.clock), os.getpid()
+                self._session = Session(self._place, self.clock, self._timeline)
+                self._pid = os.getpid()
             return self._session
 
     def _run(self, operation: Operation[T]) -> T:

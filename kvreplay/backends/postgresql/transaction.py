@@ -13,7 +13,7 @@ from kvreplay.backends.postgresql.kept import Lease
 from kvreplay.backends.postgresql.links import Link
 from kvreplay.backends.postgresql.operations import Operation, Operations, Rows
 from kvreplay.backends.postgresql.session import Session, drive, say
-from kvreplay.backends.postgresql.statements import BEGIN, Asked, taking_turn
+from kvreplay.backends.postgresql.statements import BEGIN, Asked, milliseconds, taking_turn
 from kvreplay.errors import StoreError
 
 __all__ = ["Transaction", "swallowed"]
@@ -83,8 +83,9 @@ class Transaction(Calls):
 
     def _execute(self, asked: Asked) -> Rows:
         place, clock = self._session.place, self._session.clock
+        wait = place.lock_timeout
         try:
-            return say(self._lease, asked, place.lock_timeout, "0", place, clock)
+            return say(self._lease, asked, wait, milliseconds(wait), place, clock)
         except psycopg.Error as error:
             lost = self._lease.link.closed
             raise failure(error, changing=False, lost=lost) from error

@@ -305,6 +305,7 @@ def _cursor_of(connection: object) -> sqlite3.Cursor:
             f" an sqlite3.Connection: give one to the store's own file; {_NOTHING_RAN}"
         )
     try:
+        connection.in_transaction  # noqa: B018  # it says if it is closed
         return sqlite3.Cursor(connection)
     except sqlite3.ProgrammingError as error:  # it is closed, or of another thread
         raise ConfigError(

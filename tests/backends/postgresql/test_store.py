@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kvreplay import open_store
-from kvreplay.backends.postgresql import PostgreSQLStore
 from kvreplay.testing import StoreContract
+from support.postgres_stores import FAULTS, FOREIGN, open_at, role_of
 
 
 class TestPostgreSQLStore(StoreContract):
-    def open(self, path: Path) -> PostgreSQLStore:
-        """Open the store whose URL is in the file at this path: other processes do so too."""
-        store = open_store(path.read_text(encoding="utf-8"))
-        assert isinstance(store, PostgreSQLStore)
-        return store
+    open = staticmethod(open_at)
+    faults = FAULTS
+    foreign = FOREIGN
 
-    @pytest.fixture
-    def path(self, tmp_path: Path, postgres: Any) -> Path:
-        path = tmp_path / "url"
-        path.write_text(postgres.url, encoding="utf-8")
-        return path
+    @pytest.fixture(autouse=True)
+    def role(self, tmp_path: Path, postgres: Any) -> Iterator[None]:
+        with role_of(postgres, tmp_path):
+            yield

@@ -8,6 +8,7 @@ import pytest
 
 from kvreplay import ParamsMismatchError, ReplayKey, StaleFlowError
 from kvreplay._protocol.record import State, decode
+from support.engines import SHARED
 from support.replaying import START, FakeClock, Handler
 from support.requesting import KEY, NAMESPACE, OTHER, PARAMS, entry
 
@@ -35,7 +36,7 @@ def test_the_same_request_again_is_replayed(replay: Any, events: list[str]) -> N
     assert events == ["started", "completed", "replayed"]
 
 
-@pytest.mark.parametrize("engine", ["filesystem", "lmdb", "sqlite"], indirect=True)
+@pytest.mark.parametrize("engine", SHARED, indirect=True)
 def test_a_reopened_store_still_answers(face: Any, engine: Any, clock: FakeClock) -> None:
     with engine.open() as store:
         face(store, NAMESPACE, ttl=60, clock=clock).execute(KEY, PARAMS, Handler("first"))

@@ -20,6 +20,7 @@ from kvreplay import (
     ResponseNotStorableError,
 )
 from kvreplay._protocol.record import decode
+from support.engines import TRANSACTIONAL
 from support.replaying import START, Async, Handler, Interrupt, OneByOne, Sync
 from support.requesting import KEY, NAMESPACE, OTHER, PARAMS, entry
 
@@ -115,7 +116,7 @@ def test_an_event_loop_awaits_coroutines(store: Any, handler: Any) -> None:
     assert "awaited" in asyncio.run(replay.execute(KEY, PARAMS, handler)).response
 
 
-@pytest.mark.parametrize("engine", ["memory", "lmdb", "sqlite"], indirect=True)
+@pytest.mark.parametrize("engine", TRANSACTIONAL, indirect=True)
 @pytest.mark.parametrize("handler", [*GENERATORS, *COROUTINES])
 def test_a_transaction_refuses_them_all(face: Any, store: Any, handler: Any) -> None:
     replay = face(store, NAMESPACE, ttl=60)
@@ -125,7 +126,7 @@ def test_a_transaction_refuses_them_all(face: Any, store: Any, handler: Any) -> 
     assert is_free(replay, store)
 
 
-@pytest.mark.parametrize("engine", ["memory", "lmdb", "sqlite"], indirect=True)
+@pytest.mark.parametrize("engine", TRANSACTIONAL, indirect=True)
 def test_a_transaction_says_what_its_handler_must_be(face: Any, store: Any) -> None:
     for handler in (awaits, functools.partial(awaits)):
         with pytest.raises(ConfigError, match="a transaction's handler is a plain function"):

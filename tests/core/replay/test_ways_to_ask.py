@@ -15,6 +15,7 @@ from kvreplay import (
     ParamsMismatchError,
     StoreError,
 )
+from support.engines import TRANSACTIONAL
 from support.replaying import FakeClock, Handler, Interrupt
 from support.requesting import KEY, OTHER, PARAMS, abandon, entry
 
@@ -51,7 +52,7 @@ def test_a_transaction_commits_the_effect_and_the_record_together(
     assert events[:3] == ["started", "completed", "replayed"]
 
 
-@pytest.mark.parametrize("engine", ["memory", "lmdb", "sqlite"], indirect=True)
+@pytest.mark.parametrize("engine", TRANSACTIONAL, indirect=True)
 @pytest.mark.parametrize("end", [ValueError("no"), Interrupt(), IndeterminateError("?"), object()])
 def test_a_transaction_that_fails_leaves_nothing(
     replay: Any, store: Any, end: Any, events: list[str]

@@ -1,0 +1,124 @@
+"""psycopg's pool, for threads that signals interrupt, and for processes that fork.
+
+It counts what it has lent. An interrupt in the middle of its own code can leave a connection with
+nobody, and a call that waits can be given one after it has gone. So a pool in which a call was
+broken off is not used again: another takes its place, and it closes its connections as they come
+back. A few may then be open beside those of the new one.
+
+A signal handler, or a finalizer, that runs in the middle of the pool's code could wait for a lock
+that its own thread holds. So a call inside of such a call is refused.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from threading import get_ident
+from typing import Any, TypeVar
+
+from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
+
+from kvreplay.backends._support import nested_call_error
+from kvreplay.backends.postgresql.links import Link
+from kvreplay.store import ForkSafeLock
+
+__all__ = ["OwnPool", "Pool"]
+
+T = TypeVar("T")
+
+_replacing = ForkSafeLock()
+
+
+class OwnPool(ConnectionPool[Link]):
+    """A pool that a forked child does not end: it would wait for threads that it does not have."""
+
+    _pid: int = 0
+
+    def open(self, wait: bool = False, timeout: float = 30.0) -> None:
+        """Begin to connect."""
+        self._pid = os.getpid()
+        super().open(wait, timeout)
+
+    def __del__(self) -> None:
+        if self._pid == os.getpid():
+            super().__del__()
+
+
+class Pool:
+    """The pool that is in use.
+
+    Args:
+        make: makes one that is open.
+    """
+
+    def __init__(self, make: Callable[[], OwnPool]) -> None:
+        self._make = make
+        self._is_closed = False
+        self._inside: set[int] = set()  # threads that are in the pool's own code
+        self._current = make()
+
+    def get(self, limit: float, lend: Callable[[Link], T]) -> T:
+        """Take a connection, and wait for one as long as this (seconds); return what it is lent as.
+
+        Raises:
+            PoolTimeout, PoolClosed: there is none.
+            StoreUnavailableError: this thread is in another call of the pool.
+        """
+        while True:
+            pool = self._current
+            try:
+                lent: T = self._call(pool, _lent, pool, limit, lend)
+                return lent
+            except PoolClosed:
+                if pool is self._current:  # else it has been replaced meanwhile
+                    raise
+
+    def put(self, find: Callable[[], Link | None]) -> bool:
+        """Give back the connection that is found; say whether there was one."""
+        return self._call(self._current, _given_back, self._current, find)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether this thread is in the pool's own code."""
+        return get_ident() in self._inside
+
+    def close(self) -> None:
+        """Close it, and the connections that are in it."""
+        self._is_closed = True
+        self._call(self._current, self._current.close)
+
+    def _call(self, pool: OwnPool, call: Callable[..., T], *given: Any) -> T:
+        if self.is_busy:
+            raise nested_call_error()
+        me = get_ident()
+        try:
+            self._inside.add(me)
+            return call(*given)
+        except (PoolTimeout, PoolClosed):
+            raise
+        except BaseException:
+            self._replace(pool)
+            raise
+        finally:
+            self._inside.discard(me)
+
+    def _replace(self, pool: OwnPool) -> None:
+        with _replacing:
+            if pool is self._current and not self._is_closed:
+                self._current = self._make()
+        pool.close(timeout=1.0)
+
+
+def _lent(pool: OwnPool, limit: float, lend: Callable[[Link], T]) -> T:
+    return lend(pool.getconn(limit))
+
+
+def _given_back(pool: OwnPool, find: Callable[[], Link | None]) -> bool:
+    link = find()
+    if link is None:
+        return False
+    try:
+        pool.putconn(link)
+    except ValueError:  # it is of a former pool
+        link.close()
+    return True
