@@ -44,7 +44,9 @@ async def joined(
             asked_at = ticks()
             row = (await caller.say(statements.where.text))[0]
         except Exception as error:
-            meaning = another_database() if not_here(error) else meant(error, bounds)
+            meaning = (
+                another_database() if not_here(error) else meant(error, bounds, caller.is_closed)
+            )
             if meaning is error:
                 raise
             raise meaning from error
@@ -107,7 +109,7 @@ class AsyncJoined(AsyncCalls):
         try:
             return await call(*args)
         except Exception as error:
-            meaning = meant(error, self._bounds)
+            meaning = meant(error, self._bounds, self._caller.is_closed)
             if meaning is error:
                 raise
             raise meaning from error

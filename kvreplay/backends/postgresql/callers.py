@@ -168,7 +168,8 @@ class _OnSQLAlchemy:
     @property
     def is_closed(self) -> bool:
         """Whether the connection is, so that the server undoes the transaction."""
-        return bool(self._plain.closed or self._plain.invalidated)
+        plain = self._plain
+        return plain is not None and bool(plain.closed or plain.invalidated)
 
     @property
     def is_ended(self) -> bool:

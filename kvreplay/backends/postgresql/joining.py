@@ -58,7 +58,7 @@ class Bounds:
         return {"wait": milliseconds(left), "after": after, "turn": self._turn, **given}
 
 
-def meant(error: Exception, bounds: Bounds) -> Exception:
+def meant(error: Exception, bounds: Bounds, lost: bool) -> Exception:
     """Return what an error of the driver means for the caller.
 
     What the caller's own rows have caused comes out as it is: a Session writes them only now.
@@ -74,7 +74,6 @@ def meant(error: Exception, bounds: Bounds) -> Exception:
         return changed_by_others(bounds.limit)
     if is_gone(error):
         return ended_by_handler()
-    lost = isinstance(own, psycopg.OperationalError) and own.sqlstate is None
     return failure(own, changing=False, lost=lost)
 
 
@@ -125,7 +124,9 @@ def joined(
             asked_at = ticks()
             row = caller.say(statements.where.text)[0]
         except Exception as error:
-            meaning = another_database() if not_here(error) else meant(error, bounds)
+            meaning = (
+                another_database() if not_here(error) else meant(error, bounds, caller.is_closed)
+            )
             if meaning is error:
                 raise
             raise meaning from error
@@ -188,7 +189,7 @@ class Joined(Calls):
         try:
             return call(*args)
         except Exception as error:
-            meaning = meant(error, self._bounds)
+            meaning = meant(error, self._bounds, self._caller.is_closed)
             if meaning is error:
                 raise
             raise meaning from error
