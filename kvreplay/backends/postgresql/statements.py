@@ -32,6 +32,7 @@ __all__ = [
     "BEGIN",
     "ENTRIES",
     "META",
+    "PUT_BACK",
     "WALK",
     "Asked",
     "Statement",
@@ -93,6 +94,9 @@ _ALONE: Final = (
 )
 # Puts back the caller's own bound of a transaction; in one of our own it changes nothing.
 _AFTER: Final = "set_config('lock_timeout', %(after)s, true)"
+
+PUT_BACK: Final = f"SELECT {_AFTER}"
+"""The same alone, for a change that has found no row, and so has not come to it."""
 
 
 class Statements:
