@@ -29,11 +29,8 @@ CONFLICTS: Final = (errors.SerializationFailure, errors.DeadlockDetected)
 """SQLSTATE 40001 and 40P01: the transaction was undone, and is worth another try as a whole."""
 
 _GONE: Final = (errors.UndefinedTable, errors.InvalidSchemaName)
-_UNAVAILABLE: Final = (
-    errors.InsufficientResources,
-    errors.OperatorIntervention,
-    errors.TooManyConnections,
-)
+_UNAVAILABLE: Final = ("53", "57")
+"""Classes of SQLSTATE: no memory or connections are left; the operator, or a timeout, ended it."""
 
 
 def is_conflict(error: BaseException) -> bool:
@@ -56,7 +53,7 @@ def no_connection(waited: float, why: BaseException | None) -> StoreError:
     if why is not None:
         because = _said(why)
     return StoreUnavailableError(
-        f"no connection to PostgreSQL within {waited:g} s: {because}; nothing was done: try again"
+        f"no connection to PostgreSQL within {round(waited, 3):g} s: {because}; nothing was done: try again"
         " later"
     )
 
@@ -127,7 +124,7 @@ def failure(error: psycopg.Error, *, changing: bool, lost: bool) -> StoreError:
             "PostgreSQL undid this transaction in favour of another one, again and again; nothing"
             " was changed: try again"
         )
-    if isinstance(error, _UNAVAILABLE):
+    if (error.sqlstate or "").startswith(_UNAVAILABLE):
         return StoreUnavailableError(
             f"PostgreSQL cannot do this now: {_said(error)}; nothing was changed: try again"
         )

@@ -10,9 +10,10 @@ import attrs
 import psycopg
 from psycopg import errors, sql
 
+from kvreplay.backends.postgresql.clock import ServerClock, ticks
 from kvreplay.backends.postgresql.errors import failure, no_connection
 from kvreplay.backends.postgresql.links import AsyncLink, Link
-from kvreplay.backends.postgresql.statements import ENTRIES, META
+from kvreplay.backends.postgresql.statements import ENTRIES, META, NOW, milliseconds
 from kvreplay.backends.postgresql.timeline import NO_TIMELINE, TIMELINE, Timeline, is_standby
 from kvreplay.errors import ConfigError, CorruptStoreError, StoreError, StoreNotFoundError
 from kvreplay.store import Durability
@@ -25,8 +26,7 @@ _ROOM: Final = "make it by CREATE SCHEMA, or name another one by schema="
 
 _GREETING: Final = """
     SELECT (SELECT value FROM {meta} WHERE name = 'id'), pg_backend_pid(),
-        current_setting('synchronous_commit'), {timeline},
-        (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"""
+        current_setting('synchronous_commit'), {timeline}, {now}"""
 
 
 @attrs.frozen(repr=False, kw_only=True)
@@ -63,7 +63,7 @@ class Place:
     @property
     def greeting(self) -> str:
         """What a new connection is asked; ``greeted`` looks at the answer."""
-        return _GREETING.format(meta=self.meta, timeline=self.timeline)
+        return _GREETING.format(meta=self.meta, timeline=self.timeline, now=NOW)
 
 
 def greeted(
@@ -89,6 +89,7 @@ def greeted(
 
 def open_place(
     conninfo: str,
+    clock: ServerClock,
     *,
     schema: str | None,
     create: bool,
@@ -97,7 +98,11 @@ def open_place(
     reply_timeout: float,
     pool_size: int,
 ) -> Place:
-    """Look for the store on a connection of its own, and make it if that is wanted."""
+    """Look for the store on a connection of its own, and make it if that is wanted.
+
+    Args:
+        clock: what is told the server's time, before anybody goes by it.
+    """
     try:
         link = Link.connect(conninfo, autocommit=True, prepare_threshold=None)
     except errors.InvalidCatalogName as error:
@@ -111,7 +116,7 @@ def open_place(
     try:
         with link.cursor() as cursor:
             timeline = _way_to_ask_for_the_timeline(cursor)
-            found, database, fsync = _look(cursor, schema)
+            found, database, fsync = _look(cursor, schema, clock)
             if durability == "full" and fsync != "on":
                 raise ConfigError(
                     "this PostgreSQL server runs with fsync=off, so that no change survives a power"
@@ -159,12 +164,16 @@ def _way_to_ask_for_the_timeline(cursor: psycopg.Cursor[Any]) -> str:
     return TIMELINE
 
 
-def _look(cursor: psycopg.Cursor[Any], schema: str | None) -> tuple[str | None, int, str]:
+def _look(
+    cursor: psycopg.Cursor[Any], schema: str | None, clock: ServerClock
+) -> tuple[str | None, int, str]:
+    asked_at = ticks()
     row = cursor.execute(
-        "SELECT current_schema(), oid::bigint, current_setting('fsync')"
+        f"SELECT current_schema(), oid::bigint, current_setting('fsync'), {NOW}"
         " FROM pg_catalog.pg_database WHERE datname = current_database()"
     ).fetchone()
     assert row is not None  # the database that this is connected to
+    clock.told(row[3], asked_at)
     return schema or row[0], row[1], row[2]
 
 
@@ -198,7 +207,7 @@ def _make(cursor: psycopg.Cursor[Any], schema: str, lock_timeout: float) -> str:
         with cursor.connection.transaction():
             cursor.execute(
                 "SELECT set_config('lock_timeout', %s, true), pg_advisory_xact_lock(%s)",
-                (f"{max(1, int(lock_timeout * 1000))}ms", _MAKING),
+                (milliseconds(lock_timeout), _MAKING),
             )
             id_ = _id_in(cursor, schema)
             if id_ is not None:
@@ -209,8 +218,8 @@ def _make(cursor: psycopg.Cursor[Any], schema: str, lock_timeout: float) -> str:
             for statement in _TABLES:
                 cursor.execute(sql.SQL(statement).format(**names))
             id_ = str(uuid.uuid4())
-            insert = sql.SQL("INSERT INTO {meta} VALUES ('format', %s), ('id', %s)")
-            cursor.execute(insert.format(**names), (_FORMAT, id_))
+            insert = sql.SQL("INSERT INTO {meta} VALUES ('format', {format}), ('id', {id})")
+            cursor.execute(insert.format(**names, format=_FORMAT, id=id_))
     except errors.InsufficientPrivilege as error:
         raise StoreError(
             f'the role may not make the tables in the schema "{schema}"; nothing was made: grant'

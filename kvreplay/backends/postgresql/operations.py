@@ -124,8 +124,8 @@ class Operations:
                 rows = yield statements.drop, changed
             else:
                 rows = yield statements.swap, {**changed, **put}
-            if rows:
-                seen: bytes = rows[0][0]
+            seen: bytes | None = rows[0][0]
+            if seen is not None:
                 return seen
             rows = yield statements.read, address
             if not rows or rows[0][0] != expected:
