@@ -11,7 +11,7 @@ import pytest
 
 psycopg = pytest.importorskip("psycopg")
 
-from kvreplay import KeyNotFoundError, Replay, StoreUnavailableError, open_store  # noqa: E402
+from kvreplay import KeyNotFoundError, Replay, StoreError, StoreUnavailableError, open_store  # noqa: E402
 from support.postgres import VERSIONS  # noqa: E402
 from support.postgres_faults import held  # noqa: E402
 from support.shared_postgres import shared_server  # noqa: E402
@@ -175,3 +175,19 @@ def test_a_broken_off_wait_for_a_standby_is_not_told_of_another_call(postgres: A
         session.keep(lease)
         with pytest.raises(KeyNotFoundError):
             store.read(*ADDRESS)
+
+
+def test_a_change_that_a_trigger_prevents_is_not_acknowledged(postgres: Any) -> None:
+    with open_store(postgres.url) as store:
+        store.write(*ADDRESS, b"1")
+        postgres.server.execute(
+            f"CREATE FUNCTION {postgres.name}.no() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$BEGIN RETURN NULL; END$$"
+        )
+        postgres.server.execute(
+            f"CREATE TRIGGER no BEFORE UPDATE ON {postgres.name}.kvreplay_entries"
+            f" FOR EACH ROW EXECUTE FUNCTION {postgres.name}.no()"
+        )
+        with pytest.raises(StoreError, match="trigger"):
+            store.check_and_put(*ADDRESS, expected=b"1", value=b"2")  # type: ignore[attr-defined]
+        assert store.read(*ADDRESS) == b"1"
