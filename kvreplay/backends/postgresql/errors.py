@@ -18,6 +18,7 @@ from kvreplay.errors import (
 
 __all__ = [
     "CONFLICTS",
+    "cannot_connect",
     "changed_by_others",
     "failure",
     "is_conflict",
@@ -29,11 +30,8 @@ CONFLICTS: Final = (errors.SerializationFailure, errors.DeadlockDetected)
 """SQLSTATE 40001 and 40P01: the transaction was undone, and is worth another try as a whole."""
 
 _GONE: Final = (errors.UndefinedTable, errors.InvalidSchemaName)
-_UNAVAILABLE: Final = (
-    errors.InsufficientResources,
-    errors.OperatorIntervention,
-    errors.TooManyConnections,
-)
+_UNAVAILABLE: Final = ("53", "57")
+"""The classes of SQLSTATE for a server that lacks something, or that its operator stops."""
 
 
 def is_conflict(error: BaseException) -> bool:
@@ -61,6 +59,14 @@ def no_connection(waited: float, why: BaseException | None) -> StoreError:
     )
 
 
+def cannot_connect(why: psycopg.Error) -> StoreUnavailableError:
+    """Return the error for a store that cannot be opened: libpq has no SQLSTATE for the reason."""
+    return StoreUnavailableError(
+        f"no connection to PostgreSQL: {_said(why)}; nothing was opened: mend the URL, or try"
+        " again when the server answers"
+    )
+
+
 def unconfirmed() -> OutcomeUnknownError:
     """Return the error for a commit whose wait for a standby was broken off."""
     return OutcomeUnknownError(
@@ -71,7 +77,7 @@ def unconfirmed() -> OutcomeUnknownError:
 
 def changed_by_others(waited: float | None) -> InFlightError:
     """Return the error for a joined change that waited in vain."""
-    limit = "its time to wait" if waited is None else f"{waited:g} s"
+    limit = "its time to wait" if waited is None else f"{waited:.3g} s"
     return InFlightError(
         f"another transaction has changed this key, and has not ended within {limit}; nothing ran"
         " here, and that transaction goes on: ask again later",
@@ -127,7 +133,13 @@ def failure(error: psycopg.Error, *, changing: bool, lost: bool) -> StoreError:
             "PostgreSQL undid this transaction in favour of another one, again and again; nothing"
             " was changed: try again"
         )
-    if isinstance(error, _UNAVAILABLE):
+    if isinstance(error, errors.InFailedSqlTransaction):
+        return StoreError(
+            "an earlier statement of this transaction has failed, so that PostgreSQL refuses all"
+            " others; nothing was changed: let its exception out of the handler, or make the"
+            " statement in a savepoint of its own"
+        )
+    if (error.sqlstate or "").startswith(_UNAVAILABLE):
         return StoreUnavailableError(
             f"PostgreSQL cannot do this now: {_said(error)}; nothing was changed: try again"
         )

@@ -10,7 +10,7 @@ import attrs
 import psycopg
 from psycopg import errors, sql
 
-from kvreplay.backends.postgresql.errors import failure, no_connection
+from kvreplay.backends.postgresql.errors import cannot_connect, failure
 from kvreplay.backends.postgresql.links import AsyncLink, Link
 from kvreplay.backends.postgresql.statements import ENTRIES, META
 from kvreplay.backends.postgresql.timeline import NO_TIMELINE, TIMELINE, Timeline, is_standby
@@ -100,13 +100,8 @@ def open_place(
     """Look for the store on a connection of its own, and make it if that is wanted."""
     try:
         link = Link.connect(conninfo, autocommit=True, prepare_threshold=None)
-    except errors.InvalidCatalogName as error:
-        raise StoreNotFoundError(
-            "the database does not exist on this server; nothing was made: make it by CREATE"
-            " DATABASE"
-        ) from error
     except psycopg.Error as error:
-        raise no_connection(reply_timeout, error) from error
+        raise cannot_connect(error) from error
     link.answer_within = lock_timeout + reply_timeout
     try:
         with link.cursor() as cursor:
