@@ -147,7 +147,7 @@ class Settings:
         Raises:
             ConfigError: it joins none; the error names what is missing.
         """
-        store = (getattr(self.store, "awaited", None) if awaits else None) or self.store
+        store = (_twin_of(self.store) if awaits else None) or self.store
         needed = AsyncJoinableKVStore if awaits else JoinableKVStore
         what = "execute_in_transaction with connection="
         _check_capability(store, needed, what)
@@ -321,6 +321,14 @@ def _is_awaited(store: object) -> bool:
     return inspect.iscoroutinefunction(getattr(store, "read", None))
 
 
+def _twin_of(store: Any) -> Any:
+    """Return a store's twin for event loops, or ``None``.
+
+    A wrapper that passes on what it lacks has none: its own calls would be left out.
+    """
+    return None if inspect.getattr_static(store, "awaited", None) is None else store.awaited
+
+
 def _asked_of(store: object, awaits: bool, what: str) -> object:
     """Return the store that answers: this one, or its twin for event loops; check it.
 
@@ -337,7 +345,7 @@ def _asked_of(store: object, awaits: bool, what: str) -> object:
         _check_capability(store, AsyncAtomicKVStore, what)
         return store
     _check_capability(store, AtomicKVStore, what)
-    twin = getattr(store, "awaited", None) if awaits else None
+    twin = _twin_of(store) if awaits else None
     if twin is None:
         return store
     _check_capability(twin, AsyncAtomicKVStore, f"{what} on the awaited {type(store).__name__}")

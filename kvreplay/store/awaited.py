@@ -7,6 +7,9 @@ come back, it takes effect no more.
 A blocking store may offer such a twin of itself as its attribute ``awaited``. It shows the same
 entries, and belongs to the store: to close the store closes it too. ``AsyncReplay`` then uses the
 twin, and needs no thread for a request. It also takes a store that is only asynchronous.
+
+A class that overrides calls of such a store overrides ``awaited`` too. A wrapper that passes on
+what it lacks, by ``__getattr__``, has no twin for ``AsyncReplay``: its own calls would be left out.
 """
 
 from __future__ import annotations

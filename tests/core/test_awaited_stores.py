@@ -261,6 +261,30 @@ def test_a_store_or_a_twin_that_lacks_a_method() -> None:
         )
 
 
+def test_a_wrapper_is_asked_although_the_store_in_it_has_a_twin() -> None:
+    class Counting:
+        """A store of somebody else's, which must see each change: to encrypt it, say."""
+
+        check_and_put_each = check_and_put_at_once = None
+
+        def __init__(self, inner: Any) -> None:
+            self._inner = inner
+            self.changes = 0
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._inner, name)
+
+        def check_and_put(self, *address: str, **change: Any) -> Any:
+            self.changes += 1
+            return self._inner.check_and_put(*address, **change)
+
+    store = Counting(WithTwin(MemoryStore()))
+    assert store.awaited is not None
+    replay = AsyncReplay(store, "ns", ttl=60)
+    asyncio.run(replay.execute(("s", "k"), {}, lambda: "r"))
+    assert store.changes == 2
+
+
 def test_faults_are_met_although_the_store_has_a_twin() -> None:
     store = FaultyStore(with_a_twin())
     store.fail(NotAppliedError("full"))

@@ -34,7 +34,7 @@ __all__ = ["ASYNC", "ENGINES", "OPERATIONS", "operations_of"]
 
 Operation = Generator[Callable[[], Any], Ended, None]
 
-ENGINES: Final = ("lmdb", "memory", "filesystem", "sqlite")
+ENGINES: Final = ("lmdb", "memory", "filesystem", "sqlite", "postgresql")
 KEY: Final = ("peer", "session")
 FINAL: Final = (ZeroDivisionError,)  # what a walk takes for the call's own
 PARAMS: Final = {"amount": 1}
@@ -808,8 +808,17 @@ ON_MEMORY: Final = (
 """What asks an engine for nothing that other operations do not ask for too."""
 
 
+ON_SERVERS: Final = (
+    *("create", "read", "write", "check_and_put", "remove", "sweep", "list_all_keys", "close"),
+    *("transaction", "undone transaction", "execute", "hit", f"{ASYNC}execute", f"{ASYNC}hit"),
+)
+"""What asks an engine whose entries are on a server for something of its own."""
+
+
 def operations_of(engine: str) -> list[str]:
     """The names of what this engine can do."""
+    if engine == "postgresql":
+        return [name for name in OPERATIONS if name in ON_SERVERS]
     lacks: set[str] = set()
     if engine != "memory":
         lacks |= {prefix + name for prefix in ("", ASYNC) for name in ON_MEMORY}

@@ -16,6 +16,8 @@ import pytest
 from interrupts.operations import ASYNC, ENGINES, operations_of
 from interrupts.programs import run_walk
 from interrupts.walk import ERRORS, first_of
+from interrupts.world import SERVER
+from support.needs import needs_psycopg
 
 pytestmark = pytest.mark.untraced
 
@@ -26,9 +28,19 @@ _CHANGES += tuple(f"{ASYNC}{each}" for each in _CHANGES)  # all that a short run
 
 
 @pytest.mark.parametrize("error", ERRORS)
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    "engine",
+    [
+        pytest.param(name, marks=[pytest.mark.any_python] if name == "postgresql" else [])
+        for name in ENGINES
+    ],
+)
 def test_no_point_is_harmful(
-    engine: str, error: str, pytestconfig: pytest.Config, tell: Callable[[str], None]
+    engine: str,
+    error: str,
+    pytestconfig: pytest.Config,
+    tell: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stride = int(pytestconfig.getoption("--every"))
     varies, names = _VARIES, operations_of(engine)
@@ -36,6 +48,11 @@ def test_no_point_is_harmful(
         stride, varies = max(stride // _DEPTHS, 1), 2
         if stride > 1:
             names = [each for each in names if each in _CHANGES]
+    if engine == "postgresql":
+        needs_psycopg()
+        from support.shared_postgres import shared_server
+
+        monkeypatch.setenv(SERVER, shared_server().url)
     said = run_walk("-m", "interrupts.walk", engine, error, str(stride), *names)
     figures: list[dict[str, Any]] = [json.loads(line) for line in said]
     assert [each["operation"] for each in figures] == names

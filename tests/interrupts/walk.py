@@ -112,6 +112,7 @@ def attempt(engine: str, name: str, error: str, at: int, neighbour: Neighbour) -
             if world.in_doubt_for_nothing and ended.point is not None:
                 began = ended.stack[0].startswith("world.py")  # where the handlers are
                 assert began, "in doubt, and the handler had not begun"
+            ended.error = None  # its traceback may have a connection that was being made
             world.end()
         except BaseException:
             told["trouble"] = traceback.format_exc()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import kvreplay
 from interrupts.depths import run_steps
 from kvreplay import AsyncReplay, Replay
 from kvreplay._runtime import liveness
@@ -42,7 +44,15 @@ def have_few_lock_files() -> None:
         vars(module)["STRIPES"] = 3
 
 
+SERVER: Final = "INTERRUPTS_SERVER"
+"""The environment has the URL of a PostgreSQL server under this name."""
+
+
 def open_store(engine: str, path: Path, map_size: int = 1 << 20) -> Any:
+    if engine == "postgresql":
+        # With two connections, one that is lost is missed.
+        options = f"schema={schema_of(path)}&pool_size=2&lock_timeout=5"
+        return kvreplay.open_store(f"{os.environ[SERVER]}&{options}")
     if engine == "memory":
         return MemoryStore()
     if engine == "filesystem":
@@ -50,6 +60,11 @@ def open_store(engine: str, path: Path, map_size: int = 1 << 20) -> Any:
     if engine == "sqlite":
         return SQLiteStore(path)
     return LMDBStore(path, map_size=map_size)
+
+
+def schema_of(path: Path) -> str:
+    """The schema of a PostgreSQL store that has this path in a test."""
+    return f"{path.parent.name}_{path.name}".lower().replace("-", "_")
 
 
 class World:
@@ -72,7 +87,7 @@ class World:
         self.kept: dict[str, bytes] = {}
         self.keep()
         self.store.list("p", "kept")  # whoever reads for the first time may open something
-        self.before = _descriptors()
+        self.before = self.descriptors()
 
     def open(self) -> Any:
         return open_store(self.engine, self.path, self.map_size)
@@ -144,7 +159,7 @@ class World:
         with contextlib.suppress(AssertionError):  # what follows tells what is still open
             # Event loops let a thread close files, and nobody waits for that.
             until(
-                lambda: not (process and process.files) and _descriptors() == self.before,
+                lambda: not (process and process.files) and self.descriptors() == self.before,
                 PATIENCE,
             )
         if process is not None:
@@ -167,9 +182,21 @@ class World:
         if self.engine == "sqlite":
             assert self.store._opened().is_idle, "somebody counts as inside or waiting"
         assert self.temporaries() == [], "a temporary file"
-        now = _descriptors()
+        now = self.descriptors()
         assert now == self.before, f"descriptors: {sorted(set(now) ^ set(self.before))}"
+        if self.engine == "postgresql":
+            self.use_both_connections()
         self.close()
+
+    def use_both_connections(self) -> None:
+        with self.store.transaction() as txn:
+            txn.write("p", "used", "both", b"1")
+            _on_a_thread(lambda: self.store.read("p", "kept", "kept1"))
+
+    def descriptors(self) -> list[str]:
+        """What is open, besides the connections to a server, and what waits for one: they come and go."""
+        passing = ("socket:", "anon_inode:[eventpoll]") if self.engine == "postgresql" else ()
+        return [each for each in _descriptors() if not each.startswith(passing or "/proc/")]
 
     def close(self) -> None:
         for connection in self._connections:
@@ -181,9 +208,20 @@ class World:
 
     def end(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+        if self.engine == "postgresql":
+            gc.collect()
+            until(lambda: "socket" not in "".join(_descriptors()), PATIENCE)
+            drop_schemas(self.path, self.folder / "store")
 
     def temporaries(self) -> list[str]:
         return [path.name for path in self.folder.rglob("*.tmp")]
+
+
+def drop_schemas(*paths: Path) -> None:
+    from support.postgres import execute
+
+    for path in paths:
+        execute(os.environ[SERVER], f"DROP SCHEMA IF EXISTS {schema_of(path)} CASCADE")
 
 
 def enter_as_it_is(call: Callable[[], Any]) -> Any:

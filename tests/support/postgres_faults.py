@@ -12,9 +12,12 @@ from kvreplay import open_store
 from kvreplay.testing.blocking import Blocking
 from support.waiting import until
 
-__all__ = ["FACES", "Opener", "held", "rows_of", "until_waiting"]
+__all__ = ["A_LITTLE", "FACES", "Opener", "held", "rows_of", "until_idle", "until_waiting"]
 
 FACES = ("blocking", "awaited")
+
+A_LITTLE = 5.0
+"""Seconds, beyond its bound, that a call may take on a machine that is busy."""
 
 
 class Opener:
@@ -61,3 +64,12 @@ def until_waiting(server: Any, clients: int, name: str = "kvreplay") -> None:
 def rows_of(schema: Any) -> dict[str, bytes]:
     """What is committed, by a client of its own: the values by their keys."""
     return dict(schema.server.execute(f"SELECT key, value FROM {schema.name}.kvreplay_entries"))
+
+
+def until_idle(schema: Any) -> None:
+    """Wait until the clients whose ``application_name`` is that of the schema ask for nothing."""
+    text = (
+        "SELECT 1 FROM pg_stat_activity WHERE application_name = %s"
+        " AND (state <> 'idle' OR backend_xid IS NOT NULL)"
+    )
+    until(lambda: not schema.server.execute(text, schema.name))

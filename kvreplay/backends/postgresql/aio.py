@@ -194,10 +194,9 @@ class AsyncPostgreSQLStore:
     def cut(self) -> None:
         """Refuse further calls, and close the connections of all loops: for the blocking store."""
         self._is_closed = True
-        sessions, self._sessions = self._sessions, WeakKeyDictionary()
         if not self._process[0]:
             return  # they are the parent's
-        for session in sessions.values():
+        for session in list(self._sessions.values()):
             session.cut()
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 session.loop.call_soon_threadsafe(_close_soon, session)

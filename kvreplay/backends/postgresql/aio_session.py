@@ -81,7 +81,7 @@ class AsyncSession:
             link.answer_within = self.place.reply_timeout
             asked_at = ticks()
             async with link.cursor() as cursor:
-                await cursor.execute(self.place.greeting)
+                await cursor.execute(*self.place.greeting(link))
                 row = await cursor.fetchone()
             greeted(link, row, self.place, self.timeline)
             self.clock.told(row[-1], asked_at)  # type: ignore[index]  # greeted() has looked
@@ -103,9 +103,12 @@ class AsyncSession:
         """Take a connection, and wait for one as long as this (seconds)."""
         until = time.monotonic() + limit
         while True:
-            lease = self._kept.take() or await self._next(until - time.monotonic(), limit)
-            if lease is not None:
+            lease: Lease[AsyncLink] = Lease()
+            if self._kept.take(lease):
                 return lease
+            found = await self._next(until - time.monotonic(), limit)
+            if found is not None:
+                return found
 
     async def _next(self, left: float, limit: float) -> Lease[AsyncLink] | None:
         """Return one of the pool, or the next that comes back; ``None``: look again."""
@@ -135,7 +138,8 @@ class AsyncSession:
         waiting = object()
         try:
             self._kept.waiting.add(waiting)
-            lease = self._kept.lend(await self._pool.getconn(max(left, 0.0)))
+            lease: Lease[AsyncLink] = Lease()
+            self._kept.lend(lease, await self._pool.getconn(max(left, 0.0)))
             return lease if self._kept.is_good(lease) else None
         except PoolTimeout:
             raise no_connection(limit, self._why) from self._why

@@ -18,6 +18,7 @@ from kvreplay.errors import (
 
 __all__ = [
     "CONFLICTS",
+    "another_store",
     "cannot_connect",
     "changed_by_others",
     "failure",
@@ -31,7 +32,7 @@ CONFLICTS: Final = (errors.SerializationFailure, errors.DeadlockDetected)
 
 _GONE: Final = (errors.UndefinedTable, errors.InvalidSchemaName)
 _UNAVAILABLE: Final = ("53", "57")
-"""The classes of SQLSTATE for a server that lacks something, or that its operator stops."""
+"""Classes of SQLSTATE: the server lacks something now; an operator has broken it off."""
 
 
 def is_conflict(error: BaseException) -> bool:
@@ -54,16 +55,24 @@ def no_connection(waited: float, why: BaseException | None) -> StoreError:
     if why is not None:
         because = _said(why)
     return StoreUnavailableError(
-        f"no connection to PostgreSQL within {waited:g} s: {because}; nothing was done: try again"
+        f"no connection to PostgreSQL within {waited:.3g} s: {because}; nothing was done: try again"
         " later"
+    )
+
+
+def another_store() -> CorruptStoreError:
+    """Return the error for tables that are not those of the store that was opened."""
+    return CorruptStoreError(
+        "the database under this URL holds another store now, or none; nothing was done: bring the"
+        " former one back, or open the store again"
     )
 
 
 def cannot_connect(why: psycopg.Error) -> StoreUnavailableError:
     """Return the error for a store that cannot be opened: libpq has no SQLSTATE for the reason."""
     return StoreUnavailableError(
-        f"no connection to PostgreSQL: {_said(why)}; nothing was opened: mend the URL, or try"
-        " again when the server answers"
+        f"no connection to PostgreSQL: {_said(why)}; nothing was done: mend the URL, or try again"
+        " when the server answers"
     )
 
 
@@ -123,6 +132,8 @@ def failure(error: psycopg.Error, *, changing: bool, lost: bool) -> StoreError:
             "the tables of this store are gone from the database; nothing was changed: restore"
             " them, or open the store again to begin an empty one"
         )
+    if isinstance(error, errors.UndefinedObject):  # which only a change asks for: statements.py
+        return another_store()
     if isinstance(error, errors.InsufficientPrivilege):
         return StoreError(
             f"PostgreSQL refused: {_said(error)}; nothing was changed: grant the role what"
@@ -135,11 +146,11 @@ def failure(error: psycopg.Error, *, changing: bool, lost: bool) -> StoreError:
         )
     if isinstance(error, errors.InFailedSqlTransaction):
         return StoreError(
-            "an earlier statement of this transaction has failed, so that PostgreSQL refuses all"
-            " others; nothing was changed: let its exception out of the handler, or make the"
-            " statement in a savepoint of its own"
+            "an earlier statement has failed, so that PostgreSQL has aborted this transaction;"
+            " nothing was changed: let its exception out of the handler, or make the statement in a"
+            " savepoint of its own"
         )
-    if (error.sqlstate or "").startswith(_UNAVAILABLE):
+    if error.sqlstate is not None and error.sqlstate.startswith(_UNAVAILABLE):
         return StoreUnavailableError(
             f"PostgreSQL cannot do this now: {_said(error)}; nothing was changed: try again"
         )

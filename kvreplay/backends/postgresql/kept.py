@@ -33,39 +33,44 @@ L = TypeVar("L", Link, AsyncLink)
 _KEEP: Final = 5.0  # seconds
 
 
-class Hold:
-    """Whoever has it has the connection."""
+class Hold(Generic[L]):
+    """Whoever has it has the connection. It is in no variable, where a traceback would keep it."""
 
-    __slots__ = ("__weakref__",)
-
-
-class Lease(Generic[L]):
-    """A connection of the pool, and its cursor."""
-
-    __slots__ = ("_since", "_socket", "cursor", "hold", "link")
+    __slots__ = ("__weakref__", "cursor", "link", "since", "socket")
 
     def __init__(self, link: L) -> None:
         self.link: L = link
-        self.hold: Hold | None = Hold()
         self.cursor: Any = link.cursor(binary=True)
-        self._since = time.monotonic()
-        self._socket = select.poll()
-        self._socket.register(link.pgconn.socket, select.POLLIN)
+        self.since = time.monotonic()
+        self.socket = select.poll()
+        self.socket.register(link.pgconn.socket, select.POLLIN)
+
+
+class Lease(Generic[L]):
+    """A place for a connection and its cursor, made before it is filled."""
+
+    __slots__ = ("cursor", "hold", "link")
+
+    link: L
+    cursor: Any
+
+    def __init__(self) -> None:
+        self.hold: Any = None
 
     def end(self) -> None:
-        """Let the connection be found in :meth:`Kept.lost`."""
+        """Have the connection no more: unless it is kept, it is found in :meth:`Kept.lost`."""
         self.hold = None
 
     @property
     def is_over(self) -> bool:
         """Whether the pool should have it back: it also ends what an interrupt has left open."""
         is_idle = self.link.pgconn.transaction_status == TransactionStatus.IDLE
-        return not is_idle or time.monotonic() - self._since > _KEEP
+        return not is_idle or time.monotonic() - self.hold.since > _KEEP
 
     def is_alive(self) -> bool:
         """Say whether the server has not ended the connection while nobody used it."""
         for _ in range(3):
-            if not self._socket.poll(0):
+            if not self.hold.socket.poll(0):
                 return not self.link.closed
             try:
                 self.link.pgconn.consume_input()  # a notice, a ticket of TLS, or the end
@@ -84,23 +89,24 @@ class Kept(Generic[L]):
     def __init__(self, timeline: Timeline) -> None:
         self.waiting: set[object] = set()
         self._timeline = timeline
-        self._idle: deque[Lease[L]] = deque()
-        self._lent: dict[weakref.ref[Hold], L] = {}
+        self._idle: deque[Hold[L]] = deque()
+        self._lent: dict[weakref.ref[Hold[L]], L] = {}
 
     @property
     def lent(self) -> int:
         """How many connections of the pool are here or in use."""
         return len(self._lent)
 
-    def take(self) -> Lease[L] | None:
-        """Return the good one that was used last; ``None``: ask the pool."""
+    def take(self, lease: Lease[L]) -> bool:
+        """Fill in the good one that was used last; false: ask the pool."""
         while True:
             try:
-                lease = self._idle.pop()
+                lease.hold = self._idle.pop()
             except IndexError:
-                return None
+                return False
+            lease.link, lease.cursor = lease.hold.link, lease.hold.cursor
             if self.is_good(lease):
-                return lease
+                return True
 
     def is_good(self, lease: Lease[L]) -> bool:
         """Say whether a lease is alive, and its server on the latest timeline; else end it."""
@@ -110,26 +116,25 @@ class Kept(Generic[L]):
         lease.end()
         return False
 
-    def lend(self, link: L) -> Lease[L]:
-        """Return a connection of the pool as a lease."""
-        lease = Lease(link)
-        assert lease.hold is not None
+    def lend(self, lease: Lease[L], link: L) -> None:
+        """Fill in a connection of the pool."""
+        lease.hold = Hold(link)
+        lease.link, lease.cursor = link, lease.hold.cursor
         self._lent[weakref.ref(lease.hold)] = link
-        return lease
 
     def keep(self, lease: Lease[L]) -> bool:
-        """Keep a lease for the next call; say whether one is now in :meth:`lost`."""
+        """Keep a connection for the next call; say whether one is now in :meth:`lost`."""
         if lease.is_over:
             lease.end()
             return True
-        self._idle.append(lease)
+        self._idle.append(lease.hold)
         # Whoever waits has looked here before.
         return bool(self.waiting) and self.let_go()
 
     def let_go(self) -> bool:
-        """Let a lease that is idle be found in :meth:`lost`; say whether there was one."""
+        """Let one that is idle be found in :meth:`lost`; say whether there was one."""
         try:
-            self._idle.pop().end()
+            self._idle.pop()
         except IndexError:
             return False
         return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import psycopg
@@ -69,6 +70,7 @@ def asked_with(
         "wait": milliseconds(wait),
         "after": after,
         "turn": place.turn,
+        "id": place.id,
         "commit": "off" if place.durability == "process" else link.synchronous_commit,
         **asked[1],
     }
@@ -110,7 +112,7 @@ class Session:
             link.answer_within = self.place.reply_timeout
             asked_at = ticks()
             with link.cursor() as cursor:
-                row = cursor.execute(self.place.greeting).fetchone()
+                row = cursor.execute(*self.place.greeting(link)).fetchone()
             greeted(link, row, self.place, self.timeline)
             self.clock.told(row[-1], asked_at)  # type: ignore[index]  # greeted() has looked
             self._why = None
@@ -128,9 +130,16 @@ class Session:
 
     def lease(self, limit: float) -> Lease[Link]:
         """Take a connection, and wait for one as long as this (seconds)."""
-        lease = self._kept.take()
-        if lease is not None:
-            return lease
+        lease: Lease[Link] = Lease()
+        try:
+            if not self._kept.take(lease):
+                self._ask_pool(lease, limit)
+        except BaseException:
+            lease.end()
+            raise
+        return lease
+
+    def _ask_pool(self, lease: Lease[Link], limit: float) -> None:
         self.give_back()
         if not self._kept.waiting:
             self._why = None
@@ -139,12 +148,7 @@ class Session:
             self._kept.waiting.add(waiting)
             if self._kept.let_go():  # one came back meanwhile
                 self.give_back()
-            until = time.monotonic() + limit
-            while True:
-                lease = self._pool.get(until - time.monotonic(), self._kept.lend)
-                if self._kept.is_good(lease):
-                    return lease
-                self.give_back()
+            self._fill(lease, time.monotonic() + limit)
         except PoolTimeout:
             raise no_connection(limit, self._why) from self._why
         except PoolClosed:
@@ -152,8 +156,16 @@ class Session:
         finally:
             self._kept.waiting.discard(waiting)
 
+    def _fill(self, lease: Lease[Link], until: float) -> None:
+        lend = partial(self._kept.lend, lease)
+        while True:
+            self._pool.get(until - time.monotonic(), lend)
+            if self._kept.is_good(lease):
+                return
+            self.give_back()
+
     def keep(self, lease: Lease[Link]) -> None:
-        """Take a connection back."""
+        """Take a connection back. The caller ends the lease then, which its traceback has."""
         if self._kept.keep(lease):
             self.give_back()
 
@@ -182,7 +194,10 @@ class Session:
                 if not again or time.monotonic() >= until:
                     raise failure(error, changing=statement.changes, lost=lost) from error
             finally:
-                self.keep(lease)
+                try:
+                    self.keep(lease)
+                finally:
+                    lease.end()
 
     def close(self) -> None:
         """Close all connections."""

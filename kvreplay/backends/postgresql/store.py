@@ -116,6 +116,7 @@ class PostgreSQLStore(Closing):
         if schema is not None and (type(schema) is not str or not schema or "\0" in schema):
             raise ConfigError("schema must be a name, or None; nothing was opened")
         bound = check_lock_timeout(reply_timeout, "reply_timeout")
+        self.clock = ServerClock()
         self._place = open_place(
             connection_string(url, bound),
             schema=schema,
@@ -124,10 +125,10 @@ class PostgreSQLStore(Closing):
             lock_timeout=check_lock_timeout(lock_timeout),
             reply_timeout=bound,
             pool_size=pool_size,
+            clock=self.clock,
         )
         self._operations = Operations(Statements(self._place.schema))
         self._transactions: dict[int, OwnTransaction] = {}  # by the thread that holds it
-        self.clock = ServerClock()
         self._timeline = Timeline()
         self.awaited = AsyncPostgreSQLStore(
             self._place, self.clock, self._timeline, self._operations, self.identity
@@ -261,20 +262,21 @@ class PostgreSQLStore(Closing):
         session = self._opened()
         self._refuse_own()
         place, own = self._place, OwnTransaction()
-        lease = session.lease(place.lock_timeout)
-        transaction = Transaction(lease, own, self._operations, session)
         thread = threading.get_ident()
+        lease = session.lease(place.lock_timeout)
         try:
+            transaction = Transaction(lease, own, self._operations, session)
             self._transactions[thread] = own
-            transaction.begin()
-            yield transaction
-            own.check_usable()  # a forked child would commit on its parent's connection
-            own.ended = True
-            transaction.commit()
-        except BaseException:
-            if not own.is_inherited:
-                transaction.roll_back()
-            raise
+            try:
+                transaction.begin()
+                yield transaction
+                own.check_usable()  # a forked child would commit on its parent's connection
+                own.ended = True
+                transaction.commit()
+            except BaseException:
+                if not own.is_inherited:
+                    transaction.roll_back()
+                raise
         finally:
             own.ended = True
             try:
@@ -282,6 +284,7 @@ class PostgreSQLStore(Closing):
                     session.keep(lease)
             finally:
                 self._transactions.pop(thread, None)
+                lease.end()
 
     def join(
         self, connection: object, *, lock_timeout: float | None
@@ -294,6 +297,7 @@ class PostgreSQLStore(Closing):
                 first statement on.
         """
         self._opened()
+        self._refuse_own()
         return joined(connection, lock_timeout, self._place, self.clock)
 
     def close(self) -> None:
@@ -303,11 +307,12 @@ class PostgreSQLStore(Closing):
             StoreError: this thread holds a transaction of the store; it is not closed.
         """
         self._refuse_own()
-        session, self._session = self._session, None
+        session = self._session
         if session is not None:
             self.awaited.cut()
-        if session is not None and self._pid == os.getpid():  # else it is the parent's
-            session.close()
+            if self._pid == os.getpid():  # else it is the parent's
+                session.close()
+        self._session = None  # only now: what an interrupt breaks off can be done again
 
     def __del__(self) -> None:
         if self._session is not None and self._pid == os.getpid():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -150,8 +151,6 @@ def test_a_wait_for_the_standby_that_is_broken_off_is_unknown() -> None:
 
 @contextmanager
 def cancelled_while_it_waits(primary: Server) -> Iterator[None]:
-    import threading
-
     def cancel() -> None:
         until(
             lambda: primary.execute(
@@ -197,6 +196,44 @@ def test_an_old_primary_that_comes_back_is_refused(face: str) -> None:
 @pytest.mark.parametrize("face", ["sync", "async"])
 def test_a_connection_to_an_old_primary_is_not_used_again(face: str) -> None:
     """It stood still while another one was promoted, and goes on with its connections."""
+    with servers(18, synchronous=False) as (primary, standby):
+        url = f"{url_of_any(primary, standby)}&schema=replay&connect_timeout=2"
+        url += "&lock_timeout=500ms&reply_timeout=500ms"
+        with open_store(url) as store, asyncio.Runner() as runner:
+            write = writer(store, face, runner)
+            write(b"1")
+            have_two_connections(store, face, runner)
+            until(lambda: follows(primary))
+            with primary.frozen():
+                standby.promote()
+                with pytest.raises(OutcomeUnknownError):
+                    write(b"2")
+                # The pool looks for another one by itself.
+                runner.run(asyncio.to_thread(until, lambda: store._timeline.latest == 2))
+            write(b"3")
+            assert values(standby) == [(b"3",)]
+            assert values(primary) != [(b"3",)]
+            if face == "async":
+                runner.run(store.awaited.close())
+
+
+def have_two_connections(store: Any, face: str, runner: asyncio.Runner) -> None:
+    if face == "sync":
+        with store.transaction() as txn:
+            txn.read("p", "s", "k")
+            store.read("p", "s", "k")
+        return
+
+    async def read_twice() -> None:
+        async with store.awaited.transaction() as txn:
+            await txn.read("p", "s", "k")
+            await store.awaited.read("p", "s", "k")
+
+    runner.run(read_twice())
+
+
+def values(server: Server) -> list[tuple[Any, ...]]:
+    return server.execute("SELECT value FROM replay.kvreplay_entries")
 
 
 def writer(store: Any, face: str, runner: asyncio.Runner) -> Callable[[bytes], None]:
@@ -213,7 +250,8 @@ def writer(store: Any, face: str, runner: asyncio.Runner) -> Callable[[bytes], N
 
 def end_connections(server: Server) -> None:
     server.execute(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'kvreplay'"
+        "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity"
+        " WHERE application_name = 'kvreplay'"
     )
 
 

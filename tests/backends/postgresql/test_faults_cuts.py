@@ -21,20 +21,19 @@ from kvreplay.errors import (
     StoreUnavailableError,
 )
 from support.cutting_proxy import CuttingProxy, Direction
-from support.postgres_faults import FACES, Opener, rows_of
+from support.postgres_faults import FACES, Opener, rows_of, until_idle
 from support.waiting import until
 
 OLD, NEW = b"old", b"new"
 PUTS = {"new": (None, NEW), "swap": (OLD, NEW), "drop": (OLD, None)}
 LAST = 40  # bytes of a request that are cut one by one in any case: its end is what matters
-WAYS = pytest.mark.parametrize(
-    ("direction", "step"),
-    [
-        ("to client", 1),
-        ("to server", 24),  # most of it is the text of a statement
-        pytest.param("to server", 1, marks=pytest.mark.exhaustive),
-    ],
-)
+EACH = [
+    pytest.param(direction, 1, marks=pytest.mark.exhaustive)
+    for direction in ("to client", "to server")
+]
+MOST = ("to server", 24)  # most of a request is the text of a statement
+ONE_TRIP = pytest.mark.parametrize(("direction", "step"), [("to client", 1), MOST, EACH[1]])
+TRIPS = pytest.mark.parametrize(("direction", "step"), [("to client", 4), MOST, *EACH])
 
 
 @pytest.fixture
@@ -105,17 +104,7 @@ def prepare(postgres: Any, value: bytes | None) -> None:
         )
 
 
-def in_the_end(postgres: Any) -> dict[str, bytes]:
-    """What is there when all that was asked has come to its end on the server."""
-    busy = (
-        "SELECT 1 FROM pg_stat_activity WHERE application_name = %s"
-        " AND (state <> 'idle' OR backend_xid IS NOT NULL)"
-    )
-    until(lambda: not postgres.server.execute(busy, postgres.name))
-    return rows_of(postgres)
-
-
-@WAYS
+@ONE_TRIP
 def test_a_read(
     postgres: Any, proxy: CuttingProxy, opened: Opener, direction: Direction, step: int
 ) -> None:
@@ -125,7 +114,7 @@ def test_a_read(
     assert {each.answer for each in made} == {OLD}
 
 
-@WAYS
+@ONE_TRIP
 @pytest.mark.parametrize("put", PUTS)
 def test_a_check_and_put(
     postgres: Any, proxy: CuttingProxy, opened: Opener, direction: Direction, step: int, put: str
@@ -137,7 +126,8 @@ def test_a_check_and_put(
         *(proxy, direction, step, reading(store)),
         lambda key: store.check_and_put("p", "s", key, expected=expected, value=value),
     )
-    there = in_the_end(postgres)
+    until_idle(postgres)
+    there = rows_of(postgres)
     unknown = set()
     for each in made:
         has_happened = there.get(each.key) == value
@@ -150,7 +140,7 @@ def test_a_check_and_put(
     assert unknown >= {direction == "to client"}
 
 
-@WAYS
+@TRIPS
 def test_a_transaction(
     postgres: Any, proxy: CuttingProxy, opened: Opener, direction: Direction, step: int
 ) -> None:
@@ -164,7 +154,8 @@ def test_a_transaction(
             transaction.write("p", "s", f"{key}-too", NEW)
 
     made = rounds(proxy, direction, step, reading(store), change)
-    there = in_the_end(postgres)
+    until_idle(postgres)
+    there = rows_of(postgres)
     kinds = set()
     for each in made:
         has_happened = there.get(each.key) == NEW
@@ -217,7 +208,7 @@ class Caller:
         await self._connection.commit()
 
 
-@WAYS
+@TRIPS
 @pytest.mark.parametrize("face", FACES)
 def test_a_joined_transaction(
     postgres: Any, proxy: CuttingProxy, face: str, direction: Direction, step: int
@@ -229,7 +220,8 @@ def test_a_joined_transaction(
         caller = Caller(store, url, runner if face == "awaited" else None)
         made = rounds(proxy, direction, step, caller.connect, caller.change)
         caller.close()
-    there = in_the_end(postgres)
+    until_idle(postgres)
+    there = rows_of(postgres)
     kinds = set()
     for each in made:
         has_happened = there[each.key] == NEW
