@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 # Before they are imported: then a failing assertion of a helper shows what it compared.
-pytest.register_assert_rewrite("support", "torture")
+pytest.register_assert_rewrite("support", "torture", "ledger")
 
 from support.disks import in_memory  # noqa: E402
 from support.engines import ENGINES, TRANSACTIONAL, Engine  # noqa: E402
@@ -26,7 +26,7 @@ collect_ignore = ["kit/third_party"]
 TESTS = Path(__file__).parent
 # What they need is not on every machine.
 ON_REQUEST = (
-    *(TESTS / "torture", TESTS / "ldk", TESTS / "http" / "servers"),
+    *(TESTS / "torture", TESTS / "ldk", TESTS / "ledger", TESTS / "http" / "servers"),
     TESTS / "core" / "test_types.py",
 )
 QUICKEST_FIRST = {"core": 0, "kit": 1, "backends": 2}  # whatever else there is follows
@@ -219,6 +219,7 @@ def left_out(terminalreporter: Any, config: pytest.Config) -> Iterator[str]:
     yield "interrupts at every point, instead of one in 97: tox -e interrupts"
     yield "kills, power cuts, full and failing disks, as root: tox -e torture"
     yield "web services on real servers, whose workers are killed: tox -e http"
+    yield "payments in transactions of their own, whose processes and server are killed: tox -e ledger"
     yield "real LDK nodes, which need npm's registry: tox -e ldk"
     others = [minor for minor in (11, 12, 13) if minor != sys.version_info.minor]
     names = ",".join(f"py3{minor}" for minor in others)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
-from typing import TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
 
 from kvreplay.backends.postgresql.aio_session import drive
 from kvreplay.backends.postgresql.callers import (
@@ -13,15 +13,16 @@ from kvreplay.backends.postgresql.callers import (
     Where,
     another_database,
     async_caller_of,
+    ended_by_handler,
     where,
 )
 from kvreplay.backends.postgresql.calls import AsyncCalls
 from kvreplay.backends.postgresql.clock import ServerClock, ticks
-from kvreplay.backends.postgresql.joining import Bounds, meant, not_here, release_failure
+from kvreplay.backends.postgresql.joining import Bounds, after_undoing, meant, not_here
 from kvreplay.backends.postgresql.opening import Place
 from kvreplay.backends.postgresql.operations import Operation, Operations, Rows
 from kvreplay.backends.postgresql.statements import Asked, Statements
-from kvreplay.errors import ConfigError
+from kvreplay.store.locks import this_process
 
 __all__ = ["joined"]
 
@@ -34,30 +35,49 @@ async def joined(
 ) -> AsyncIterator[AsyncJoined]:
     """Set a savepoint on a caller's connection, and change entries in it."""
     caller, bounds = async_caller_of(connection), Bounds(limit, place)
-    begun = False
+    process, begun = this_process(), False
     try:
         try:
             await caller.begin()
             begun = True
             statements = Statements(place.schema, joined=True)
             asked_at = ticks()
-            row = (await caller.say(statements.where.text))[0]
-        except ConfigError:  # SQLAlchemy's connection shows only now what is wrong with it
-            raise
+            row = (await caller.say(statements.where.text, {}))[0]
         except Exception as error:
-            raise (another_database() if not_here(error) else meant(error, bounds)) from error
+            meaning = (
+                another_database() if not_here(error) else meant(error, bounds, caller.is_closed)
+            )
+            if meaning is error:
+                raise
+            raise meaning from error
         transaction = AsyncJoined(caller, where(row, place), bounds, clock, Operations(statements))
         clock.told(row[-1], asked_at)
         yield transaction
+        await transaction.do(caller.release)
+    except BaseException as error:
+        if not begun or not process[0]:
+            raise  # in a forked child it is the parent's connection
         try:
-            await caller.release()
-        except Exception as error:
-            raise release_failure(error, bounds) from error
-    except BaseException:
-        if begun:
-            with contextlib.suppress(Exception):  # without a connection the server undoes it
-                await caller.roll_back()
-        raise
+            undone = await _undone(caller)
+        except BaseException:  # another cancellation
+            undone = await _undone(caller)
+            after_undoing(error, undone)
+            raise
+        ends = after_undoing(error, undone)
+        if ends is error:
+            raise
+        raise ends from error
+
+
+async def _undone(caller: AsyncPsycopgCaller | AsyncSQLAlchemyCaller) -> Exception | None:
+    """Undo a block, or return why it cannot be undone; a server without a client does so."""
+    try:
+        if caller.is_ended:
+            return ended_by_handler()
+        await caller.roll_back()
+    except Exception as error:
+        return None if caller.is_closed else error
+    return None
 
 
 class AsyncJoined(AsyncCalls):
@@ -80,10 +100,19 @@ class AsyncJoined(AsyncCalls):
 
     async def undo(self) -> None:
         """Undo all that was changed since the block began."""
+        await self.do(self._caller.undo)
+
+    async def do(self, call: Callable[..., Awaitable[T]], *args: Any) -> T:
+        """Make a call of the caller's connection, if the transaction is still there."""
+        if self._caller.is_ended:
+            raise ended_by_handler()
         try:
-            await self._caller.undo()
+            return await call(*args)
         except Exception as error:
-            raise release_failure(error, self._bounds) from error
+            meaning = meant(error, self._bounds, self._caller.is_closed)
+            if meaning is error:
+                raise
+            raise meaning from error
 
     async def _run(self, operation: Operation[T]) -> T:
         return await drive(operation, self._execute)
@@ -91,12 +120,9 @@ class AsyncJoined(AsyncCalls):
     async def _execute(self, asked: Asked) -> Rows:
         statement, given = asked
         asked_at = ticks()
-        if statement.changes:
-            given = self._bounds.of(given, self._after)
-        try:
-            rows = await self._caller.say(statement.text, given)
-        except Exception as error:
-            raise meant(error, self._bounds) from error
-        if statement.changes and rows:
-            self._clock.told(rows[0][-1], asked_at)
+        if not statement.changes:
+            return await self.do(self._caller.say, statement.text, given)
+        given = self._bounds.of(given, self._after)
+        rows: Rows = await self.do(self._caller.say, statement.text, given)
+        self._clock.told(rows[0][-1], asked_at)
         return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Sequence
 from typing import Any, Final
@@ -11,7 +12,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 
 from kvreplay.backends.postgresql.opening import Place
-from kvreplay.errors import ConfigError, StoreError
+from kvreplay.errors import ClaimLostError, ConfigError
 
 __all__ = [
     "KINDS",
@@ -29,7 +30,7 @@ __all__ = [
 ]
 
 KINDS: Final = "a connection of psycopg 3, or a Connection or Session of SQLAlchemy on psycopg 3"
-_SAVEPOINT: Final = "kvreplay"
+_numbers: Final = itertools.count()
 
 
 @attrs.frozen
@@ -50,7 +51,9 @@ def where(row: Sequence[Any], place: Place) -> Where:
     Raises:
         ConfigError: it is one of another database, or it cannot write.
     """
-    id_, database, read_only, lock_timeout, isolation, _ = row
+    # With the encoding SQL_ASCII psycopg's texts are bytes.
+    told = [each.decode() if isinstance(each, bytes) else each for each in row]
+    id_, database, read_only, lock_timeout, isolation, _ = told
     if (id_, database) != (place.id, place.database):
         raise another_database()
     if read_only == "on":
@@ -69,16 +72,16 @@ def another_database() -> ConfigError:
     )
 
 
-def ended_by_handler() -> StoreError:
+def ended_by_handler() -> ClaimLostError:
     """Return the error for a savepoint that is gone."""
-    return StoreError(
-        "the handler has committed or undone the transaction that it was given: what it committed"
-        " stands, and its answer was not stored. The key is in doubt if it was committed, and else"
-        " free; leave the commit to whoever began the transaction"
+    return ClaimLostError(
+        "the transaction that was joined has been ended or undone inside the block: what was"
+        " committed there stands, and no answer is stored with it; let only the caller commit and"
+        " roll back"
     )
 
 
-def driver_error(error: Exception) -> psycopg.Error | None:
+def driver_error(error: BaseException) -> psycopg.Error | None:
     """Return psycopg's own error, which SQLAlchemy wraps."""
     original = getattr(error, "orig", error)
     return original if isinstance(original, psycopg.Error) else None
@@ -92,6 +95,8 @@ def _check_usable(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[
     status = connection.info.transaction_status
     if connection.closed:
         wrong, instead = "is closed", "give one that is open"
+    elif connection.pgconn.pipeline_status:
+        wrong, instead = "is in pipeline mode", "call this outside of `connection.pipeline()`"
     elif status == TransactionStatus.INERROR:
         wrong, instead = "is in a transaction that has failed", "roll it back, and begin it again"
     elif status == TransactionStatus.ACTIVE:
@@ -123,11 +128,76 @@ def _check_driver(connection: Any) -> None:
         )
 
 
-class PsycopgCaller:
+class _OnPsycopg:
+    """What is the same for both kinds of psycopg's connections.
+
+    Each block has a savepoint of its own name: inside a handler there may be another block.
+    """
+
+    def __init__(self, connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
+        _check_usable(connection)
+        self._of = connection
+        savepoint = f"kvreplay_{next(_numbers)}"
+        self._begin = f"SAVEPOINT {savepoint}"
+        self._undo = f"ROLLBACK TO SAVEPOINT {savepoint}"
+        self._release = f"RELEASE SAVEPOINT {savepoint}"
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the connection is, so that the server undoes the transaction."""
+        return bool(self._of.closed)
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether the transaction in which the block began is not open any more."""
+        return self._of.info.transaction_status == TransactionStatus.IDLE
+
+
+class _OnSQLAlchemy:
+    """What is the same for all kinds of SQLAlchemy's connections and sessions.
+
+    Attributes:
+        _outer: what the caller has given.
+        _plain: the connection, once the block has begun.
+        _nested: the savepoint, as SQLAlchemy's own object.
+    """
+
+    def __init__(self, connection: Any) -> None:
+        self._outer = connection
+        self._plain: Any = None
+        self._nested: Any = None
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the connection is, so that the server undoes the transaction."""
+        plain = self._plain
+        return plain is not None and bool(plain.closed or plain.invalidated)
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether the transaction in which the block began is not open any more."""
+        nested = getattr(self._nested, "sync_transaction", self._nested)
+        if _is_connection(self._outer):
+            return not nested.is_active
+        # A session's is not active either when a flush has failed; but it is still there.
+        found = getattr(self._outer, "sync_session", self._outer).get_nested_transaction()
+        while found is not None and found is not nested:
+            found = found.parent
+        return found is None
+
+
+def _not_usable() -> ConfigError:
+    return ConfigError(
+        "SQLAlchemy cannot use the connection or session now: it is closed, has no engine, or is in"
+        " a transaction that has failed; nothing ran: roll back, or give an open one"
+    )
+
+
+class PsycopgCaller(_OnPsycopg):
     """A connection of psycopg."""
 
     def __init__(self, connection: psycopg.Connection[Any]) -> None:
-        _check_usable(connection)
+        super().__init__(connection)
         self._cursor = psycopg.Cursor(connection, row_factory=psycopg.rows.tuple_row)
 
     def say(self, text: str, given: dict[str, Any] | None = None) -> Sequence[tuple[Any, ...]]:
@@ -137,11 +207,11 @@ class PsycopgCaller:
 
     def begin(self) -> None:
         """Set the savepoint."""
-        self._cursor.execute(f"SAVEPOINT {_SAVEPOINT}")
+        self._cursor.execute(self._begin)
 
     def undo(self) -> None:
         """Undo what was done since the savepoint, which stays."""
-        self._cursor.execute(f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}")
+        self._cursor.execute(self._undo)
 
     def roll_back(self) -> None:
         """Undo it, and end the savepoint."""
@@ -150,27 +220,37 @@ class PsycopgCaller:
 
     def release(self) -> None:
         """End the savepoint, and keep what was done."""
-        self._cursor.execute(f"RELEASE SAVEPOINT {_SAVEPOINT}")
+        self._cursor.execute(self._release)
 
 
-class SQLAlchemyCaller:
+class SQLAlchemyCaller(_OnSQLAlchemy):
     """A Connection or Session of SQLAlchemy. A Session forgets its objects when it is undone."""
-
-    def __init__(self, connection: Any) -> None:
-        self._outer = connection  # a session or a connection
-        plain = connection if _is_connection(connection) else connection.connection()
-        _check_driver(plain)
-        _check_usable(plain.connection.driver_connection)
-        self._plain = plain
-        self._nested: Any = None
 
     def say(self, text: str, given: dict[str, Any] | None = None) -> Sequence[tuple[Any, ...]]:
         """Make a statement, and return its rows."""
-        return [tuple(row) for row in self._plain.exec_driver_sql(text, given)]
+        rows = self._plain.exec_driver_sql(text, given)
+        return [tuple(row) for row in rows]
 
     def begin(self) -> None:
         """Set the savepoint."""
+        if self._plain is None:
+            self._plain = self._connection()
         self._nested = self._outer.begin_nested()
+        self._connection()  # a session sets it when it is used
+
+    def _connection(self) -> Any:
+        """Return the connection, once it is sure that it can be used."""
+        if _is_connection(self._outer) and self._plain is not None:
+            return self._plain
+        try:
+            own = _is_connection(self._outer)
+            plain = self._outer if own else self._outer.connection()
+            _check_driver(plain)
+            driver = plain.connection.driver_connection
+        except _sqlalchemy_errors() as error:
+            raise _not_usable() from error
+        _check_usable(driver)
+        return plain
 
     def undo(self) -> None:
         """Undo what was done since the savepoint, and set it again."""
@@ -186,11 +266,11 @@ class SQLAlchemyCaller:
         self._nested.commit()
 
 
-class AsyncPsycopgCaller:
+class AsyncPsycopgCaller(_OnPsycopg):
     """As :class:`PsycopgCaller`, awaited."""
 
     def __init__(self, connection: psycopg.AsyncConnection[Any]) -> None:
-        _check_usable(connection)
+        super().__init__(connection)
         self._cursor = psycopg.AsyncCursor(connection, row_factory=psycopg.rows.tuple_row)
 
     async def say(
@@ -202,11 +282,11 @@ class AsyncPsycopgCaller:
 
     async def begin(self) -> None:
         """As :meth:`PsycopgCaller.begin`."""
-        await self._cursor.execute(f"SAVEPOINT {_SAVEPOINT}")
+        await self._cursor.execute(self._begin)
 
     async def undo(self) -> None:
         """As :meth:`PsycopgCaller.undo`."""
-        await self._cursor.execute(f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}")
+        await self._cursor.execute(self._undo)
 
     async def roll_back(self) -> None:
         """As :meth:`PsycopgCaller.roll_back`."""
@@ -215,31 +295,39 @@ class AsyncPsycopgCaller:
 
     async def release(self) -> None:
         """As :meth:`PsycopgCaller.release`."""
-        await self._cursor.execute(f"RELEASE SAVEPOINT {_SAVEPOINT}")
+        await self._cursor.execute(self._release)
 
 
-class AsyncSQLAlchemyCaller:
+class AsyncSQLAlchemyCaller(_OnSQLAlchemy):
     """As :class:`SQLAlchemyCaller`, awaited."""
-
-    def __init__(self, connection: Any) -> None:
-        self._outer = connection
-        self._plain: Any = None
-        self._nested: Any = None
 
     async def say(
         self, text: str, given: dict[str, Any] | None = None
     ) -> Sequence[tuple[Any, ...]]:
         """As :meth:`SQLAlchemyCaller.say`."""
-        return [tuple(row) for row in await self._plain.exec_driver_sql(text, given)]
+        rows = await self._plain.exec_driver_sql(text, given)
+        return [tuple(row) for row in rows]
 
     async def begin(self) -> None:
         """As :meth:`SQLAlchemyCaller.begin`."""
         if self._plain is None:
-            own = _is_connection(self._outer)
-            self._plain = self._outer if own else await self._outer.connection()
-            _check_driver(self._plain)
-            _check_usable((await self._plain.get_raw_connection()).driver_connection)
+            self._plain = await self._connection()
         self._nested = await self._outer.begin_nested()
+        await self._connection()  # a session sets it when it is used
+
+    async def _connection(self) -> Any:
+        """As that of :class:`SQLAlchemyCaller`."""
+        if _is_connection(self._outer) and self._plain is not None:
+            return self._plain
+        try:
+            own = _is_connection(self._outer)
+            plain = self._outer if own else await self._outer.connection()
+            _check_driver(plain)
+            driver = (await plain.get_raw_connection()).driver_connection
+        except _sqlalchemy_errors() as error:
+            raise _not_usable() from error
+        _check_usable(driver)
+        return plain
 
     async def undo(self) -> None:
         """As :meth:`SQLAlchemyCaller.undo`."""
@@ -259,6 +347,12 @@ def _is_connection(connection: Any) -> bool:
     return hasattr(connection, "exec_driver_sql")
 
 
+def _sqlalchemy_errors() -> type[Exception]:
+    """Return what SQLAlchemy raises if it is used in a way that its state does not allow."""
+    found: type[Exception] = sys.modules["sqlalchemy.exc"].InvalidRequestError
+    return found
+
+
 def _is_of(connection: object, module: str, *names: str) -> bool:
     """Say whether this is an object of a package that may not be installed."""
     loaded = sys.modules.get(module)
@@ -274,8 +368,10 @@ def caller_of(connection: Any) -> PsycopgCaller | SQLAlchemyCaller:
     """
     if isinstance(connection, psycopg.Connection):
         return PsycopgCaller(connection)
+    if _is_of(connection, "sqlalchemy.orm", "scoped_session"):
+        connection = connection()
     if _is_of(connection, "sqlalchemy.engine", "Connection") or _is_of(
-        connection, "sqlalchemy.orm", "Session", "scoped_session"
+        connection, "sqlalchemy.orm", "Session"
     ):
         return SQLAlchemyCaller(connection)
     raise _unknown(connection, awaited=False)

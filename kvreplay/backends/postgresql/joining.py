@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import psycopg
@@ -32,8 +32,10 @@ from kvreplay.backends.postgresql.opening import Place
 from kvreplay.backends.postgresql.operations import Operation, Operations, Rows
 from kvreplay.backends.postgresql.session import drive
 from kvreplay.backends.postgresql.statements import Asked, Statements, milliseconds
+from kvreplay.errors import ClaimLostError, StoreError
+from kvreplay.store.locks import this_process
 
-__all__ = ["Bounds", "Joined", "joined", "meant", "not_here", "release_failure"]
+__all__ = ["Bounds", "Joined", "after_undoing", "joined", "meant", "not_here"]
 
 T = TypeVar("T")
 
@@ -56,14 +58,22 @@ class Bounds:
         return {"wait": milliseconds(left), "after": after, "turn": self._turn, **given}
 
 
-def meant(error: Exception, bounds: Bounds) -> Exception:
-    """Return what an error of the driver means for the caller."""
+def meant(error: Exception, bounds: Bounds, lost: bool) -> Exception:
+    """Return what an error of the driver means for the caller.
+
+    What the caller's own rows have caused comes out as it is: a Session writes them only now.
+    """
     own = driver_error(error)
-    if own is None or is_conflict(own):
+    if (
+        own is None
+        or is_conflict(own)
+        or isinstance(own, psycopg.IntegrityError | psycopg.DataError)
+    ):
         return error
     if isinstance(own, errors.LockNotAvailable):
         return changed_by_others(bounds.limit)
-    lost = isinstance(own, psycopg.OperationalError) and own.sqlstate is None
+    if is_gone(error):
+        return ended_by_handler()
     return failure(own, changing=False, lost=lost)
 
 
@@ -72,10 +82,31 @@ def not_here(error: Exception) -> bool:
     return isinstance(driver_error(error), errors.UndefinedTable | errors.InvalidSchemaName)
 
 
-def release_failure(error: Exception, bounds: Bounds) -> Exception:
-    """Return what it means that a savepoint could not be released."""
+def is_gone(error: BaseException) -> bool:
+    """Say whether the server does not know the block's savepoint any more."""
     gone = errors.InvalidSavepointSpecification | errors.NoActiveSqlTransaction
-    return ended_by_handler() if isinstance(driver_error(error), gone) else meant(error, bounds)
+    return isinstance(driver_error(error), gone)
+
+
+def after_undoing(error: BaseException, undone: BaseException | None) -> BaseException:
+    """Return what is raised of a block that has failed.
+
+    Args:
+        undone: why it could not be undone; ``None``: it is undone, or the server does so.
+    """
+    if undone is None or isinstance(error, ClaimLostError):
+        return error
+    if isinstance(undone, ClaimLostError) or is_gone(undone):
+        meaning: Exception = ended_by_handler()
+    else:
+        meaning = StoreError(
+            "what was changed in the block could not be undone: it is still in your transaction;"
+            " roll that back"
+        )
+    if isinstance(error, Exception):
+        return meaning
+    error.add_note(str(meaning))
+    return error
 
 
 @contextlib.contextmanager
@@ -84,28 +115,49 @@ def joined(
 ) -> Iterator[Joined]:
     """Set a savepoint on a caller's connection, and change entries in it."""
     caller, bounds = caller_of(connection), Bounds(limit, place)
-    begun = False
+    process, begun = this_process(), False
     try:
         try:
             caller.begin()
             begun = True
             statements = Statements(place.schema, joined=True)
             asked_at = ticks()
-            row = caller.say(statements.where.text)[0]
+            row = caller.say(statements.where.text, {})[0]
         except Exception as error:
-            raise (another_database() if not_here(error) else meant(error, bounds)) from error
+            meaning = (
+                another_database() if not_here(error) else meant(error, bounds, caller.is_closed)
+            )
+            if meaning is error:
+                raise
+            raise meaning from error
         transaction = Joined(caller, where(row, place), bounds, clock, Operations(statements))
         clock.told(row[-1], asked_at)
         yield transaction
+        transaction.do(caller.release)
+    except BaseException as error:
+        if not begun or not process[0]:
+            raise  # in a forked child it is the parent's connection
         try:
-            caller.release()
-        except Exception as error:
-            raise release_failure(error, bounds) from error
-    except BaseException:
-        if begun:
-            with contextlib.suppress(Exception):  # without a connection the server undoes it
-                caller.roll_back()
-        raise
+            undone = _undone(caller)
+        except BaseException:  # an interrupt
+            undone = _undone(caller)
+            after_undoing(error, undone)
+            raise
+        ends = after_undoing(error, undone)
+        if ends is error:
+            raise
+        raise ends from error
+
+
+def _undone(caller: PsycopgCaller | SQLAlchemyCaller) -> Exception | None:
+    """Undo a block, or return why it cannot be undone; a server without a client does so."""
+    try:
+        if caller.is_ended:
+            return ended_by_handler()
+        caller.roll_back()
+    except Exception as error:
+        return None if caller.is_closed else error
+    return None
 
 
 class Joined(Calls):
@@ -128,10 +180,19 @@ class Joined(Calls):
 
     def undo(self) -> None:
         """Undo all that was changed since the block began."""
+        self.do(self._caller.undo)
+
+    def do(self, call: Callable[..., T], *args: Any) -> T:
+        """Make a call of the caller's connection, if the transaction is still there."""
+        if self._caller.is_ended:
+            raise ended_by_handler()
         try:
-            self._caller.undo()
+            return call(*args)
         except Exception as error:
-            raise release_failure(error, self._bounds) from error
+            meaning = meant(error, self._bounds, self._caller.is_closed)
+            if meaning is error:
+                raise
+            raise meaning from error
 
     def _run(self, operation: Operation[T]) -> T:
         return drive(operation, self._execute)
@@ -139,12 +200,9 @@ class Joined(Calls):
     def _execute(self, asked: Asked) -> Rows:
         statement, given = asked
         asked_at = ticks()
-        if statement.changes:
-            given = self._bounds.of(given, self._after)
-        try:
-            rows = self._caller.say(statement.text, given)
-        except Exception as error:
-            raise meant(error, self._bounds) from error
-        if statement.changes and rows:
-            self._clock.told(rows[0][-1], asked_at)
+        if not statement.changes:
+            return self.do(self._caller.say, statement.text, given)
+        given = self._bounds.of(given, self._after)
+        rows: Rows = self.do(self._caller.say, statement.text, given)
+        self._clock.told(rows[0][-1], asked_at)
         return rows

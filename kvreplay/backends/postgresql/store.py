@@ -297,6 +297,7 @@ class PostgreSQLStore(Closing):
                 first statement on.
         """
         self._opened()
+        self._refuse_own()
         return joined(connection, lock_timeout, self._place, self.clock)
 
     def close(self) -> None:
