@@ -809,10 +809,8 @@ ON_MEMORY: Final = (
 
 
 ON_SERVERS: Final = (
-    *("create", "create, elsewhere first", "open", "read", "read_entry", "write", "check_and_put"),
-    *("remove", "lazy remove", "sweep", "list", "list_all_keys", "list_paginated", "close"),
-    *("transaction", "undone transaction", "execute", "execute_in_transaction", "hit"),
-    *(f"{ASYNC}{name}" for name in ("execute", "execute_in_transaction", "hit")),
+    *("create", "read", "write", "check_and_put", "remove", "sweep", "list_all_keys", "close"),
+    *("transaction", "undone transaction", "execute", "hit", f"{ASYNC}execute", f"{ASYNC}hit"),
 )
 """What asks an engine whose entries are on a server for something of its own."""
 

@@ -18,7 +18,7 @@ from support.waiting import PATIENCE
 
 pytestmark = pytest.mark.untraced
 
-_STEP = {"memory": 1, "lmdb": 1, "filesystem": 7, "sqlite": 3}
+_STEP = {"memory": 1, "lmdb": 1, "filesystem": 7, "sqlite": 3, "postgresql": 17}
 """Which points are tried: a file takes long, and its calls are many."""
 
 

@@ -28,7 +28,13 @@ _CHANGES += tuple(f"{ASYNC}{each}" for each in _CHANGES)  # all that a short run
 
 
 @pytest.mark.parametrize("error", ERRORS)
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    "engine",
+    [
+        pytest.param(name, marks=[pytest.mark.any_python] if name == "postgresql" else [])
+        for name in ENGINES
+    ],
+)
 def test_no_point_is_harmful(
     engine: str,
     error: str,

@@ -66,7 +66,7 @@ def record(
             "faulty": bool(faults) and n == processes - 1,
             "broken": broken,
             # Other processes may see a lazy removal later than its call returns.
-            "lazy": processes == 1 or url.startswith("filesystem:"),
+            "lazy": processes == 1 or url.startswith(("filesystem:", "postgresql:")),
         }
         for n in range(processes)
     ]
@@ -148,16 +148,25 @@ def histories(pytestconfig: pytest.Config) -> int:
         pytest.param("sqlite", {}, id="sqlite"),
         pytest.param("sqlite", {"processes": 1, "threads": 12}, id="sqlite, lazy removals"),
         pytest.param("sqlite", {"processes": 5, "victims": 2}, id="sqlite-killed"),
+        pytest.param("postgresql", {}, id="postgresql"),
+        pytest.param("postgresql", {"processes": 5, "victims": 2}, id="postgresql-killed"),
     ],
 )
 def test_what_was_seen_can_be_explained(
-    engine: str, crew: dict[str, int], histories: int, tmp_path: Path, tell: Any
+    engine: str,
+    crew: dict[str, int],
+    histories: int,
+    tmp_path: Path,
+    tell: Any,
+    request: pytest.FixtureRequest,
 ) -> None:
     """Even where LMDB shows a change before its last flush: it does so before the call returns."""
     tally = Tally()
     for seed in range(math.ceil(histories / len(KEYS))):
         url = "memory:"
-        if engine != "memory":
+        if engine == "postgresql":
+            url = emptied(request.getfixturevalue("postgres"))
+        elif engine != "memory":
             url = f"{engine}:{tmp_path}/store{seed}?durability={('full', 'process')[seed % 2]}"
         for key, history in record(url, tmp_path / f"seen{seed}", seed=seed, **crew).items():
             assert linearization(history) is not None, unexplained(history, seed, key)
@@ -165,6 +174,12 @@ def test_what_was_seen_can_be_explained(
     assert tally.at_once > 1, "the calls came one after another: nothing was tested"
     assert tally.changed, "no check-and-put changed anything: nothing was tested"
     tell(tally.told())
+
+
+def emptied(postgres: Any) -> str:
+    """The URL of a schema in which there is nothing."""
+    postgres.server.execute(f"DROP SCHEMA IF EXISTS {postgres.name} CASCADE")
+    return f"{postgres.url}&pool_size=4"
 
 
 # The call that makes a change count, and after it nobody knows: the flush of a folder, LMDB's meta page.

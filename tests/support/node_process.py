@@ -21,6 +21,8 @@ from kvreplay import AsyncReplay, IndeterminateError, KVReplayError, Replay, ope
 class KillingStore:
     """The real store; dies by SIGKILL before or after its n-th check-and-put."""
 
+    awaited = None  # the calls of an event loop come here too
+
     def __init__(self, inner: Any, when: str, number: int) -> None:
         self._inner, self._when, self._left = inner, when, number
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kvreplay import AsyncReplay, IndeterminateError, Outcome, Replay, open_store
+from kvreplay.clock import SystemClock
 
 FORKS: dict[str, Callable[[], int]] = {
     "os": os.fork,
@@ -85,6 +86,8 @@ async def awaited_end(me: int, replay: AsyncReplay, told: dict[str, Any]) -> Any
     """The same on an event loop, whose end a child cannot wait for: it has none of its threads."""
 
     async def handler() -> str:
+        if told.get("awaits"):  # else it stops the loop
+            return await asyncio.to_thread(act, told)
         return act(told)
 
     task = asyncio.ensure_future(replay.execute(tuple(told["key"]), told["params"], handler))
@@ -98,6 +101,8 @@ async def awaited_end(me: int, replay: AsyncReplay, told: dict[str, Any]) -> Any
 def main(told: dict[str, Any]) -> None:
     store = open_store(told["url"])
     settings = {"ttl": 60, "wait_timeout": 0, "lease": 0.001, **told.get("settings", {})}
+    if told.get("own_clock"):
+        settings["clock"] = SystemClock()
     if told.get("daemon"):
         Replay(store, "ns", **settings).execute(("lsp", "before"), 1, lambda: "before")
         daemonise()

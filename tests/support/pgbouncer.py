@@ -26,7 +26,7 @@ _TRIES = 20  # with a port that another server may take meanwhile
 
 
 class PgBouncer:
-    """One pooler. It is ended, never restarted."""
+    """One pooler."""
 
     def __init__(
         self,
@@ -45,6 +45,7 @@ class PgBouncer:
         if program is None:
             missing("needs PgBouncer: apt-get install pgbouncer")
         assert program is not None
+        self._program = program
         self._server, self._pool_mode, self._settings = server, pool_mode, dict(settings or {})
         self._folder = new_folder(None, "kvpgb")
         self._log = self._folder / "log"
@@ -75,6 +76,14 @@ class PgBouncer:
             self._keeper.kill_all()
             self._log.write_bytes(b"")
         raise AssertionError(f"none of {_TRIES} ports was free")
+
+    def restart(self) -> None:
+        """Kill it, and start it again on its port and its socket."""
+        self._keeper.kill_all()
+        started = self._keeper.run([self._program, str(self._folder / "pgbouncer.ini")], self._log)
+        while not started.has_ended(_INTERVAL) and not self._answers():
+            pass
+        assert not started.has_ended(), self.log
 
     def _configuration(self) -> str:
         to_server = parse_qs(urlsplit(self._server.url).query)

@@ -13,7 +13,8 @@ from kvreplay.backends.postgresql.errors import failure, unconfirmed
 from kvreplay.backends.postgresql.kept import Lease
 from kvreplay.backends.postgresql.links import AsyncLink
 from kvreplay.backends.postgresql.operations import Operation, Operations, Rows
-from kvreplay.backends.postgresql.statements import BEGIN, Asked, milliseconds, taking_turn
+from kvreplay.backends.postgresql.session import asked_with
+from kvreplay.backends.postgresql.statements import BEGIN, Asked, milliseconds
 from kvreplay.backends.postgresql.transaction import swallowed
 from kvreplay.errors import StoreError
 
@@ -38,8 +39,9 @@ class AsyncTransaction(AsyncCalls):
         place, link = self._session.place, self._lease.link
         try:
             await self._say(BEGIN)
-            commit = "off" if place.durability == "process" else link.synchronous_commit
-            await self._say(*taking_turn(place.turn, place.lock_timeout, commit))
+            alone = self._operations.statements.alone, dict[str, Any]()
+            given = asked_with(alone, place.lock_timeout, "0", link, place)
+            await self._say(alone[0].text, given)
         except psycopg.Error as error:
             raise failure(error, changing=False, lost=link.closed) from error
 

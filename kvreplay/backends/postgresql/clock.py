@@ -33,7 +33,7 @@ class ServerClock:
         """Return the milliseconds since the epoch, UTC, by the server."""
         ahead = self._ahead
         if ahead is None:
-            return time.time_ns() // 1_000_000
+            return time.time_ns() // 1_000_000  # nobody asks before the store is open
         return (ticks() + ahead) // 1000
 
     def told(self, server_time: int, asked_at: int) -> None:

@@ -18,6 +18,7 @@ from kvreplay.errors import (
 
 __all__ = [
     "CONFLICTS",
+    "another_store",
     "changed_by_others",
     "failure",
     "is_conflict",
@@ -30,7 +31,7 @@ CONFLICTS: Final = (errors.SerializationFailure, errors.DeadlockDetected)
 
 _GONE: Final = (errors.UndefinedTable, errors.InvalidSchemaName)
 _UNAVAILABLE: Final = ("53", "57")
-"""The classes of SQLSTATE for resources that ran out, and for a server that is being ended."""
+"""Classes of SQLSTATE: the server lacks something now; an operator has broken it off."""
 
 
 def is_conflict(error: BaseException) -> bool:
@@ -53,8 +54,16 @@ def no_connection(waited: float, why: BaseException | None) -> StoreError:
     if why is not None:
         because = _said(why)
     return StoreUnavailableError(
-        f"no connection to PostgreSQL within {waited:g} s: {because}; nothing was done: try again"
+        f"no connection to PostgreSQL within {waited:.3g} s: {because}; nothing was done: try again"
         " later"
+    )
+
+
+def another_store() -> CorruptStoreError:
+    """Return the error for tables that are not those of the store that was opened."""
+    return CorruptStoreError(
+        "the database under this URL holds another store now, or none; nothing was done: bring the"
+        " former one back, or open the store again"
     )
 
 
@@ -114,6 +123,8 @@ def failure(error: psycopg.Error, *, changing: bool, lost: bool) -> StoreError:
             "the tables of this store are gone from the database; nothing was changed: restore"
             " them, or open the store again to begin an empty one"
         )
+    if isinstance(error, errors.UndefinedObject):  # which only a change asks for: statements.py
+        return another_store()
     if isinstance(error, errors.InsufficientPrivilege):
         return StoreError(
             f"PostgreSQL refused: {_said(error)}; nothing was changed: grant the role what"
@@ -124,7 +135,7 @@ def failure(error: psycopg.Error, *, changing: bool, lost: bool) -> StoreError:
             "PostgreSQL undid this transaction in favour of another one, again and again; nothing"
             " was changed: try again"
         )
-    if (error.sqlstate or "").startswith(_UNAVAILABLE):
+    if error.sqlstate is not None and error.sqlstate.startswith(_UNAVAILABLE):
         return StoreUnavailableError(
             f"PostgreSQL cannot do this now: {_said(error)}; nothing was changed: try again"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Sequence
 from typing import Any, Final
@@ -10,7 +11,8 @@ import attrs
 import psycopg
 from psycopg import errors, sql
 
-from kvreplay.backends.postgresql.errors import failure, no_connection
+from kvreplay.backends.postgresql.clock import ServerClock, ticks
+from kvreplay.backends.postgresql.errors import another_store, failure, no_connection
 from kvreplay.backends.postgresql.links import AsyncLink, Link
 from kvreplay.backends.postgresql.statements import ENTRIES, META, milliseconds
 from kvreplay.backends.postgresql.timeline import NO_TIMELINE, TIMELINE, Timeline, is_standby
@@ -21,6 +23,8 @@ __all__ = ["Place", "greeted", "open_place"]
 
 _FORMAT: Final = "1"
 _MAKING: Final = 0x6B767265706C6179  # the advisory lock of whoever makes tables: "kvreplay"
+# No code comes with the refusal of a connection. In another language it is one of those.
+_NO_DATABASE: Final = re.compile('FATAL: +database ".*" does not exist')
 _ROOM: Final = "make it by CREATE SCHEMA, or name another one by schema="
 
 _GREETING: Final = """
@@ -81,10 +85,7 @@ def greeted(
         StoreUnavailableError: it leads to a standby, or to an old primary.
     """
     if row is None or row[0] != place.id:
-        raise CorruptStoreError(
-            "the database under this URL holds another store now, or none; nothing was done:"
-            " bring the former one back, or open the store again"
-        )
+        raise another_store()
     if row[1] != link.pgconn.backend_pid:
         link.prepare_threshold = None  # a pooler: the next transaction may be another session
     if row[2] != "off":
@@ -101,22 +102,26 @@ def open_place(
     lock_timeout: float,
     reply_timeout: float,
     pool_size: int,
+    clock: ServerClock,
 ) -> Place:
-    """Look for the store on a connection of its own, and make it if that is wanted."""
+    """Look for the store on a connection of its own, and make it if that is wanted.
+
+    The clock is told the server's time: it may be asked before there is another connection.
+    """
     try:
         link = Link.connect(conninfo, autocommit=True, prepare_threshold=None)
-    except errors.InvalidCatalogName as error:
-        raise StoreNotFoundError(
-            "the database does not exist on this server; nothing was made: make it by CREATE"
-            " DATABASE"
-        ) from error
     except psycopg.Error as error:
+        if _NO_DATABASE.search(str(error)):
+            raise StoreNotFoundError(
+                "the database does not exist on this server; nothing was made: make it by CREATE"
+                " DATABASE"
+            ) from error
         raise no_connection(reply_timeout, error) from error
     link.answer_within = lock_timeout + reply_timeout
     try:
         with link.cursor() as cursor:
             timeline = _way_to_ask_for_the_timeline(cursor)
-            found, database, fsync = _look(cursor, schema)
+            found, database, fsync = _look(cursor, schema, clock)
             if durability == "full" and fsync != "on":
                 raise ConfigError(
                     "this PostgreSQL server runs with fsync=off, so that no change survives a power"
@@ -164,20 +169,25 @@ def _way_to_ask_for_the_timeline(cursor: psycopg.Cursor[Any]) -> str:
     return TIMELINE
 
 
-def _look(cursor: psycopg.Cursor[Any], schema: str | None) -> tuple[str | None, int, str]:
+def _look(
+    cursor: psycopg.Cursor[Any], schema: str | None, clock: ServerClock
+) -> tuple[str | None, int, str]:
+    asked_at = ticks()
     row = cursor.execute(
-        "SELECT current_schema(), oid::bigint, current_setting('fsync')"
+        "SELECT current_schema(), oid::bigint, current_setting('fsync'),"
+        " (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
         " FROM pg_catalog.pg_database WHERE datname = current_database()"
     ).fetchone()
     assert row is not None  # the database that this is connected to
+    clock.told(row[3], asked_at)
     return schema or row[0], row[1], row[2]
 
 
 def _id_in(cursor: psycopg.Cursor[Any], schema: str) -> str | None:
     """Return the id of the store in a schema; ``None``: there is none."""
     meta = sql.Identifier(schema, META)
-    row = cursor.execute("SELECT to_regclass(%s)::text", (meta.as_string(),)).fetchone()
-    if row is None or row[0] is None:
+    # Not to_regclass(): it may remember that there was none before another session made it.
+    if cursor.execute(_THERE, (schema, META)).fetchone() is None:
         return None
     query = sql.SQL("SELECT name, value FROM {} WHERE name IN ('format', 'id')").format(meta)
     told = dict(cursor.execute(query).fetchall())
@@ -208,8 +218,8 @@ def _make(cursor: psycopg.Cursor[Any], schema: str, lock_timeout: float) -> str:
             id_ = _id_in(cursor, schema)
             if id_ is not None:
                 return id_
-            there = cursor.execute("SELECT to_regnamespace(quote_ident(%s))", (schema,)).fetchone()
-            if there is None or there[0] is None:
+            named = "SELECT 1 FROM pg_catalog.pg_namespace WHERE nspname = %s"
+            if cursor.execute(named, (schema,)).fetchone() is None:
                 cursor.execute(sql.SQL("CREATE SCHEMA {schema}").format(**names))
             for statement in _TABLES:
                 cursor.execute(sql.SQL(statement).format(**names))
@@ -228,6 +238,11 @@ def _make(cursor: psycopg.Cursor[Any], schema: str, lock_timeout: float) -> str:
         ) from error
     return id_
 
+
+_THERE: Final = """
+    SELECT 1 FROM pg_catalog.pg_class AS c
+    JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE n.nspname = %s AND c.relname = %s"""
 
 _TABLES: Final = (
     """CREATE TABLE {entries} (

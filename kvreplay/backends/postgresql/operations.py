@@ -187,8 +187,11 @@ class Operations:
             due, gone = rows[0][:2]
             visited, removed, more = visited + due, removed + gone, due == batch
         if more:
-            rows = yield self.statements.is_due, {"p": primary, "now": Int8(until)}
-            more = bool(rows)
+            try:
+                rows = yield self.statements.is_due, {"p": primary, "now": Int8(until)}
+                more = bool(rows)
+            except StoreError:  # something was removed, and more may be due
+                pass
         return SweepResult(visited, removed, more)
 
 

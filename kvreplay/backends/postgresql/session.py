@@ -70,6 +70,7 @@ def asked_with(
         "wait": milliseconds(wait),
         "after": after,
         "turn": place.turn,
+        "id": place.id,
         "commit": "off" if place.durability == "process" else link.synchronous_commit,
         **asked[1],
     }

@@ -4,7 +4,8 @@ Each is one round trip, and outside of a transaction it is a transaction of its 
 
 * first bounds its wait for locks, inside the statement: nothing is left of it in the session, so
   that it works behind a pooler such as PgBouncer;
-* takes the store's turn, shared: an advisory lock, which ``transaction()`` takes alone;
+* takes the store's turn, shared: an advisory lock, which ``transaction()`` takes alone; and fails
+  if the tables are those of another store now;
 * tells the server's time, in its last column.
 
 **How a check-and-put stays right.** Two clients change one row at once. Under READ COMMITTED a
@@ -38,7 +39,6 @@ __all__ = [
     "Statement",
     "Statements",
     "milliseconds",
-    "taking_turn",
 ]
 
 ENTRIES: Final = "kvreplay_entries"
@@ -60,22 +60,12 @@ class Statement:
     changes: bool = False
 
 
-BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
+BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED"
 
 
 def milliseconds(wait: float | None) -> str:
     """Return a bound of ``lock_timeout``, given in seconds; ``None``: no limit."""
     return "0" if wait is None else f"{max(1, int(wait * 1000))}ms"
-
-
-def taking_turn(turn: int, wait: float, commit: str) -> tuple[str, dict[str, Any]]:
-    """Return what a transaction of the store says first: it takes the turn alone.
-
-    Args:
-        wait: seconds.
-        commit: its ``synchronous_commit``.
-    """
-    return _ALONE, {"wait": milliseconds(wait), "commit": commit, "turn": turn}
 
 
 Asked = tuple[Statement, dict[str, Any]]
@@ -84,14 +74,8 @@ Asked = tuple[Statement, dict[str, Any]]
 _HERE: Final = "(t.primary_namespace, t.secondary_namespace, t.key) = (%(p)s, %(s)s, %(k)s)"
 _NAMESPACE: Final = "primary_namespace = %(p)s AND secondary_namespace = %(s)s"
 _NOW: Final = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
-_TURN: Final = (
-    "set_config('lock_timeout', %(wait)s, true), pg_advisory_xact_lock_shared(%(turn)s::bigint)"
-)
+_BOUND: Final = "set_config('lock_timeout', %(wait)s, true)"
 _DURABLY: Final = "set_config('synchronous_commit', %(commit)s, true)"
-_ALONE: Final = (
-    f"SELECT set_config('lock_timeout', %(wait)s, true), {_DURABLY},"
-    " pg_advisory_xact_lock(%(turn)s::bigint)"
-)
 # Puts back the caller's own bound of a transaction; in one of our own it changes nothing.
 _AFTER: Final = "set_config('lock_timeout', %(after)s, true)"
 
@@ -108,7 +92,14 @@ class Statements:
 
     def __init__(self, schema: str, *, joined: bool = False) -> None:
         entries = sql.Identifier(schema, ENTRIES).as_string()
-        turn = _TURN if joined else f"{_TURN}, {_DURABLY}"
+        meta = sql.Identifier(schema, META).as_string()
+        # There is no such setting: to ask for it is an error, and nothing is done.
+        same = f"""coalesce(
+            (SELECT %(turn)s::bigint FROM {meta} WHERE name = 'id' AND value = %(id)s),
+            current_setting('kvreplay.another_store')::bigint)"""
+        turn = f"{_BOUND}, pg_advisory_xact_lock_shared(%(turn)s::bigint)"
+        if not joined:  # else all of this was seen to, when the block began
+            turn = f"{_BOUND}, pg_advisory_xact_lock_shared({same}), {_DURABLY}"
         bounded = f"WITH turn AS MATERIALIZED (SELECT {turn})"
         first = "(SELECT true FROM turn) IS NOT NULL"
         locked = f"""{bounded},
@@ -121,6 +112,7 @@ class Statements:
         def change(text: str) -> Statement:
             return Statement(" ".join(text.split()), changes=True)
 
+        self.alone = look(f"SELECT {_BOUND}, {_DURABLY}, pg_advisory_xact_lock({same})")
         self.read = look(f"SELECT value FROM {entries} AS t WHERE {_HERE}")
         self.read_entry = look(f"SELECT value, expires_at FROM {entries} AS t WHERE {_HERE}")
         self.keys = look(f"SELECT key FROM {entries} WHERE {_NAMESPACE}")
@@ -175,7 +167,6 @@ class Statements:
             AND expires_at <= %(now)s::bigint LIMIT 1 FOR UPDATE SKIP LOCKED""")
         # Of a caller's transaction: is it this store's database, can it write, how long does it
         # wait for locks, and does it see what others commit?
-        meta = sql.Identifier(schema, META).as_string()
         self.where = look(f"""
             SELECT (SELECT value FROM {meta} WHERE name = 'id'),
                 (SELECT oid::bigint FROM pg_catalog.pg_database WHERE datname = current_database()),

@@ -116,6 +116,7 @@ class PostgreSQLStore(Closing):
         if schema is not None and (type(schema) is not str or not schema or "\0" in schema):
             raise ConfigError("schema must be a name, or None; nothing was opened")
         bound = check_lock_timeout(reply_timeout, "reply_timeout")
+        self.clock = ServerClock()
         self._place = open_place(
             connection_string(url, bound),
             schema=schema,
@@ -124,10 +125,10 @@ class PostgreSQLStore(Closing):
             lock_timeout=check_lock_timeout(lock_timeout),
             reply_timeout=bound,
             pool_size=pool_size,
+            clock=self.clock,
         )
         self._operations = Operations(Statements(self._place.schema))
         self._transactions: dict[int, OwnTransaction] = {}  # by the thread that holds it
-        self.clock = ServerClock()
         self._timeline = Timeline()
         self.awaited = AsyncPostgreSQLStore(
             self._place, self.clock, self._timeline, self._operations, self.identity

@@ -12,8 +12,8 @@ from kvreplay.backends.postgresql.errors import failure, unconfirmed
 from kvreplay.backends.postgresql.kept import Lease
 from kvreplay.backends.postgresql.links import Link
 from kvreplay.backends.postgresql.operations import Operation, Operations, Rows
-from kvreplay.backends.postgresql.session import Session, drive, say
-from kvreplay.backends.postgresql.statements import BEGIN, Asked, milliseconds, taking_turn
+from kvreplay.backends.postgresql.session import Session, asked_with, drive, say
+from kvreplay.backends.postgresql.statements import BEGIN, Asked, milliseconds
 from kvreplay.errors import StoreError
 
 __all__ = ["Transaction", "swallowed"]
@@ -43,10 +43,11 @@ class Transaction(Calls):
     def begin(self) -> None:
         """Begin it, and take the store's turn alone."""
         place, link = self._session.place, self._lease.link
-        commit = "off" if place.durability == "process" else link.synchronous_commit
         try:
             self._say(BEGIN)
-            self._say(*taking_turn(place.turn, place.lock_timeout, commit))
+            alone = self._operations.statements.alone, dict[str, Any]()
+            given = asked_with(alone, place.lock_timeout, "0", link, place)
+            self._say(alone[0].text, given)
         except psycopg.Error as error:
             raise failure(error, changing=False, lost=link.closed) from error
 

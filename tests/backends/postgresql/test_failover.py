@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -150,8 +151,6 @@ def test_a_wait_for_the_standby_that_is_broken_off_is_unknown() -> None:
 
 @contextmanager
 def cancelled_while_it_waits(primary: Server) -> Iterator[None]:
-    import threading
-
     def cancel() -> None:
         until(
             lambda: primary.execute(

@@ -27,14 +27,13 @@ from support.waiting import until
 OLD, NEW = b"old", b"new"
 PUTS = {"new": (None, NEW), "swap": (OLD, NEW), "drop": (OLD, None)}
 LAST = 40  # bytes of a request that are cut one by one in any case: its end is what matters
-WAYS = pytest.mark.parametrize(
-    ("direction", "step"),
-    [
-        ("to client", 1),
-        ("to server", 24),  # most of it is the text of a statement
-        pytest.param("to server", 1, marks=pytest.mark.exhaustive),
-    ],
-)
+EACH = [
+    pytest.param(direction, 1, marks=pytest.mark.exhaustive)
+    for direction in ("to client", "to server")
+]
+MOST = ("to server", 24)  # most of a request is the text of a statement
+ONE_TRIP = pytest.mark.parametrize(("direction", "step"), [("to client", 1), MOST, EACH[1]])
+TRIPS = pytest.mark.parametrize(("direction", "step"), [("to client", 4), MOST, *EACH])
 
 
 @pytest.fixture
@@ -105,7 +104,7 @@ def prepare(postgres: Any, value: bytes | None) -> None:
         )
 
 
-@WAYS
+@ONE_TRIP
 def test_a_read(
     postgres: Any, proxy: CuttingProxy, opened: Opener, direction: Direction, step: int
 ) -> None:
@@ -115,7 +114,7 @@ def test_a_read(
     assert {each.answer for each in made} == {OLD}
 
 
-@WAYS
+@ONE_TRIP
 @pytest.mark.parametrize("put", PUTS)
 def test_a_check_and_put(
     postgres: Any, proxy: CuttingProxy, opened: Opener, direction: Direction, step: int, put: str
@@ -141,7 +140,7 @@ def test_a_check_and_put(
     assert unknown >= {direction == "to client"}
 
 
-@WAYS
+@TRIPS
 def test_a_transaction(
     postgres: Any, proxy: CuttingProxy, opened: Opener, direction: Direction, step: int
 ) -> None:
@@ -209,7 +208,7 @@ class Caller:
         await self._connection.commit()
 
 
-@WAYS
+@TRIPS
 @pytest.mark.parametrize("face", FACES)
 def test_a_joined_transaction(
     postgres: Any, proxy: CuttingProxy, face: str, direction: Direction, step: int

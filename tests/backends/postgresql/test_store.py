@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
 
+from kvreplay import open_store
 from kvreplay.testing import StoreContract
 from support.postgres_stores import FAULTS, FOREIGN, open_at, role_of
 
@@ -21,3 +24,16 @@ class TestPostgreSQLStore(StoreContract):
     def role(self, tmp_path: Path, postgres: Any) -> Iterator[None]:
         with role_of(postgres, tmp_path):
             yield
+
+
+def test_stores_that_are_made_at_once_are_one(postgres: Any) -> None:
+    together = Barrier(6)
+
+    def make(_: int) -> object:
+        together.wait()
+        with open_store(f"{postgres.url}&pool_size=2") as store:
+            store.write("p", "s", "k", b"v")
+            return store.identity  # type: ignore[attr-defined]  # this engine has one
+
+    with ThreadPoolExecutor(6) as pool:
+        assert len(set(pool.map(make, range(6)))) == 1
