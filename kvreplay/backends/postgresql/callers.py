@@ -51,7 +51,9 @@ def where(row: Sequence[Any], place: Place) -> Where:
     Raises:
         ConfigError: it is one of another database, or it cannot write.
     """
-    id_, database, read_only, lock_timeout, isolation, _ = row
+    # With the encoding SQL_ASCII psycopg's texts are bytes.
+    told = [each.decode() if isinstance(each, bytes) else each for each in row]
+    id_, database, read_only, lock_timeout, isolation, _ = told
     if (id_, database) != (place.id, place.database):
         raise another_database()
     if read_only == "on":

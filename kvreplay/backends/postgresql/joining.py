@@ -31,7 +31,7 @@ from kvreplay.backends.postgresql.errors import changed_by_others, failure, is_c
 from kvreplay.backends.postgresql.opening import Place
 from kvreplay.backends.postgresql.operations import Operation, Operations, Rows
 from kvreplay.backends.postgresql.session import drive
-from kvreplay.backends.postgresql.statements import PUT_BACK, Asked, Statements, milliseconds
+from kvreplay.backends.postgresql.statements import Asked, Statements, milliseconds
 from kvreplay.errors import ClaimLostError, StoreError
 from kvreplay.store.locks import this_process
 
@@ -122,7 +122,7 @@ def joined(
             begun = True
             statements = Statements(place.schema, joined=True)
             asked_at = ticks()
-            row = caller.say(statements.where.text)[0]
+            row = caller.say(statements.where.text, {})[0]
         except Exception as error:
             meaning = (
                 another_database() if not_here(error) else meant(error, bounds, caller.is_closed)
@@ -204,8 +204,5 @@ class Joined(Calls):
             return self.do(self._caller.say, statement.text, given)
         given = self._bounds.of(given, self._after)
         rows: Rows = self.do(self._caller.say, statement.text, given)
-        if rows:
-            self._clock.told(rows[0][-1], asked_at)
-        else:  # a statement without a row has not put back the caller's bound
-            self.do(self._caller.say, PUT_BACK, {"after": self._after})
+        self._clock.told(rows[0][-1], asked_at)
         return rows

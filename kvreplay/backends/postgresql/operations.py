@@ -124,8 +124,13 @@ class Operations:
                 rows = yield statements.drop, changed
             else:
                 rows = yield statements.swap, {**changed, **put}
-            if rows:
-                seen: bytes = rows[0][0]
+            seen: bytes | None = rows[0][0]
+            if seen == expected and not rows[0][1]:
+                raise StoreError(
+                    "PostgreSQL did not make this change: a trigger or a rule of the table keeps it"
+                    " from that; nothing was changed: remove it"
+                )
+            if seen is not None:
                 return seen
             rows = yield statements.read, address
             if not rows or rows[0][0] != expected:

@@ -217,15 +217,14 @@ def say(
 ) -> Rows:
     """Make one statement on a connection, and return its rows."""
     link, (statement, given) = lease.link, asked
-    link.answer_within = place.reply_timeout
+    link.answer_within, link.unconfirmed = place.reply_timeout, False
     asked_at = ticks()
     if statement.changes:
         link.answer_within += wait or 0.0
         given = asked_with(asked, wait, after, link, place)
     rows: Rows = lease.cursor.execute(statement.text, given).fetchall()
     if link.unconfirmed:
-        link.unconfirmed = False
         raise unconfirmed()
-    if statement.changes and rows:
+    if statement.changes:
         clock.told(rows[0][-1], asked_at)
     return rows
