@@ -3,7 +3,7 @@
 It is checked, not run.
 """
 
-# ruff: noqa: B018  # to look at an attribute is what many of them do
+# to look at an attribute is what many of them do
 
 from __future__ import annotations
 

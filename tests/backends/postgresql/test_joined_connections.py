@@ -12,13 +12,13 @@ import pytest
 psycopg = pytest.importorskip("psycopg")
 sqlalchemy = pytest.importorskip("sqlalchemy")
 
-from psycopg.rows import dict_row  # noqa: E402
-from sqlalchemy import orm  # noqa: E402
+from psycopg.rows import dict_row
+from sqlalchemy import orm
 
-from kvreplay import ConfigError, StoreError, open_store  # noqa: E402
-from support.own_transactions import Own, Replays, sqlalchemy_url  # noqa: E402
-from support.replaying import Caller  # noqa: E402
-from support.waiting import PATIENCE  # noqa: E402
+from kvreplay import ConfigError, StoreError, open_store
+from support.own_transactions import Own, Replays, sqlalchemy_url
+from support.replaying import Caller
+from support.waiting import PATIENCE
 
 KEY = ("payer", "payment-1")
 PARAMS = 1000
@@ -264,7 +264,7 @@ def test_another_database(
         replays = Replays(theirs)
         for url in (copy, original):
             with psycopg.connect(url) as own:
-                asked = lambda own=own: replays.plain.execute_in_transaction(  # noqa: E731
+                asked = lambda own=own: replays.plain.execute_in_transaction(
                     KEY, PARAMS, lambda own: "r", connection=own
                 )
                 if url is copy:
