@@ -15,10 +15,10 @@ import pytest
 # Before they are imported: then a failing assertion of a helper shows what it compared.
 pytest.register_assert_rewrite("support", "torture", "ledger")
 
-from support.disks import in_memory
-from support.engines import ENGINES, TRANSACTIONAL, Engine
-from support.forking import Child
-from support.needs import needs_psycopg
+from support.disks import in_memory  # noqa: E402
+from support.engines import ENGINES, TRANSACTIONAL, Engine  # noqa: E402
+from support.forking import Child  # noqa: E402
+from support.needs import needs_psycopg  # noqa: E402
 
 # A stranger's distribution, whose tests run where it is installed.
 collect_ignore = ["kit/third_party"]

@@ -77,7 +77,7 @@ def test_a_follower_whose_loop_has_ended_is_forgotten(store: Any) -> None:
     assert handler.started.wait(30)
 
     async def give_up() -> None:
-        asyncio.create_task(replay_on(store).execute(KEY, PARAMS, Held()))
+        asyncio.create_task(replay_on(store).execute(KEY, PARAMS, Held()))  # noqa: RUF006
         await asyncio.sleep(0)
 
     asyncio.run(give_up())
@@ -147,7 +147,7 @@ def test_a_closed_loop_blocks_no_key(store: Any, face: Any) -> None:
 
     async def begin() -> None:
         handler = Held()
-        loop.create_task(replay_on(store).execute(KEY, PARAMS, handler))
+        loop.create_task(replay_on(store).execute(KEY, PARAMS, handler))  # noqa: RUF006
         await handler.started.wait()
 
     loop.set_exception_handler(lambda loop, context: None)

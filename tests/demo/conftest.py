@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 try:
     import kvreplay.demo.invoice
-    import kvreplay.demo.printing
+    import kvreplay.demo.printing  # noqa: F401
 except (ConfigError, ModuleNotFoundError) as error:
     if os.environ.get("CI") == "true":
         raise

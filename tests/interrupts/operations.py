@@ -580,7 +580,7 @@ def closing_a_replay(asynchronous: bool) -> Callable[[World], Operation]:
         replay = world.async_replay() if asynchronous else world.replay()
         handler = world.async_handler if asynchronous else world.handler
         assert execute(world, replay, handler) == Answered("answer", False)
-        close = lambda: world.run(replay.close()) if asynchronous else replay.close()
+        close = lambda: world.run(replay.close()) if asynchronous else replay.close()  # noqa: E731
         ended = yield close
         world.enter = enter_as_it_is
         assert ended.error or ended.result == 0
@@ -604,9 +604,9 @@ def hit(asynchronous: bool, method: str = "execute") -> Callable[[World], Operat
         replay = world.async_replay() if asynchronous else world.replay()
         if method == "lookup":
             call = replay.lookup
-            ask = lambda: world.run(call(KEY, PARAMS)) if asynchronous else call(KEY, PARAMS)
+            ask = lambda: world.run(call(KEY, PARAMS)) if asynchronous else call(KEY, PARAMS)  # noqa: E731
         else:
-            ask = lambda: execute(world, replay, world.handler)
+            ask = lambda: execute(world, replay, world.handler)  # noqa: E731
         ended = yield ask
         assert ended.error or ended.result == Answered("answer", True)
         assert world.runs == 1

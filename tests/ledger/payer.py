@@ -20,7 +20,7 @@ from typing import Any
 
 import psycopg
 
-import kvreplay.backends.postgresql  # once, before the payers are forked
+import kvreplay.backends.postgresql  # noqa: F401  # once, before the payers are forked
 from kvreplay import InFlightError, Replay, StoreError, open_store
 
 POINTS = ("called", "inserted", "answered", "committing", "committed")

@@ -12,7 +12,7 @@ stay in their process can see a mutant, and those are the ones that are run.
 from __future__ import annotations
 
 import argparse
-import asyncio  # imported once here, not once in each fork
+import asyncio  # noqa: F401  # imported once here, not once in each fork
 import hashlib
 import importlib.abc
 import importlib.machinery
@@ -33,8 +33,8 @@ from types import ModuleType
 
 import attrs
 import hypothesis.strategies
-import lmdb
-import msgpack
+import lmdb  # noqa: F401
+import msgpack  # noqa: F401
 import pytest
 
 from mutation.mutants import Mutant, mutants_of, on_one_line, source_of

@@ -289,5 +289,5 @@ def test_one_leads_and_nobody_waits_for_ever(
 def test_a_table_with_a_planted_bug_is_caught(old: str, new: str, seen: str) -> None:
     with pytest.raises(AssertionError, match=seen) as told:
         for params in (SAME, OTHERS):
-            walk(stepping((old, new)), lambda: [Caller(*each) for each in params.items()])
+            walk(stepping((old, new)), lambda: [Caller(*each) for each in params.items()])  # noqa: B023
     print(told.value)

@@ -3,7 +3,7 @@
 It is checked, not run.
 """
 
-# to look at an attribute is what many of them do
+# ruff: noqa: B018  # to look at an attribute is what many of them do
 
 from __future__ import annotations
 

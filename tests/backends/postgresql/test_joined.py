@@ -12,7 +12,7 @@ import pytest
 psycopg = pytest.importorskip("psycopg")
 pytest.importorskip("sqlalchemy")
 
-from kvreplay import (
+from kvreplay import (  # noqa: E402
     ClaimLostError,
     ConfigError,
     InDoubtError,
@@ -21,17 +21,17 @@ from kvreplay import (
     NotStored,
     open_store,
 )
-from kvreplay._runtime.singleflight import flights
-from support.final_failures import Declined
-from support.own_transactions import (
+from kvreplay._runtime.singleflight import flights  # noqa: E402
+from support.final_failures import Declined  # noqa: E402
+from support.own_transactions import (  # noqa: E402
     ASYNC_KINDS,
     KINDS,
     Own,
     Replays,
     driver_error,
 )
-from support.replaying import Caller, Interrupt
-from support.waiting import PATIENCE, until
+from support.replaying import Caller, Interrupt  # noqa: E402
+from support.waiting import PATIENCE, until  # noqa: E402
 
 KEY = ("payer", "payment-1")
 PARAMS = 1000
@@ -57,7 +57,7 @@ def events() -> list[str]:
 
 @pytest.fixture
 def replays(store: Any, events: list[str]) -> Replays:
-    told = lambda event: events.append(event.kind)
+    told = lambda event: events.append(event.kind)  # noqa: E731
     return Replays(store, store_errors=(Declined,), on_event=told, wait_timeout=30)
 
 
@@ -236,7 +236,7 @@ def test_savepoints_of_the_caller_and_of_the_handler(
         async with own.savepoint():
             options = {"connection": own.given}
             if own.kind in ASYNC_KINDS:
-                own_face = lambda given: tries(own)
+                own_face = lambda given: tries(own)  # noqa: E731
                 await replays.awaited.execute_in_transaction(KEY, PARAMS, own_face, **options)
             else:
                 own.joined(replays, tries)
@@ -260,7 +260,7 @@ def test_a_request_inside_the_handler_of_another(
         await paying()(own)
         inner = {"key": ("payer", "inner"), "params": 1}
         if own.kind in ASYNC_KINDS:
-            pay = lambda given: paying(end)(own)
+            pay = lambda given: paying(end)(own)  # noqa: E731
             asked = replays.awaited.execute_in_transaction
             await asked(*inner.values(), pay, connection=own.given)
         else:

@@ -12,13 +12,13 @@ import pytest
 psycopg = pytest.importorskip("psycopg")
 sqlalchemy = pytest.importorskip("sqlalchemy")
 
-from psycopg.rows import dict_row
-from sqlalchemy import orm
+from psycopg.rows import dict_row  # noqa: E402
+from sqlalchemy import orm  # noqa: E402
 
-from kvreplay import ConfigError, StoreError, open_store
-from support.own_transactions import Own, Replays, sqlalchemy_url
-from support.replaying import Caller
-from support.waiting import PATIENCE
+from kvreplay import ConfigError, StoreError, open_store  # noqa: E402
+from support.own_transactions import Own, Replays, sqlalchemy_url  # noqa: E402
+from support.replaying import Caller  # noqa: E402
+from support.waiting import PATIENCE  # noqa: E402
 
 KEY = ("payer", "payment-1")
 PARAMS = 1000
@@ -70,6 +70,8 @@ def rows(postgres: Any) -> int:
 def test_what_is_no_connection(joined: Any, replays: Replays, postgres: Any) -> None:
     with pytest.raises(ConfigError, match=r"is a builtins.object; nothing ran: give a connection"):
         joined(object(), never)
+    with pytest.raises(ConfigError, match="is a builtins.NoneType"):  # not opened yet, by Django
+        joined(None, never)
     with pytest.raises(ConfigError, match=r"give psycopg's AsyncConnection"):
         with psycopg.connect(postgres.server.url) as blocking:
             asked = replays.awaited.execute_in_transaction
@@ -264,7 +266,7 @@ def test_another_database(
         replays = Replays(theirs)
         for url in (copy, original):
             with psycopg.connect(url) as own:
-                asked = lambda own=own: replays.plain.execute_in_transaction(
+                asked = lambda own=own: replays.plain.execute_in_transaction(  # noqa: E731
                     KEY, PARAMS, lambda own: "r", connection=own
                 )
                 if url is copy:

@@ -14,11 +14,11 @@ import pytest
 psycopg = pytest.importorskip("psycopg")
 pytest.importorskip("sqlalchemy")
 
-from kvreplay import InFlightError, StoreUnavailableError, open_store
-from support.cutting_proxy import CuttingProxy, Direction
-from support.own_transactions import ASYNC_KINDS, KINDS, Own, Replays, driver_error
-from support.replaying import Caller
-from support.waiting import until
+from kvreplay import InFlightError, StoreUnavailableError, open_store  # noqa: E402
+from support.cutting_proxy import CuttingProxy, Direction  # noqa: E402
+from support.own_transactions import ASYNC_KINDS, KINDS, Own, Replays, driver_error  # noqa: E402
+from support.replaying import Caller  # noqa: E402
+from support.waiting import until  # noqa: E402
 
 KEY = ("payer", "payment-1")
 PARAMS = 1000

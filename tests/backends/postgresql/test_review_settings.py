@@ -11,10 +11,10 @@ import pytest
 
 psycopg = pytest.importorskip("psycopg")
 
-from kvreplay import KeyNotFoundError, Replay, StoreError, StoreUnavailableError, open_store
-from support.postgres import VERSIONS
-from support.postgres_faults import held
-from support.shared_postgres import shared_server
+from kvreplay import KeyNotFoundError, Replay, StoreError, StoreUnavailableError, open_store  # noqa: E402
+from support.postgres import VERSIONS  # noqa: E402
+from support.postgres_faults import held  # noqa: E402
+from support.shared_postgres import shared_server  # noqa: E402
 
 ADDRESS = ("n", "s", "k")
 NAMES = (

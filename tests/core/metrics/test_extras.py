@@ -59,4 +59,4 @@ def test_kvreplay_and_the_package_load_no_library() -> None:
 
 def test_there_is_nothing_else() -> None:
     with pytest.raises(AttributeError, match="StatsD"):
-        kvreplay.metrics.StatsD
+        kvreplay.metrics.StatsD  # noqa: B018

@@ -18,20 +18,20 @@ from support.requesting import KEY, NAMESPACE, PARAMS
 pytestmark = needs_opentelemetry
 pytest.importorskip("opentelemetry.sdk")
 
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import (
+from opentelemetry.sdk.metrics import MeterProvider  # noqa: E402
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader  # noqa: E402
+from opentelemetry.sdk.trace import TracerProvider  # noqa: E402
+from opentelemetry.sdk.trace.export import (  # noqa: E402
     SimpleSpanProcessor,
     SpanExporter,
     SpanExportResult,
 )
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import (
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import (  # noqa: E402
     InMemorySpanExporter,
 )
-from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.trace import SpanKind, StatusCode  # noqa: E402
 
-from kvreplay.metrics import OpenTelemetryMetrics, OpenTelemetrySpans
+from kvreplay.metrics import OpenTelemetryMetrics, OpenTelemetrySpans  # noqa: E402
 
 ERRORS = {
     *("in_doubt", "doubt_begun", "store_error", "corrupt_record", "claim_lost", "response_type")

@@ -23,7 +23,7 @@ from support.requesting import KEY, NAMESPACE, PARAMS, abandon
 pytestmark = needs_prometheus
 prometheus_client = pytest.importorskip("prometheus_client")
 
-from kvreplay.metrics import PrometheusMetrics
+from kvreplay.metrics import PrometheusMetrics  # noqa: E402
 
 
 @pytest.fixture

@@ -281,7 +281,7 @@ def test_other_parameters_are_never_left_out(plain: Replay) -> None:
         return "never"
 
     class Odd:
-        def method(this, order: str) -> str:
+        def method(this, order: str) -> str:  # noqa: N805
             return "never"
 
         @staticmethod

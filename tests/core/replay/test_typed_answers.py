@@ -222,7 +222,7 @@ def test_a_class_below_the_function_that_returns_it(replay: Any, make: Callable[
 
 
 def test_a_name_that_is_never_there_is_told_before_anything_runs(replay: Any, store: Any) -> None:
-    def lost(number: str) -> Nowhere:  # type: ignore[name-defined]
+    def lost(number: str) -> Nowhere:  # type: ignore[name-defined]  # noqa: F821
         return never()
 
     call = replay.decorated(lost, key=lambda number: KEY)

@@ -1,6 +1,6 @@
 """A response of each supported type comes back equal, and type for type."""
 
-# both spellings of a union
+# ruff: noqa: UP007, UP045  # both spellings of a union
 
 from __future__ import annotations
 
