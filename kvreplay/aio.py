@@ -19,6 +19,7 @@ from kvreplay._runtime.any_replay import Protocol
 from kvreplay._runtime.decorating import Calling
 from kvreplay._runtime.patience import FROM_SETTINGS, FromSettings, Patience
 from kvreplay._runtime.requests import (
+    NO_CONNECTION,
     PLAIN_FUNCTION,
     Key,
     Outcome,
@@ -117,7 +118,6 @@ class AsyncReplay(AsyncUpkeep[Verdict | Awaitable[Verdict]]):
         handler: Callable[[KVTransaction], T | NotStored[T]]
         | Callable[[AsyncKVTransaction], Awaitable[T | NotStored[T]]],
         *,
-        connection: None = None,
         ttl: Duration | None = None,
         wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
         returns: type[T],
@@ -129,7 +129,6 @@ class AsyncReplay(AsyncUpkeep[Verdict | Awaitable[Verdict]]):
         params: object,
         handler: Callable[[KVTransaction], Any] | Callable[[AsyncKVTransaction], Any],
         *,
-        connection: None = None,
         ttl: Duration | None = None,
         wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
         returns: type[Any],
@@ -141,7 +140,6 @@ class AsyncReplay(AsyncUpkeep[Verdict | Awaitable[Verdict]]):
         params: object,
         handler: Callable[[KVTransaction], Any] | Callable[[AsyncKVTransaction], Any],
         *,
-        connection: None = None,
         ttl: Duration | None = None,
         wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
         returns: object = None,
@@ -188,7 +186,7 @@ class AsyncReplay(AsyncUpkeep[Verdict | Awaitable[Verdict]]):
         params: object,
         handler: Callable[[Any], Any],
         *,
-        connection: object = None,
+        connection: object = NO_CONNECTION,
         ttl: Duration | None = None,
         wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
         returns: object = None,
@@ -207,7 +205,7 @@ class AsyncReplay(AsyncUpkeep[Verdict | Awaitable[Verdict]]):
         ``handler`` may be a coroutine function. If the caller is cancelled, the handler is too, and
         what it has changed is undone.
         """
-        if connection is not None:
+        if connection is not NO_CONNECTION:
             return await self._execute_joined(
                 *(connection, key, params, handler, ttl, wait_timeout, returns)
             )
