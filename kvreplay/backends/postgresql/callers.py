@@ -110,13 +110,19 @@ def _check_usable(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[
 
 
 def _unknown(connection: object, awaited: bool) -> ConfigError:
-    kinds = KINDS
+    kind = f"{type(connection).__module__}.{type(connection).__qualname__}"
+    instead = f"give {KINDS}"
     if awaited:
-        kinds = "psycopg's AsyncConnection, or an AsyncConnection or AsyncSession of SQLAlchemy"
-    return ConfigError(
-        f"the connection is a {type(connection).__module__}.{type(connection).__qualname__};"
-        f" nothing ran: give {kinds}"
-    )
+        instead = (
+            "give psycopg's AsyncConnection, or an AsyncConnection or AsyncSession of SQLAlchemy"
+        )
+    if kind.startswith("django."):
+        instead = "give its own psycopg connection, connection.connection, inside of atomic()"
+    elif "Async" in kind and not awaited:
+        instead = "use AsyncReplay"
+    elif awaited and kind.startswith(("psycopg.", "sqlalchemy.")):
+        instead = "use Replay, or give an asynchronous connection"
+    return ConfigError(f"the connection is a {kind}; nothing ran: {instead}")
 
 
 def _check_driver(connection: Any) -> None:

@@ -204,5 +204,6 @@ class Joined(Calls):
             return self.do(self._caller.say, statement.text, given)
         given = self._bounds.of(given, self._after)
         rows: Rows = self.do(self._caller.say, statement.text, given)
-        self._clock.told(rows[0][-1], asked_at)
+        if rows:  # a trigger may keep a row away
+            self._clock.told(rows[0][-1], asked_at)
         return rows

@@ -191,3 +191,51 @@ def test_a_change_that_a_trigger_prevents_is_not_acknowledged(postgres: Any) -> 
         with pytest.raises(StoreError, match="trigger"):
             store.check_and_put(*ADDRESS, expected=b"1", value=b"2")  # type: ignore[attr-defined]
         assert store.read(*ADDRESS) == b"1"
+
+
+def test_an_insert_that_a_trigger_prevents_is_not_acknowledged(postgres: Any) -> None:
+    with open_store(postgres.url) as store:
+        postgres.server.execute(
+            f"CREATE FUNCTION {postgres.name}.no() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$BEGIN RETURN NULL; END$$"
+        )
+        postgres.server.execute(
+            f"CREATE TRIGGER no BEFORE INSERT ON {postgres.name}.kvreplay_entries"
+            f" FOR EACH ROW EXECUTE FUNCTION {postgres.name}.no()"
+        )
+        with pytest.raises(StoreError, match="trigger"):
+            store.check_and_put(*ADDRESS, expected=None, value=b"2")  # type: ignore[attr-defined]
+        with pytest.raises(StoreError, match="trigger"):
+            store.write(*ADDRESS, b"2")
+        with pytest.raises(KeyNotFoundError):
+            store.read(*ADDRESS)
+
+
+@pytest.mark.parametrize("odd", [True, False])
+def test_a_callers_own_loader_of_bytea_is_told_before_the_handler(postgres: Any, odd: bool) -> None:
+    class Text(psycopg.adapt.Loader):  # type: ignore[name-defined,misc]
+        format = psycopg.pq.Format.BINARY
+
+        def load(self, data: Any) -> str:
+            return bytes(data).decode("latin-1")
+
+    ran: list[Any] = []
+    with (
+        open_store(postgres.url) as store,
+        psycopg.connect(postgres.server.url) as connection,
+    ):
+        replay = Replay(store, "ns", ttl=60)
+
+        def pay(own: Any) -> str:
+            ran.append(own)
+            return "paid"
+
+        if odd:
+            connection.adapters.register_loader("bytea", Text)
+            with pytest.raises(StoreError, match="loader of your own"):
+                replay.execute_in_transaction(("s", "k"), {}, pay, connection=connection)
+        else:
+            replay.execute_in_transaction(("s", "k"), {}, pay, connection=connection)
+        connection.commit()
+        assert len(ran) == (not odd)
+        assert (replay.lookup(("s", "k"), {}) is None) is odd
