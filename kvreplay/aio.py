@@ -400,7 +400,8 @@ class AsyncReplay(AsyncUpkeep[Verdict | Awaitable[Verdict]]):
         flight.is_abandoned = is_abandoned
         self._leaders.add(task)
         # In a callback, since a task that is cancelled before its first step runs none of its code.
-        task.add_done_callback(functools.partial(self._landed, run, request))
+        for _ in range(2):  # an interrupt may end the first one as it begins
+            task.add_done_callback(functools.partial(self._landed, run, request))
         return task
 
     async def _run_of(self, steps: Flow[Settled], run: Run, handler: Callable[..., Any]) -> Settled:
@@ -409,19 +410,30 @@ class AsyncReplay(AsyncUpkeep[Verdict | Awaitable[Verdict]]):
         return await self._driver.drive(steps, run, handler)
 
     def _landed(self, run: Run, request: Request, task: asyncio.Task[Settled]) -> None:
+        """Tell how a run ended, and land its flight; when that is done, do nothing."""
         self._leaders.discard(task)
-        flight, run.flight = run.flight, None
-        assert flight is not None  # a leader has one
+        flight = run.flight
+        if flight is None:
+            return
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
-        if error is None:
-            with contextlib.suppress(Exception):  # its caller gets it, if there is one still
-                self._outcome(task.result(), run, request)
-            flights.land(flight, task.result())
-        elif isinstance(error, Exception):
-            run.failed(error)
-            flights.land(flight, self._shared(error))
-        else:
-            flights.land(flight, Abandoned())
+        result: Settled | BaseException = Abandoned()
+        try:
+            if error is None:
+                result = task.result()
+                with contextlib.suppress(Exception):  # its caller gets it, if there is one still
+                    self._outcome(result, run, request)
+            elif isinstance(error, Exception):
+                result = self._shared(error)
+                run.failed(error)
+        finally:
+            try:
+                flights.land(flight, result)
+            except BaseException:  # an interrupt
+                flights.land(flight, result)
+                raise
+            run.flight = None
+            if isinstance(result, Exception):
+                del result, error  # its traceback holds this frame
 
     async def _follow(
         self, flight: Flight[object], request: Request, patience: Patience

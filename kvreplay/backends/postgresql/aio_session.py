@@ -87,8 +87,10 @@ class AsyncSession:
             self.clock.told(row[-1], asked_at)  # type: ignore[index]  # greeted() has looked
             self._links.add(link)
             self._why = None
-        except Exception as error:
-            self._note(error)
+        except BaseException as error:
+            link.pgconn.finish()  # after an interrupt the pool does not
+            if isinstance(error, Exception):
+                self._note(error)
             raise
 
     def _note(self, why: Exception) -> None:

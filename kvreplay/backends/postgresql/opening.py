@@ -12,7 +12,7 @@ import psycopg
 from psycopg import errors, sql
 
 from kvreplay.backends.postgresql.clock import ServerClock, ticks
-from kvreplay.backends.postgresql.errors import another_store, failure, no_connection
+from kvreplay.backends.postgresql.errors import another_store, cannot_connect, failure
 from kvreplay.backends.postgresql.links import AsyncLink, Link
 from kvreplay.backends.postgresql.statements import ENTRIES, META, NOW, milliseconds
 from kvreplay.backends.postgresql.timeline import NO_TIMELINE, TIMELINE, Timeline, is_standby
@@ -117,7 +117,7 @@ def open_place(
                 "the database does not exist on this server; nothing was made: make it by CREATE"
                 " DATABASE"
             ) from error
-        raise no_connection(reply_timeout, error) from error
+        raise cannot_connect(error) from error
     link.answer_within = lock_timeout + reply_timeout
     try:
         with link.cursor() as cursor:
