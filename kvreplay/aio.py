@@ -19,6 +19,7 @@ from kvreplay._runtime.any_replay import Protocol
 from kvreplay._runtime.decorating import Calling
 from kvreplay._runtime.patience import FROM_SETTINGS, FromSettings, Patience
 from kvreplay._runtime.requests import (
+    NO_CONNECTION,
     PLAIN_FUNCTION,
     Key,
     Outcome,
@@ -117,7 +118,6 @@ class AsyncReplay(AsyncUpkeep[Verdict | Awaitable[Verdict]]):
         handler: Callable[[KVTransaction], T | NotStored[T]]
         | Callable[[AsyncKVTransaction], Awaitable[T | NotStored[T]]],
         *,
-        connection: None = None,
         ttl: Duration | None = None,
         wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
         returns: type[T],
@@ -129,7 +129,6 @@ class AsyncReplay(AsyncUpkeep[Verdict | Awaitable[Verdict]]):
         params: object,
         handler: Callable[[KVTransaction], Any] | Callable[[AsyncKVTransaction], Any],
         *,
-        connection: None = None,
         ttl: Duration | None = None,
         wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
         returns: type[Any],
@@ -141,7 +140,6 @@ class AsyncReplay(AsyncUpkeep[Verdict | Awaitable[Verdict]]):
         params: object,
         handler: Callable[[KVTransaction], Any] | Callable[[AsyncKVTransaction], Any],
         *,
-        connection: None = None,
         ttl: Duration | None = None,
         wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
         returns: object = None,
@@ -188,7 +186,7 @@ class AsyncReplay(AsyncUpkeep[Verdict | Awaitable[Verdict]]):
         params: object,
         handler: Callable[[Any], Any],
         *,
-        connection: object = None,
+        connection: object = NO_CONNECTION,
         ttl: Duration | None = None,
         wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
         returns: object = None,
@@ -207,7 +205,7 @@ class AsyncReplay(AsyncUpkeep[Verdict | Awaitable[Verdict]]):
         ``handler`` may be a coroutine function. If the caller is cancelled, the handler is too, and
         what it has changed is undone.
         """
-        if connection is not None:
+        if connection is not NO_CONNECTION:
             return await self._execute_joined(
                 *(connection, key, params, handler, ttl, wait_timeout, returns)
             )
@@ -402,7 +400,8 @@ class AsyncReplay(AsyncUpkeep[Verdict | Awaitable[Verdict]]):
         flight.is_abandoned = is_abandoned
         self._leaders.add(task)
         # In a callback, since a task that is cancelled before its first step runs none of its code.
-        task.add_done_callback(functools.partial(self._landed, run, request))
+        for _ in range(2):  # an interrupt may end the first one as it begins
+            task.add_done_callback(functools.partial(self._landed, run, request))
         return task
 
     async def _run_of(self, steps: Flow[Settled], run: Run, handler: Callable[..., Any]) -> Settled:
@@ -411,19 +410,30 @@ class AsyncReplay(AsyncUpkeep[Verdict | Awaitable[Verdict]]):
         return await self._driver.drive(steps, run, handler)
 
     def _landed(self, run: Run, request: Request, task: asyncio.Task[Settled]) -> None:
+        """Tell how a run ended, and land its flight; when that is done, do nothing."""
         self._leaders.discard(task)
-        flight, run.flight = run.flight, None
-        assert flight is not None  # a leader has one
+        flight = run.flight
+        if flight is None:
+            return
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
-        if error is None:
-            with contextlib.suppress(Exception):  # its caller gets it, if there is one still
-                self._outcome(task.result(), run, request)
-            flights.land(flight, task.result())
-        elif isinstance(error, Exception):
-            run.failed(error)
-            flights.land(flight, self._shared(error))
-        else:
-            flights.land(flight, Abandoned())
+        result: Settled | BaseException = Abandoned()
+        try:
+            if error is None:
+                result = task.result()
+                with contextlib.suppress(Exception):  # its caller gets it, if there is one still
+                    self._outcome(result, run, request)
+            elif isinstance(error, Exception):
+                result = self._shared(error)
+                run.failed(error)
+        finally:
+            try:
+                flights.land(flight, result)
+            except BaseException:  # an interrupt
+                flights.land(flight, result)
+                raise
+            run.flight = None
+            if isinstance(result, Exception):
+                del result, error  # its traceback holds this frame
 
     async def _follow(
         self, flight: Flight[object], request: Request, patience: Patience

@@ -16,6 +16,7 @@ from kvreplay._runtime.patience import FROM_SETTINGS, FromSettings, Patience
 from kvreplay._runtime.renewal import Renewer
 from kvreplay._runtime.requests import (
     JOINED_FUNCTION,
+    NO_CONNECTION,
     PLAIN_FUNCTION,
     Key,
     Outcome,
@@ -173,7 +174,6 @@ class Replay(Upkeep[Verdict]):
         params: object,
         handler: Callable[[KVTransaction], T | NotStored[T]],
         *,
-        connection: None = None,
         ttl: Duration | None = None,
         wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
         returns: type[T],
@@ -185,7 +185,6 @@ class Replay(Upkeep[Verdict]):
         params: object,
         handler: Callable[[KVTransaction], Any],
         *,
-        connection: None = None,
         ttl: Duration | None = None,
         wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
         returns: type[Any],
@@ -197,7 +196,6 @@ class Replay(Upkeep[Verdict]):
         params: object,
         handler: Callable[[KVTransaction], Any],
         *,
-        connection: None = None,
         ttl: Duration | None = None,
         wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
         returns: object = None,
@@ -244,7 +242,7 @@ class Replay(Upkeep[Verdict]):
         params: object,
         handler: Callable[[Any], Any],
         *,
-        connection: object = None,
+        connection: object = NO_CONNECTION,
         ttl: Duration | None = None,
         wait_timeout: Duration | FromSettings | None = FROM_SETTINGS,
         returns: object = None,
@@ -271,7 +269,7 @@ class Replay(Upkeep[Verdict]):
 
         Args:
             connection: of a kind that the store knows, with a transaction open; see
-                ``docs/ledger.md``. ``None``: none.
+                ``docs/ledger.md``. By default there is none.
 
         Raises:
             ConfigError: the store has no transactions, or cannot join that of the connection: it
@@ -283,7 +281,7 @@ class Replay(Upkeep[Verdict]):
             InvalidResponseError: the response cannot be stored; the writes were undone.
             StaleFlowError, InFlightError, InDoubtError: as in :meth:`execute`.
         """
-        if connection is not None:
+        if connection is not NO_CONNECTION:
             return self._execute_joined(
                 *(connection, key, params, handler, ttl, wait_timeout, returns)
             )

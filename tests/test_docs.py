@@ -200,7 +200,7 @@ def test_the_examples_for_an_ldk_node(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_the_example_of_a_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (example,) = blocks("python", "docs/ledger.md")
+    example = blocks("python", "docs/ledger.md")[0]
     names: dict[str, Any] = {}
     exec(compile(example, "docs/ledger.md", "exec"), names)
     pay, connection = names["pay"], names["connection"]

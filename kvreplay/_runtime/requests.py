@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from enum import Enum
 from functools import partial
 from types import FunctionType, MethodType
 from typing import Any, Final, Generic, TypeVar
@@ -30,6 +31,7 @@ from kvreplay.errors import (
 
 __all__ = [
     "JOINED_FUNCTION",
+    "NO_CONNECTION",
     "PLAIN_FUNCTION",
     "Key",
     "Outcome",
@@ -165,6 +167,19 @@ PLAIN_FUNCTION: Final = (
     " must be awaited before, or use execute"
 )
 """What to do instead of a coroutine function in a transaction."""
+
+
+class NoConnection(Enum):
+    """The type of :data:`NO_CONNECTION`."""
+
+    NO_CONNECTION = "no connection"
+
+    def __repr__(self) -> str:
+        return "NO_CONNECTION"
+
+
+NO_CONNECTION: Final = NoConnection.NO_CONNECTION
+"""The transaction is the store's own. (``None`` may be a connection that is not opened yet.)"""
 
 JOINED_FUNCTION: Final = "use AsyncReplay and an asynchronous connection"
 """What to do instead of a coroutine function in a transaction of a caller's own."""

@@ -140,6 +140,8 @@ def test_records_come_page_by_page(store: Any) -> None:
     asyncio.run(main())
 
 
+# What was left on the loop cannot be cancelled any more, and says so.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("face", [Replay, AsyncReplay])
 def test_a_closed_loop_blocks_no_key(store: Any, face: Any) -> None:
     """A loop that is closed without cancelling its tasks: the key is in doubt, not in flight."""

@@ -210,7 +210,8 @@ class World:
         shutil.rmtree(self.folder, ignore_errors=True)
         if self.engine == "postgresql":
             gc.collect()
-            until(lambda: "socket" not in "".join(_descriptors()), PATIENCE)
+            # A task of the pool that an interrupt has ended keeps its frames until a collection.
+            until(lambda: gc.collect() < 0 or "socket" not in "".join(_descriptors()), PATIENCE)
             drop_schemas(self.path, self.folder / "store")
 
     def temporaries(self) -> list[str]:

@@ -21,7 +21,7 @@ from kvreplay.backends.postgresql.clock import ServerClock, ticks
 from kvreplay.backends.postgresql.joining import Bounds, after_undoing, meant, not_here
 from kvreplay.backends.postgresql.opening import Place
 from kvreplay.backends.postgresql.operations import Operation, Operations, Rows
-from kvreplay.backends.postgresql.statements import PUT_BACK, Asked, Statements
+from kvreplay.backends.postgresql.statements import Asked, Statements
 from kvreplay.store.locks import this_process
 
 __all__ = ["joined"]
@@ -42,9 +42,11 @@ async def joined(
             begun = True
             statements = Statements(place.schema, joined=True)
             asked_at = ticks()
-            row = (await caller.say(statements.where.text))[0]
+            row = (await caller.say(statements.where.text, {}))[0]
         except Exception as error:
-            meaning = another_database() if not_here(error) else meant(error, bounds)
+            meaning = (
+                another_database() if not_here(error) else meant(error, bounds, caller.is_closed)
+            )
             if meaning is error:
                 raise
             raise meaning from error
@@ -107,7 +109,7 @@ class AsyncJoined(AsyncCalls):
         try:
             return await call(*args)
         except Exception as error:
-            meaning = meant(error, self._bounds)
+            meaning = meant(error, self._bounds, self._caller.is_closed)
             if meaning is error:
                 raise
             raise meaning from error
@@ -122,8 +124,6 @@ class AsyncJoined(AsyncCalls):
             return await self.do(self._caller.say, statement.text, given)
         given = self._bounds.of(given, self._after)
         rows: Rows = await self.do(self._caller.say, statement.text, given)
-        if rows:
+        if rows:  # a trigger may keep a row away
             self._clock.told(rows[0][-1], asked_at)
-        else:  # a statement without a row has not put back the caller's bound
-            await self.do(self._caller.say, PUT_BACK, {"after": self._after})
         return rows

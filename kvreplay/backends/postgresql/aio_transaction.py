@@ -55,7 +55,6 @@ class AsyncTransaction(AsyncCalls):
         except psycopg.Error as error:
             raise failure(error, changing=True, lost=link.closed) from error
         if link.unconfirmed:
-            link.unconfirmed = False
             raise unconfirmed()
 
     async def roll_back(self) -> None:
@@ -70,6 +69,7 @@ class AsyncTransaction(AsyncCalls):
     async def _say(self, text: str, given: dict[str, Any] | None = None) -> None:
         place, link = self._session.place, self._lease.link
         link.answer_within = place.lock_timeout + place.reply_timeout
+        link.unconfirmed = False
         await self._lease.cursor.execute(text, given, prepare=False)
 
     async def _run(self, operation: Operation[T]) -> T:

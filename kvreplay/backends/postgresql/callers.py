@@ -51,7 +51,9 @@ def where(row: Sequence[Any], place: Place) -> Where:
     Raises:
         ConfigError: it is one of another database, or it cannot write.
     """
-    id_, database, read_only, lock_timeout, isolation, _ = row
+    # With the encoding SQL_ASCII psycopg's texts are bytes.
+    told = [each.decode() if isinstance(each, bytes) else each for each in row]
+    id_, database, read_only, lock_timeout, isolation, _ = told
     if (id_, database) != (place.id, place.database):
         raise another_database()
     if read_only == "on":
@@ -108,13 +110,19 @@ def _check_usable(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[
 
 
 def _unknown(connection: object, awaited: bool) -> ConfigError:
-    kinds = KINDS
+    kind = f"{type(connection).__module__}.{type(connection).__qualname__}"
+    instead = f"give {KINDS}"
     if awaited:
-        kinds = "psycopg's AsyncConnection, or an AsyncConnection or AsyncSession of SQLAlchemy"
-    return ConfigError(
-        f"the connection is a {type(connection).__module__}.{type(connection).__qualname__};"
-        f" nothing ran: give {kinds}"
-    )
+        instead = (
+            "give psycopg's AsyncConnection, or an AsyncConnection or AsyncSession of SQLAlchemy"
+        )
+    if kind.startswith("django."):
+        instead = "give its own psycopg connection, connection.connection, inside of atomic()"
+    elif "Async" in kind and not awaited:
+        instead = "use AsyncReplay"
+    elif awaited and kind.startswith(("psycopg.", "sqlalchemy.")):
+        instead = "use Replay, or give an asynchronous connection"
+    return ConfigError(f"the connection is a {kind}; nothing ran: {instead}")
 
 
 def _check_driver(connection: Any) -> None:
@@ -168,7 +176,8 @@ class _OnSQLAlchemy:
     @property
     def is_closed(self) -> bool:
         """Whether the connection is, so that the server undoes the transaction."""
-        return bool(self._plain.closed or self._plain.invalidated)
+        plain = self._plain
+        return plain is not None and bool(plain.closed or plain.invalidated)
 
     @property
     def is_ended(self) -> bool:

@@ -19,6 +19,7 @@ from kvreplay.errors import (
 __all__ = [
     "CONFLICTS",
     "another_store",
+    "cannot_connect",
     "changed_by_others",
     "failure",
     "is_conflict",
@@ -67,6 +68,14 @@ def another_store() -> CorruptStoreError:
     )
 
 
+def cannot_connect(why: psycopg.Error) -> StoreUnavailableError:
+    """Return the error for a store that cannot be opened: libpq has no SQLSTATE for the reason."""
+    return StoreUnavailableError(
+        f"no connection to PostgreSQL: {_said(why)}; nothing was done: mend the URL, or try again"
+        " when the server answers"
+    )
+
+
 def unconfirmed() -> OutcomeUnknownError:
     """Return the error for a commit whose wait for a standby was broken off."""
     return OutcomeUnknownError(
@@ -77,7 +86,7 @@ def unconfirmed() -> OutcomeUnknownError:
 
 def changed_by_others(waited: float | None) -> InFlightError:
     """Return the error for a joined change that waited in vain."""
-    limit = "its time to wait" if waited is None else f"{waited:g} s"
+    limit = "its time to wait" if waited is None else f"{waited:.3g} s"
     return InFlightError(
         f"another transaction has changed this key, and has not ended within {limit}; nothing ran"
         " here, and that transaction goes on: ask again later",
@@ -134,6 +143,12 @@ def failure(error: psycopg.Error, *, changing: bool, lost: bool) -> StoreError:
         return StoreUnavailableError(
             "PostgreSQL undid this transaction in favour of another one, again and again; nothing"
             " was changed: try again"
+        )
+    if isinstance(error, errors.InFailedSqlTransaction):
+        return StoreError(
+            "an earlier statement has failed, so that PostgreSQL has aborted this transaction;"
+            " nothing was changed: let its exception out of the handler, or make the statement in a"
+            " savepoint of its own"
         )
     if error.sqlstate is not None and error.sqlstate.startswith(_UNAVAILABLE):
         return StoreUnavailableError(

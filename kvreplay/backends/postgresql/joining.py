@@ -31,7 +31,7 @@ from kvreplay.backends.postgresql.errors import changed_by_others, failure, is_c
 from kvreplay.backends.postgresql.opening import Place
 from kvreplay.backends.postgresql.operations import Operation, Operations, Rows
 from kvreplay.backends.postgresql.session import drive
-from kvreplay.backends.postgresql.statements import PUT_BACK, Asked, Statements, milliseconds
+from kvreplay.backends.postgresql.statements import Asked, Statements, milliseconds
 from kvreplay.errors import ClaimLostError, StoreError
 from kvreplay.store.locks import this_process
 
@@ -58,7 +58,7 @@ class Bounds:
         return {"wait": milliseconds(left), "after": after, "turn": self._turn, **given}
 
 
-def meant(error: Exception, bounds: Bounds) -> Exception:
+def meant(error: Exception, bounds: Bounds, lost: bool) -> Exception:
     """Return what an error of the driver means for the caller.
 
     What the caller's own rows have caused comes out as it is: a Session writes them only now.
@@ -74,7 +74,6 @@ def meant(error: Exception, bounds: Bounds) -> Exception:
         return changed_by_others(bounds.limit)
     if is_gone(error):
         return ended_by_handler()
-    lost = isinstance(own, psycopg.OperationalError) and own.sqlstate is None
     return failure(own, changing=False, lost=lost)
 
 
@@ -123,9 +122,11 @@ def joined(
             begun = True
             statements = Statements(place.schema, joined=True)
             asked_at = ticks()
-            row = caller.say(statements.where.text)[0]
+            row = caller.say(statements.where.text, {})[0]
         except Exception as error:
-            meaning = another_database() if not_here(error) else meant(error, bounds)
+            meaning = (
+                another_database() if not_here(error) else meant(error, bounds, caller.is_closed)
+            )
             if meaning is error:
                 raise
             raise meaning from error
@@ -188,7 +189,7 @@ class Joined(Calls):
         try:
             return call(*args)
         except Exception as error:
-            meaning = meant(error, self._bounds)
+            meaning = meant(error, self._bounds, self._caller.is_closed)
             if meaning is error:
                 raise
             raise meaning from error
@@ -203,8 +204,6 @@ class Joined(Calls):
             return self.do(self._caller.say, statement.text, given)
         given = self._bounds.of(given, self._after)
         rows: Rows = self.do(self._caller.say, statement.text, given)
-        if rows:
+        if rows:  # a trigger may keep a row away
             self._clock.told(rows[0][-1], asked_at)
-        else:  # a statement without a row has not put back the caller's bound
-            self.do(self._caller.say, PUT_BACK, {"after": self._after})
         return rows

@@ -29,7 +29,7 @@ class Bounded:
         answer_within: seconds, within which the server must answer; else the connection is closed.
         synchronous_commit: the setting that makes a change of this session durable.
         timeline: the one that its server writes; 0: it does not tell.
-        unconfirmed: the last commit's wait for a synchronous standby was broken off.
+        unconfirmed: the latest commit's wait for a synchronous standby was broken off.
     """
 
     answer_within: float = 10.0

@@ -37,6 +37,7 @@ def connection_string(url: object, connect_timeout: float) -> str:
             "libpq cannot read the URL of this PostgreSQL store; nothing was opened: a special"
             " character in a name or a password is percent-encoded, such as %40 for @"
         ) from None
+    # Without an encoding, in a database of SQL_ASCII, texts would come as bytes.
     defaults = {"connect_timeout": math.ceil(connect_timeout), "application_name": "kvreplay"}
     missing: dict[str, Any] = {name: of for name, of in defaults.items() if not given.get(name)}
-    return make_conninfo(url, **missing)
+    return make_conninfo(url, **missing, client_encoding="UTF8")

@@ -12,9 +12,9 @@ import psycopg
 from psycopg import errors, sql
 
 from kvreplay.backends.postgresql.clock import ServerClock, ticks
-from kvreplay.backends.postgresql.errors import another_store, failure, no_connection
+from kvreplay.backends.postgresql.errors import another_store, cannot_connect, failure
 from kvreplay.backends.postgresql.links import AsyncLink, Link
-from kvreplay.backends.postgresql.statements import ENTRIES, META, milliseconds
+from kvreplay.backends.postgresql.statements import ENTRIES, META, NOW, milliseconds
 from kvreplay.backends.postgresql.timeline import NO_TIMELINE, TIMELINE, Timeline, is_standby
 from kvreplay.errors import ConfigError, CorruptStoreError, StoreError, StoreNotFoundError
 from kvreplay.store import Durability
@@ -31,7 +31,7 @@ _GREETING: Final = """
     SELECT (SELECT value FROM {meta} WHERE name = 'id'), pg_backend_pid(),
         current_setting('synchronous_commit'), {timeline},
         set_config('lock_timeout', %(wait)s, pg_backend_pid() <> %(pid)s),
-        (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"""
+        {now}"""
 
 
 @attrs.frozen(repr=False, kw_only=True)
@@ -40,7 +40,8 @@ class Place:
 
     Attributes:
         turn: the advisory lock that is the store's write lock.
-        meta: the quoted name of the table that says which store this is.
+        meta: the name of the table that says which store this is, quoted for a statement with
+            parameters.
     """
 
     conninfo: str
@@ -63,7 +64,7 @@ class Place:
 
     @meta.default
     def _meta_of(self) -> str:
-        return sql.Identifier(self.schema, META).as_string()
+        return sql.Identifier(self.schema, META).as_string().replace("%", "%%")
 
     def greeting(self, link: Link | AsyncLink) -> tuple[str, dict[str, Any]]:
         """Return what a new connection is asked; ``greeted`` looks at the answer.
@@ -72,7 +73,7 @@ class Place:
         bound is a setting of the session too, but not behind a pooler: others would inherit it.
         """
         given = {"wait": milliseconds(self.lock_timeout), "pid": link.pgconn.backend_pid}
-        return _GREETING.format(meta=self.meta, timeline=self.timeline), given
+        return _GREETING.format(meta=self.meta, timeline=self.timeline, now=NOW), given
 
 
 def greeted(
@@ -116,7 +117,7 @@ def open_place(
                 "the database does not exist on this server; nothing was made: make it by CREATE"
                 " DATABASE"
             ) from error
-        raise no_connection(reply_timeout, error) from error
+        raise cannot_connect(error) from error
     link.answer_within = lock_timeout + reply_timeout
     try:
         with link.cursor() as cursor:
@@ -175,7 +176,7 @@ def _look(
     asked_at = ticks()
     row = cursor.execute(
         "SELECT current_schema(), oid::bigint, current_setting('fsync'),"
-        " (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+        f" {NOW}"
         " FROM pg_catalog.pg_database WHERE datname = current_database()"
     ).fetchone()
     assert row is not None  # the database that this is connected to
@@ -213,7 +214,7 @@ def _make(cursor: psycopg.Cursor[Any], schema: str, lock_timeout: float) -> str:
         with cursor.connection.transaction():
             cursor.execute(
                 "SELECT set_config('lock_timeout', %s, true), pg_advisory_xact_lock(%s)",
-                (f"{max(1, int(lock_timeout * 1000))}ms", _MAKING),
+                (milliseconds(lock_timeout), _MAKING),
             )
             id_ = _id_in(cursor, schema)
             if id_ is not None:
@@ -224,8 +225,8 @@ def _make(cursor: psycopg.Cursor[Any], schema: str, lock_timeout: float) -> str:
             for statement in _TABLES:
                 cursor.execute(sql.SQL(statement).format(**names))
             id_ = str(uuid.uuid4())
-            insert = sql.SQL("INSERT INTO {meta} VALUES ('format', %s), ('id', %s)")
-            cursor.execute(insert.format(**names), (_FORMAT, id_))
+            insert = sql.SQL("INSERT INTO {meta} VALUES ('format', {format}), ('id', {id})")
+            cursor.execute(insert.format(**names, format=_FORMAT, id=id_))
     except errors.InsufficientPrivilege as error:
         raise StoreError(
             f'the role may not make the tables in the schema "{schema}"; nothing was made: grant'

@@ -63,22 +63,24 @@ class Operations:
         rows = yield self.statements.read, parameters(primary, secondary, key)
         if not rows:
             raise absent()
-        value: bytes = rows[0][0]
-        return value
+        return _bytes_of(rows[0][0])
 
     def read_entry(self, primary: str, secondary: str, key: str) -> Operation[Entry]:
         """Return value and expiry."""
         rows = yield self.statements.read_entry, parameters(primary, secondary, key)
         if not rows:
             raise absent()
-        return Entry(*rows[0])
+        value, expires_at = rows[0]
+        return Entry(_bytes_of(value), expires_at)
 
     def write(self, primary: str, secondary: str, key: str, value: bytes) -> Operation[None]:
         """Create or replace the entry, which has no expiry."""
         address = parameters(primary, secondary, key)
         check_value(value)
         _check_size(value)
-        yield self.statements.write, {**address, "value": value, "expires_at": None}
+        rows = yield self.statements.write, {**address, "value": value, "expires_at": None}
+        if not rows:
+            raise _suppressed()
 
     def remove(self, primary: str, secondary: str, key: str, lazy: bool) -> Operation[None]:
         """Remove the entry; ``lazy`` does not wait until that is durable."""
@@ -116,7 +118,12 @@ class Operations:
         rows: Rows
         if expected is None and value is not None:
             rows = yield statements.put_new, {**address, **put}
+            if not rows:
+                raise _suppressed()
             found, is_new = rows[0][:2]
+            found = _bytes_of(
+                found
+            )  # even if it is our own: a caller's driver may show another type
             return None if is_new else found
         while expected is not None:
             changed = {**address, "expected": expected}
@@ -124,15 +131,18 @@ class Operations:
                 rows = yield statements.drop, changed
             else:
                 rows = yield statements.swap, {**changed, **put}
-            if rows:
-                seen: bytes = rows[0][0]
+            found, is_changed = rows[0][:2]
+            seen = None if found is None else _bytes_of(found)
+            if seen == expected and not is_changed:
+                raise _suppressed()
+            if seen is not None:
                 return seen
             rows = yield statements.read, address
             if not rows or rows[0][0] != expected:
                 break  # else it was made again meanwhile: see statements.py
         else:
             rows = yield statements.read, address
-        return rows[0][0] if rows else None
+        return _bytes_of(rows[0][0]) if rows else None
 
     def page(self, primary: str, secondary: str, token: str | None, limit: int) -> Operation[Page]:
         """Return a page of keys."""
@@ -193,6 +203,23 @@ class Operations:
             except StoreError:  # something was removed, and more may be due
                 pass
         return SweepResult(visited, removed, more)
+
+
+def _bytes_of(value: object) -> bytes:
+    """Return a value; a caller's own connection may have another loader for ``bytea``."""
+    if type(value) is not bytes:
+        raise StoreError(
+            f"the connection shows bytea as {type(value).__name__}: a loader of your own is"
+            " registered for it; nothing was changed: give a connection without it"
+        )
+    return value
+
+
+def _suppressed() -> StoreError:
+    return StoreError(
+        "PostgreSQL did not make this change: a trigger or a rule of the table keeps it from that;"
+        " nothing was changed: remove it"
+    )
 
 
 def _check_size(value: bytes | None) -> None:

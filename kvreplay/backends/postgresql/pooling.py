@@ -2,8 +2,8 @@
 
 It counts what it has lent. An interrupt in the middle of its own code can leave a connection with
 nobody, and a call that waits can be given one after it has gone. So a pool in which a call was
-broken off is not used again: another takes its place, and it closes its connections as they come
-back. A few may then be open beside those of the new one.
+broken off is not used again: at the next call another takes its place, and it closes its
+connections as they come back. A few may then be open beside those of the new one.
 
 A signal handler, or a finalizer, that runs in the middle of the pool's code could wait for a lock
 that its own thread holds. So a call inside of such a call is refused.
@@ -56,6 +56,7 @@ class Pool:
         self._is_closed = False
         self._inside: set[int] = set()  # threads that are in the pool's own code
         self._current = make()
+        self._broken: OwnPool | None = None  # a call in it was broken off
 
     def get(self, limit: float, lend: Callable[[Link], T]) -> T:
         """Take a connection, and wait for one as long as this (seconds); return what it is lent as.
@@ -65,7 +66,7 @@ class Pool:
             StoreUnavailableError: this thread is in another call of the pool.
         """
         while True:
-            pool = self._current
+            pool = self._usable()
             try:
                 lent: T = self._call(pool, _lent, pool, limit, lend)
                 return lent
@@ -75,7 +76,8 @@ class Pool:
 
     def put(self, find: Callable[[], Link | None]) -> bool:
         """Give back the connection that is found; say whether there was one."""
-        return self._call(self._current, _given_back, self._current, find)
+        pool = self._usable()
+        return self._call(pool, _given_back, pool, find)
 
     @property
     def is_busy(self) -> bool:
@@ -84,12 +86,12 @@ class Pool:
 
     def close(self) -> None:
         """Close it, and the connections that are in it."""
+        if self.is_busy:
+            raise nested_call_error()
         self._is_closed = True
         self._call(self._current, self._current.close)
 
     def _call(self, pool: OwnPool, call: Callable[..., T], *given: Any) -> T:
-        if self.is_busy:
-            raise nested_call_error()
         me = get_ident()
         try:
             self._inside.add(me)
@@ -97,16 +99,22 @@ class Pool:
         except (PoolTimeout, PoolClosed):
             raise
         except BaseException:
-            self._replace(pool)
+            self._broken = pool  # and no more: on the stack there may be no room for a call
             raise
         finally:
             self._inside.discard(me)
 
-    def _replace(self, pool: OwnPool) -> None:
+    def _usable(self) -> OwnPool:
+        if self.is_busy:
+            raise nested_call_error()
+        pool = self._current
+        if pool is not self._broken or self._is_closed:
+            return pool
         with _replacing:
-            if pool is self._current and not self._is_closed:
+            if self._current is pool:
                 self._current = self._make()
         pool.close(timeout=1.0)
+        return self._current
 
 
 def _lent(pool: OwnPool, limit: float, lend: Callable[[Link], T]) -> T:

@@ -116,8 +116,10 @@ class Session:
             greeted(link, row, self.place, self.timeline)
             self.clock.told(row[-1], asked_at)  # type: ignore[index]  # greeted() has looked
             self._why = None
-        except Exception as error:
-            self._note(error)
+        except BaseException as error:
+            link.pgconn.finish()  # after an interrupt the pool does not
+            if isinstance(error, Exception):
+                self._note(error)
             raise
 
     def _note(self, why: Exception) -> None:
@@ -217,15 +219,14 @@ def say(
 ) -> Rows:
     """Make one statement on a connection, and return its rows."""
     link, (statement, given) = lease.link, asked
-    link.answer_within = place.reply_timeout
+    link.answer_within, link.unconfirmed = place.reply_timeout, False
     asked_at = ticks()
     if statement.changes:
         link.answer_within += wait or 0.0
         given = asked_with(asked, wait, after, link, place)
     rows: Rows = lease.cursor.execute(statement.text, given).fetchall()
     if link.unconfirmed:
-        link.unconfirmed = False
         raise unconfirmed()
-    if statement.changes and rows:
+    if statement.changes and rows:  # a trigger may keep a row away
         clock.told(rows[0][-1], asked_at)
     return rows

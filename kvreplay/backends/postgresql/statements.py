@@ -20,10 +20,13 @@ it read, and two clients would swap out the same value. So each of these reads b
 If a row was removed and made again in *one* transaction of somebody else, ``SWAP`` and ``DROP``
 find none although there is one. So who finds none reads, and tries again if that finds what was
 expected.
+
+In a name the ``%`` is doubled, since each statement is made with parameters, even if it has none.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 import attrs
@@ -33,7 +36,7 @@ __all__ = [
     "BEGIN",
     "ENTRIES",
     "META",
-    "PUT_BACK",
+    "NOW",
     "WALK",
     "Asked",
     "Statement",
@@ -43,6 +46,9 @@ __all__ = [
 
 ENTRIES: Final = "kvreplay_entries"
 META: Final = "kvreplay_meta"
+
+NOW: Final = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+"""The server's time, in microseconds since the epoch."""
 
 WALK: Final = 1000
 """How many keys a walk takes in one statement."""
@@ -65,22 +71,19 @@ BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED"
 
 def milliseconds(wait: float | None) -> str:
     """Return a bound of ``lock_timeout``, given in seconds; ``None``: no limit."""
-    return "0" if wait is None else f"{max(1, int(wait * 1000))}ms"
+    return "0" if wait is None else f"{min(max(1, int(wait * 1000)), _LONGEST)}ms"
 
 
 Asked = tuple[Statement, dict[str, Any]]
 """A statement, and its parameters by name."""
 
+_LONGEST: Final = 2**31 - 1  # milliseconds: 24 days, the longest that PostgreSQL takes
 _HERE: Final = "(t.primary_namespace, t.secondary_namespace, t.key) = (%(p)s, %(s)s, %(k)s)"
 _NAMESPACE: Final = "primary_namespace = %(p)s AND secondary_namespace = %(s)s"
-_NOW: Final = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 _BOUND: Final = "set_config('lock_timeout', %(wait)s, true)"
 _DURABLY: Final = "set_config('synchronous_commit', %(commit)s, true)"
 # Puts back the caller's own bound of a transaction; in one of our own it changes nothing.
 _AFTER: Final = "set_config('lock_timeout', %(after)s, true)"
-
-PUT_BACK: Final = f"SELECT {_AFTER}"
-"""The same alone, for a change that has found no row, and so has not come to it."""
 
 
 class Statements:
@@ -91,11 +94,13 @@ class Statements:
     """
 
     def __init__(self, schema: str, *, joined: bool = False) -> None:
-        entries = sql.Identifier(schema, ENTRIES).as_string()
-        meta = sql.Identifier(schema, META).as_string()
+        named = {
+            f"<{name}>": sql.Identifier(schema, table).as_string().replace("%", "%%")
+            for name, table in (("entries", ENTRIES), ("meta", META))
+        }
         # There is no such setting: to ask for it is an error, and nothing is done.
-        same = f"""coalesce(
-            (SELECT %(turn)s::bigint FROM {meta} WHERE name = 'id' AND value = %(id)s),
+        same = """coalesce(
+            (SELECT %(turn)s::bigint FROM <meta> WHERE name = 'id' AND value = %(id)s),
             current_setting('kvreplay.another_store')::bigint)"""
         turn = f"{_BOUND}, pg_advisory_xact_lock_shared(%(turn)s::bigint)"
         if not joined:  # else all of this was seen to, when the block began
@@ -104,71 +109,75 @@ class Statements:
         first = "(SELECT true FROM turn) IS NOT NULL"
         locked = f"""{bounded},
             cur AS MATERIALIZED (
-                SELECT t.value FROM {entries} AS t WHERE {_HERE} AND {first} FOR UPDATE OF t)"""
+                SELECT t.value FROM <entries> AS t WHERE {_HERE} AND {first} FOR UPDATE OF t)"""
+        # A row even if it has found none: only that puts the caller's bound back.
+        ends = f"""SELECT cur.value, EXISTS (SELECT FROM changed), {_AFTER}, {NOW}
+            FROM turn LEFT JOIN cur ON true"""
 
-        def look(text: str) -> Statement:
-            return Statement(" ".join(text.split()))
+        def look(text: str, *, changes: bool = False) -> Statement:
+            line = " ".join(text.split())
+            return Statement(re.sub("<(?:entries|meta)>", lambda at: named[at[0]], line), changes)
 
         def change(text: str) -> Statement:
-            return Statement(" ".join(text.split()), changes=True)
+            return look(text, changes=True)
 
         self.alone = look(f"SELECT {_BOUND}, {_DURABLY}, pg_advisory_xact_lock({same})")
-        self.read = look(f"SELECT value FROM {entries} AS t WHERE {_HERE}")
-        self.read_entry = look(f"SELECT value, expires_at FROM {entries} AS t WHERE {_HERE}")
-        self.keys = look(f"SELECT key FROM {entries} WHERE {_NAMESPACE}")
+        self.read = look(f"SELECT value FROM <entries> AS t WHERE {_HERE}")
+        self.read_entry = look(f"SELECT value, expires_at FROM <entries> AS t WHERE {_HERE}")
+        self.keys = look(f"SELECT key FROM <entries> WHERE {_NAMESPACE}")
         self.all_keys = look(f"""
-            SELECT primary_namespace, secondary_namespace, key FROM {entries}
+            SELECT primary_namespace, secondary_namespace, key FROM <entries>
             WHERE (primary_namespace, secondary_namespace, key) > (%(p)s, %(s)s, %(k)s)
             ORDER BY primary_namespace, secondary_namespace, key LIMIT {WALK}""")
         self.page, self.page_with_values = (
             look(f"""
-                SELECT key, created, {value} FROM {entries}
+                SELECT key, created, {value} FROM <entries>
                 WHERE {_NAMESPACE} AND created <= %(created)s::bigint
                 AND NOT (created = %(created)s::bigint AND key <= %(k)s)
                 ORDER BY created DESC, key ASC LIMIT %(limit)s::bigint""")
             for value in ("NULL", "value")
         )
         insert = f"""
-            INSERT INTO {entries} AS t
+            INSERT INTO <entries> AS t
             (primary_namespace, secondary_namespace, key, value, expires_at)
             SELECT %(p)s, %(s)s, %(k)s, %(value)s, %(expires_at)s::bigint
             FROM (SELECT {turn} OFFSET 0) AS turn
             ON CONFLICT (primary_namespace, secondary_namespace, key) DO UPDATE"""
         self.put_new = change(f"""
-            {insert} SET key = EXCLUDED.key RETURNING t.value, t.xmax = 0, {_AFTER}, {_NOW}""")
+            {insert} SET key = EXCLUDED.key RETURNING t.value, t.xmax = 0, {_AFTER}, {NOW}""")
         self.write = change(f"""
             {insert} SET value = EXCLUDED.value, expires_at = EXCLUDED.expires_at
-            RETURNING {_AFTER}, {_NOW}""")
+            RETURNING {_AFTER}, {NOW}""")
         self.swap = change(f"""{locked},
             changed AS (
-                UPDATE {entries} AS t SET value = %(value)s, expires_at = %(expires_at)s::bigint
+                UPDATE <entries> AS t SET value = %(value)s, expires_at = %(expires_at)s::bigint
                 FROM cur WHERE {_HERE} AND cur.value = %(expected)s RETURNING 1)
-            SELECT cur.value, EXISTS (SELECT FROM changed), {_AFTER}, {_NOW} FROM cur""")
+            {ends}""")
         self.drop = change(f"""{locked},
             changed AS (
-                DELETE FROM {entries} AS t USING cur
+                DELETE FROM <entries> AS t USING cur
                 WHERE {_HERE} AND cur.value = %(expected)s RETURNING 1)
-            SELECT cur.value, EXISTS (SELECT FROM changed), {_AFTER}, {_NOW} FROM cur""")
+            {ends}""")
         self.remove = change(f"""{bounded},
-            changed AS (DELETE FROM {entries} AS t WHERE {_HERE} AND {first} RETURNING 1)
-            SELECT count(*), {_AFTER}, {_NOW} FROM changed""")
+            changed AS (DELETE FROM <entries> AS t WHERE {_HERE} AND {first} RETURNING 1)
+            SELECT count(*), {_AFTER}, {NOW} FROM changed""")
         self.sweep = change(f"""{bounded},
             due AS MATERIALIZED (
-                SELECT t.primary_namespace, t.secondary_namespace, t.key FROM {entries} AS t
+                SELECT t.primary_namespace, t.secondary_namespace, t.key FROM <entries> AS t
                 WHERE t.primary_namespace = %(p)s AND t.expires_at <= %(now)s::bigint AND {first}
                 ORDER BY t.expires_at LIMIT %(limit)s::bigint FOR UPDATE OF t SKIP LOCKED),
             changed AS (
-                DELETE FROM {entries} AS t USING due
+                DELETE FROM <entries> AS t USING due
                 WHERE (t.primary_namespace, t.secondary_namespace, t.key)
                     = (due.primary_namespace, due.secondary_namespace, due.key) RETURNING 1)
-            SELECT (SELECT count(*) FROM due), (SELECT count(*) FROM changed), {_AFTER}, {_NOW}""")
-        self.is_due = look(f"""
-            SELECT 1 FROM {entries} WHERE primary_namespace = %(p)s
+            SELECT (SELECT count(*) FROM due), (SELECT count(*) FROM changed), {_AFTER}, {NOW}""")
+        self.is_due = look("""
+            SELECT 1 FROM <entries> WHERE primary_namespace = %(p)s
             AND expires_at <= %(now)s::bigint LIMIT 1 FOR UPDATE SKIP LOCKED""")
         # Of a caller's transaction: is it this store's database, can it write, how long does it
         # wait for locks, and does it see what others commit?
         self.where = look(f"""
-            SELECT (SELECT value FROM {meta} WHERE name = 'id'),
+            SELECT (SELECT value FROM <meta> WHERE name = 'id'),
                 (SELECT oid::bigint FROM pg_catalog.pg_database WHERE datname = current_database()),
                 current_setting('transaction_read_only'), current_setting('lock_timeout'),
-                current_setting('transaction_isolation'), {_NOW}""")
+                current_setting('transaction_isolation'), {NOW}""")

@@ -61,7 +61,6 @@ class Transaction(Calls):
         except psycopg.Error as error:
             raise failure(error, changing=True, lost=link.closed) from error
         if link.unconfirmed:
-            link.unconfirmed = False
             raise unconfirmed()
 
     def roll_back(self) -> None:
@@ -76,6 +75,7 @@ class Transaction(Calls):
     def _say(self, text: str, given: dict[str, Any] | None = None) -> None:
         place, link = self._session.place, self._lease.link
         link.answer_within = place.lock_timeout + place.reply_timeout
+        link.unconfirmed = False
         self._lease.cursor.execute(text, given, prepare=False)
 
     def _run(self, operation: Operation[T]) -> T:

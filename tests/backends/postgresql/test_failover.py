@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -29,6 +30,7 @@ pytestmark = pytest.mark.any_python
 SETTINGS = {"max_connections": 60}
 KEY = ("lsp", "payment")
 PARAMS = {"amount": 1}
+WAITING = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
 
 
 @contextmanager
@@ -65,7 +67,8 @@ def test_no_acknowledged_change_is_lost_with_a_synchronous_standby(
         logs = [tmp_path / f"{face}-{n}" for face in ("sync", "async") for n in range(4)]
         assert timeline(primary) == "00000001"
         until(lambda: all(log.stat().st_size > 2000 for log in logs))
-        primary.kill()
+        with behind(primary):  # so that some are surely in the middle of a change
+            until(lambda: primary.execute(WAITING))
         standby.promote()
         assert timeline(standby) == "00000002"
         for n in range(20):
@@ -150,8 +153,6 @@ def test_a_wait_for_the_standby_that_is_broken_off_is_unknown() -> None:
 
 @contextmanager
 def cancelled_while_it_waits(primary: Server) -> Iterator[None]:
-    import threading
-
     def cancel() -> None:
         until(
             lambda: primary.execute(

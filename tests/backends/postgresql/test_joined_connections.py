@@ -70,6 +70,8 @@ def rows(postgres: Any) -> int:
 def test_what_is_no_connection(joined: Any, replays: Replays, postgres: Any) -> None:
     with pytest.raises(ConfigError, match=r"is a builtins.object; nothing ran: give a connection"):
         joined(object(), never)
+    with pytest.raises(ConfigError, match="is a builtins.NoneType"):  # not opened yet, by Django
+        joined(None, never)
     with pytest.raises(ConfigError, match=r"give psycopg's AsyncConnection"):
         with psycopg.connect(postgres.server.url) as blocking:
             asked = replays.awaited.execute_in_transaction
