@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from weakref import WeakSet
 
 import psycopg
-from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
+from psycopg_pool import PoolClosed, PoolTimeout
 
 from kvreplay.backends.postgresql.clock import ServerClock, ticks
 from kvreplay.backends.postgresql.errors import (
@@ -23,6 +23,7 @@ from kvreplay.backends.postgresql.kept import Kept, Lease
 from kvreplay.backends.postgresql.links import AsyncLink
 from kvreplay.backends.postgresql.opening import Place, greeted
 from kvreplay.backends.postgresql.operations import Operation, Rows
+from kvreplay.backends.postgresql.pooling import OwnAsyncPool
 from kvreplay.backends.postgresql.session import POOL, asked_with
 from kvreplay.backends.postgresql.statements import Asked
 from kvreplay.backends.postgresql.timeline import Timeline
@@ -64,7 +65,7 @@ class AsyncSession:
         self._is_closed = False
         # Those who wait while all connections are lent: the next one goes to the first of them.
         self._waiting: deque[asyncio.Future[Lease[AsyncLink] | None]] = deque()
-        self._pool: AsyncConnectionPool[AsyncLink] = AsyncConnectionPool(
+        self._pool = OwnAsyncPool(
             place.conninfo,
             connection_class=AsyncLink,
             kwargs={"autocommit": True, "failed": self._note},

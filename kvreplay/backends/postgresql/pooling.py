@@ -1,4 +1,4 @@
-"""psycopg's pool, for threads that signals interrupt, and for processes that fork.
+"""psycopg's pool, for threads that signals interrupt, processes that fork, and loops that end.
 
 It counts what it has lent. An interrupt in the middle of its own code can leave a connection with
 nobody, and a call that waits can be given one after it has gone. So a pool in which a call was
@@ -11,18 +11,19 @@ that its own thread holds. So a call inside of such a call is refused.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable
 from threading import get_ident
 from typing import Any, TypeVar
 
-from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
+from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolClosed, PoolTimeout
 
 from kvreplay.backends._support import nested_call_error
-from kvreplay.backends.postgresql.links import Link
+from kvreplay.backends.postgresql.links import AsyncLink, Link
 from kvreplay.store import ForkSafeLock
 
-__all__ = ["OwnPool", "Pool"]
+__all__ = ["OwnAsyncPool", "OwnPool", "Pool"]
 
 T = TypeVar("T")
 
@@ -42,6 +43,30 @@ class OwnPool(ConnectionPool[Link]):
     def __del__(self) -> None:
         if self._pid == os.getpid():
             super().__del__()
+
+
+class OwnAsyncPool(AsyncConnectionPool[AsyncLink]):
+    """A pool whose workers end with their event loop.
+
+    psycopg's take a cancellation, while they connect, for a failure to do so, and go on. The loop
+    would wait for them for ever.
+    """
+
+    @classmethod
+    async def worker(cls, q: Any) -> None:
+        """Do what is in the queue, until this task is cancelled."""
+        await super().worker(_UntilCancelled(q))  # type: ignore[arg-type]  # it only gets
+
+
+class _UntilCancelled:
+    def __init__(self, queue: Any) -> None:
+        self._queue = queue
+
+    async def get(self) -> Any:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise asyncio.CancelledError
+        return await self._queue.get()
 
 
 class Pool:
