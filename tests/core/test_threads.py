@@ -15,7 +15,6 @@ from kvreplay import AsyncReplay, Replay
 from kvreplay._runtime import liveness, threads
 from kvreplay._runtime.threads import AT_ONCE, Threads
 from kvreplay.backends.memory import MemoryStore
-from support.engines import SHARED
 from support.replaying import Handler, OneByOne
 from support.waiting import PATIENCE, HeldTransaction, until
 
@@ -224,7 +223,7 @@ async def beats(loop_does: Callable[[], bool]) -> None:
         await asyncio.sleep(0)
 
 
-@pytest.mark.parametrize("engine", SHARED, indirect=True)
+@pytest.mark.parametrize("engine", ["filesystem", "lmdb", "sqlite"], indirect=True)
 @pytest.mark.parametrize("when", ["it begins", "it ends"])
 def test_the_loop_goes_on_while_the_owners_file_is_busy(store: Any, when: str) -> None:
     """A file system may block whoever opens it, and then nobody else gets at the file."""

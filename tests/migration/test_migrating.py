@@ -23,7 +23,7 @@ from kvreplay import (
     open_store,
 )
 from kvreplay.backends.memory import MemoryStore
-from support.engines import ENGINES, Engine
+from support.engines import ENGINES, NAMES, Engine
 from support.media import FOREIGN
 from support.migrations import (
     LDK,
@@ -41,7 +41,8 @@ def knows_order(*stores: Any) -> bool:
     return all(hasattr(store, "list_paginated") for store in stores)
 
 
-@pytest.mark.parametrize(("one", "other"), [*itertools.product(ENGINES, ENGINES)])
+@pytest.mark.parametrize("other", ENGINES)
+@pytest.mark.parametrize("one", ENGINES)
 def test_any_engine_to_any_engine(one: str, other: str, new_engine: Callable[..., Engine]) -> None:
     source, destination = new_engine(one).open(), new_engine(other).open()
     fill(source)
@@ -60,7 +61,7 @@ def test_any_engine_to_any_engine(one: str, other: str, new_engine: Callable[...
 def test_a_round_trip_over_all_engines_is_byte_for_byte(
     new_engine: Callable[..., Engine],
 ) -> None:
-    stores = [new_engine(name).open() for name in (*ENGINES, "memory")]
+    stores = [new_engine(name).open() for name in (*NAMES, "memory")]
     fill(stores[0], 200)
     for one, other in itertools.pairwise(stores):
         migrate(one, other)

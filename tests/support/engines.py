@@ -11,10 +11,11 @@ import pytest
 from kvreplay import open_store
 from kvreplay.backends.memory import MemoryStore
 
-__all__ = ["ENGINES", "SHARED", "TRANSACTIONAL", "Engine", "these"]
+__all__ = ["ENGINES", "NAMES", "SHARED", "TRANSACTIONAL", "Engine", "these"]
 
 _ON_SERVERS: Final = ("postgresql",)
 
+NAMES: Final = ("memory", "filesystem", "lmdb", "sqlite", *_ON_SERVERS)
 # Each Python has the same server, and psycopg's C.
 ENGINES: Final = (
     *("memory", "filesystem", "lmdb", "sqlite"),

@@ -26,9 +26,9 @@ NAIVE_SWAP = """
     WITH w AS (
         UPDATE {entries} SET value = %(value)s, expires_at = %(expires_at)s::bigint
         WHERE (primary_namespace, secondary_namespace, key) = (%(p)s, %(s)s, %(k)s) AND value = %(expected)s RETURNING 1)
-    SELECT value, EXISTS (SELECT FROM w), {now} FROM {entries}
-    WHERE (primary_namespace, secondary_namespace, key) = (%(p)s, %(s)s, %(k)s)"""
-"""It reads beside its write."""
+    SELECT t.value, true, {now} FROM (SELECT) AS one LEFT JOIN {entries} AS t
+    ON (t.primary_namespace, t.secondary_namespace, t.key) = (%(p)s, %(s)s, %(k)s)"""
+"""It reads beside its write, and believes what it read."""
 
 MERGE = """
     MERGE INTO {entries} AS t USING (SELECT %(p)s::text AS p, %(s)s::text AS s, %(k)s::text AS k) AS new

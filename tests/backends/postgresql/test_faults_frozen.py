@@ -16,7 +16,7 @@ from support.postgres import Schema
 from support.postgres_faults import A_LITTLE, Opener
 
 K = ("p", "s", "k")
-WAIT, REPLY = 0.4, 0.4  # seconds: lock_timeout and reply_timeout
+WAIT, REPLY = 1.0, 0.4  # seconds: lock_timeout and reply_timeout
 BOUNDS = {"lock_timeout": f"{WAIT}s", "reply_timeout": f"{REPLY}s"}
 
 

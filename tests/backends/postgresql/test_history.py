@@ -74,7 +74,7 @@ def test_a_statement_that_reads_beside_its_write_is_found_out(
     began = time.monotonic()
     found = planted(schema, folder, face, "naive")
     tell(f"{len(found)} wrongs, in {time.monotonic() - began:.1f} s")
-    assert any("was swapped out 2 times" in wrong for wrong in found)
+    assert any("was swapped out" in wrong for wrong in found), found
 
 
 def planted(schema: Schema, folder: Path, face: str, what: str, calls: int = 600) -> list[str]:
