@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from typing import Any
 
@@ -162,6 +163,8 @@ def test_a_closed_loop_blocks_no_key(store: Any, face: Any) -> None:
     with pytest.raises(InDoubtError):
         outcome = replay.execute(KEY, PARAMS, Handler("never"))
         asyncio.run(outcome)
+    store.close()
+    gc.collect()  # here, and not in another test
 
 
 def test_an_answer_is_not_given_before_its_commit_has_returned(store: Any) -> None:

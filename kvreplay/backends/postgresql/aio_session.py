@@ -24,7 +24,7 @@ from kvreplay.backends.postgresql.links import AsyncLink
 from kvreplay.backends.postgresql.opening import Place, greeted
 from kvreplay.backends.postgresql.operations import Operation, Rows
 from kvreplay.backends.postgresql.pooling import OwnAsyncPool
-from kvreplay.backends.postgresql.session import POOL, asked_with
+from kvreplay.backends.postgresql.session import POOL, Refusal, asked_with
 from kvreplay.backends.postgresql.statements import Asked
 from kvreplay.backends.postgresql.timeline import Timeline
 from kvreplay.errors import StoreError
@@ -61,14 +61,14 @@ class AsyncSession:
         self.loop = asyncio.get_running_loop()
         self._kept: Kept[AsyncLink] = Kept(timeline)
         self._links: WeakSet[AsyncLink] = WeakSet()
-        self._why: Exception | None = None  # the latest connection could not be made
+        self._refused = Refusal(place.lock_timeout + place.reply_timeout)
         self._is_closed = False
         # Those who wait while all connections are lent: the next one goes to the first of them.
         self._waiting: deque[asyncio.Future[Lease[AsyncLink] | None]] = deque()
         self._pool = OwnAsyncPool(
             place.conninfo,
             connection_class=AsyncLink,
-            kwargs={"autocommit": True, "failed": self._note},
+            kwargs={"autocommit": True, "failed": self._refused.note},
             max_size=place.pool_size,
             configure=self._configure,
             reconnect_failed=self._go_on,
@@ -87,15 +87,12 @@ class AsyncSession:
             greeted(link, row, self.place, self.timeline)
             self.clock.told(row[-1], asked_at)  # type: ignore[index]  # greeted() has looked
             self._links.add(link)
-            self._why = None
+            self._refused.forget()
         except BaseException as error:
             link.pgconn.finish()  # after an interrupt the pool does not
             if isinstance(error, Exception):
-                self._note(error)
+                self._refused.note(error)
             raise
-
-    def _note(self, why: Exception) -> None:
-        self._why = why
 
     async def _go_on(self, _: object) -> None:
         """Let the pool go on trying to connect, if somebody waits for that."""
@@ -136,8 +133,6 @@ class AsyncSession:
             too_late.cancel()
 
     async def _from_pool(self, left: float, limit: float) -> Lease[AsyncLink] | None:
-        if not self._kept.waiting:
-            self._why = None
         waiting = object()
         try:
             self._kept.waiting.add(waiting)
@@ -145,7 +140,8 @@ class AsyncSession:
             self._kept.lend(lease, await self._pool.getconn(max(left, 0.0)))
             return lease if self._kept.is_good(lease) else None
         except PoolTimeout:
-            raise no_connection(limit, self._why) from self._why
+            why = self._refused.why
+            raise no_connection(limit, why) from why
         except PoolClosed:
             raise closed_error() from None
         finally:

@@ -27,7 +27,7 @@ from kvreplay.backends.postgresql.timeline import Timeline
 from kvreplay.errors import StoreError
 from kvreplay.store import closed_error
 
-__all__ = ["Session", "asked_with", "drive"]
+__all__ = ["Refusal", "Session", "asked_with", "drive"]
 
 T = TypeVar("T")
 
@@ -76,6 +76,34 @@ def asked_with(
     }
 
 
+class Refusal:
+    """Why the latest connection could not be made.
+
+    Args:
+        lasts: seconds; older ones are no reason for what a call waits for now.
+    """
+
+    def __init__(self, lasts: float) -> None:
+        self._lasts = lasts
+        self._latest: tuple[Exception, float] | None = None
+
+    @property
+    def why(self) -> Exception | None:
+        """The error of the latest attempt, unless that is old, or one has succeeded since."""
+        latest = self._latest
+        if latest is None or time.monotonic() - latest[1] > self._lasts:
+            return None
+        return latest[0]
+
+    def note(self, why: Exception) -> None:
+        """Note that an attempt has failed."""
+        self._latest = why, time.monotonic()
+
+    def forget(self) -> None:
+        """Note that an attempt has succeeded."""
+        self._latest = None
+
+
 class Session:
     """A process's connections to one store.
 
@@ -90,14 +118,14 @@ class Session:
         self.clock = clock
         self.timeline = timeline
         self._kept: Kept[Link] = Kept(timeline)
-        self._why: Exception | None = None  # the latest connection could not be made
+        self._refused = Refusal(place.lock_timeout + place.reply_timeout)
         self._pool = Pool(self._opened_pool)
 
     def _opened_pool(self) -> OwnPool:
         pool = OwnPool(
             self.place.conninfo,
             connection_class=Link,
-            kwargs={"autocommit": True, "failed": self._note},
+            kwargs={"autocommit": True, "failed": self._refused.note},
             max_size=self.place.pool_size,
             configure=self._configure,
             reconnect_failed=self._go_on,
@@ -115,15 +143,12 @@ class Session:
                 row = cursor.execute(*self.place.greeting(link)).fetchone()
             greeted(link, row, self.place, self.timeline)
             self.clock.told(row[-1], asked_at)  # type: ignore[index]  # greeted() has looked
-            self._why = None
+            self._refused.forget()
         except BaseException as error:
             link.pgconn.finish()  # after an interrupt the pool does not
             if isinstance(error, Exception):
-                self._note(error)
+                self._refused.note(error)
             raise
-
-    def _note(self, why: Exception) -> None:
-        self._why = why
 
     def _go_on(self, pool: ConnectionPool[Link]) -> None:
         """Let the pool go on trying to connect, if somebody waits for that."""
@@ -143,8 +168,6 @@ class Session:
 
     def _ask_pool(self, lease: Lease[Link], limit: float) -> None:
         self.give_back()
-        if not self._kept.waiting:
-            self._why = None
         waiting = object()
         try:
             self._kept.waiting.add(waiting)
@@ -152,7 +175,8 @@ class Session:
                 self.give_back()
             self._fill(lease, time.monotonic() + limit)
         except PoolTimeout:
-            raise no_connection(limit, self._why) from self._why
+            why = self._refused.why
+            raise no_connection(limit, why) from why
         except PoolClosed:
             raise closed_error() from None
         finally:

@@ -67,11 +67,12 @@ def rounds(
 
     def connected() -> Connection:
         """Not one of those that the pool may be making meanwhile."""
-        found = watcher.execute(
-            "SELECT client_port FROM pg_stat_activity WHERE pid = %s", [connect()]
-        )
-        ((port,),) = found.fetchall()
-        return next(each for each in proxy.connections if each.server_port == port and each.is_open)
+        port = "SELECT client_port FROM pg_stat_activity WHERE pid = %s"
+        while True:
+            ports = watcher.execute(port, [connect()]).fetchall()
+            for each in proxy.connections:
+                if each.is_open and (each.server_port,) in ports:
+                    return each
 
     def passed(on: Connection) -> int:
         return on.passed.to_server if direction == "to server" else on.passed.to_client
@@ -87,7 +88,8 @@ def rounds(
             made.append(Round(key, call(key)))
         except (StoreError, psycopg.Error) as error:
             made.append(Round(key, error=error))
-        until(lambda cuts=cuts: proxy.cuts > cuts)  # type: ignore[misc]
+        until(lambda on=on: not on.is_open)  # type: ignore[misc]
+        assert proxy.cuts == cuts + 1
     connect()
     return made
 

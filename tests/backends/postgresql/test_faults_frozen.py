@@ -27,12 +27,10 @@ def transaction(store: Any) -> None:
 
 CALLS: dict[str, tuple[Callable[[Any], Any], type[StoreError]]] = {
     "read": (lambda store: store.read(*K), StoreUnavailableError),
-    "list": (lambda store: store.list("p", "s"), StoreUnavailableError),
     "swap": (
         lambda store: store.check_and_put(*K, expected=b"v", value=b"w"),
         OutcomeUnknownError,
     ),
-    "remove": (lambda store: store.remove(*K), OutcomeUnknownError),
     "transaction": (transaction, StoreUnavailableError),  # it did not even begin
 }
 
@@ -52,9 +50,8 @@ def test_a_frozen_server(schema: Schema, opened: Opener, call: str) -> None:
     ask, kind = CALLS[call]
     with schema.server.frozen():
         ends_in_time(lambda: ask(store), kind)
-        for _ in range(2):  # on another connection, or on none
-            with pytest.raises((kind, StoreUnavailableError)):
-                ask(store)
+        with pytest.raises((kind, StoreUnavailableError)):
+            ask(store)  # on another connection, or on none
     with suppress(KeyNotFoundError):  # what was asked may have happened since
         assert store.read(*K) in (b"v", b"w")
     store.write(*K, b"later")
@@ -75,8 +72,7 @@ def test_a_store_closes_while_its_server_is_frozen(
 
 
 @pytest.mark.parametrize("direction", ["to server", "to client"])
-@pytest.mark.parametrize("after", [0, 5, 60])
-@pytest.mark.parametrize("call", ["read", "swap"])
+@pytest.mark.parametrize(("call", "after"), [("read", 0), ("swap", 0), ("swap", 60)])
 def test_a_connection_that_swallows_bytes(
     postgres: Any, opened: Opener, direction: Direction, after: int, call: str
 ) -> None:
@@ -94,7 +90,7 @@ def test_a_connection_that_swallows_bytes(
         opened.close()
 
 
-@pytest.mark.parametrize("after", [0, 1, 5, 20])
+@pytest.mark.parametrize("after", [1, 20])
 def test_garbage_in_place_of_an_answer(postgres: Any, opened: Opener, after: int) -> None:
     with CuttingProxy(postgres.tcp_url) as proxy:
         store = opened(proxy.url, lock_timeout="2s", reply_timeout="1s")

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from kvreplay import open_store
 from kvreplay.errors import StoreError, StoreNotFoundError, StoreUnavailableError
 from support.postgres import Schema, free_port
 from support.postgres_faults import A_LITTLE, Opener, rows_of
+from support.waiting import until
 
 K = ("p", "s", "k")
 SECRET = "hunter2"
@@ -142,6 +144,18 @@ LATER = {
 }
 
 
+def is_cut_off(store: Any, schema: Schema) -> bool:
+    """End the store's connections; say whether it makes no other one. It may have been making one."""
+    schema.server.execute(
+        "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE usename = 'guarded'"
+    )
+    try:
+        store.read(*K)
+    except StoreUnavailableError:
+        return True
+    return False
+
+
 @pytest.mark.parametrize("case", LATER)
 def test_a_role_that_is_let_in_no_more(
     schema: Schema, guarded: str, opened: Opener, case: str
@@ -150,9 +164,7 @@ def test_a_role_that_is_let_in_no_more(
     store = opened(guarded, lock_timeout="0.7s")
     store.write(*K, b"v")
     schema.server.execute(worse)
-    schema.server.execute(
-        "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE usename = 'guarded'"
-    )
+    until(lambda: is_cut_off(store, schema))
     assert why in refusal(guarded, StoreUnavailableError)
     for call in (lambda: store.read(*K), lambda: store.write(*K, b"lost")):
         with pytest.raises(StoreUnavailableError, match=f"{why}.*; nothing was done") as raised:

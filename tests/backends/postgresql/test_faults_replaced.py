@@ -50,8 +50,9 @@ def test_the_schema_is_dropped(postgres: Any, store: Any, change: str) -> None:
     assert rows_of(postgres) == {}
 
 
-@pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("connection", ["open", "new"])
+@pytest.mark.parametrize(
+    ("connection", "change"), [*(("open", change) for change in CHANGES), ("new", "swap")]
+)
 def test_another_store_is_in_its_place(
     postgres: Any, store: Any, change: str, connection: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -147,8 +147,13 @@ def test_a_stricter_isolation(schema: Schema, role: Role, store: Any, level: str
     assert rows_of(schema)["n"] == b"100"
 
 
-@pytest.mark.parametrize("change", [each for each in CHANGES if each != "sweep"])
-@pytest.mark.parametrize("end", ["cancelled", "given up"])
+@pytest.mark.parametrize(
+    ("end", "change"),
+    [
+        *(("cancelled", each) for each in CHANGES if each != "sweep"),
+        *(("given up", each) for each in ("swap", "transaction")),
+    ],
+)
 def test_a_standby_that_never_comes(
     schema: Schema, role: Role, opened: Opener, change: str, end: str
 ) -> None:
