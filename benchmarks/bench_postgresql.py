@@ -1,7 +1,7 @@
 """What does kvreplay add to PostgreSQL's own statements?
 
 Each row is measured in turn with the same statements through psycopg alone, on a server of this
-machine, which shares its cores. So the server's own work and its flushes are a large part of each.
+machine, which shares its cores. So the server's own work is a large part of each. Its files are in memory.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Note = Callable[..., None]
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server on the disk that is measured."""
+    """A server whose files are in memory."""
     from support.postgres import Server
 
     with Server(18, settings={"max_connections": 100}) as server:

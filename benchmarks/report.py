@@ -75,7 +75,8 @@ _SECTIONS: Final = {
     ),
     "postgresql threads": (
         "How far a process goes on PostgreSQL",
-        "10 connections. The server has the same two cores, so it is a part of what is measured.",
+        "10 connections. The server has the same two cores, so it is a part of what is measured;"
+        " its files are in memory.",
     ),
     "postgresql tasks": (
         "1,000 tasks on PostgreSQL",
