@@ -1,7 +1,8 @@
 """What does kvreplay add to PostgreSQL's own statements?
 
 Each row is measured in turn with the same statements through psycopg alone, on a server of this
-machine, which shares its cores. So the server's own work is a large part of each. Its files are in memory.
+machine, which shares its cores. So the server's own work is a large part of each. Its files are in
+memory.
 """
 
 from __future__ import annotations
