@@ -66,7 +66,12 @@ class _UntilCancelled:
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             raise asyncio.CancelledError
-        return await self._queue.get()
+        try:
+            return await self._queue.get()
+        except RuntimeError as error:  # the loop was closed, and this is left to the collector
+            if isinstance(error.__context__, GeneratorExit):
+                raise error.__context__ from None
+            raise
 
 
 class Pool:
