@@ -42,7 +42,7 @@ class LdkRows:
 
     def _run(self, sql: str, arguments: tuple[object, ...] = ()) -> Rows:
         """Run a statement whose arguments are question marks; return its rows."""
-        raise NotImplementedError
+        raise NotImplementedError  # each database is spoken to in its own way
 
     def read(self, primary_namespace: str, secondary_namespace: str, key: str) -> bytes:
         """Return the value; see :meth:`kvreplay.KVStoreSync.read`."""

@@ -12,7 +12,7 @@ What is always true:
   The loser learns what the winner has stored, and decides again.
 * The handler runs only after this run's claim is stored. (With ``lease=None`` there is no claim,
   and in a transaction none is needed. In one of the caller's own there is a claim as a placeholder,
-  which keeps other owners waiting, and is never committed without the answer.)
+  which keeps other owners waiting. Only a handler that commits by itself commits it unanswered.)
 * A claim ends in one of three ways: an answer takes its place; it is withdrawn, since the handler
   never began or said that nothing happened; or it stays and says that its run has *ended*. Whatever
   breaks a run off, one of these is tried. ``endings.py`` tells which.

@@ -49,14 +49,16 @@ class AsyncPostgreSQLStore:
         place: Place,
         clock: ServerClock,
         timeline: Timeline,
-        operations: Operations,
         identity: object,
+        operations: Operations,
+        joined_operations: Operations,
     ) -> None:
         self.clock = clock
         self.identity = identity
         self._place = place
         self._timeline = timeline
         self._operations = operations
+        self._joined = joined_operations
         self._process: ProcessMark = this_process()
         self._sessions: _Sessions = WeakKeyDictionary()
         self._is_closed = False
@@ -183,7 +185,7 @@ class AsyncPostgreSQLStore:
                 of SQLAlchemy on psycopg.
         """
         self._check_open()
-        return joined(connection, lock_timeout, self._place, self.clock)
+        return joined(connection, lock_timeout, self._place, self.clock, self._joined)
 
     async def close(self) -> None:
         """Close the connections of the running loop; another call opens them again."""

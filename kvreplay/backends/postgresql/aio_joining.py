@@ -21,7 +21,7 @@ from kvreplay.backends.postgresql.clock import ServerClock, ticks
 from kvreplay.backends.postgresql.joining import Bounds, after_undoing, meant, not_here
 from kvreplay.backends.postgresql.opening import Place
 from kvreplay.backends.postgresql.operations import Operation, Operations, Rows
-from kvreplay.backends.postgresql.statements import Asked, Statements
+from kvreplay.backends.postgresql.statements import Asked
 from kvreplay.store.locks import this_process
 
 __all__ = ["joined"]
@@ -31,7 +31,11 @@ T = TypeVar("T")
 
 @contextlib.asynccontextmanager
 async def joined(
-    connection: object, limit: float | None, place: Place, clock: ServerClock
+    connection: object,
+    limit: float | None,
+    place: Place,
+    clock: ServerClock,
+    operations: Operations,
 ) -> AsyncIterator[AsyncJoined]:
     """Set a savepoint on a caller's connection, and change entries in it."""
     caller, bounds = async_caller_of(connection), Bounds(limit, place)
@@ -40,9 +44,8 @@ async def joined(
         try:
             await caller.begin()
             begun = True
-            statements = Statements(place.schema, joined=True)
             asked_at = ticks()
-            row = (await caller.say(statements.where.text, {}))[0]
+            row = (await caller.say(operations.statements.where.text, {}))[0]
         except Exception as error:
             meaning = (
                 another_database() if not_here(error) else meant(error, bounds, caller.is_closed)
@@ -50,7 +53,7 @@ async def joined(
             if meaning is error:
                 raise
             raise meaning from error
-        transaction = AsyncJoined(caller, where(row, place), bounds, clock, Operations(statements))
+        transaction = AsyncJoined(caller, where(row, place), bounds, clock, operations)
         clock.told(row[-1], asked_at)
         yield transaction
         await transaction.do(caller.release)

@@ -31,7 +31,7 @@ from kvreplay.backends.postgresql.errors import changed_by_others, failure, is_c
 from kvreplay.backends.postgresql.opening import Place
 from kvreplay.backends.postgresql.operations import Operation, Operations, Rows
 from kvreplay.backends.postgresql.session import drive
-from kvreplay.backends.postgresql.statements import Asked, Statements, milliseconds
+from kvreplay.backends.postgresql.statements import Asked, milliseconds
 from kvreplay.errors import ClaimLostError, StoreError
 from kvreplay.store.locks import this_process
 
@@ -111,18 +111,25 @@ def after_undoing(error: BaseException, undone: BaseException | None) -> BaseExc
 
 @contextlib.contextmanager
 def joined(
-    connection: object, limit: float | None, place: Place, clock: ServerClock
+    connection: object,
+    limit: float | None,
+    place: Place,
+    clock: ServerClock,
+    operations: Operations,
 ) -> Iterator[Joined]:
-    """Set a savepoint on a caller's connection, and change entries in it."""
+    """Set a savepoint on a caller's connection, and change entries in it.
+
+    Args:
+        operations: those of statements that are ``joined``.
+    """
     caller, bounds = caller_of(connection), Bounds(limit, place)
     process, begun = this_process(), False
     try:
         try:
             caller.begin()
             begun = True
-            statements = Statements(place.schema, joined=True)
             asked_at = ticks()
-            row = caller.say(statements.where.text, {})[0]
+            row = caller.say(operations.statements.where.text, {})[0]
         except Exception as error:
             meaning = (
                 another_database() if not_here(error) else meant(error, bounds, caller.is_closed)
@@ -130,7 +137,7 @@ def joined(
             if meaning is error:
                 raise
             raise meaning from error
-        transaction = Joined(caller, where(row, place), bounds, clock, Operations(statements))
+        transaction = Joined(caller, where(row, place), bounds, clock, operations)
         clock.told(row[-1], asked_at)
         yield transaction
         transaction.do(caller.release)

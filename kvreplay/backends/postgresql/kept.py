@@ -123,11 +123,15 @@ class Kept(Generic[L]):
         self._lent[weakref.ref(lease.hold)] = link
 
     def keep(self, lease: Lease[L]) -> bool:
-        """Keep a connection for the next call; say whether one is now in :meth:`lost`."""
+        """Keep a lease's connection for the next call; say whether one is now in :meth:`lost`.
+
+        The lease has it no more: the traceback of an error that somebody keeps may hold the lease.
+        """
         if lease.is_over:
             lease.end()
             return True
         self._idle.append(lease.hold)
+        lease.end()
         # Whoever waits has looked here before.
         return bool(self.waiting) and self.let_go()
 

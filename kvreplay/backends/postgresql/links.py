@@ -51,7 +51,7 @@ class Link(Bounded, psycopg.Connection[Any]):
         self.add_notice_handler(self.noticed)
 
     @classmethod
-    def connect(  # type: ignore[override]
+    def connect(  # type: ignore[override]  # of psycopg's it takes what its pool gives
         cls, conninfo: str = "", *, failed: Callable[[Exception], None] | None = None, **of: Any
     ) -> Link:
         """Connect. The pool keeps to itself why it cannot, so ``failed`` is told."""
@@ -86,7 +86,7 @@ class AsyncLink(Bounded, psycopg.AsyncConnection[Any]):
         self.add_notice_handler(self.noticed)
 
     @classmethod
-    async def connect(  # type: ignore[override]
+    async def connect(  # type: ignore[override]  # likewise
         cls, conninfo: str = "", *, failed: Callable[[Exception], None] | None = None, **of: Any
     ) -> AsyncLink:
         """As :meth:`Link.connect`."""

@@ -128,10 +128,12 @@ class PostgreSQLStore(Closing):
             clock=self.clock,
         )
         self._operations = Operations(Statements(self._place.schema))
+        self._joined = Operations(Statements(self._place.schema, joined=True))
         self._transactions: dict[int, OwnTransaction] = {}  # by the thread that holds it
         self._timeline = Timeline()
         self.awaited = AsyncPostgreSQLStore(
-            self._place, self.clock, self._timeline, self._operations, self.identity
+            *(self._place, self.clock, self._timeline, self.identity),
+            *(self._operations, self._joined),
         )
         self._pid = os.getpid()
         self._session = Session(self._place, self.clock, self._timeline)
@@ -298,7 +300,7 @@ class PostgreSQLStore(Closing):
         """
         self._opened()
         self._refuse_own()
-        return joined(connection, lock_timeout, self._place, self.clock)
+        return joined(connection, lock_timeout, self._place, self.clock, self._joined)
 
     def close(self) -> None:
         """Close the connections of this process; those in use end with their calls.
