@@ -74,6 +74,7 @@ class AsyncSession:
             reconnect_failed=self._go_on,
             **{**POOL, "min_size": 0},  # a loop may end while one is being made for nobody
         )
+        self._pool.attend()
         self._opening: asyncio.Task[None] | None = self.loop.create_task(self._pool.open())
 
     async def _configure(self, link: AsyncLink) -> None:

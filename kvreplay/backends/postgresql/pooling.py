@@ -15,7 +15,7 @@ import asyncio
 import os
 from collections.abc import Callable
 from threading import get_ident
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolClosed, PoolTimeout
 
@@ -28,6 +28,7 @@ __all__ = ["OwnAsyncPool", "OwnPool", "Pool"]
 T = TypeVar("T")
 
 _replacing = ForkSafeLock()
+_AGAIN: Final = 0.05  # seconds, until tasks that go on are cancelled once more
 
 
 class OwnPool(ConnectionPool[Link]):
@@ -46,26 +47,48 @@ class OwnPool(ConnectionPool[Link]):
 
 
 class OwnAsyncPool(AsyncConnectionPool[AsyncLink]):
-    """A pool whose workers end with their event loop.
+    """A pool whose tasks end with their event loop.
 
-    psycopg's take a cancellation, while they connect, for a failure to do so, and go on. The loop
-    would wait for them for ever.
+    psycopg's take a cancellation, while they connect, for a failure to do so, and go on; and before
+    Python 3.12 ``asyncio.wait_for`` may lose one. The loop would wait for them for ever. So a task
+    that only waits for its own cancellation is there beside them, and then they are cancelled until
+    they have ended.
     """
+
+    def attend(self) -> None:
+        """Begin, on the running loop."""
+        loop = asyncio.get_running_loop()
+        self._attending = loop.create_task(_ends_with(loop))
+        self._attending.add_done_callback(lambda _: self._end_all(loop))
+
+    def _end_all(self, loop: asyncio.AbstractEventLoop) -> None:
+        own = f"{self.name}-"
+        left = [task for task in asyncio.all_tasks(loop) if task.get_name().startswith(own)]
+        for task in left:
+            task.cancel()
+        if left:
+            loop.call_later(_AGAIN, self._end_all, loop)
+
+    async def close(self, timeout: float = 5.0) -> None:
+        """Close it, and what attends to it."""
+        await super().close(timeout)
+        self._attending.cancel()
 
     @classmethod
     async def worker(cls, q: Any) -> None:
-        """Do what is in the queue, until this task is cancelled."""
-        await super().worker(_UntilCancelled(q))  # type: ignore[arg-type]  # it only gets
+        """Do what is in the queue."""
+        await super().worker(_Queue(q))  # type: ignore[arg-type]  # it only gets
 
 
-class _UntilCancelled:
+async def _ends_with(loop: asyncio.AbstractEventLoop) -> None:
+    await loop.create_future()
+
+
+class _Queue:
     def __init__(self, queue: Any) -> None:
         self._queue = queue
 
     async def get(self) -> Any:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise asyncio.CancelledError
         try:
             return await self._queue.get()
         except RuntimeError as error:  # the loop was closed, and this is left to the collector
