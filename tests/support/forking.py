@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import threading
+import time
 
 from kvreplay.testing import forking
 
@@ -43,23 +44,27 @@ def _wait_until_the_others_wait() -> None:
     A thread that waits for the interpreter's lock would take a part of it into nowhere: CPython
     mends that in a hook. Whoever wants that lock gets it at one of the reads here.
     """
-    calm = 0
+    calm, end = 0, time.monotonic() + 60
     while calm < 50:
+        assert time.monotonic() < end, "the other threads do not come to rest"
         others = set(os.listdir("/proc/self/task")) - {str(threading.get_native_id())}
-        is_calm = {_state_of(thread) for thread in others} <= {"S"} and not any(
-            map(_waits_for_a_server, others)
-        )
+        is_calm = {_state_of(thread) for thread in others} <= {"S"} and not _pool_connects()
         calm = calm + 1 if is_calm else 0
 
 
-def _waits_for_a_server(thread: str) -> bool:
-    """Say whether it is in poll(2), as psycopg is while its pool connects: that ends by itself."""
+def _pool_connects() -> bool:
+    """Say whether a thread of psycopg's pool connects: it waits for a server, and comes back soon."""
+    workers = (thread for thread in threading.enumerate() if "-worker-" in thread.name)
+    return any("poll" in _place_of(str(worker.native_id)) for worker in workers)
+
+
+def _place_of(thread: str) -> str:
+    """Return where in the kernel it waits; a thread may have ended."""
     try:
         with open(f"/proc/self/task/{thread}/wchan", encoding="ascii") as file:
-            where = file.read()
-    except OSError:
-        return False
-    return "poll" in where and not where.startswith("ep_")
+            return file.read()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def _state_of(thread: str) -> str:
