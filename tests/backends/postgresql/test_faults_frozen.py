@@ -16,7 +16,7 @@ from support.postgres import Schema
 from support.postgres_faults import A_LITTLE, Opener
 
 K = ("p", "s", "k")
-WAIT, REPLY = 1.0, 0.4  # seconds: lock_timeout and reply_timeout
+WAIT, REPLY = 0.5, 0.4  # seconds: lock_timeout and reply_timeout
 BOUNDS = {"lock_timeout": f"{WAIT}s", "reply_timeout": f"{REPLY}s"}
 
 
@@ -93,7 +93,7 @@ def test_a_connection_that_swallows_bytes(
 @pytest.mark.parametrize("after", [1, 20])
 def test_garbage_in_place_of_an_answer(postgres: Any, opened: Opener, after: int) -> None:
     with CuttingProxy(postgres.tcp_url) as proxy:
-        store = opened(proxy.url, lock_timeout="2s", reply_timeout="1s")
+        store = opened(proxy.url, **BOUNDS)
         store.write(*K, b"v")
         for call, kind in CALLS.values():
             proxy.garble(after=after)
