@@ -226,8 +226,9 @@ class Joined(OwnTransaction):
     def _take_lock(self, until: float) -> None:
         ((own,),) = self._cursor.execute("PRAGMA busy_timeout").fetchall()
         try:
-            while not self._is_locked(until):
-                pass
+            while True:  # its jump back is inside the try
+                if self._is_locked(until):
+                    break
         finally:
             try:
                 self._cursor.execute(f"PRAGMA busy_timeout = {own}")

@@ -83,14 +83,14 @@ def test_a_server_without_its_driver_names_the_extra(
 def test_a_driver_that_cannot_be_loaded_is_told_in_one_line() -> None:
     """As psycopg without libpq, which pip installs unless it is asked for more."""
     done = run_code(
-        "from kvreplay.config import open_store\nopen_store('postgresql://u:hunter2@h/db')\n",
-        env={**os.environ, "PSYCOPG_IMPL": "none"},
+        "import os\nfrom kvreplay.config import open_store\nopen_store(os.environ['WHERE'])\n",
+        env={**os.environ, "PSYCOPG_IMPL": "none", "WHERE": "postgresql://u:hunter2@h/db"},
     )
     assert done.returncode == 1
     said = done.stderr.splitlines()[-1]
     assert 'ConfigError: the store URL: the driver of the backend "postgresql" cannot be' in said
     assert "pip install 'kvreplay[postgresql]'" in said
-    assert "hunter2" not in done.stderr.replace("open_store('postgresql", "")
+    assert "hunter2" not in done.stderr
 
 
 def test_a_process_without_the_driver_still_has_the_other_engines() -> None:
