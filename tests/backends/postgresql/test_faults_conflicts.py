@@ -15,6 +15,8 @@ from kvreplay.testing.threads import Running, at_once
 from support.postgres import Schema
 from support.postgres_faults import Opener, rows_of, until_waiting
 
+pytestmark = pytest.mark.any_python
+
 K = ("p", "s", "k")
 TURN = (
     "SELECT pg_advisory_xact_lock(('x' || left(replace(value, '-', ''), 16))::bit(64)::bigint)"

@@ -24,6 +24,8 @@ from support.cutting_proxy import Connection, CuttingProxy, Direction
 from support.postgres_faults import FACES, Opener, rows_of, until_idle
 from support.waiting import until
 
+pytestmark = pytest.mark.any_python
+
 OLD, NEW = b"old", b"new"
 PUTS = {"new": (None, NEW), "swap": (OLD, NEW), "drop": (OLD, None)}
 LAST = 40  # bytes of a request that are cut one by one in any case: its end is what matters

@@ -15,6 +15,8 @@ from support.cutting_proxy import CuttingProxy, Direction
 from support.postgres import Schema
 from support.postgres_faults import A_LITTLE, Opener
 
+pytestmark = pytest.mark.any_python
+
 K = ("p", "s", "k")
 WAIT, REPLY = 0.5, 0.4  # seconds: lock_timeout and reply_timeout
 BOUNDS = {"lock_timeout": f"{WAIT}s", "reply_timeout": f"{REPLY}s"}

@@ -13,6 +13,8 @@ from kvreplay.errors import StoreUnavailableError
 from kvreplay.testing.threads import Running
 from support.postgres_faults import A_LITTLE, Opener, held, rows_of, until_idle, until_waiting
 
+pytestmark = pytest.mark.any_python
+
 K = ("p", "s", "k")
 WAIT = 0.3  # seconds: the stores' lock_timeout
 

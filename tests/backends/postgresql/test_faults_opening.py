@@ -18,6 +18,8 @@ from support.postgres import Schema, free_port
 from support.postgres_faults import A_LITTLE, Opener, rows_of
 from support.waiting import until
 
+pytestmark = pytest.mark.any_python
+
 K = ("p", "s", "k")
 SECRET = "hunter2"
 PLAIN = "sslmode=disable&gssencmode=disable"

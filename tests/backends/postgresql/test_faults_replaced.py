@@ -12,6 +12,8 @@ from kvreplay.backends.postgresql import kept
 from kvreplay.errors import CorruptStoreError
 from support.postgres_faults import Opener, rows_of
 
+pytestmark = pytest.mark.any_python
+
 K = ("p", "s", "k")
 
 

@@ -13,6 +13,8 @@ from kvreplay.testing.threads import Running
 from support.postgres import Schema, Server
 from support.postgres_faults import Opener, held, rows_of, until_waiting, use_connections
 
+pytestmark = pytest.mark.any_python
+
 K = ("p", "s", "k")
 
 

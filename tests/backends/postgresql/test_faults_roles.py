@@ -14,6 +14,8 @@ from support.postgres import Schema
 from support.postgres_faults import Opener, held, rows_of
 from support.waiting import until
 
+pytestmark = pytest.mark.any_python
+
 K = ("p", "s", "k")
 
 

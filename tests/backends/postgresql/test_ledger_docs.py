@@ -16,6 +16,8 @@ from support.pages import DOCS, examples
 from support.postgres import execute
 from support.programs import run_code
 
+pytestmark = pytest.mark.any_python
+
 OURS = "postgresql://node@db.example/payments"
 
 ASKS = """

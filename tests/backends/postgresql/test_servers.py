@@ -32,6 +32,8 @@ from support.programs import Program
 from support.shared_postgres import SharedServer, shared_server
 from support.waiting import PATIENCE, until
 
+pytestmark = pytest.mark.any_python
+
 
 @pytest.fixture(params=VERSIONS)
 def version(request: pytest.FixtureRequest) -> int:
