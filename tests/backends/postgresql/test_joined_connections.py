@@ -83,9 +83,10 @@ def test_what_is_no_connection(joined: Any, replays: Replays, postgres: Any) -> 
 
 
 def test_sqlalchemy_with_another_driver_or_database(joined: Any) -> None:
-    with sqlalchemy.create_engine("sqlite://").connect() as other:
-        with pytest.raises(ConfigError, match="uses the driver pysqlite"):
-            joined(other, never)
+    engine = sqlalchemy.create_engine("sqlite://")
+    with engine.connect() as other, pytest.raises(ConfigError, match="uses the driver pysqlite"):
+        joined(other, never)
+    engine.dispose()
     with orm.Session() as unbound, pytest.raises(ConfigError, match="has no engine"):
         joined(unbound, never)
 
