@@ -358,7 +358,7 @@ def joined(ends_with: Any, store_errors: Any = FINAL) -> Callable[[World], Opera
         world.ends_with = ends_with
         own.begin()
         ended = yield lambda: execute_joined(world, replay, own)
-        commit_more(world, own)
+        commit_more(own, ended)
         check_joined(world, own, ended, store_errors)
 
     return joined
@@ -376,6 +376,7 @@ def joined_and_committed(ends_with: Any) -> Callable[[World], Operation]:
                 return execute_joined(world, replay, own)
 
         ended = yield transact
+        own.end()
         check_joined(world, own, ended, ())
 
     return joined
@@ -387,7 +388,7 @@ def joined_hit(world: World) -> Operation:
     own.begin()
     ended = yield lambda: execute_joined(world, replay, own)
     assert ended.error or ended.result == Answered("answer", True)
-    commit_more(world, own)
+    commit_more(own, ended)
     assert "paid" not in own.payments()
     assert world.runs == 1
     assert _ask_again(world) == Answered("answer", True)
@@ -402,13 +403,17 @@ def execute_joined(world: World, replay: Any, own: Any) -> Any:
     return replay.execute_in_transaction(KEY, PARAMS, partial(handler), connection=own.given)
 
 
-def commit_more(world: World, own: Any) -> None:
-    """The transaction that was joined goes on, unless its connection is closed, and is what it was."""
-    if not own.is_closed:
+def commit_more(own: Any, ended: Ended) -> None:
+    """The transaction that was joined goes on as it was, or no part of it can be committed."""
+    goes_on = own.is_open
+    if goes_on:
         own.pay("of the caller")
         own.commit()
         assert own.patience() == own.patience_before, "the caller's own patience with locks is lost"
-    assert ("of the caller" in own.payments()) != own.is_closed
+    else:
+        assert ended.point is not None
+        own.give_up()
+    assert own.payments() == [] if not goes_on else "of the caller" in own.payments()
 
 
 def check_joined(world: World, own: Any, ended: Ended, store_errors: Any) -> None:

@@ -23,7 +23,7 @@ class OwnSQLite:
         self.given.execute(_LEDGER)
         self.patience_before = self.patience()
 
-    is_closed = False
+    is_open = True
 
     def begin(self) -> None:
         self.given.execute("BEGIN IMMEDIATE")
@@ -45,6 +45,9 @@ class OwnSQLite:
 
     def pay(self, payment: str) -> None:
         self.given.execute("INSERT INTO ledger VALUES (?)", (payment,))
+
+    def end(self) -> None:
+        """End what an interrupt of the block has left: nothing."""
 
     def payments(self) -> list[str]:
         """The committed ones; and no transaction may be open."""
@@ -78,13 +81,13 @@ class OwnPostgreSQL:
         self.patience_before = self.patience()
 
     @property
-    def is_closed(self) -> bool:
-        """Whether it is; what is neither closed nor usable is refused."""
+    def is_open(self) -> bool:
+        """Whether the transaction is, and not one that has failed; it may never be stuck in a statement."""
         if self.given.closed:
-            return True
+            return False
         status = self.given.info.transaction_status.name
-        assert status in ("IDLE", "INTRANS"), f"the connection is open and {status}"
-        return False
+        assert status in ("INERROR", "INTRANS"), f"the connection is open and {status}"
+        return bool(status == "INTRANS")
 
     def begin(self) -> None:
         self.given.execute("BEGIN")
@@ -98,6 +101,16 @@ class OwnPostgreSQL:
     def transaction(self) -> Any:
         """Return psycopg's own block."""
         return self.given.transaction()
+
+    def give_up(self) -> None:
+        """Commit a transaction that has failed, which undoes it."""
+        if not self.given.closed:
+            assert self.given.execute("COMMIT").statusmessage == "ROLLBACK"
+
+    def end(self) -> None:
+        """Close it, as a caller must whose own BEGIN or COMMIT was interrupted: psycopg may not."""
+        if not self.given.closed and self.given.info.transaction_status.name != "IDLE":
+            self.given.close()
 
     def pay(self, payment: str) -> None:
         self.given.execute("INSERT INTO ledger VALUES (%s)", (payment,))

@@ -173,7 +173,7 @@ class _OnPsycopg:
     @property
     def is_ended(self) -> bool:
         """Whether the transaction in which the block began is not open any more."""
-        return self._of.info.transaction_status == TransactionStatus.IDLE
+        return bool(self._of.info.transaction_status == TransactionStatus.IDLE)
 
     @property
     def is_stuck(self) -> bool:

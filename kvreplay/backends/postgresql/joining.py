@@ -175,7 +175,7 @@ def _enter(
     bounds: Bounds,
     operations: Operations,
 ) -> tuple[str, tuple[Any, ...]]:
-    """Set the savepoint, and lock the table within a bound; return the caller's own, and `where`."""
+    """Set the savepoint and lock the table; return the caller's own bound, and where it is."""
     statements = operations.statements
     try:
         own = set_savepoint(*statements.gate(bounds.left))
