@@ -117,7 +117,7 @@ class OwnPostgreSQL:
 
     def payments(self) -> list[str]:
         """The committed ones; and no lock may be left in the server."""
-        until(lambda: not self._ask("SELECT FROM pg_locks WHERE pid = %s", self._pid))
+        until(lambda: not self._ask("SELECT 1 FROM pg_locks WHERE pid = %s", self._pid))
         return [payment for (payment,) in self._ask(f"SELECT payment FROM {self._schema}.ledger")]
 
     def _ask(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
