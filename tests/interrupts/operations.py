@@ -865,6 +865,8 @@ ON_MEMORY: Final = (
 ON_SERVERS: Final = (
     *("create", "read", "write", "check_and_put", "remove", "sweep", "list_all_keys", "close"),
     *("transaction", "undone transaction", "execute", "hit", f"{ASYNC}execute", f"{ASYNC}hit"),
+    *("joined", "joined, a hit", "joined, a failure", "joined, a final failure"),
+    "joined and committed",
 )
 """What asks an engine whose entries are on a server for something of its own."""
 
@@ -872,7 +874,7 @@ ON_SERVERS: Final = (
 def operations_of(engine: str) -> list[str]:
     """The names of what this engine can do."""
     if engine == "postgresql":
-        return [name for name in OPERATIONS if name in ON_SERVERS or name in JOINED]
+        return [name for name in OPERATIONS if name in ON_SERVERS]
     lacks: set[str] = set()
     if engine != "memory":
         lacks |= {prefix + name for prefix in ("", ASYNC) for name in ON_MEMORY}
@@ -880,7 +882,7 @@ def operations_of(engine: str) -> list[str]:
         lacks |= {name for name in OPERATIONS if "transaction" in name or name in TURNS}
     if engine != "lmdb":
         lacks |= {"write, map grows", "transaction, map grows"}
-    if engine != "sqlite":  # nor PostgreSQL
+    if engine != "sqlite":
         lacks |= JOINED.keys()
     if engine not in ("lmdb", "sqlite"):
         lacks.add("check_and_put_each")
