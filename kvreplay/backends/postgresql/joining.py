@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg import errors
@@ -38,13 +38,11 @@ from kvreplay.backends.postgresql.operations import Operation, Operations, Rows
 from kvreplay.backends.postgresql.session import drive
 from kvreplay.backends.postgresql.statements import Asked, milliseconds
 from kvreplay.errors import ClaimLostError, StoreError
-from kvreplay.store.locks import require_room, this_process
+from kvreplay.store.locks import this_process
 
-__all__ = ["ROOM", "Bounds", "Joined", "after_undoing", "is_gone", "joined", "meant", "not_here"]
+__all__ = ["Bounds", "Joined", "after_undoing", "is_gone", "joined", "meant", "not_here"]
 
 T = TypeVar("T")
-
-ROOM: Final = 40  # frames, in which a block is undone
 
 
 class Bounds:
@@ -135,7 +133,6 @@ def joined(
     """
     caller, bounds = caller_of(connection), Bounds(limit, place)
     process, has_begun, ends = this_process(), False, False
-    require_room(ROOM)
     try:
         try:
             asked_at = ticks()
