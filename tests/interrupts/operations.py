@@ -5,7 +5,6 @@ What a call that was interrupted may leave is asserted after the ``yield``; :met
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any, Final
@@ -351,45 +350,96 @@ def request_in_transaction(asynchronous: bool) -> Callable[[World], Operation]:
     return requesting
 
 
-def joined(ends_with: Any) -> Callable[[World], Operation]:
+def joined(ends_with: Any, store_errors: Any = FINAL) -> Callable[[World], Operation]:
     """A request in a transaction of the caller's own, who swallows the interrupt and commits."""
 
     def joined(world: World) -> Operation:
-        connection = world.connect()
-        replay = world.replay(store_errors=FINAL)
+        own, replay = world.connect(), world.replay(store_errors=store_errors)
         world.ends_with = ends_with
-        handler = partial(_paying, world)  # whose annotations are not looked at
-        connection.execute("BEGIN IMMEDIATE")
-        ended = yield lambda: replay.execute_in_transaction(
-            KEY, PARAMS, handler, connection=connection
-        )
-        assert world.runs <= 1
-        assert connection.in_transaction
-        connection.execute("INSERT INTO ledger VALUES ('of the caller')")
-        connection.execute("COMMIT")
-        assert connection.execute("PRAGMA busy_timeout").fetchone() == (0,)
-        rows = connection.execute("SELECT payment FROM ledger ORDER BY 1").fetchall()
-        assert rows[0] == ("of the caller",)
-        again = _ask_again(world)
-        assert not isinstance(again, InDoubtError)
-        if isinstance(ends_with, Exception):
-            assert len(rows) == 1
-            assert again is not None or ended.point is not None
-        elif isinstance(ends_with, NotStored):
-            assert again is None
-            assert len(rows) == 2 or ended.error
-        else:
-            assert ended.error or ended.result == Answered("answer", False)
-            assert again in (None, Answered("answer", True))
-            assert len(rows) == (1 if again is None else 2), "half of a transaction"
-            assert again is not None or ended.error
+        own.begin()
+        ended = yield lambda: execute_joined(world, replay, own)
+        commit_more(own, ended)
+        check_joined(world, own, ended, store_errors)
 
     return joined
 
 
-def _paying(world: World, connection: sqlite3.Connection) -> Any:
-    connection.execute("INSERT INTO ledger VALUES ('paid')")
-    return world.handler()
+def joined_and_committed(ends_with: Any) -> Callable[[World], Operation]:
+    """The whole of the caller's transaction is interrupted: its begin and its commit too."""
+
+    def joined(world: World) -> Operation:
+        own, replay = world.connect(), world.replay()
+        world.ends_with = ends_with
+
+        def transact() -> Any:
+            with own.transaction():
+                return execute_joined(world, replay, own)
+
+        ended = yield transact
+        own.end()
+        check_joined(world, own, ended, ())
+
+    return joined
+
+
+def joined_hit(world: World) -> Operation:
+    world.replay().execute(KEY, PARAMS, world.handler)
+    own, replay = world.connect(), world.replay()
+    own.begin()
+    ended = yield lambda: execute_joined(world, replay, own)
+    assert ended.error or ended.result == Answered("answer", True)
+    commit_more(own, ended)
+    assert "paid" not in own.payments()
+    assert world.runs == 1
+    assert _ask_again(world) == Answered("answer", True)
+
+
+def execute_joined(world: World, replay: Any, own: Any) -> Any:
+    def handler(connection: Any) -> Any:
+        connection.execute("INSERT INTO ledger VALUES ('paid')")
+        return world.handler()
+
+    # Its annotations are not looked at.
+    return replay.execute_in_transaction(KEY, PARAMS, partial(handler), connection=own.given)
+
+
+def commit_more(own: Any, ended: Ended) -> None:
+    """The transaction that was joined goes on as it was, or no part of it can be committed."""
+    goes_on = own.is_open
+    if goes_on:
+        own.pay("of the caller")
+        own.commit()
+        assert own.patience() == own.patience_before, "the caller's own patience with locks is lost"
+    else:
+        assert ended.point is not None
+        own.give_up()
+    assert own.payments() == [] if not goes_on else "of the caller" in own.payments()
+
+
+def check_joined(world: World, own: Any, ended: Ended, store_errors: Any) -> None:
+    """The handler's row and the answer are both there, or neither, and nobody waits for the key."""
+    assert world.runs <= 1
+    paid, again = own.payments().count("paid"), _ask_again(world)
+    assert not isinstance(again, InDoubtError)
+    if isinstance(world.ends_with, Exception):
+        assert not paid
+        assert again is None or store_errors
+        assert again is not None or ended.point is not None or not store_errors
+    elif isinstance(world.ends_with, NotStored):
+        assert again is None
+        assert paid or ended.error
+    else:
+        assert ended.error or ended.result == Answered("answer", False)
+        assert again in (None, Answered("answer", True))
+        assert paid == (again is not None), "half of a transaction"
+        assert again is not None or ended.error
+    if not isinstance(again, FINAL):
+        world.ends_with = "answer"
+        other = world.connect()
+        other.begin()
+        outcome = execute_joined(world, world.replay(), other)
+        assert outcome == Answered("answer", again is not None)
+        other.commit()
 
 
 def _ask_again(world: World, **options: Any) -> Any:
@@ -754,8 +804,12 @@ STORES: Final[dict[str, Callable[[World], Operation]]] = {
 }
 JOINED: Final[dict[str, Callable[[World], Operation]]] = {
     "joined": joined("answer"),
+    "joined, a hit": joined_hit,
+    "joined, a failure": joined(ZeroDivisionError("refused"), store_errors=()),
     "joined, a final failure": joined(ZeroDivisionError("refused")),
     "joined, an answer that is not kept": joined(NotStored("answer")),
+    "joined and committed": joined_and_committed("answer"),
+    "joined and undone": joined_and_committed(ZeroDivisionError("refused")),
 }
 
 
@@ -811,6 +865,8 @@ ON_MEMORY: Final = (
 ON_SERVERS: Final = (
     *("create", "read", "write", "check_and_put", "remove", "sweep", "list_all_keys", "close"),
     *("transaction", "undone transaction", "execute", "hit", f"{ASYNC}execute", f"{ASYNC}hit"),
+    *("joined", "joined, a hit", "joined, a failure", "joined, a final failure"),
+    "joined and committed",
 )
 """What asks an engine whose entries are on a server for something of its own."""
 

@@ -23,7 +23,15 @@ pytestmark = pytest.mark.untraced
 
 _VARIES = 10  # how many points more or less a call has, as the threads of its event loop go
 _DEPTHS = 20  # a call has that many times more points than frames on the stack, and more
-_CHANGES = ("write", "check_and_put", "transaction", "execute", "execute_in_transaction", "turn")
+_CHANGES = (
+    "write",
+    "check_and_put",
+    "transaction",
+    "execute",
+    "execute_in_transaction",
+    "turn",
+    "joined",
+)
 _CHANGES += tuple(f"{ASYNC}{each}" for each in _CHANGES)  # all that a short run tries without room
 
 

@@ -8,7 +8,6 @@ import gc
 import os
 import shutil
 import signal
-import sqlite3
 import tempfile
 import threading
 import traceback
@@ -19,6 +18,7 @@ from typing import Any, Final
 
 import kvreplay
 from interrupts.depths import run_steps
+from interrupts.own import OwnPostgreSQL, OwnSQLite
 from kvreplay import AsyncReplay, Replay
 from kvreplay._runtime import liveness
 from kvreplay._runtime.singleflight import flights
@@ -83,7 +83,7 @@ class World:
         self.store = self.open()
         self._replays: list[Any] = []
         self._async_replays: list[Any] = []
-        self._connections: list[sqlite3.Connection] = []
+        self._connections: list[Any] = []
         self.kept: dict[str, bytes] = {}
         self.keep()
         self.store.list("p", "kept")  # whoever reads for the first time may open something
@@ -114,13 +114,15 @@ class World:
         if self.engine != "memory":
             self._neighbour.use(self.path)
 
-    def connect(self) -> sqlite3.Connection:
-        """Open a connection of the caller's own to an SQLite store, with a ledger; it stays open."""
-        connection = sqlite3.connect(self.path, isolation_level=None, timeout=0)
-        connection.execute("CREATE TABLE ledger (payment TEXT)")
-        self._connections.append(connection)
-        self.before = _descriptors()
-        return connection
+    def connect(self) -> OwnSQLite | OwnPostgreSQL:
+        """Open a connection of the caller's own to the store's database; it stays open."""
+        if self.engine == "postgresql":
+            own: Any = OwnPostgreSQL(os.environ[SERVER], schema_of(self.path))
+        else:
+            own = OwnSQLite(self.path)
+        self._connections.append(own)
+        self.before = self.descriptors()
+        return own
 
     def replay(self, **settings: Any) -> Replay:
         self._replays.append(Replay(self.store, "pay", ttl=600, wait_timeout=0.3, **settings))

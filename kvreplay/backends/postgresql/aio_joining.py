@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
+from psycopg import errors
+
 from kvreplay.backends.postgresql.aio_session import drive
 from kvreplay.backends.postgresql.callers import (
     AsyncPsycopgCaller,
@@ -13,12 +15,21 @@ from kvreplay.backends.postgresql.callers import (
     Where,
     another_database,
     async_caller_of,
+    driver_error,
     ended_by_handler,
+    is_drivers,
     where,
 )
 from kvreplay.backends.postgresql.calls import AsyncCalls
 from kvreplay.backends.postgresql.clock import ServerClock, ticks
-from kvreplay.backends.postgresql.joining import Bounds, after_undoing, meant, not_here
+from kvreplay.backends.postgresql.errors import table_is_locked
+from kvreplay.backends.postgresql.joining import (
+    Bounds,
+    after_undoing,
+    is_gone,
+    meant,
+    not_here,
+)
 from kvreplay.backends.postgresql.opening import Place
 from kvreplay.backends.postgresql.operations import Operation, Operations, Rows
 from kvreplay.backends.postgresql.statements import Asked
@@ -39,13 +50,11 @@ async def joined(
 ) -> AsyncIterator[AsyncJoined]:
     """Set a savepoint on a caller's connection, and change entries in it."""
     caller, bounds = async_caller_of(connection), Bounds(limit, place)
-    process, begun = this_process(), False
+    process, has_begun, ends = this_process(), False, False
     try:
         try:
-            await caller.begin()
-            begun = True
             asked_at = ticks()
-            row = (await caller.say(operations.statements.where.text, {}))[0]
+            own, row = await _enter(caller.begin, caller, bounds, operations)
         except Exception as error:
             meaning = (
                 another_database() if not_here(error) else meant(error, bounds, caller.is_closed)
@@ -53,32 +62,58 @@ async def joined(
             if meaning is error:
                 raise
             raise meaning from error
-        transaction = AsyncJoined(caller, where(row, place), bounds, clock, operations)
+        transaction = AsyncJoined(caller, where(own, row, place), bounds, clock, operations)
         clock.told(row[-1], asked_at)
+        has_begun = True
         yield transaction
+        ends = True
         await transaction.do(caller.release)
     except BaseException as error:
-        if not begun or not process[0]:
+        if not process[0]:
             raise  # in a forked child it is the parent's connection
         try:
             undone = await _undone(caller)
-        except BaseException:  # another cancellation
-            undone = await _undone(caller)
-            after_undoing(error, undone)
+        except BaseException:  # an interrupt, and nobody knows what is undone
+            await caller.close()
             raise
-        ends = after_undoing(error, undone)
-        if ends is error:
+        if (ends or not has_begun) and is_gone(undone):
+            undone = None  # the savepoint is not set yet, or released
+        raised = after_undoing(error, undone)
+        if raised is error:
             raise
-        raise ends from error
+        raise raised from error
+
+
+async def _enter(
+    set_savepoint: Callable[..., Awaitable[str]],
+    caller: AsyncPsycopgCaller | AsyncSQLAlchemyCaller,
+    bounds: Bounds,
+    operations: Operations,
+) -> tuple[str, tuple[Any, ...]]:
+    """Set the savepoint and lock the table; return the caller's own bound, and where it is."""
+    statements = operations.statements
+    try:
+        own = await set_savepoint(*statements.gate(bounds.left))
+        [row] = await caller.say(statements.where.text, {"after": own})
+    except Exception as error:
+        if isinstance(driver_error(error), errors.LockNotAvailable):
+            raise table_is_locked(bounds.limit) from error
+        raise
+    return own, row
 
 
 async def _undone(caller: AsyncPsycopgCaller | AsyncSQLAlchemyCaller) -> Exception | None:
     """Undo a block, or return why it cannot be undone; a server without a client does so."""
     try:
-        if caller.is_ended:
-            return ended_by_handler()
-        await caller.roll_back()
+        if caller.is_stuck:
+            await caller.close()
+        elif caller.is_set:
+            if caller.is_ended:
+                return ended_by_handler()
+            await caller.roll_back()
     except Exception as error:
+        if not is_drivers(error):
+            raise
         return None if caller.is_closed else error
     return None
 
@@ -103,7 +138,7 @@ class AsyncJoined(AsyncCalls):
 
     async def undo(self) -> None:
         """Undo all that was changed since the block began."""
-        await self.do(self._caller.undo)
+        await self.do(_enter, self._caller.undo, self._caller, self._bounds, self._operations)
 
     async def do(self, call: Callable[..., Awaitable[T]], *args: Any) -> T:
         """Make a call of the caller's connection, if the transaction is still there."""

@@ -26,6 +26,7 @@ __all__ = [
     "caller_of",
     "driver_error",
     "ended_by_handler",
+    "is_drivers",
     "where",
 ]
 
@@ -45,15 +46,13 @@ class Where:
     sees_commits: bool
 
 
-def where(row: Sequence[Any], place: Place) -> Where:
+def where(lock_timeout: str, row: Sequence[Any], place: Place) -> Where:
     """Look whether a transaction can change this store.
 
     Raises:
         ConfigError: it is one of another database, or it cannot write.
     """
-    # With the encoding SQL_ASCII psycopg's texts are bytes.
-    told = [each.decode() if isinstance(each, bytes) else each for each in row]
-    id_, database, read_only, lock_timeout, isolation, _ = told
+    id_, database, read_only, isolation, _, _ = map(plain, row)
     if (id_, database) != (place.id, place.database):
         raise another_database()
     if read_only == "on":
@@ -62,6 +61,11 @@ def where(row: Sequence[Any], place: Place) -> Where:
             " it; nothing ran: give a connection to the primary, in a transaction that may write"
         )
     return Where(lock_timeout, isolation in ("read committed", "read uncommitted"))
+
+
+def plain(told: Any) -> Any:
+    """Return a text as a text: with the encoding SQL_ASCII psycopg's are bytes."""
+    return told.decode() if isinstance(told, bytes) else told
 
 
 def another_database() -> ConfigError:
@@ -134,15 +138,28 @@ def _check_driver(connection: Any) -> None:
         )
 
 
+def _is_stuck(driver: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> bool:
+    """Say whether an interrupt has left a connection in the middle of a statement, for ever.
+
+    Another thread or task that is in a statement holds the lock, and ends it.
+    """
+    is_active = not driver.closed and driver.info.transaction_status == TransactionStatus.ACTIVE
+    return is_active and not driver.lock.locked()
+
+
 class _OnPsycopg:
     """What is the same for both kinds of psycopg's connections.
 
     Each block has a savepoint of its own name: inside a handler there may be another block.
+
+    Attributes:
+        is_set: the savepoint is set, or may be.
     """
 
     def __init__(self, connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
         _check_usable(connection)
-        self._of = connection
+        self._of: Any = connection
+        self.is_set = False
         savepoint = f"kvreplay_{next(_numbers)}"
         self._begin = f"SAVEPOINT {savepoint}"
         self._undo = f"ROLLBACK TO SAVEPOINT {savepoint}"
@@ -156,7 +173,12 @@ class _OnPsycopg:
     @property
     def is_ended(self) -> bool:
         """Whether the transaction in which the block began is not open any more."""
-        return self._of.info.transaction_status == TransactionStatus.IDLE
+        return bool(self._of.info.transaction_status == TransactionStatus.IDLE)
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether nothing but closing the connection is left."""
+        return _is_stuck(self._of)
 
 
 class _OnSQLAlchemy:
@@ -164,13 +186,14 @@ class _OnSQLAlchemy:
 
     Attributes:
         _outer: what the caller has given.
-        _plain: the connection, once the block has begun.
+        _plain: the connection, once the block has begun; _driver: psycopg's.
         _nested: the savepoint, as SQLAlchemy's own object.
     """
 
     def __init__(self, connection: Any) -> None:
         self._outer = connection
         self._plain: Any = None
+        self._driver: Any = None
         self._nested: Any = None
 
     @property
@@ -178,6 +201,16 @@ class _OnSQLAlchemy:
         """Whether the connection is, so that the server undoes the transaction."""
         plain = self._plain
         return plain is not None and bool(plain.closed or plain.invalidated)
+
+    @property
+    def is_set(self) -> bool:
+        """Whether the savepoint is set."""
+        return self._nested is not None
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether nothing but closing the connection is left."""
+        return self._driver is not None and not self.is_closed and _is_stuck(self._driver)
 
     @property
     def is_ended(self) -> bool:
@@ -211,18 +244,30 @@ class PsycopgCaller(_OnPsycopg):
         self._cursor.execute(text, given, binary=True)
         return self._cursor.fetchall()
 
-    def begin(self) -> None:
-        """Set the savepoint."""
-        self._cursor.execute(self._begin)
+    def begin(self, *gate: str) -> str:
+        """Set the savepoint, say what `Statements.gate` returns, and return the row of that."""
+        self.is_set = True
+        return self._say_all(self._begin, *gate)
 
-    def undo(self) -> None:
-        """Undo what was done since the savepoint, which stays."""
-        self._cursor.execute(self._undo)
+    def undo(self, *gate: str) -> str:
+        """Undo what was done since the savepoint, which stays, and say the same."""
+        return self._say_all(self._undo, *gate)
+
+    def _say_all(self, *statements: str) -> str:
+        # In one round trip. No parameters: with them PostgreSQL takes one statement at a time.
+        self._cursor.execute("; ".join(statements), {}, prepare=False)
+        self._cursor.nextset()
+        [(own, _)] = self._cursor.fetchall()
+        return str(plain(own))
 
     def roll_back(self) -> None:
         """Undo it, and end the savepoint."""
-        self.undo()
+        self._cursor.execute(self._undo)
         self.release()
+
+    def close(self) -> None:
+        """Close the connection: the server undoes its transaction."""
+        self._of.close()
 
     def release(self) -> None:
         """End the savepoint, and keep what was done."""
@@ -237,12 +282,16 @@ class SQLAlchemyCaller(_OnSQLAlchemy):
         rows = self._plain.exec_driver_sql(text, given)
         return [tuple(row) for row in rows]
 
-    def begin(self) -> None:
-        """Set the savepoint."""
+    def begin(self, *gate: str) -> str:
+        """As :meth:`PsycopgCaller.begin`, in a round trip each."""
         if self._plain is None:
             self._plain = self._connection()
         self._nested = self._outer.begin_nested()
         self._connection()  # a session sets it when it is used
+        bound, lock = gate
+        [(own, _)] = self.say(bound, {})
+        self._plain.exec_driver_sql(lock, {})
+        return str(plain(own))
 
     def _connection(self) -> Any:
         """Return the connection, once it is sure that it can be used."""
@@ -256,16 +305,22 @@ class SQLAlchemyCaller(_OnSQLAlchemy):
         except _sqlalchemy_errors() as error:
             raise _not_usable() from error
         _check_usable(driver)
+        self._driver = driver
         return plain
 
-    def undo(self) -> None:
+    def undo(self, *gate: str) -> str:
         """Undo what was done since the savepoint, and set it again."""
         self._nested.rollback()
-        self.begin()
+        return self.begin(*gate)
 
     def roll_back(self) -> None:
         """Undo it, and end the savepoint."""
         self._nested.rollback()
+
+    def close(self) -> None:
+        """Close the connection: the server undoes its transaction."""
+        if self._plain is not None:
+            self._plain.invalidate()
 
     def release(self) -> None:
         """End the savepoint, and keep what was done."""
@@ -286,18 +341,30 @@ class AsyncPsycopgCaller(_OnPsycopg):
         await self._cursor.execute(text, given, binary=True)
         return await self._cursor.fetchall()
 
-    async def begin(self) -> None:
+    async def begin(self, *gate: str) -> str:
         """As :meth:`PsycopgCaller.begin`."""
-        await self._cursor.execute(self._begin)
+        self.is_set = True
+        return await self._say_all(self._begin, *gate)
 
-    async def undo(self) -> None:
+    async def undo(self, *gate: str) -> str:
         """As :meth:`PsycopgCaller.undo`."""
-        await self._cursor.execute(self._undo)
+        return await self._say_all(self._undo, *gate)
+
+    async def _say_all(self, *statements: str) -> str:
+        # In one round trip. No parameters: with them PostgreSQL takes one statement at a time.
+        await self._cursor.execute("; ".join(statements), {}, prepare=False)
+        self._cursor.nextset()
+        [(own, _)] = await self._cursor.fetchall()
+        return str(plain(own))
 
     async def roll_back(self) -> None:
         """As :meth:`PsycopgCaller.roll_back`."""
-        await self.undo()
+        await self._cursor.execute(self._undo)
         await self.release()
+
+    async def close(self) -> None:
+        """As :meth:`PsycopgCaller.close`."""
+        await self._of.close()
 
     async def release(self) -> None:
         """As :meth:`PsycopgCaller.release`."""
@@ -314,12 +381,16 @@ class AsyncSQLAlchemyCaller(_OnSQLAlchemy):
         rows = await self._plain.exec_driver_sql(text, given)
         return [tuple(row) for row in rows]
 
-    async def begin(self) -> None:
+    async def begin(self, *gate: str) -> str:
         """As :meth:`SQLAlchemyCaller.begin`."""
         if self._plain is None:
             self._plain = await self._connection()
         self._nested = await self._outer.begin_nested()
         await self._connection()  # a session sets it when it is used
+        bound, lock = gate
+        [(own, _)] = await self.say(bound, {})
+        await self._plain.exec_driver_sql(lock, {})
+        return str(plain(own))
 
     async def _connection(self) -> Any:
         """As that of :class:`SQLAlchemyCaller`."""
@@ -333,16 +404,22 @@ class AsyncSQLAlchemyCaller(_OnSQLAlchemy):
         except _sqlalchemy_errors() as error:
             raise _not_usable() from error
         _check_usable(driver)
+        self._driver = driver
         return plain
 
-    async def undo(self) -> None:
+    async def undo(self, *gate: str) -> str:
         """As :meth:`SQLAlchemyCaller.undo`."""
         await self._nested.rollback()
-        await self.begin()
+        return await self.begin(*gate)
 
     async def roll_back(self) -> None:
         """As :meth:`SQLAlchemyCaller.roll_back`."""
         await self._nested.rollback()
+
+    async def close(self) -> None:
+        """As :meth:`SQLAlchemyCaller.close`."""
+        if self._plain is not None:
+            await self._plain.invalidate()
 
     async def release(self) -> None:
         """As :meth:`SQLAlchemyCaller.release`."""
@@ -357,6 +434,12 @@ def _sqlalchemy_errors() -> type[Exception]:
     """Return what SQLAlchemy raises if it is used in a way that its state does not allow."""
     found: type[Exception] = sys.modules["sqlalchemy.exc"].InvalidRequestError
     return found
+
+
+def is_drivers(error: BaseException) -> bool:
+    """Say whether psycopg or SQLAlchemy has raised it, and not an interrupt."""
+    own = (_sqlalchemy_errors(),) if "sqlalchemy.exc" in sys.modules else ()
+    return driver_error(error) is not None or isinstance(error, own)
 
 
 def _is_of(connection: object, module: str, *names: str) -> bool:

@@ -24,6 +24,7 @@ __all__ = [
     "failure",
     "is_conflict",
     "no_connection",
+    "table_is_locked",
     "unconfirmed",
 ]
 
@@ -91,6 +92,15 @@ def changed_by_others(waited: float | None) -> InFlightError:
         f"another transaction has changed this key, and has not ended within {limit}; nothing ran"
         " here, and that transaction goes on: ask again later",
         1.0,
+    )
+
+
+def table_is_locked(waited: float | None) -> StoreUnavailableError:
+    """Return the error for a block that waited in vain for the store's tables."""
+    limit = "its time to wait" if waited is None else f"{waited:.3g} s"
+    return StoreUnavailableError(
+        "another transaction has locked a table of this store, and has not ended within"
+        f" {limit}; nothing was changed: ask again later. pg_stat_activity shows who it is"
     )
 
 

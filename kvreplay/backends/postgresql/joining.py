@@ -7,9 +7,8 @@ as the driver's own exception: only who began the transaction can run it again.
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
 import psycopg
@@ -23,11 +22,17 @@ from kvreplay.backends.postgresql.callers import (
     caller_of,
     driver_error,
     ended_by_handler,
+    is_drivers,
     where,
 )
 from kvreplay.backends.postgresql.calls import Calls
 from kvreplay.backends.postgresql.clock import ServerClock, ticks
-from kvreplay.backends.postgresql.errors import changed_by_others, failure, is_conflict
+from kvreplay.backends.postgresql.errors import (
+    changed_by_others,
+    failure,
+    is_conflict,
+    table_is_locked,
+)
 from kvreplay.backends.postgresql.opening import Place
 from kvreplay.backends.postgresql.operations import Operation, Operations, Rows
 from kvreplay.backends.postgresql.session import drive
@@ -35,7 +40,7 @@ from kvreplay.backends.postgresql.statements import Asked, milliseconds
 from kvreplay.errors import ClaimLostError, StoreError
 from kvreplay.store.locks import this_process
 
-__all__ = ["Bounds", "Joined", "after_undoing", "joined", "meant", "not_here"]
+__all__ = ["Bounds", "Joined", "after_undoing", "is_gone", "joined", "meant", "not_here"]
 
 T = TypeVar("T")
 
@@ -52,10 +57,14 @@ class Bounds:
         self._until = None if limit is None else time.monotonic() + limit
         self._turn = place.turn
 
+    @property
+    def left(self) -> str:
+        """The bound of a statement."""
+        return milliseconds(None if self._until is None else self._until - time.monotonic())
+
     def of(self, given: dict[str, Any], after: str) -> dict[str, Any]:
         """Return the parameters of a change."""
-        left = None if self._until is None else self._until - time.monotonic()
-        return {"wait": milliseconds(left), "after": after, "turn": self._turn, **given}
+        return {"wait": self.left, "after": after, "turn": self._turn, **given}
 
 
 def meant(error: Exception, bounds: Bounds, lost: bool) -> Exception:
@@ -82,10 +91,11 @@ def not_here(error: Exception) -> bool:
     return isinstance(driver_error(error), errors.UndefinedTable | errors.InvalidSchemaName)
 
 
-def is_gone(error: BaseException) -> bool:
-    """Say whether the server does not know the block's savepoint any more."""
+def is_gone(undone: BaseException | None) -> bool:
+    """Say whether a block cannot be undone since its savepoint is gone."""
     gone = errors.InvalidSavepointSpecification | errors.NoActiveSqlTransaction
-    return isinstance(driver_error(error), gone)
+    own = None if undone is None else driver_error(undone)
+    return isinstance(undone, ClaimLostError) or isinstance(own, gone)
 
 
 def after_undoing(error: BaseException, undone: BaseException | None) -> BaseException:
@@ -96,7 +106,7 @@ def after_undoing(error: BaseException, undone: BaseException | None) -> BaseExc
     """
     if undone is None or isinstance(error, ClaimLostError):
         return error
-    if isinstance(undone, ClaimLostError) or is_gone(undone):
+    if is_gone(undone):
         meaning: Exception = ended_by_handler()
     else:
         meaning = StoreError(
@@ -109,27 +119,24 @@ def after_undoing(error: BaseException, undone: BaseException | None) -> BaseExc
     return error
 
 
-@contextlib.contextmanager
 def joined(
     connection: object,
     limit: float | None,
     place: Place,
     clock: ServerClock,
     operations: Operations,
-) -> Iterator[Joined]:
+) -> Generator[Joined, None, None]:
     """Set a savepoint on a caller's connection, and change entries in it.
 
     Args:
         operations: those of statements that are ``joined``.
     """
     caller, bounds = caller_of(connection), Bounds(limit, place)
-    process, begun = this_process(), False
+    process, has_begun, ends = this_process(), False, False
     try:
         try:
-            caller.begin()
-            begun = True
             asked_at = ticks()
-            row = caller.say(operations.statements.where.text, {})[0]
+            own, row = _enter(caller.begin, caller, bounds, operations)
         except Exception as error:
             meaning = (
                 another_database() if not_here(error) else meant(error, bounds, caller.is_closed)
@@ -137,32 +144,58 @@ def joined(
             if meaning is error:
                 raise
             raise meaning from error
-        transaction = Joined(caller, where(row, place), bounds, clock, operations)
+        transaction = Joined(caller, where(own, row, place), bounds, clock, operations)
         clock.told(row[-1], asked_at)
+        has_begun = True
         yield transaction
+        ends = True
         transaction.do(caller.release)
     except BaseException as error:
-        if not begun or not process[0]:
+        if not process[0]:
             raise  # in a forked child it is the parent's connection
         try:
             undone = _undone(caller)
-        except BaseException:  # an interrupt
-            undone = _undone(caller)
-            after_undoing(error, undone)
+        except BaseException:  # an interrupt, and nobody knows what is undone
+            caller.close()
             raise
-        ends = after_undoing(error, undone)
-        if ends is error:
+        if (ends or not has_begun) and is_gone(undone):
+            undone = None  # the savepoint is not set yet, or released
+        raised = after_undoing(error, undone)
+        if raised is error:
             raise
-        raise ends from error
+        raise raised from error
+
+
+def _enter(
+    set_savepoint: Callable[..., str],
+    caller: PsycopgCaller | SQLAlchemyCaller,
+    bounds: Bounds,
+    operations: Operations,
+) -> tuple[str, tuple[Any, ...]]:
+    """Set the savepoint and lock the table; return the caller's own bound, and where it is."""
+    statements = operations.statements
+    try:
+        own = set_savepoint(*statements.gate(bounds.left))
+        [row] = caller.say(statements.where.text, {"after": own})
+    except Exception as error:
+        if isinstance(driver_error(error), errors.LockNotAvailable):
+            raise table_is_locked(bounds.limit) from error
+        raise
+    return own, row
 
 
 def _undone(caller: PsycopgCaller | SQLAlchemyCaller) -> Exception | None:
     """Undo a block, or return why it cannot be undone; a server without a client does so."""
     try:
-        if caller.is_ended:
-            return ended_by_handler()
-        caller.roll_back()
+        if caller.is_stuck:
+            caller.close()
+        elif caller.is_set:
+            if caller.is_ended:
+                return ended_by_handler()
+            caller.roll_back()
     except Exception as error:
+        if not is_drivers(error):
+            raise
         return None if caller.is_closed else error
     return None
 
@@ -187,7 +220,7 @@ class Joined(Calls):
 
     def undo(self) -> None:
         """Undo all that was changed since the block began."""
-        self.do(self._caller.undo)
+        self.do(_enter, self._caller.undo, self._caller, self._bounds, self._operations)
 
     def do(self, call: Callable[..., T], *args: Any) -> T:
         """Make a call of the caller's connection, if the transaction is still there."""

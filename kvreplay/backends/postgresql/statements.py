@@ -174,10 +174,23 @@ class Statements:
         self.is_due = look("""
             SELECT 1 FROM <entries> WHERE primary_namespace = %(p)s
             AND expires_at <= %(now)s::bigint LIMIT 1 FOR UPDATE SKIP LOCKED""")
-        # Of a caller's transaction: is it this store's database, can it write, how long does it
-        # wait for locks, and does it see what others commit?
+        # Of a caller's transaction: is it this store's database, can it write, and does it see what
+        # others commit? It puts back what `gate` has changed.
         self.where = look(f"""
             SELECT (SELECT value FROM <meta> WHERE name = 'id'),
                 (SELECT oid::bigint FROM pg_catalog.pg_database WHERE datname = current_database()),
-                current_setting('transaction_read_only'), current_setting('lock_timeout'),
-                current_setting('transaction_isolation'), {NOW}""")
+                current_setting('transaction_read_only'),
+                current_setting('transaction_isolation'), {_AFTER}, {NOW}""")
+        self._lock = look("LOCK TABLE <entries> IN ROW EXCLUSIVE MODE").text
+
+    def gate(self, wait: str) -> tuple[str, str]:
+        """Return what takes the table's lock for a caller's transaction, within a bound.
+
+        A statement waits for the locks of its tables before any of it runs, so none can bound that
+        by itself. All changes take this lock; once it is there, they do not wait for it.
+
+        Returns:
+            Two statements, without parameters. The first has one row: the caller's own bound.
+        """
+        bound = f"set_config('lock_timeout', '{wait}', true)"
+        return f"SELECT current_setting('lock_timeout'), {bound}", self._lock

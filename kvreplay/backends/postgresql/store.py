@@ -300,7 +300,7 @@ class PostgreSQLStore(Closing):
         """
         self._opened()
         self._refuse_own()
-        return joined(connection, lock_timeout, self._place, self.clock, self._joined)
+        return ThreadBound(joined(connection, lock_timeout, self._place, self.clock, self._joined))
 
     def close(self) -> None:
         """Close the connections of this process; those in use end with their calls.

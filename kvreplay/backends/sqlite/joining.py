@@ -226,15 +226,18 @@ class Joined(OwnTransaction):
     def _take_lock(self, until: float) -> None:
         ((own,),) = self._cursor.execute("PRAGMA busy_timeout").fetchall()
         try:
-            while True:  # its jump back is inside the try
-                if self._is_locked(until):
-                    break
+            self._wait_for_lock(until)
         finally:
             try:
                 self._cursor.execute(f"PRAGMA busy_timeout = {own}")
             except BaseException:  # an interrupt
                 self._cursor.execute(f"PRAGMA busy_timeout = {own}")
                 raise
+
+    def _wait_for_lock(self, until: float) -> None:
+        # Of its own: CPython 3.13 may jump back outside of the handlers that a loop is in.
+        while not self._is_locked(until):
+            pass
 
     def _is_locked(self, until: float) -> bool:
         """Take the write lock; ``False``: another has it, and there is time to wait."""

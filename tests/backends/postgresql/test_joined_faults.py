@@ -14,7 +14,8 @@ import pytest
 psycopg = pytest.importorskip("psycopg")
 pytest.importorskip("sqlalchemy")
 
-from kvreplay import InFlightError, StoreUnavailableError, open_store  # noqa: E402
+from interrupts.depths import run_steps  # noqa: E402
+from kvreplay import InFlightError, State, StoreUnavailableError, open_store  # noqa: E402
 from support.cutting_proxy import CuttingProxy, Direction  # noqa: E402
 from support.own_transactions import ASYNC_KINDS, KINDS, Own, Replays, driver_error  # noqa: E402
 from support.replaying import Caller  # noqa: E402
@@ -278,3 +279,65 @@ def test_a_cancelled_task_undoes_its_block(
     assert not again.joined(replays, pay).replayed
     again.commit()
     assert rows(postgres) == 1
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("what", ["a first request", "a hit", "a failure", "a final failure"])
+@pytest.mark.parametrize("kind", ASYNC_KINDS)
+def test_a_task_is_cancelled_at_each_of_its_awaits(
+    store: Any, pay: Any, postgres: Any, kind: str, what: str, times: int
+) -> None:
+    """Whoever swallows that and commits gets the row and the answer, or neither; and nobody waits for the key."""
+    final = (LookupError,) if what == "a final failure" else ()
+    replays = Replays(store, wait_timeout=30, store_errors=final)
+
+    async def handler(own: Own) -> str:
+        await pay(own)
+        if what in ("a failure", "a final failure"):
+            raise LookupError("refused")
+        return "r"
+
+    def ask(at: int, key: tuple[str, str]) -> int:
+        """Cancel it at this step; return how many there were, and check what is left."""
+        own, steps = Own(kind, postgres.server.url), 0
+        if what == "a hit":
+            replays.plain.execute(key, PARAMS, lambda: "r")
+
+        def enter(step: Callable[[], Any]) -> Any:
+            nonlocal steps
+            steps += 1
+            if at <= steps < at + times:
+                task = asyncio.current_task()
+                assert task is not None
+                task.cancel()  # at the await that ends this step
+            return step()
+
+        asked = replays.awaited.execute_in_transaction
+        request = asked(key, PARAMS, lambda given: handler(own), connection=own.given)
+        with contextlib.suppress(asyncio.CancelledError, LookupError):
+            own.run(run_steps(request, enter))
+        with contextlib.suppress(Exception):  # it may be closed
+            own.commit()
+        [(paid,)] = postgres.server.execute(f"SELECT count(*) FROM {postgres.name}.ledger")
+        record = replays.plain.record(key)
+        if what == "a first request":
+            assert paid == (record is not None)
+            assert record is not None or steps >= at
+        else:
+            assert paid == 0
+        if record is not None:
+            assert record.state is (State.FAILED if final else State.COMPLETED)
+        assert (record is not None) or what != "a hit"
+        again = Own("psycopg", postgres.server.url)
+        if record is None or not final:
+            assert again.joined(replays, pay, key=key).replayed == bool(record)
+            again.rollback()
+        own.close()
+        again.close()
+        postgres.server.execute(f"DELETE FROM {postgres.name}.ledger")
+        return steps
+
+    at = 1
+    while ask(at, ("payer", str(at))) >= at:
+        at += 1
+    assert at > 5
