@@ -5,17 +5,25 @@ nobody, and a call that waits can be given one after it has gone. So a pool in w
 broken off is not used again: at the next call another takes its place, and it closes its
 connections as they come back. A few may then be open beside those of the new one.
 
-A signal handler, or a finalizer, that runs in the middle of the pool's code could wait for a lock
-that its own thread holds. So a call inside of such a call is refused.
+Its queues and conditions are Python's own, written in Python: an interrupt can leave one locked for
+ever. Interrupts come to the main thread alone, so there the pool's code runs in a thread beside it.
+That is seldom: most calls take a connection that was kept.
+
+A finalizer that runs in the middle of the pool's code could wait for a lock that its own thread
+holds. So a call inside of such a call is refused.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import threading
+import traceback
+from _thread import allocate_lock, start_new_thread
 from collections.abc import Callable
+from functools import partial
 from threading import get_ident
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolClosed, PoolTimeout
 
@@ -77,7 +85,11 @@ class OwnAsyncPool(AsyncConnectionPool[AsyncLink]):
     @classmethod
     async def worker(cls, q: Any) -> None:
         """Do what is in the queue."""
-        await super().worker(_Queue(q))  # type: ignore[arg-type]  # it only gets
+        try:
+            await super().worker(_Queue(q))  # type: ignore[arg-type]  # it only gets
+        except BaseException as error:  # who keeps it shall not keep what it was connecting
+            traceback.clear_frames(error.__traceback__)
+            raise
 
 
 async def _ends_with(loop: asyncio.AbstractEventLoop) -> None:
@@ -97,6 +109,48 @@ class _Queue:
             raise
 
 
+class _Apart(Generic[T]):
+    """A call in a thread of its own."""
+
+    def __init__(self, call: Callable[[], T]) -> None:
+        self._call = call
+        self._result: list[T] = []
+        self._error: BaseException | None = None
+        self._runs = allocate_lock()  # C's own: an interrupt leaves it as it is
+        self._runs.acquire()
+
+    def run(self) -> None:
+        try:
+            self._result.append(self._call())
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._runs.release()
+
+    def result(self) -> T:
+        """Wait for what comes of it. If an interrupt ends the wait, the call goes on."""
+        self._runs.acquire()
+        error, self._error = self._error, None  # its traceback holds this object
+        if error is None:
+            return self._result.pop()
+        try:
+            raise error
+        finally:
+            del error
+
+
+def apart(call: Callable[..., T], *given: Any) -> T:
+    """Call it where no interrupt comes: in the main thread's place, in a thread beside it."""
+    if threading.current_thread() is not threading.main_thread():
+        return call(*given)
+    beside = _Apart(partial(call, *given))
+    try:
+        start_new_thread(beside.run, ())
+    except RuntimeError:  # none can begin any more: the interpreter ends
+        beside.run()
+    return beside.result()
+
+
 class Pool:
     """The pool that is in use.
 
@@ -108,7 +162,7 @@ class Pool:
         self._make = make
         self._is_closed = False
         self._inside: set[int] = set()  # threads that are in the pool's own code
-        self._current = make()
+        self._current = apart(make)
         self._broken: OwnPool | None = None  # a call in it was broken off
 
     def get(self, limit: float, lend: Callable[[Link], T]) -> T:
@@ -121,7 +175,7 @@ class Pool:
         while True:
             pool = self._usable()
             try:
-                lent: T = self._call(pool, _lent, pool, limit, lend)
+                lent: T = apart(self._call, pool, _lent, pool, limit, lend)
                 return lent
             except PoolClosed:
                 if pool is self._current:  # else it has been replaced meanwhile
@@ -130,7 +184,8 @@ class Pool:
     def put(self, find: Callable[[], Link | None]) -> bool:
         """Give back the connection that is found; say whether there was one."""
         pool = self._usable()
-        return self._call(pool, _given_back, pool, find)
+        was_found: bool = apart(self._call, pool, _given_back, pool, find)
+        return was_found
 
     @property
     def is_busy(self) -> bool:
@@ -142,7 +197,7 @@ class Pool:
         if self.is_busy:
             raise nested_call_error()
         self._is_closed = True
-        self._call(self._current, self._current.close)
+        apart(self._call, self._current, self._current.close)
 
     def _call(self, pool: OwnPool, call: Callable[..., T], *given: Any) -> T:
         me = get_ident()
@@ -165,8 +220,8 @@ class Pool:
             return pool
         with _replacing:
             if self._current is pool:
-                self._current = self._make()
-        pool.close(timeout=1.0)
+                self._current = apart(self._make)
+        apart(pool.close, 1.0)
         return self._current
 
 
