@@ -4,4 +4,5 @@
 ``scenario.py`` says who asks for what and what may go wrong, ``world.py`` is one state of store,
 processes and ledger, ``moves.py`` and ``answers.py`` what can happen next, ``invariants.py`` what must never be seen,
 ``explore.py`` walks all of it, and ``planted.py`` breaks the protocol on purpose.
+``test_conformance.py`` plays random schedules on the engines' real stores.
 """

@@ -417,7 +417,7 @@ PLANTED = [
     ),
     Planted(
         "a rerun that declines and forgets the run before",
-        lambda: patched(("entry.found if reran else None", "None")),
+        lambda: patched(("before = entry.found if reran else None", "before = None")),
         Scenario(
             (Caller("A", 0), Caller("A", 1), Caller("B", 2)),
             may=Left(crashes=1),

@@ -1,0 +1,352 @@
+"""The engines' stores answer as the simulated one does, whose schedules are all walked.
+
+Random schedules of the scenarios are played on real stores, with the very same bytes: every step
+that the simulated store has answered, in that order. Each simulated process has a store object of
+its own, and another one after a crash.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any, NamedTuple
+
+import attrs
+import pytest
+
+from kvreplay import KeyNotFoundError
+from kvreplay._protocol.keys import name, scope_name
+from kvreplay._protocol.steps import READ, CheckAndPut
+from kvreplay.backends.memory import MemoryStore
+from simulation.answers import Move
+from simulation.flows import Answer
+from simulation.matrix import EVERY_TIME
+from simulation.moves import Moves
+from simulation.scenario import KEY
+from simulation.world import World, describe
+from support.engines import Engine
+
+SCHEDULES = 120
+ALWAYS = {
+    *("read nothing", "read an entry", "put won", "put lost", "removal won", "crash", "sweep"),
+    *("an outcome lost after it", "an outcome lost before it", "a renewal"),
+}
+IN_TRANSACTIONS = {"transaction committed", "transaction undone", "put undone"}
+"""What the schedules must have met."""
+
+TOLD = {
+    "an outcome lost after it": "after it happened",
+    "an outcome lost before it": "before it happened",
+    "a renewal": "the renewer",
+}
+"""What is met in what a move is told as."""
+
+
+class Asked(NamedTuple):
+    """A step that the store has answered to a process: a read or a check-and-put."""
+
+    process: int
+    step: Any
+    found: bytes | None
+
+    @property
+    def kind(self) -> str:
+        if self.step is READ:
+            return "read nothing" if self.found is None else "read an entry"
+        if self.found != self.step.expected:
+            return "put lost"
+        return "put won" if self.step.value is not None else "removal won"
+
+
+class Transacted(NamedTuple):
+    """The steps of one transaction."""
+
+    process: int
+    steps: tuple[Asked, ...]
+    commits: bool
+
+    @property
+    def kind(self) -> str:
+        if self.commits:
+            return "transaction committed"
+        put = any(each.kind in ("put won", "removal won") for each in self.steps)
+        return "put undone" if put else "transaction undone"
+
+
+class Crashed(NamedTuple):
+    process: int
+    kind: str = "crash"
+
+
+class Swept(NamedTuple):
+    now: int
+    kind: str = "sweep"
+
+
+class Noting(Moves):
+    """Moves that note in the world what the store is asked."""
+
+    def _note(self, world: World, index: int, step: Any) -> World:
+        process = self._callers[index].process
+        return _with(world, Asked(process, step, world.data))
+
+    def _inside(self, label: str, world: World, index: int, end: str) -> tuple[World, Answer]:
+        inside, answer = super()._inside(label, world._replace(asked=()), index, end)
+        commits = inside.data != world.data
+        transacted = Transacted(self._callers[index].process, inside.asked, commits)
+        return inside._replace(asked=(*world.asked, transacted)), answer
+
+    def _undone(self, world: World, inside: World) -> World:
+        *_, transacted = inside.asked
+        return _with(super()._undone(world, inside), transacted._replace(commits=False))
+
+    def _crashes(self, world: World) -> Iterator[Move]:
+        for label, after in super()._crashes(world):
+            pairs = zip(world.incarnations, after.incarnations, strict=True)
+            (process,) = (number for number, (old, new) in enumerate(pairs) if old != new)
+            yield label, _with(after, Crashed(process))
+
+    def _time(self, world: World) -> Iterator[Move]:
+        for label, after in super()._time(world):
+            swept = after.left.sweeps < world.left.sweeps
+            yield label, _with(after, Swept(world.now)) if swept else after
+
+
+def _with(world: World, asked: Any) -> World:
+    return world._replace(asked=(*world.asked, asked))
+
+
+@cache
+def moves_of(scenario: str) -> Noting:
+    return Noting(EVERY_TIME[scenario])
+
+
+def schedule(seed: int, transactional: bool) -> Iterator[tuple[str, World]]:
+    """Yield each world of a random schedule, and what has led to it.
+
+    Some are of scenarios with what is in few of them: renewals, and transactions, if the store has
+    any.
+    """
+    chance = random.Random(seed)
+    some = chance.choice(("renewals", "transactions" if transactional else "", ""))
+    moves = moves_of(chance.choice(titles(some)))
+    world = World.first(moves.scenario)
+    yield str(moves.scenario), world
+    while ahead := list(moves.of(world)):
+        label, world = chance.choice(ahead)
+        yield label, world
+        world = world._replace(asked=())
+
+
+@cache
+def titles(some: str) -> list[str]:
+    """Return the scenarios with one of these, or all that have no transactions."""
+    found = []
+    for title, scenario in EVERY_TIME.items():
+        has = {
+            "renewals": scenario.renewals > 0,
+            "transactions": any(caller.kind == "transact" for caller in scenario.callers),
+        }
+        if has[some] if some else not has["transactions"]:
+            found.append(title)
+    return found
+
+
+class Undoing(Exception):
+    """Ends a transaction's block, which so changes nothing."""
+
+
+@attrs.define
+class Stage:
+    """Real stores on which a schedule is played, one a process, in a namespace of the schedule.
+
+    ``restarted``: takes a process's store, and returns the one that it has after its restart.
+    """
+
+    restarted: Callable[[Any], Any]
+    namespace: str
+    stores: dict[int, Any]
+    met: Counter[str]
+
+    def play(self, steps: Iterator[tuple[str, World]]) -> None:
+        told: list[str] = []
+        for number, (label, world) in enumerate(steps):
+            told.append(label)
+            self.met.update(what for what, text in TOLD.items() if text in label)
+            try:
+                for asked in world.asked:
+                    self.met[asked.kind] += 1
+                    self._make(asked)
+                if any(not asked.kind.startswith("read") for asked in world.asked):
+                    self._compare(world, number % len(self.stores))
+            except AssertionError as error:
+                error.add_note("\n".join(told))
+                raise
+        self._compare_at_last(world)
+
+    def _make(self, asked: Any) -> None:
+        if isinstance(asked, Asked):
+            self._ask(self.stores[asked.process], asked)
+        elif isinstance(asked, Transacted):
+            with contextlib.suppress(Undoing), self.stores[asked.process].transaction() as inner:
+                for each in asked.steps:
+                    self.met[each.kind] += 1
+                    self._ask(inner, each)
+                if not asked.commits:
+                    raise Undoing
+        elif isinstance(asked, Crashed):
+            self.stores[asked.process] = self.restarted(self.stores[asked.process])
+        else:
+            assert self._sweep(asked.now) == 1, "a sweep left what was due"
+
+    def _ask(self, store: Any, asked: Asked) -> None:
+        if asked.step is READ:
+            with contextlib.suppress(KeyNotFoundError):
+                assert store.read(*self._address) == asked.found, "a read found another entry"
+                return
+            assert asked.found is None, "a read found nothing"
+            return
+        step: CheckAndPut = asked.step
+        found = store.check_and_put(
+            *self._address,
+            expected=step.expected,
+            value=step.value,
+            expires_at=step.expires_at,
+        )
+        assert describe(found) == describe(asked.found), "a check-and-put found another entry"
+        assert found == asked.found
+
+    def _compare(self, world: World, process: int) -> None:
+        """Compare the entry as a process sees it, and see that it is not swept too early."""
+        here = None if world.data is None else (world.data, world.due)
+        try:
+            entry = self.stores[process].read_entry(*self._address)
+        except KeyNotFoundError:
+            assert here is None, "the entry is gone"
+        else:
+            assert (entry.value, entry.expires_at) == here, "another entry, or expiry, is there"
+        if world.due is None or world.now < world.due:
+            assert self._sweep(world.now) == 0, "a sweep removed what was not due"
+
+    def _compare_at_last(self, world: World) -> None:
+        """Sweep just before the entry is due, and when it is."""
+        if world.due is not None:
+            assert self._sweep(world.due - 1) == 0, "a sweep removed what was not due"
+            assert self._sweep(world.due) == 1, "a sweep left what was due"
+
+    def _sweep(self, now: int) -> int:
+        removed: int = self.stores[0].sweep(self.namespace, now, 10).removed
+        return removed
+
+    @property
+    def _address(self) -> tuple[str, str, str]:
+        return self.namespace, scope_name(KEY.scope), name(KEY.id)
+
+
+def play(
+    stores: dict[int, Any], restarted: Callable[[Any], Any], transactional: bool
+) -> Counter[str]:
+    """Play all schedules; return how often each kind of step was made."""
+    met: Counter[str] = Counter()
+    for seed in range(SCHEDULES):
+        Stage(restarted, f"schedule-{seed}", stores, met).play(schedule(seed, transactional))
+    return met
+
+
+def play_in_memory(store: MemoryStore) -> Counter[str]:
+    return play(dict.fromkeys(range(3), store), lambda store: store, True)
+
+
+def test_a_real_store_answers_as_the_simulated_one(
+    engine: Engine, tell: Callable[[str], None]
+) -> None:
+    def restarted(store: Any) -> Any:
+        if engine.durable:
+            store.close()
+        return engine.open()
+
+    stores = {process: engine.open() for process in range(3)}
+    met = play(stores, restarted, engine.transactional)
+    tell(f"{SCHEDULES} schedules, {met.total():,} steps")
+    assert met.keys() == ALWAYS | (IN_TRANSACTIONS if engine.transactional else set())
+
+
+class LoserWrites(MemoryStore):
+    """A check-and-put that tells what it found, and puts in any case."""
+
+    def check_and_put(
+        self, *address: str, expected: Any, value: Any, expires_at: Any = None
+    ) -> Any:
+        put = super().check_and_put
+        found = put(*address, expected=expected, value=value, expires_at=expires_at)
+        if found != expected:
+            put(*address, expected=found, value=value, expires_at=expires_at)
+        return found
+
+
+class WinnerIsNotTold(MemoryStore):
+    """A check-and-put whose loser is told that nothing was there."""
+
+    def check_and_put(self, *address: str, **change: Any) -> Any:
+        found = super().check_and_put(*address, **change)
+        return found if found == change["expected"] else None
+
+
+class ForgetsExpiry(MemoryStore):
+    """A replacement whose expiry is forgotten."""
+
+    def check_and_put(
+        self, *address: str, expected: Any, value: Any, expires_at: Any = None
+    ) -> Any:
+        kept = expires_at if expected is None else None
+        return super().check_and_put(*address, expected=expected, value=value, expires_at=kept)
+
+
+class SweepsEverything(MemoryStore):
+    """A sweep that does not look at the time."""
+
+    def sweep(self, primary_namespace: str, now: int, limit: int) -> Any:
+        return super().sweep(primary_namespace, 2**62, limit)
+
+
+class SweepsLate(MemoryStore):
+    """A sweep that leaves what is due in this very millisecond."""
+
+    def sweep(self, primary_namespace: str, now: int, limit: int) -> Any:
+        return super().sweep(primary_namespace, now - 1, limit)
+
+
+class CommitsAnyway(MemoryStore):
+    """A transaction that keeps what it should undo."""
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[Any]:
+        failed = None
+        with super().transaction() as inner:
+            try:
+                yield inner
+            except Undoing as error:
+                failed = error
+        if failed is not None:
+            raise failed
+
+
+@pytest.mark.parametrize(
+    ("wrong", "seen"),
+    [
+        (LoserWrites, "another entry, or expiry, is there"),
+        (WinnerIsNotTold, "a check-and-put found another entry"),
+        (ForgetsExpiry, "another entry, or expiry, is there"),
+        (SweepsEverything, "a sweep removed what was not due"),
+        (SweepsLate, "a sweep left what was due"),
+        (CommitsAnyway, "the entry is gone|another entry, or expiry, is there"),
+    ],
+)
+def test_a_wrong_store_is_found(wrong: type[MemoryStore], seen: str) -> None:
+    with wrong() as store, pytest.raises(AssertionError, match=seen):
+        play_in_memory(store)
+    with MemoryStore() as store:
+        play_in_memory(store)
