@@ -16,6 +16,7 @@ from kvreplay._protocol.steps import (
     InDoubtPolicy,
     Log,
     Probe,
+    Raised,
     Reconcile,
     Settled,
     Transact,
@@ -42,6 +43,9 @@ ANYTHING: Any = object()
 """As ``expected`` of a planted bug's put: whatever is there."""
 
 REQUESTS = ("execute", "transact")
+"""Those that share a run in their process. One in its caller's own transaction does not."""
+
+IN_TRANSACTIONS = ("transact", "joined")
 
 RUNS: tuple[RunEnd, ...] = ("returns", "fails", "keeps nothing")
 """The ends of a handler that others must reckon with while it runs."""
@@ -87,7 +91,7 @@ class Answers:
         yield from self._fails(label, world, index, "StoreUnavailableError")
 
     def _put(self, world: World, index: int, actor: Actor, step: CheckAndPut) -> Iterator[Move]:
-        label = f"{self._who(index, actor)} {_put(step)}"
+        label = f"{self._who(index, actor)} {text_of(step)}"
         found = world.data
         if step.expected is not ANYTHING and found != step.expected:
             lost = self._note(world, index, step)
@@ -222,7 +226,7 @@ class Answers:
         run = Run(index, actor.attempt, token, len(world.answers), end)
         invariants.check_run(label, self.scenario, world, run)
         world = world._replace(runs=(*world.runs, run))
-        if end == "fails" and isinstance(actor.node.step, Transact):
+        if end == "fails" and self._callers[index].kind in IN_TRANSACTIONS:
             return world  # it is undone
         return world.with_actor(index, actor._replace(began=True, ran=True))
 
@@ -280,7 +284,7 @@ class Answers:
             yield self._renewed(label, asked, index, node, Sent((world.data, world.now)))
             return
         assert isinstance(step, CheckAndPut)
-        label = f"{who} {_put(step)}"
+        label = f"{who} {text_of(step)}"
         found = world.data
         if step.expected is ANYTHING or found == step.expected:
             applied = self._stored(label, world, index, step)
@@ -429,6 +433,10 @@ class Answers:
                 world = invariants.acknowledge(label, self.scenario, world, index, answered)
                 end = "replayed" if node.result.replayed else "answered"
                 end += " a failure" * (node.result.failure is not None)
+        elif isinstance(node.result, Raised):
+            end = type(node.result.error).__name__
+            label = f"{label}; it ends with {end}"
+            world = invariants.refuse(label, self.scenario, world, index, node.result.error)
         else:
             end = str(node.result)
             label = f"{label}; it ends with {end}"
@@ -486,7 +494,7 @@ class Answers:
         return world
 
 
-def _put(step: CheckAndPut) -> str:
+def text_of(step: CheckAndPut) -> str:
     expected = "whatever is there" if step.expected is ANYTHING else describe(step.expected)
     if step.value is None:
         return f"removes {expected}"
