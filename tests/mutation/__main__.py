@@ -44,7 +44,7 @@ ROOT = Path(__file__).parents[2]
 EXPLAINED = ROOT / "docs" / "mutation.md"
 # Tests that take long, and see what the quick ones see.
 _SLOW = "costs or threads or and_lists_during or forked or race or killed or each_step or atomic_over or model"
-IN_MEMORY = ("-k", "not filesystem and not lmdb and not sqlite")
+IN_MEMORY = ("-k", "not filesystem and not lmdb and not sqlite and not postgresql")
 CONTRACT = "tests/kit/test_store_contract.py"
 IN_LMDB = (
     *(CONTRACT, "tests/backends/lmdb", "-k"),

@@ -2,6 +2,7 @@
 
 ``flows.py`` makes the flow generators of ``kvreplay/flow.py`` values that can be branched,
 ``scenario.py`` says who asks for what and what may go wrong, ``world.py`` is one state of store,
-processes and ledger, ``moves.py`` and ``answers.py`` what can happen next, ``invariants.py`` what must never be seen,
-``explore.py`` walks all of it, and ``planted.py`` breaks the protocol on purpose.
+processes and ledger, ``moves.py``, ``answers.py`` and ``joined.py`` what can happen next,
+``invariants.py`` what must never be seen, ``explore.py`` walks all of it, and ``planted.py`` breaks
+the protocol on purpose. ``played.py`` plays random schedules on real stores.
 """

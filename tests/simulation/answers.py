@@ -16,6 +16,7 @@ from kvreplay._protocol.steps import (
     InDoubtPolicy,
     Log,
     Probe,
+    Raised,
     Reconcile,
     Settled,
     Transact,
@@ -42,6 +43,9 @@ ANYTHING: Any = object()
 """As ``expected`` of a planted bug's put: whatever is there."""
 
 REQUESTS = ("execute", "transact")
+"""Those that share a run in their process. One in its caller's own transaction does not."""
+
+IN_TRANSACTIONS = ("transact", "joined")
 
 RUNS: tuple[RunEnd, ...] = ("returns", "fails", "keeps nothing")
 """The ends of a handler that others must reckon with while it runs."""
@@ -82,14 +86,16 @@ class Answers:
 
     def _read(self, world: World, index: int, actor: Actor) -> Iterator[Move]:
         label = f"{self._who(index, actor)} reads {describe(world.data)}"
-        yield from self._answered(label, world, index, world.data)
+        asked = self._note(world, index, READ)
+        yield from self._answered(label, asked, index, world.data)
         yield from self._fails(label, world, index, "StoreUnavailableError")
 
     def _put(self, world: World, index: int, actor: Actor, step: CheckAndPut) -> Iterator[Move]:
-        label = f"{self._who(index, actor)} {_put(step)}"
+        label = f"{self._who(index, actor)} {text_of(step)}"
         found = world.data
         if step.expected is not ANYTHING and found != step.expected:
-            yield from self._answered(f"{label}, but finds {describe(found)}", world, index, found)
+            lost = self._note(world, index, step)
+            yield from self._answered(f"{label}, but finds {describe(found)}", lost, index, found)
         else:
             put = self._stored(label, world, index, step)
             yield from self._answered(label, put, index, found)
@@ -99,10 +105,15 @@ class Answers:
 
     def _stored(self, label: str, world: World, index: int, step: CheckAndPut) -> World:
         """Return the world after a put that took place."""
-        put = invariants.note_put(label, self.scenario, world, index, step.value)
+        asked = self._note(world, index, step)
+        put = invariants.note_put(label, self.scenario, asked, index, step.value)
         put = put._replace(data=step.value, due=step.expires_at if step.value else None)
         invariants.check_kept(label, put)
         return put
+
+    def _note(self, world: World, index: int, step: Any) -> World:
+        """Return the world in which the store has answered a step: a comparison may note it."""
+        return world
 
     def _answered(
         self, label: str, world: World, index: int, found: bytes | None
@@ -215,7 +226,7 @@ class Answers:
         run = Run(index, actor.attempt, token, len(world.answers), end)
         invariants.check_run(label, self.scenario, world, run)
         world = world._replace(runs=(*world.runs, run))
-        if end == "fails" and isinstance(actor.node.step, Transact):
+        if end == "fails" and self._callers[index].kind in IN_TRANSACTIONS:
             return world  # it is undone
         return world.with_actor(index, actor._replace(began=True, ran=True))
 
@@ -269,15 +280,16 @@ class Answers:
         step = node.step
         if step is READ:
             label = f"{who} reads {describe(world.data)}"
-            yield self._renewed(label, world, index, node, Sent((world.data, world.now)))
+            asked = self._note(world, index, READ)
+            yield self._renewed(label, asked, index, node, Sent((world.data, world.now)))
             return
         assert isinstance(step, CheckAndPut)
-        label = f"{who} {_put(step)}"
+        label = f"{who} {text_of(step)}"
         found = world.data
-        applied = world
         if step.expected is ANYTHING or found == step.expected:
             applied = self._stored(label, world, index, step)
         else:
+            applied = self._note(world, index, step)
             label = f"{label}, but finds {describe(found)}"
         yield self._renewed(label, applied, index, node, Sent((found, world.now)))
         if world.left.faults:
@@ -315,15 +327,20 @@ class Answers:
                 continue
             label = f"{who} runs a transaction, whose handler {end}"
             inside, answer = self._inside(label, world, index, end)
-            if isinstance(answer, Thrown | Undone) or inside is world:
-                undone = inside if isinstance(answer, Undone) else world
-                yield self._tell(label, undone, index, answer)  # nothing to commit
+            if isinstance(answer, Thrown | Undone) or inside.runs is world.runs:
+                then = inside if isinstance(answer, Undone) else world
+                yield self._tell(label, then, index, answer)  # nothing to commit
                 continue
             yield self._tell(label, inside, index, answer)
             unknown = "OutcomeUnknownError"
             yield from self._fails(label, inside, index, unknown, "after it happened")
-            yield from self._fails(label, world, index, unknown, "before it happened")
-            yield from self._fails(label, world, index, "StoreUnavailableError")
+            undone = self._undone(world, inside)
+            yield from self._fails(label, undone, index, unknown, "before it happened")
+            yield from self._fails(label, undone, index, "StoreUnavailableError")
+
+    def _undone(self, world: World, inside: World) -> World:
+        """Return the world after a transaction that was not committed."""
+        return world
 
     def _inside(self, label: str, world: World, index: int, end: str) -> tuple[World, Answer]:
         flow = world.actors[index].node.again().flow
@@ -334,6 +351,7 @@ class Answers:
             while True:
                 found = world.data
                 if inner is READ:
+                    world = self._note(world, index, READ)
                     inner = flow.send((found, world.now))
                 elif isinstance(inner, Call):
                     if end == "declines":
@@ -346,6 +364,8 @@ class Answers:
                     assert isinstance(inner, CheckAndPut)
                     if inner.expected is ANYTHING or found == inner.expected:
                         world = self._stored(label, world, index, inner)
+                    else:
+                        world = self._note(world, index, inner)
                     inner = flow.send((found, world.now))
         except StopIteration as returned:
             return world, Committed(returned.value, end != "keeps nothing")
@@ -413,6 +433,10 @@ class Answers:
                 world = invariants.acknowledge(label, self.scenario, world, index, answered)
                 end = "replayed" if node.result.replayed else "answered"
                 end += " a failure" * (node.result.failure is not None)
+        elif isinstance(node.result, Raised):
+            end = type(node.result.error).__name__
+            label = f"{label}; it ends with {end}"
+            world = invariants.refuse(label, self.scenario, world, index, node.result.error)
         else:
             end = str(node.result)
             label = f"{label}; it ends with {end}"
@@ -470,7 +494,7 @@ class Answers:
         return world
 
 
-def _put(step: CheckAndPut) -> str:
+def text_of(step: CheckAndPut) -> str:
     expected = "whatever is there" if step.expected is ANYTHING else describe(step.expected)
     if step.value is None:
         return f"removes {expected}"

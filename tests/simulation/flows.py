@@ -11,6 +11,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 from kvreplay import (
+    ClaimLostError,
     IndeterminateError,
     NotAppliedError,
     OutcomeUnknownError,
@@ -54,6 +55,7 @@ ERRORS: dict[str, Callable[[str], BaseException]] = {
     **{
         each.__name__: each
         for each in (
+            ClaimLostError,
             Declined,
             Refused,
             Interrupted,
@@ -195,6 +197,7 @@ class Protocol(NamedTuple):
 
     execute: Callable[..., Flow[Any]]
     execute_in_transaction: Callable[..., Flow[Any]]
+    execute_joined: Callable[..., Flow[Any]]
     lookup: Callable[..., Flow[Any]]
     settle: Callable[..., Flow[Any]]
     forget: Callable[..., Flow[Any]]

@@ -11,7 +11,16 @@ from kvreplay import (
     ParamsMismatchError,
 )
 from kvreplay._protocol.record import State, decode_response
-from kvreplay._protocol.steps import ExpiredPolicy, InDoubtPolicy, Settled
+from kvreplay._protocol.steps import (
+    READ,
+    UNDO,
+    Call,
+    CheckAndPut,
+    ExpiredPolicy,
+    InDoubtPolicy,
+    Raised,
+    Settled,
+)
 from simulation.flows import Declined, Interrupted, Node, Refused
 from simulation.scenario import TICK, Scenario
 from simulation.world import Actor, Run, Stored, View, World, failure_in, in_doubt, place_of, view
@@ -121,7 +130,7 @@ def _check_pair(label: str, scenario: Scenario, world: World, run: Run, other: R
     alive, answered = world.is_alive(other), world.answer(other.response) is not None
     if scenario.lease is None and mine.kind == "execute":
         # Without a claim, a process is what one run at a time is promised in.
-        if alive and theirs.process == mine.process:
+        if alive and theirs.process == mine.process and theirs.kind != "joined":
             raise Violation(label, "the handler runs twice at a time in one process")
         if world.actors[run.caller].saw == "answer":
             raise Violation(label, "the handler runs although its caller saw an answer")
@@ -130,7 +139,7 @@ def _check_pair(label: str, scenario: Scenario, world: World, run: Run, other: R
         return  # a run without a claim, which loses against this transaction
     if other.end != "returns" and not answered:
         # It had no effect, and holds others off while it lives and its claim does.
-        if theirs.kind == "transact" or other.token in world.barred or not alive:
+        if theirs.kind in ("transact", "joined") or other.token in world.barred or not alive:
             return
         if world.actors[other.caller].withdrew:
             return
@@ -205,6 +214,26 @@ def _check_stored(label: str, scenario: Scenario, world: World, index: int, new:
 def _forgotten(stored: Stored, world: World) -> Stored:
     until = min(stored.expires_at, world.now)
     return stored._replace(expires_at=until, forgotten=True)
+
+
+# The caller's own transactions.
+
+
+def check_held(label: str, node: Node) -> None:
+    """While a transaction holds others off, its run waits for nobody, and asks for nobody."""
+    step = node.step
+    if not (step is READ or step is UNDO or isinstance(step, CheckAndPut | Call)):
+        raise Violation(label, f"a {type(step).__name__} in a transaction that holds others off")
+
+
+def check_joined(label: str, world: World, index: int, node: Node, ran: bool) -> None:
+    """What is committed is no placeholder, and nothing of a handler that failed."""
+    entry = view(world.data)
+    claim = None if entry is None else entry.claim
+    if claim is not None and claim.token == world.actors[index].token:
+        raise Violation(label, "a placeholder is committed")
+    if ran and isinstance(node.result, Raised):
+        raise Violation(label, "a failure is committed with what its handler has written")
 
 
 # Ends.

@@ -179,6 +179,38 @@ EVERY_TIME: dict[str, Scenario] = {
         may=Left(crashes=1, ticks=1),
         ends=("returns", "declines"),
     ),
+    **_under_every_policy(
+        "two joined in their callers' transactions, other params in one, a crash, expiry",
+        _callers("AAB", "010", ("joined", "joined", "execute")),
+        may=Left(crashes=1, ticks=1, sweeps=1),
+    ),
+    **_under_every_policy(
+        "two joined, every end, faults, a crash",
+        _callers("AA", "01", ("joined", "joined")),
+        may=Left(crashes=1, ticks=1, faults=1),
+        wait=0,
+        ends=("returns", "declines", "fails", "keeps nothing", "commits"),
+    ),
+    **_under_every_policy(
+        "joined beside a run with a claim in one process, faults, a crash",
+        _callers("AA", "00", ("joined", "execute")),
+        may=Left(crashes=1, faults=1),
+        wait=0,
+        **_ANSWERS,
+    ),
+    **_under_every_policy(
+        "joined beside a transaction, a fault, a crash",
+        _callers("AA", "01", ("joined", "transact")),
+        may=Left(crashes=1, ticks=1, faults=1),
+        ends=("returns", "fails"),
+    ),
+    **_under_every_policy(
+        "joined on another machine than a run with a claim, leases over",
+        _callers("AAB", "012", ("joined", "execute", "joined")),
+        may=Left(ticks=1),
+        ends=("returns", "keeps nothing"),
+        **_ELSEWHERE,
+    ),
     **{
         f"{name}: two machines, a renewal, leases over": Scenario(
             _callers("AA", "01"),
@@ -380,6 +412,19 @@ AT_LENGTH: dict[str, Scenario] = {
         tombstone=1,
         wait=0,
         **_RERUN_EXPIRED,
+    ),
+    **_under_every_policy(
+        "joined, a transaction and a run with a claim, a crash, expiry, a fault of the store",
+        _callers("AAA", "012", ("joined", "transact", "execute")),
+        may=Left(crashes=1, ticks=1, faults=1),
+        wait=0,
+        ends=("returns", "fails"),
+    ),
+    **_under_every_policy(
+        "two joined, every end, faults, two crashes, expiry",
+        _callers("AA", "01", ("joined", "joined")),
+        may=Left(crashes=2, ticks=2, sweeps=1, faults=2),
+        ends=("returns", "declines", "fails", "keeps nothing", "commits"),
     ),
     "reconcile: three processes, a ledger that does not know yet, a crash": Scenario(
         _callers("AAA", "012"),

@@ -6,19 +6,20 @@ from collections.abc import Iterator
 from typing import Any
 
 from kvreplay._protocol.record import decode, encode_response
-from kvreplay._protocol.steps import READ, Probe
+from kvreplay._protocol.steps import READ, Call, CheckAndPut, Probe
 from simulation import invariants
 from simulation.afterwards import check_latecomers
-from simulation.answers import REQUESTS, Answers, Move
+from simulation.answers import REQUESTS, Move
 from simulation.flows import REAL, Protocol, Sent, without_held
 from simulation.invariants import Violation
+from simulation.joined import Joined
 from simulation.scenario import KEY, TICK, Scenario, name_of
 from simulation.world import FLYING, Actor, World, clock, describe, in_doubt, owner_of, view
 
 OPERATORS = ("operator", "forget", "forget seen")
 
 
-class Moves(Answers):
+class Moves(Joined):
     """The moves of one scenario under one protocol."""
 
     def __init__(self, scenario: Scenario, protocol: Protocol = REAL) -> None:
@@ -113,6 +114,8 @@ class Moves(Answers):
             step = actor.node.step
             if step is READ:
                 yield from self._read(world, index, actor)
+            elif self._callers[index].kind == "joined" and isinstance(step, CheckAndPut | Call):
+                yield from self._join(world, index, actor, step)
             else:
                 yield from self._ANSWERS[type(step)](self, world, index, actor, step)
         elif actor.phase == "running":
@@ -141,7 +144,7 @@ class Moves(Answers):
                 label = f"{who} waits for {name_of(leader)}, which this process is running"
                 yield label, world.with_actor(index, actor._replace(phase="following"))
                 return
-        elif caller.kind == "walk" or leader is None or not world.actors[leader].bound:
+        elif caller.kind in ("walk", "joined") or leader is None or not world.actors[leader].bound:
             root = self._root(index, actor.attempt, without_held(lambda: self._flow_of(index)))
             begun = world.with_actor(index, actor._replace(phase="asking", node=root))
             if caller.kind in REQUESTS and self._has_others(world, index):
@@ -210,6 +213,8 @@ class Moves(Answers):
             return self.protocol.execute(request, policy)
         if caller.kind == "transact":
             return self.protocol.execute_in_transaction(request, policy)
+        if caller.kind == "joined":
+            return self.protocol.execute_joined(request, policy)
         if caller.kind == "lookup":
             return self.protocol.lookup(request, policy)
         return self.protocol.walk(policy)

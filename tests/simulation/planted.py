@@ -98,6 +98,10 @@ _RECONCILE: Any = {"on_in_doubt": InDoubtPolicy.RECONCILE}
 _ELSEWHERE: Any = {"places": (0, 1, 2)}
 
 
+_JOINED = Scenario((Caller("A", 0, "joined"), Caller("A", 1, "joined")))
+_FAILS: Any = {"ends": ("returns", "fails")}
+
+
 def _is_prune(step: CheckAndPut) -> bool:
     return step.event is None and _is_answer(step.expected) and not _is_claim(step.value)
 
@@ -417,7 +421,7 @@ PLANTED = [
     ),
     Planted(
         "a rerun that declines and forgets the run before",
-        lambda: patched(("entry.found if reran else None", "None")),
+        lambda: patched(("before = entry.found if reran else None", "before = None")),
         Scenario(
             (Caller("A", 0), Caller("A", 1), Caller("B", 2)),
             may=Left(crashes=1),
@@ -639,6 +643,96 @@ PLANTED = [
         lambda: patched(("if there != found:  # its owner", "if False:  # its owner")),
         Scenario((Caller("A", 0), Caller("A", 1, "forget")), may=Left(crashes=1)),
         "in doubt that was not",
+    ),
+    Planted(
+        "a joined run that does not look again under its placeholder",
+        lambda: patched(
+            (
+                """    if found != entry.found:
+        return Free(found, now)
+    end, now = yield Call(None)
+    reran""",
+                """    end, now = yield Call(None)
+    reran""",
+            )
+        ),
+        _JOINED,
+        "runs again although 'r.' is the answer",
+    ),
+    Planted(
+        "a joined placeholder that does not compare",
+        lambda: unconditional(lambda step: step.event is None and _is_claim(step.value)),
+        _JOINED,
+        "runs again although 'r.' is the answer|the acknowledged answer 'r.' is lost",
+    ),
+    Planted(
+        "a joined run that puts no answer in its placeholder's place",
+        lambda: patched(
+            (
+                """placeholder, policy, UNDONE)
+    yield from _replace_placeholder(step)
+""",
+                """placeholder, policy, UNDONE)
+""",
+            )
+        ),
+        _JOINED,
+        "a placeholder is committed",
+    ),
+    Planted(
+        "a joined final failure that undoes nothing",
+        lambda: patched(("        yield UNDO\n", "")),
+        attrs.evolve(_JOINED, **_FAILS),
+        "a Probe in a transaction that holds others off",
+    ),
+    Planted(
+        "a joined final failure that keeps what its handler has written",
+        lambda: patched(
+            (
+                """        yield UNDO
+        step = failure_of(record, end.error, now, entry.found, request, policy)
+""",
+                """        step = failure_of(record, end.error, now, placeholder, request, policy)
+""",
+            )
+        ),
+        attrs.evolve(_JOINED, **_FAILS),
+        "a failure is committed with what its handler has written",
+    ),
+    Planted(
+        "a joined final failure that counts although another owner was faster",
+        lambda: patched(
+            ("return end if found == step.expected else Free(found, now)", "return end")
+        ),
+        attrs.evolve(_JOINED, **_FAILS),
+        "an answer was given that was never stored",
+    ),
+    Planted(
+        "a joined final failure that settles the run before it",
+        lambda: patched(
+            ("not is_final(end.error, policy) or reran", "not is_final(end.error, policy)")
+        ),
+        Scenario(
+            (Caller("A", 0), Caller("A", 1, "joined")), may=Left(crashes=1), **_FAILS, **_RERUN
+        ),
+        "the failure 'r.' settles the run before it",
+    ),
+    Planted(
+        "a joined answer that is not kept, and forgets the run before",
+        lambda: patched(
+            (
+                "CheckAndPut(placeholder, entry.found if reran else None)",
+                "CheckAndPut(placeholder, None)",
+            )
+        ),
+        Scenario(
+            (Caller("A", 0), Caller("A", 1, "joined"), Caller("B", 2)),
+            may=Left(crashes=1),
+            ends=("returns", "keeps nothing"),
+            wait=0,
+            **_RERUN,
+        ),
+        "runs for other params than the run of 'r.' had",
     ),
     Planted(
         "without a claim, although a lease is set",

@@ -16,20 +16,26 @@ START = 1_000_000
 KEY = ReplayKey("lsp", "session")
 PARAMS = {letter: canonical({"params": letter}) for letter in "AB"}
 
-Kind = Literal["execute", "transact", "lookup", "operator", "walk", "forget", "forget seen"]
+Kind = Literal[
+    *("execute", "transact", "joined", "lookup"),
+    *("operator", "walk", "forget", "forget seen"),
+]
 End = Literal[
     *("returns", "declines", "unsure", "interrupted"),
     *("times out", "loses a leg", "never begins", "denies"),
-    *("fails", "keeps nothing"),
+    *("fails", "keeps nothing", "commits"),
 ]
 """How a handler ends. It denies by a NotAppliedError, and never begins for want of a thread.
 
 It fails by a final failure, and keeps nothing of an answer by returning it as NotStored.
+In its caller's own transaction it may commit that, against the rules, and then return.
 """
 
 
 class Caller(NamedTuple):
     """One request, or one visit of a sweeping walk, or an operator.
+
+    A request is joined in a transaction of its caller's own.
 
     An operator settles a key in doubt, or forgets an answer: any, or the one that he has seen.
     """

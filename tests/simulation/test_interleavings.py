@@ -14,9 +14,10 @@ from functools import cache
 
 import pytest
 
+from kvreplay._protocol.steps import Call
 from simulation.answers import Move
 from simulation.explore import Counterexample, Explored, explore, shortest
-from simulation.flows import REAL, Node
+from simulation.flows import REAL, Answer, Node
 from simulation.matrix import AT_LENGTH, EVERY_TIME
 from simulation.moves import Moves
 from simulation.planted import PLANTED, Planted
@@ -66,6 +67,9 @@ def test_the_schedules_meet_every_end() -> None:
     answers = {"answered", "replayed", "ParamsMismatchError", "ExpiredError"}
     answers |= {"Refused", "replayed a failure", "answered, and nothing kept"}
     assert ends.keys() >= {f"transact: {end}" for end in answers}
+    joined = {"rolled back", "asks again", "ClaimLostError", "Declined", "StoreUnavailableError"}
+    joined |= {"InDoubtError", "InFlightError"}
+    assert ends.keys() >= {f"joined: {end}" for end in answers | joined}
     assert ends.keys() >= {
         f"execute: {end}"
         for end in (
@@ -122,6 +126,60 @@ class GoingTogether(Moves):
         for label, after in super()._give_up(world, index, actor):
             assert leader is not None  # or it would not follow
             yield label, self._end(after, leader, "cancelled")
+
+
+class ToldBeforeItsCommit(Moves):
+    """An answer counts although the caller's transaction is rolled back."""
+
+    def _over(
+        self, label: str, world: World, inside: World, index: int, answer: Answer, ran: bool
+    ) -> Iterator[Move]:
+        yield from super()._over(label, world, inside, index, answer, ran)
+        undone = world.with_actor(index, inside.actors[index])
+        yield self._tell(f"{label}, which is told, and is rolled back", undone, index, answer)
+
+
+class SettledApart(Moves):
+    """The transaction of the placeholder ends with the handler, and the answer has another."""
+
+    def _within(self, label: str, world: World, index: int, end: str) -> tuple[World, Answer, bool]:
+        while True:
+            node = world.actors[index].node
+            world, answer = self._answer_within(label, world, index, end)
+            if isinstance(node.step, Call):
+                return world, answer, True
+            world = world.with_actor(index, world.actors[index]._replace(node=node.after(answer)))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "broken"),
+    [
+        (ToldBeforeItsCommit, "an answer was given that was never stored"),
+        (SettledApart, "a placeholder is committed"),
+    ],
+)
+def test_a_joined_run_is_one_commit(wrong: type[Moves], broken: str) -> None:
+    scenario = Scenario((Caller("A", 0, "joined"), Caller("A", 1, "joined")))
+    with pytest.raises(Counterexample, match=broken):
+        explore(scenario, moves=wrong)
+    ends = explore(scenario).ends
+    assert ends.keys() == {"joined: answered", "joined: replayed", "joined: rolled back"}
+
+
+def test_who_does_not_learn_of_the_commit_asks_again() -> None:
+    """The same request tells: it gets the answer that was committed, or it runs."""
+    walk = explore(Scenario((Caller("A", 0, "joined"),), Left(faults=1)))
+    assert walk.ends.keys() == {
+        *("joined: answered", "joined: replayed", "joined: rolled back"),
+        *("joined: asks again", "joined: StoreUnavailableError"),
+    }
+
+
+def test_a_handler_that_commits_leaves_its_key_in_doubt() -> None:
+    walk = explore(Scenario((Caller("A", 0, "joined"),) * 2, ends=("commits",)))
+    assert walk.ends.keys() == {"joined: ClaimLostError", "joined: InDoubtError"}
+    walk = explore(Scenario((Caller("A", 0, "joined"),) * 2))
+    assert not walk.ends.keys() & {"joined: ClaimLostError", "joined: InDoubtError"}
 
 
 def test_a_counterexample_is_told_step_by_step() -> None:

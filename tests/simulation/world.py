@@ -88,6 +88,8 @@ class World(NamedTuple):
     lapsed: frozenset[bytes]
     """Tokens of living owners elsewhere whose lease was over when a policy let them be replaced."""
     left: Left
+    asked: tuple[Any, ...] = ()
+    """What the store was asked on the way here, where this is noted."""
 
     @classmethod
     def first(cls, scenario: Scenario) -> World:
