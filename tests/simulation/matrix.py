@@ -414,16 +414,16 @@ AT_LENGTH: dict[str, Scenario] = {
         **_RERUN_EXPIRED,
     ),
     **_under_every_policy(
-        "joined, a transaction and a run with a claim, a crash, expiry, a fault of the store",
+        "joined, a transaction and a run with a claim, a crash, a fault of the store",
         _callers("AAA", "012", ("joined", "transact", "execute")),
-        may=Left(crashes=1, ticks=1, faults=1),
+        may=Left(crashes=1, faults=1),
         wait=0,
         ends=("returns", "fails"),
     ),
     **_under_every_policy(
-        "two joined, every end, faults, two crashes, expiry",
+        "two joined, every end, a fault, two crashes, expiry",
         _callers("AA", "01", ("joined", "joined")),
-        may=Left(crashes=2, ticks=2, sweeps=1, faults=2),
+        may=Left(crashes=2, ticks=1, sweeps=1, faults=1),
         ends=("returns", "declines", "fails", "keeps nothing", "commits"),
     ),
     "reconcile: three processes, a ledger that does not know yet, a crash": Scenario(
