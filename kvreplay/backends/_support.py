@@ -133,10 +133,10 @@ def caused(error: StoreError, cause: BaseException | None) -> StoreError:
     return error
 
 
-def own_transaction_error() -> StoreError:
-    """Return the error for a thread that would wait for its own transaction."""
+def own_transaction_error(who: str = "thread") -> StoreError:
+    """Return the error for a thread, or a task, that would wait for its own transaction."""
     return StoreError(
-        "this thread holds a transaction of this store: change it through the transaction;"
+        f"this {who} holds a transaction of this store: change it through the transaction;"
         " nothing was changed"
     )
 

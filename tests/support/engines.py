@@ -46,16 +46,19 @@ class Engine:
 
     Attributes:
         path: where its files are, if it has any.
-        url: what ``open_store`` takes.
+        server: the URL of its store, if it has no files.
     """
 
     name: str
     path: Path
-    url: str = attrs.field()
+    server: str | None = None
     opened: list[Any] = attrs.field(factory=list)
 
-    @url.default
-    def _its_path(self) -> str:
+    @property
+    def url(self) -> str:
+        """What ``open_store`` takes."""
+        if self.server is not None:
+            return self.server
         return f"{self.name}:{self.path}" if self.durable else f"{self.name}:"
 
     @property

@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
-from typing import TypeVar
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
+from kvreplay.backends._support import own_transaction_error
 from kvreplay.backends.postgresql.aio_joining import joined
 from kvreplay.backends.postgresql.aio_session import AsyncSession
 from kvreplay.backends.postgresql.aio_transaction import AsyncTransaction
@@ -61,6 +62,7 @@ class AsyncPostgreSQLStore:
         self._joined = joined_operations
         self._process: ProcessMark = this_process()
         self._sessions: _Sessions = WeakKeyDictionary()
+        self._transactions: dict[asyncio.Task[Any] | None, AsyncTransaction] = {}
         self._is_closed = False
 
     def __repr__(self) -> str:
@@ -81,13 +83,17 @@ class AsyncPostgreSQLStore:
         self, primary_namespace: str, secondary_namespace: str, key: str, value: bytes
     ) -> None:
         """Create or replace; see :meth:`kvreplay.KVStoreSync.write`."""
-        await self._run(self._operations.write(primary_namespace, secondary_namespace, key, value))
+        await self._change(
+            self._operations.write(primary_namespace, secondary_namespace, key, value)
+        )
 
     async def remove(
         self, primary_namespace: str, secondary_namespace: str, key: str, lazy: bool = False
     ) -> None:
         """Remove if present; see :meth:`kvreplay.KVStoreSync.remove`."""
-        await self._run(self._operations.remove(primary_namespace, secondary_namespace, key, lazy))
+        await self._change(
+            self._operations.remove(primary_namespace, secondary_namespace, key, lazy)
+        )
 
     async def list(self, primary_namespace: str, secondary_namespace: str) -> list[str]:
         """Return the namespace's keys, of one moment; see :meth:`kvreplay.KVStoreSync.list`."""
@@ -143,7 +149,7 @@ class AsyncPostgreSQLStore:
         expires_at: int | None = None,
     ) -> bytes | None:
         """Compare and put in one statement; see :meth:`kvreplay.AtomicKVStore.check_and_put`."""
-        return await self._run(
+        return await self._change(
             self._operations.check_and_put(
                 primary_namespace, secondary_namespace, key, expected, value, expires_at
             )
@@ -151,18 +157,19 @@ class AsyncPostgreSQLStore:
 
     async def sweep(self, primary_namespace: str, now: int, limit: int) -> SweepResult:
         """Remove due entries; see :meth:`kvreplay.ExpiringKVStore.sweep`."""
-        return await self._run(self._operations.sweep(primary_namespace, now, limit))
+        return await self._change(self._operations.sweep(primary_namespace, now, limit))
 
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncKVTransaction]:
         """All or nothing; see :meth:`kvreplay.TransactionalKVStore.transaction`.
 
-        It belongs to the task that began it. A change by the store itself inside of it would wait
-        for it, until ``lock_timeout``.
+        It belongs to the task that began it.
         """
         session, place = self._opened(), self._place
+        self._refuse_own()
         lease = await session.lease(place.lock_timeout)
         transaction = AsyncTransaction(lease, self._operations, session)
+        self._transactions[transaction.task] = transaction
         try:
             await transaction.begin()
             yield transaction
@@ -171,6 +178,7 @@ class AsyncPostgreSQLStore:
             await transaction.roll_back()
             raise
         finally:
+            self._transactions.pop(transaction.task, None)
             transaction.task = None
             session.keep(lease)
             await session.give_back()
@@ -185,10 +193,16 @@ class AsyncPostgreSQLStore:
                 of SQLAlchemy on psycopg.
         """
         self._check_open()
+        self._refuse_own()
         return joined(connection, lock_timeout, self._place, self.clock, self._joined)
 
     async def close(self) -> None:
-        """Close the connections of the running loop; another call opens them again."""
+        """Close the connections of the running loop; another call opens them again.
+
+        Raises:
+            StoreError: this task holds a transaction of the store; they are not closed.
+        """
+        self._refuse_own()
         session = self._sessions.pop(asyncio.get_running_loop(), None)
         if session is not None and self._process[0]:
             await session.close()
@@ -224,6 +238,16 @@ class AsyncPostgreSQLStore:
 
     async def _run(self, operation: Operation[T]) -> T:
         return await self._opened().run(operation)
+
+    async def _change(self, operation: Operation[T]) -> T:
+        session = self._opened()
+        self._refuse_own()
+        return await session.run(operation)
+
+    def _refuse_own(self) -> None:
+        """Refuse what would wait for this very task's transaction."""
+        if asyncio.current_task() in self._transactions:
+            raise own_transaction_error("task")
 
 
 _inherited: list[_Sessions] = []

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from kvreplay import open_store
-from kvreplay.testing import StoreContract
+from kvreplay.testing import Blocking, StoreContract
 from support.postgres_stores import FAULTS, FOREIGN, open_at, role_of
 
 
@@ -24,6 +24,23 @@ class TestPostgreSQLStore(StoreContract):
     def role(self, tmp_path: Path, postgres: Any) -> Iterator[None]:
         with role_of(postgres, tmp_path):
             yield
+
+
+class Awaited(Blocking):
+    """The awaited face of a store; the store is closed with it."""
+
+    def __init__(self, path: Path) -> None:
+        self._store = open_at(path)
+        super().__init__(lambda: self._store.awaited)
+
+    def close(self) -> None:
+        super().close()
+        self._store.close()
+
+
+@pytest.mark.any_python
+class TestAwaitedPostgreSQLStore(TestPostgreSQLStore):
+    open = Awaited
 
 
 def test_stores_that_are_made_at_once_are_one(postgres: Any) -> None:
