@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from kvreplay import KVStoreSync, StoreUnavailableError, open_store
-from kvreplay.demo.ldk.pair import PUSH_MSAT, SATOSHIS, Pair
+from kvreplay.demo.ldk.pair import NAMES, PUSH_MSAT, SATOSHIS, Pair
 from kvreplay.demo.ldk.process import LDKNodes, LDKNodesError
 from ldk.killed import RESERVE_MSAT
-from support.engines import ENGINES
+from support.engines import NAMES as ENGINES
 
 WAYS = [
     (engine, turns)
@@ -23,10 +23,15 @@ WAYS = [
 
 
 @pytest.fixture(params=WAYS, ids=lambda way: f"{way[0]}-{'turns' if way[1] else 'plain'}")
-def pair(request: pytest.FixtureRequest, program: Path, tmp_path: Path) -> Any:
+def pair(request: pytest.FixtureRequest, program: Path, tmp_path: Path, new_engine: Any) -> Any:
     engine, turns = request.param
-    with Pair(program, tmp_path, engine, turns=turns) as pair:
+    with Pair(program, tmp_path, urls(new_engine, engine), turns=turns) as pair:
         yield pair
+
+
+def urls(new_engine: Any, engine: str) -> dict[str, str]:
+    """A store of this engine for each node."""
+    return {name: new_engine(engine).url for name in NAMES}
 
 
 def spendable(alice: int, bob: int) -> list[tuple[int, int, int]]:
@@ -61,7 +66,9 @@ def test_payments_both_ways_before_and_after_a_restart(pair: Pair) -> None:
 
 @pytest.mark.parametrize("target", ENGINES)
 @pytest.mark.parametrize("source", ["lmdb"])
-def test_ldks_own_migration(program: Path, tmp_path: Path, source: str, target: str) -> None:
+def test_ldks_own_migration(
+    program: Path, tmp_path: Path, new_engine: Any, source: str, target: str
+) -> None:
     """The node goes on where it was, on another engine."""
     with Pair(program, tmp_path, source, turns=True) as pair:
         assert pair.open_channel()
@@ -69,7 +76,9 @@ def test_ldks_own_migration(program: Path, tmp_path: Path, source: str, target: 
         before = pair.channels()
         pair.ask("stop")
         pair.nodes.close()
-        moved = {name: _open(target, tmp_path / f"{name}-moved") for name in pair.stores}
+        moved: dict[str, Any] = {
+            name: open_store(url) for name, url in urls(new_engine, target).items()
+        }
         stores = {**pair.stores, **{f"{name}-moved": store for name, store in moved.items()}}
         with LDKNodes(program, stores) as nodes:
             for name in moved:
@@ -94,10 +103,6 @@ def test_ldks_own_migration(program: Path, tmp_path: Path, source: str, target: 
             assert nodes.ask("pay", node="bob", bolt11=invoice)["ended"] == "sent"
         for store in moved.values():
             store.close()
-
-
-def _open(engine: str, path: Path) -> Any:
-    return open_store("memory:" if engine == "memory" else f"{engine}:{path}")
 
 
 class Unwritable(LDKNodes):

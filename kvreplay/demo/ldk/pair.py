@@ -31,7 +31,7 @@ class Pair:
 
     Args:
         program: the folder with the nodes' program; see :mod:`kvreplay.demo.ldk.program`.
-        engine: a scheme that :func:`kvreplay.open_store` knows.
+        engine: a scheme that :func:`kvreplay.open_store` knows, or a URL for each node.
         turns: each turn of a node is one transaction; else each write is a commit of its own.
         nodes: starts the process.
         options: of the nodes' ``start``; see ``main.mjs``.
@@ -41,7 +41,7 @@ class Pair:
         self,
         program: Path,
         folder: Path,
-        engine: str,
+        engine: str | Mapping[str, str],
         *,
         turns: bool,
         nodes: Callable[..., LDKNodes] = LDKNodes,
@@ -55,7 +55,10 @@ class Pair:
         self.events: list[tuple[str, Mapping[str, Any]]] = []
         self.stores: dict[str, Any] = {}
         for name in NAMES:
-            place = "memory:" if engine == "memory" else f"{engine}:{folder / name}"
+            if isinstance(engine, str):
+                place = "memory:" if engine == "memory" else f"{engine}:{folder / name}"
+            else:
+                place = engine[name]
             self.stores[name] = open_store(place)
         self._used: dict[str, Any] = dict(self.stores)
         self._requests: dict[str, Replay] = {}
