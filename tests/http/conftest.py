@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from kvreplay._runtime.singleflight import flights
-from support.engines import Engine
+from support.engines import Engine, these
 from support.http_apps import FACES, Web
 
 
@@ -53,9 +53,9 @@ def face(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(params=["memory", "lmdb", "filesystem"])
+@pytest.fixture(params=these("memory", "lmdb", "filesystem", "postgresql"))
 def web(request: pytest.FixtureRequest, face: str, new_engine: Callable[[str], Engine]) -> Web:
-    """Services on one store; an event loop reads the first two itself, the third on a thread."""
+    """Services on one store; a loop reads the first two itself, the third on a thread, and awaits the last."""
     return Web(face, new_engine(request.param))
 
 

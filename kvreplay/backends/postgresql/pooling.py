@@ -66,7 +66,7 @@ class OwnAsyncPool(AsyncConnectionPool[AsyncLink]):
     def attend(self) -> None:
         """Begin, on the running loop."""
         loop = asyncio.get_running_loop()
-        self._attending = loop.create_task(_ends_with(loop))
+        self._attending = loop.create_task(_ends_with(loop), name=f"{self.name}-attending")
         self._attending.add_done_callback(lambda _: self._end_all(loop))
 
     def _end_all(self, loop: asyncio.AbstractEventLoop) -> None:
