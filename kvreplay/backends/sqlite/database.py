@@ -18,7 +18,7 @@ from kvreplay.backends.sqlite import entries, removals, schema
 from kvreplay.backends.sqlite.committer import Committer
 from kvreplay.backends.sqlite.connections import Connections
 from kvreplay.backends.sqlite.entries import Transaction
-from kvreplay.backends.sqlite.errors import no_access, store_error
+from kvreplay.backends.sqlite.errors import lost_row, no_access, store_error
 from kvreplay.backends.sqlite.files import LOCK, allocate_shared_memory, make_if_missing
 from kvreplay.backends.sqlite.joining import Joined, joined
 from kvreplay.backends.sqlite.presence import Presence
@@ -103,7 +103,9 @@ class Database:
                 schema.check(writer, self.path)
                 schema.add_own_tables(writer, self.path)
                 select = "SELECT value FROM kvreplay_meta WHERE name = 'id'"
-                self.id = str(writer.execute(select).fetchone()[0])
+                if (own := writer.execute(select).fetchone()) is None:
+                    raise lost_row(self.path)
+                self.id = str(own[0])
                 writer.execute("COMMIT")
             finally:
                 committer.undo()

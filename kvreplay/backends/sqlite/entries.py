@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import attrs
 
-from kvreplay.backends.sqlite.errors import is_no_text
+from kvreplay.backends.sqlite.errors import is_no_text, lost_row
 from kvreplay.backends.sqlite.schema import NODE_TABLE
 from kvreplay.errors import CorruptStoreError, StoreError
 from kvreplay.store import MAX_NAME_LENGTH, SweepResult, check_namespace
@@ -189,7 +189,9 @@ class Transaction:
         self.path = path
         self.run = connection.execute
         self.update = _UPDATE_ANEW if anew else _UPDATE
-        self._first: int = self.run(_LAST_ORDER).fetchone()[0]
+        if (last := self.run(_LAST_ORDER).fetchone()) is None:
+            raise lost_row(path)
+        self._first: int = last[0]
         self.last: int = self._first  # that was given
 
     def rows(self, sql: str, args: tuple[Any, ...]) -> list[Any]:

@@ -20,6 +20,7 @@ __all__ = [
     "commit_error",
     "is_no_text",
     "leaves_doubt",
+    "lost_row",
     "no_access",
     "set_back",
     "store_error",
@@ -40,6 +41,14 @@ def is_no_text(error: BaseException | None) -> bool:
         isinstance(error, sqlite3.OperationalError)
         and not code_of(error)
         and "decode" in str(error)
+    )
+
+
+def lost_row(path: str) -> CorruptStoreError:
+    """Return the error for a store without a row that each store has."""
+    return CorruptStoreError(
+        f"the SQLite store {path} has lost a row of its table kvreplay_meta: it is damaged, or"
+        " another program has changed it; nothing was changed: restore it from a backup"
     )
 
 

@@ -143,6 +143,23 @@ def test_a_format_of_our_own_that_is_newer(root: Path) -> None:
         SQLiteStore(root)
 
 
+def test_a_store_that_has_lost_a_row_of_its_own_is_damaged(root: Path) -> None:
+    with SQLiteStore(root) as store:
+        store.write("p", "s", "k", b"v")
+        with raw(root) as connection:
+            connection.execute("DELETE FROM kvreplay_meta WHERE name = 'last_order'")
+        with pytest.raises(CorruptStoreError, match="lost a row"):
+            store.write("p", "s", "other", b"v")
+        assert store.read("p", "s", "k") == b"v"
+    with raw(root) as connection:  # as an index that a lost write has left older than its table
+        connection.execute("DELETE FROM kvreplay_meta WHERE name = 'id'")
+        connection.execute(
+            "CREATE TRIGGER lost BEFORE INSERT ON kvreplay_meta BEGIN SELECT RAISE(IGNORE); END"
+        )
+    with pytest.raises(CorruptStoreError, match="lost a row"):
+        SQLiteStore(root)
+
+
 @pytest.mark.parametrize("options", [{"durability": "none"}, {"create": "false"}, {"create": 1}])
 def test_a_wrong_option(root: Path, options: Any) -> None:
     with pytest.raises(ConfigError):
