@@ -136,16 +136,17 @@ class Node:
         self.told = told
         self.store = open_store(told["url"])
         self.ledger = os.open(told["ledger"], os.O_WRONLY | os.O_APPEND)
-        clock = LedgerClock(told["ledger"])
+        # Without effects the ledger's time stands still, and so would those who wait for a lease.
+        clock = None if told["by_lease"] else LedgerClock(told["ledger"])
         self.replays: dict[type, dict[str, Any]] = {
             kind: {
                 name: kind(
                     self.store, namespace, clock=clock, wait_timeout=200, lease=lease, **more
                 )
                 for name, namespace, lease in (
-                    ("kept", "kept", 30),
+                    ("kept", "kept", told["lease"]),
                     ("claimless", "kept", None),
-                    ("brief", "brief", 30),
+                    ("brief", "brief", told["lease"]),
                 )
                 for more in (SETTINGS[namespace],)
             }
