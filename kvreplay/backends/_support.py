@@ -133,10 +133,10 @@ def caused(error: StoreError, cause: BaseException | None) -> StoreError:
     return error
 
 
-def own_transaction_error(who: str = "thread") -> StoreError:
+def own_transaction_error(holder: str = "thread") -> StoreError:
     """Return the error for a thread, or a task, that would wait for its own transaction."""
     return StoreError(
-        f"this {who} holds a transaction of this store: change it through the transaction;"
+        f"this {holder} holds a transaction of this store: change it through the transaction;"
         " nothing was changed"
     )
 

@@ -62,7 +62,7 @@ class AsyncPostgreSQLStore:
         self._joined = joined_operations
         self._process: ProcessMark = this_process()
         self._sessions: _Sessions = WeakKeyDictionary()
-        self._transactions: dict[asyncio.Task[Any] | None, AsyncTransaction] = {}
+        self._transacting: set[asyncio.Task[Any] | None] = set()  # tasks that hold a transaction
         self._is_closed = False
 
     def __repr__(self) -> str:
@@ -163,14 +163,16 @@ class AsyncPostgreSQLStore:
     async def transaction(self) -> AsyncIterator[AsyncKVTransaction]:
         """All or nothing; see :meth:`kvreplay.TransactionalKVStore.transaction`.
 
-        It belongs to the task that began it.
+        It belongs to the task that began it. A change of the store itself by that task is refused
+        meanwhile; by another task it waits for the end, until ``lock_timeout``.
         """
         session, place = self._opened(), self._place
         self._refuse_own()
         lease = await session.lease(place.lock_timeout)
         transaction = AsyncTransaction(lease, self._operations, session)
-        self._transactions[transaction.task] = transaction
+        task = transaction.task
         try:
+            self._transacting.add(task)
             await transaction.begin()
             yield transaction
             await transaction.commit()
@@ -178,8 +180,8 @@ class AsyncPostgreSQLStore:
             await transaction.roll_back()
             raise
         finally:
-            self._transactions.pop(transaction.task, None)
             transaction.task = None
+            self._transacting.discard(task)
             session.keep(lease)
             await session.give_back()
 
@@ -200,7 +202,7 @@ class AsyncPostgreSQLStore:
         """Close the connections of the running loop; another call opens them again.
 
         Raises:
-            StoreError: this task holds a transaction of the store; they are not closed.
+            StoreError: this task holds a transaction of the store; nothing is closed.
         """
         self._refuse_own()
         session = self._sessions.pop(asyncio.get_running_loop(), None)
@@ -227,6 +229,7 @@ class AsyncPostgreSQLStore:
         if not self._process[0]:
             _inherited.append(self._sessions)
             self._sessions, self._process = WeakKeyDictionary(), this_process()
+            self._transacting = set()
         loop = asyncio.get_running_loop()
         session = self._sessions.get(loop)
         if session is None:
@@ -246,7 +249,8 @@ class AsyncPostgreSQLStore:
 
     def _refuse_own(self) -> None:
         """Refuse what would wait for this very task's transaction."""
-        if asyncio.current_task() in self._transactions:
+        held = self._transacting if self._process[0] else ()  # else they are the parent's
+        if held and asyncio.current_task() in held:
             raise own_transaction_error("task")
 
 
