@@ -262,7 +262,7 @@ class AsyncDriver:
                 except BaseException:  # an interrupt
                     done.set()
                     raise
-                if renewer is not None:
+                if renewer is not None and not run.is_inherited:  # else it is the parent's
                     await renewer  # no renewal runs afterwards
             return ended, settings.now()
         if isinstance(step, Wait):

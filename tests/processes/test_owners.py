@@ -1,7 +1,9 @@
 """Who owns a claim, with real processes: namespaces, forks, other programs, daemons, kills.
 
 Each test asks twice: while the owner lives, when nobody may run the key again, and when it is gone,
-when the key is in doubt at once. The lease decides neither: it is over after a millisecond.
+when the key is in doubt at once. The lease decides neither: it is over after a millisecond. On a
+server it does decide (``backends/postgresql/test_owners.py``), and lasts; here are the ends that an
+owner tells itself, and what its forked children may not do.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from kvreplay._protocol.steps import CheckAndPut
 from kvreplay._runtime.awaiting import AsyncDriver
 from kvreplay._runtime.run import Run
 from kvreplay.clock import SystemClock
+from support.engines import SHARED
 from support.needs import UNSHARE, needs_namespaces
 from support.nursery import ForkedProgram
 from support.programs import PROGRAMS, Program
@@ -36,11 +39,11 @@ OTHER_TIME = ["unshare", "--time", "--boottime", "1000000", "--fork", "--kill-ch
 NAMESPACES = {"pid": OTHER_PID, "foreign proc": FOREIGN_PROC, "time": OTHER_TIME}
 namespaces = pytest.mark.parametrize("namespace", NAMESPACES)
 
+pytestmark = pytest.mark.any_python  # it is about the kernel
+
 # Memory is one process's own.
-pytestmark = [
-    pytest.mark.any_python,  # it is about the kernel
-    pytest.mark.parametrize("engine", ["filesystem", "lmdb", "sqlite"], indirect=True),
-]
+in_files = pytest.mark.parametrize("engine", ["filesystem", "lmdb", "sqlite"], indirect=True)
+everywhere = pytest.mark.parametrize("engine", SHARED, indirect=True)
 
 
 def owner(within: Sequence[str], told: dict[str, Any]) -> Program:
@@ -62,6 +65,8 @@ def start(engine: Any, face_name: str) -> Iterator[Any]:
 
     def start(within: Sequence[str] = (), **told: Any) -> Program:
         told = {"key": KEY, "params": PARAMS, "url": engine.url, "face": face_name, **told}
+        if not engine.has_files:
+            told["settings"] = {"lease": 600, **told.get("settings", {})}
         owners.append(owner(within, told))
         return owners[-1]
 
@@ -93,9 +98,13 @@ def reconciled(store: Any, face_name: str) -> Any:
 
 
 def refuses(replay: Any) -> bool:
-    """Whether a request, and an operator, are told that the owner lives, though its lease is over."""
+    """Whether a request, and an operator, are told that the owner lives, though its lease is over.
+
+    On a server it is not.
+    """
     (claim,) = [each.claim for each in replay.records() if each.claim is not None]
-    until(lambda: claim.lease_expires_at < SystemClock().now_ms())
+    if not claim.owner.startswith(":"):  # else nobody can look it up, and the lease decides
+        until(lambda: claim.lease_expires_at < SystemClock().now_ms())
     for call in (
         lambda: replay.execute(KEY, PARAMS, never),
         lambda: replay.release(KEY),
@@ -117,6 +126,7 @@ def runs(replay: Any) -> bool:
 # Namespaces, both ways.
 
 
+@in_files
 @namespaces
 def test_an_owner_in_another_namespace(start: Any, rerun: Any, namespace: str) -> None:
     needs_namespaces(*NAMESPACES[namespace])
@@ -128,6 +138,7 @@ def test_an_owner_in_another_namespace(start: Any, rerun: Any, namespace: str) -
     assert rerun.execute(KEY, PARAMS, never).replayed
 
 
+@in_files
 @namespaces
 def test_an_owner_that_dies_in_another_namespace(start: Any, rerun: Any, namespace: str) -> None:
     needs_namespaces(*NAMESPACES[namespace])
@@ -138,6 +149,7 @@ def test_an_owner_that_dies_in_another_namespace(start: Any, rerun: Any, namespa
     until(lambda: runs(rerun))  # what stands before the owner dies first
 
 
+@in_files
 @namespaces
 def test_an_owner_that_is_looked_at_from_another_namespace(start: Any, namespace: str) -> None:
     within = NAMESPACES[namespace]
@@ -157,6 +169,7 @@ def test_an_owner_that_is_looked_at_from_another_namespace(start: Any, namespace
 # One machine and one namespace.
 
 
+@in_files
 def test_an_owner_that_executes_another_program(start: Any, rerun: Any) -> None:
     """The pid and the start time stay, and the handler is gone."""
     owner = start(act="exec")
@@ -173,6 +186,7 @@ def start_time(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
 
 
+@in_files
 def test_an_owner_that_became_a_daemon(start: Any, rerun: Any) -> None:
     """It had used the store before, and has closed every descriptor since."""
     parent = start(daemon=True)
@@ -187,6 +201,7 @@ def test_an_owner_that_became_a_daemon(start: Any, rerun: Any) -> None:
     assert parent.popen.poll() is None  # its ancestor lives, and is no owner
 
 
+@everywhere
 @pytest.mark.parametrize(
     ("act", "how"), [("loses contact", "release"), ("is interrupted", "resolve")]
 )
@@ -210,6 +225,7 @@ def test_a_run_that_ended_in_doubt_while_its_process_lives(
     assert owner.popen.poll() is None
 
 
+@everywhere
 @pytest.mark.parametrize("kind", ["os", "bare"])
 @pytest.mark.parametrize(
     ("act", "end"),
@@ -235,6 +251,7 @@ def test_a_child_that_leaves_the_handler_does_not_end_its_parents_run(
     assert rerun.execute(KEY, PARAMS, never).response == "r"
 
 
+@in_files
 @pytest.mark.parametrize("kind", ["os", "bare"])
 def test_a_child_does_not_live_on_as_its_parent(start: Any, rerun: Any, kind: str) -> None:
     """It has its parent's descriptors and memory, and waits in its parent's handler."""
@@ -250,6 +267,7 @@ def test_a_child_does_not_live_on_as_its_parent(start: Any, rerun: Any, kind: st
     owner.tell()
 
 
+@everywhere
 def test_a_child_cannot_put_in_the_name_of_its_parents_run(
     store: Any, face_name: str, fork: Any
 ) -> None:
@@ -275,6 +293,7 @@ def test_a_child_cannot_put_in_the_name_of_its_parents_run(
     assert store.list("ns", KEY[0]) == [KEY[1]]
 
 
+@in_files
 def test_one_owner_after_the_other_is_killed(start: Any, rerun: Any) -> None:
     for _ in range(2):
         owner = start(settings={"on_in_doubt": "rerun"})
