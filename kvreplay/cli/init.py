@@ -28,12 +28,12 @@ def init(store: str) -> int:
     place = settings.location or ""
     place = f"{settings.backend}:{place}" if os.path.isabs(place) else without_credentials(place)
     try:
-        _open_and_close(settings, create=False)
+        within = _opened_and_closed(settings, create=False)
     except StoreNotFoundError:
-        _open_and_close(settings, create=True)
-        print(f"made the store {place}")
+        within = _opened_and_closed(settings, create=True)
+        print(f"made the store {place}{within}")
     else:
-        print(f"the store {place} is there already; nothing was changed")
+        print(f"the store {place}{within} is there already; nothing was changed")
     return 0
 
 
@@ -50,6 +50,10 @@ def _check_that_it_can_be_made(settings: StoreSettings) -> None:
         )
 
 
-def _open_and_close(settings: StoreSettings, *, create: bool) -> None:
+def _opened_and_closed(settings: StoreSettings, *, create: bool) -> str:
+    """Return where in the place it is, if the store says so: a URL need not name the schema."""
     options = {**settings.options, "create": create}
-    attrs.evolve(settings, options=options).open().close()
+    store = attrs.evolve(settings, options=options).open()
+    store.close()
+    schema = getattr(store, "schema", None)
+    return f' in the schema "{schema}"' if isinstance(schema, str) else ""

@@ -173,7 +173,7 @@ def test_init_makes_a_store_on_a_server_once(
     url = postgres.url.replace("postgres@", "postgres:hunter2@") + "&password=hunter2&create=false"
     with pytest.raises(StoreNotFoundError):
         open_store(url)
-    place = "postgresql:…@/postgres?…"
+    place = f'postgresql:…@/postgres?… in the schema "{postgres.name}"'
     assert run_init(url, capsys) == (0, f"made the store {place}\n", "")
     with open_store(url) as store:
         store.write("p", "s", "k", b"v")
@@ -181,6 +181,19 @@ def test_init_makes_a_store_on_a_server_once(
     assert run_init(url.replace("postgresql:", "postgres:"), capsys) == (0, said, "")
     with open_store(url) as store:
         assert store.read("p", "s", "k") == b"v"
+
+
+@needs_cli
+@needs_postgresql
+def test_init_names_the_schema_that_the_url_does_not(
+    postgres: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is the first one of the search path that exists."""
+    postgres.server.execute(f"CREATE SCHEMA {postgres.name}")
+    url = f"{postgres.server.url}&options=-c%20search_path%3Dnone,{postgres.name}"
+    code, out, error = run_init(url, capsys)
+    assert (code, error) == (0, "")
+    assert out.endswith(f' in the schema "{postgres.name}"\n')
 
 
 @needs_cli

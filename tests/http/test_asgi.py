@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
+import threading
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from http import HTTPStatus
@@ -100,6 +101,29 @@ class Payments:
                 await self._after(receive)
         finally:
             self.ended += 1
+
+
+# Threads.
+
+
+def our_threads() -> set[threading.Thread]:
+    return {each for each in threading.enumerate() if each.name.startswith("kvreplay-")}
+
+
+@pytest.mark.parametrize(
+    ("store", "needs"),
+    [("filesystem", True), pytest.param("postgresql", False, marks=pytest.mark.any_python)],
+    indirect=["store"],
+)
+@on_a_loop
+async def test_a_store_with_awaited_calls_needs_no_thread(store: Any, needs: bool) -> None:
+    app, before = Payments(), our_threads()
+    layer = layer_on(store, app)
+    first, again = await ask(layer), await ask(layer)
+    assert (first.status, again.status, again.is_replay, app.paid) == (201, 201, True, 1)
+    assert bool(our_threads() - before) == needs
+    if hasattr(store, "awaited"):
+        await store.awaited.close()
 
 
 # The client goes.

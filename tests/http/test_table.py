@@ -46,6 +46,7 @@ from kvreplay import (
 )
 from kvreplay._http.profile import Profile
 from kvreplay.http import answer
+from support.engines import these
 from support.http_apps import (
     BODY,
     JSON,
@@ -72,6 +73,10 @@ from support.http_asking import (
 from support.nursery import ForkedProgram
 from support.programs import PROGRAMS, Program
 from support.replaying import START
+
+between_processes = pytest.mark.parametrize(
+    "web", these("filesystem", "lmdb", "postgresql"), indirect=True
+)
 
 IN_FULL = (*JSON, ("content-length", "9"), ("location", "/payments/7"))
 
@@ -603,7 +608,7 @@ def another_process(web: Web) -> Iterator[Program]:
     process.end()
 
 
-@pytest.mark.parametrize("web", ["lmdb", "filesystem"], indirect=True)
+@between_processes
 def test_running_in_another_process(web: Web, another_process: Program) -> None:
     service = web.serve()
     refused_as_running(service.post())
@@ -614,10 +619,13 @@ def test_running_in_another_process(web: Web, another_process: Program) -> None:
     assert service.runs == []
 
 
-@pytest.mark.parametrize("web", ["lmdb", "filesystem"], indirect=True)
+@between_processes
 def test_in_doubt_when_the_other_process_is_killed(web: Web, another_process: Program) -> None:
     another_process.kill()
     service = web.serve()
+    if not web.engine.has_files:  # there the lease tells it, and not the owners file
+        refused_as_running(service.post())
+        web.clock.pass_seconds(31)
     refused(service.post(), 409, "in-doubt", "unknown")
     assert service.runs == []
 

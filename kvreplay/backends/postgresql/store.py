@@ -147,6 +147,11 @@ class PostgreSQLStore(Closing):
         """Equal for two stores on the same tables."""
         return "postgresql", self._place.id, self._place.database
 
+    @property
+    def schema(self) -> str:
+        """The schema that has the tables."""
+        return self._place.schema
+
     def read(self, primary_namespace: str, secondary_namespace: str, key: str) -> bytes:
         """Return the value; see :meth:`kvreplay.KVStoreSync.read`."""
         return self._run(self._operations.read(primary_namespace, secondary_namespace, key))

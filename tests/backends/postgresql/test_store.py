@@ -41,6 +41,8 @@ class Awaited(Blocking):
 @pytest.mark.any_python
 class TestAwaitedPostgreSQLStore(TestPostgreSQLStore):
     open = Awaited
+    # Both stores have the same operations: what these say is told above, at the price of many stores.
+    test_histories_agree_with_a_dictionary = None
 
 
 def test_stores_that_are_made_at_once_are_one(postgres: Any) -> None:
