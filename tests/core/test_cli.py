@@ -333,7 +333,10 @@ def test_an_interrupt_is_130_and_leaves_no_node(tmp_path: Path) -> None:
         story.kill()
         story.communicate()
     assert story.returncode == 130
-    assert error == "kvreplay: interrupted\n"
+    said, _, rest = error.partition("\n")
+    assert said == "kvreplay: interrupted"
+    # The finalizer of Python's own class prints this, if its __init__ was interrupted.
+    assert not rest or rest.startswith("Exception ignored in: <http.client.HTTPResponse"), rest
     assert not nodes_on(tmp_path)
 
 
