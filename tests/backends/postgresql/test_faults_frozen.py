@@ -95,7 +95,7 @@ def test_a_connection_that_swallows_bytes(
 @pytest.mark.parametrize("after", [1, 20])
 def test_garbage_in_place_of_an_answer(postgres: Any, opened: Opener, after: int) -> None:
     with CuttingProxy(postgres.tcp_url) as proxy:
-        store = opened(proxy.url, **BOUNDS)
+        store = opened(proxy.url, lock_timeout="2s", reply_timeout="1s")
         store.write(*K, b"v")
         for call, kind in CALLS.values():
             proxy.garble(after=after)
