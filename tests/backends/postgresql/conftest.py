@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
+from kvreplay import open_store
 from support.postgres import Schema, Server, new_schema
 from support.postgres_faults import FACES, Opener
 
@@ -16,6 +18,14 @@ def opened(request: pytest.FixtureRequest) -> Iterator[Opener]:
     opener = Opener(request.param)
     yield opener
     opener.close()
+
+
+@pytest.fixture
+def ledger_store(postgres: Schema) -> Iterator[Any]:
+    """A store beside a ledger of the caller's own, in one schema."""
+    with open_store(f"{postgres.url}&lock_timeout=10s") as store:
+        postgres.server.execute(f"CREATE TABLE {postgres.name}.ledger (payment text, msat int)")
+        yield store
 
 
 @pytest.fixture(scope="session")

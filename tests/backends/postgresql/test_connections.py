@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import psycopg
 import pytest
 
 from kvreplay import OutcomeUnknownError, open_store
+from kvreplay.backends.postgresql.pooling import OwnPool
 from support.postgres import Schema, execute
 from support.waiting import until
 
@@ -39,3 +41,38 @@ def test_lost_connections_are_replaced_while_their_errors_are_kept(postgres: Sch
                 ender.join()
         store.write("p", "s", "k", b"3")
     assert len(kept) == 2
+
+
+def test_no_interrupt_can_come_into_the_pool(
+    postgres: Schema, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupts come to the main thread; any other one needs no thread beside it."""
+    called: list[tuple[str, int]] = []
+
+    def noted(name: str) -> None:
+        original = getattr(OwnPool, name)
+
+        def call(*given: Any, **options: Any) -> Any:
+            called.append((name, threading.get_ident()))
+            return original(*given, **options)
+
+        monkeypatch.setattr(OwnPool, name, call)
+
+    for name in ("open", "getconn", "putconn", "close"):
+        noted(name)
+
+    def use() -> None:
+        with open_store(f"{postgres.url}&pool_size=2") as store:
+            store.write("p", "s", "k", b"v")
+            assert store.read("p", "s", "k") == b"v"
+
+    assert threading.current_thread() is threading.main_thread()
+    use()
+    assert {name for name, _ in called} >= {"open", "getconn", "close"}
+    assert threading.get_ident() not in {thread for _, thread in called}
+    called.clear()
+    elsewhere: list[int] = []
+    other = threading.Thread(target=lambda: (elsewhere.append(threading.get_ident()), use()))
+    other.start()
+    other.join()
+    assert {thread for _, thread in called} == set(elsewhere)

@@ -19,7 +19,6 @@ from kvreplay import (  # noqa: E402
     InFlightError,
     InvalidResponseError,
     NotStored,
-    open_store,
 )
 from kvreplay._runtime.singleflight import flights  # noqa: E402
 from support.final_failures import Declined  # noqa: E402
@@ -43,11 +42,8 @@ class Receipt:
 
 
 @pytest.fixture
-def store(postgres: Any) -> Iterator[Any]:
-    with open_store(f"{postgres.url}&lock_timeout=10s") as store:
-        table = "(payment text, msat int)"
-        postgres.server.execute(f"CREATE TABLE {postgres.name}.ledger {table}")
-        yield store
+def store(ledger_store: Any) -> Any:
+    return ledger_store
 
 
 @pytest.fixture

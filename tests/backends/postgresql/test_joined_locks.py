@@ -10,7 +10,7 @@ import pytest
 psycopg = pytest.importorskip("psycopg")
 pytest.importorskip("sqlalchemy")
 
-from kvreplay import StoreUnavailableError, open_store  # noqa: E402
+from kvreplay import StoreUnavailableError  # noqa: E402
 from support.final_failures import Declined  # noqa: E402
 from support.own_transactions import KINDS, Own, Replays  # noqa: E402
 from support.postgres_faults import held  # noqa: E402
@@ -22,11 +22,8 @@ LOCKS = ("kvreplay_entries", "kvreplay_entries IN SHARE MODE", "kvreplay_meta")
 
 
 @pytest.fixture
-def store(postgres: Any) -> Iterator[Any]:
-    with open_store(f"{postgres.url}&lock_timeout=10s") as store:
-        table = "(payment text, msat int)"
-        postgres.server.execute(f"CREATE TABLE {postgres.name}.ledger {table}")
-        yield store
+def store(ledger_store: Any) -> Any:
+    return ledger_store
 
 
 @pytest.fixture
