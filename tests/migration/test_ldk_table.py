@@ -24,7 +24,8 @@ from kvreplay import (
 from support.extras import needs_postgresql
 from support.migrations import LDK, MARK, content, fill, node_file, order
 
-pytestmark = needs_postgresql
+# The tests of ldk-node's lock take it by the table's bare name, which all have in common.
+pytestmark = [needs_postgresql, pytest.mark.xdist_group("ldk_data")]
 
 CREATE = """CREATE TABLE {table} (
     primary_namespace TEXT NOT NULL,

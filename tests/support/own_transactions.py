@@ -46,6 +46,7 @@ class Own:
         self.kind = kind
         self._runner = asyncio.Runner() if kind in ASYNC_KINDS else None
         self._engine: Any = None
+        self._drivers: list[Any] = []  # what SQLAlchemy has opened
         self.given: Any = self.run(self._open(url, options))
         """What the caller gives as ``connection=``."""
 
@@ -55,19 +56,24 @@ class Own:
         if self.kind == "psycopg async":
             return await psycopg.AsyncConnection.connect(url, **options)
         import sqlalchemy
-        from sqlalchemy import orm
+        from sqlalchemy import event, orm
         from sqlalchemy.ext import asyncio as aio
 
         url = sqlalchemy_url(url)
         if self._runner is None:
             self._engine = sqlalchemy.create_engine(url, **options)
+            event.listen(self._engine, "connect", self._note)
             if self.kind == "connection":
                 return self._engine.connect()
             return orm.Session(self._engine)
         self._engine = aio.create_async_engine(url, **options)
+        event.listen(self._engine.sync_engine, "connect", self._note)
         if self.kind == "async connection":
             return await self._engine.connect()
         return aio.AsyncSession(self._engine)
+
+    def _note(self, _: object, record: Any) -> None:
+        self._drivers.append(record.driver_connection)
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine to its end, from outside of a handler."""
@@ -155,6 +161,9 @@ class Own:
         await _done(self.given.close())
         if self._engine is not None:
             await _done(self._engine.dispose())
+        # One that psycopg has given up before it was closed is left open by SQLAlchemy.
+        for each in self._drivers:
+            each.pgconn.finish()
 
 
 async def _done(value: Any) -> Any:
