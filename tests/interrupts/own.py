@@ -34,20 +34,21 @@ class OwnSQLite:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """A block that ends the transaction, even if it is interrupted."""
+        """A block that ends the transaction."""
         try:
             self.begin()
             yield
             self.commit()
         finally:
-            if self.given.in_transaction:
-                self.given.execute("ROLLBACK")
+            self.end()
 
     def pay(self, payment: str) -> None:
         self.given.execute("INSERT INTO ledger VALUES (?)", (payment,))
 
     def end(self) -> None:
-        """End what an interrupt of the block has left: nothing."""
+        """End the transaction, as a caller must whose block was interrupted before it could end it."""
+        if self.given.in_transaction:
+            self.given.execute("ROLLBACK")
 
     def payments(self) -> list[str]:
         """The committed ones; and no transaction may be open."""

@@ -6,9 +6,11 @@ In the end the rows of the ledger and the records are the same, key by key, and 
 from __future__ import annotations
 
 import collections
+import contextlib
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ PAYER = Path(__file__).parent / "payer.py"
 AT_ONCE = 6
 THREADS = 2
 LIVES = (0.0, 0.08)  # seconds that a payer works before it is killed from outside
-RUNS = (0.05, 0.25)  # seconds between two kills of the server
+RUNS = (0.0, 0.1)  # seconds that payers work on between two kills of the server
 
 
 @attrs.define
@@ -99,17 +101,22 @@ class Storm:
 
     def kill_server(self, times: int) -> None:
         """Kill the server so many times, under payers that live."""
-        payers = [self.payer() for _ in range(AT_ONCE)]
-        for payer in payers:
-            assert payer.hear() == "begun"
-        for _ in range(times):
-            time.sleep(self.chance.uniform(*RUNS))  # the random instant
-            self.server.kill()
-            self.server.start()
-        for payer in payers:
-            with payer:
+        with contextlib.ExitStack() as ends:
+            listeners = ends.enter_context(ThreadPoolExecutor(AT_ONCE))
+            payers = [ends.enter_context(self.payer()) for _ in range(AT_ONCE)]
+            for payer in payers:
+                assert payer.hear() == "begun"
+            heard = [listeners.submit(payer.hear_out) for payer in payers]
+            for _ in range(times):
+                before = self.payments
+                until(lambda before=before: self.payments > before + AT_ONCE)  # they pay again
+                time.sleep(self.chance.uniform(*RUNS))  # the random instant
+                self.server.kill()
+                self.server.start()
+            for payer, said in zip(payers, heard, strict=True):
                 assert payer.popen.poll() is None
-                self.note(payer.kill())
+                payer.popen.kill()
+                self.note(said.result())
 
     def complaints(self) -> Sequence[str]:
         """Compare the ledger, the records and what was told, key by key."""

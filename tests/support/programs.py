@@ -92,9 +92,13 @@ class Program:
 
     def rest(self) -> str:
         """Wait for its end, and return all that it still said."""
-        said = self._stdout.read()
+        said = self.hear_out()
         self.popen.wait()
         return said
+
+    def hear_out(self) -> str:
+        """Return all that it still says until its end. A process whose pipe nobody reads stops when that is full."""
+        return self._stdout.read()
 
     def join(self) -> str:
         """The same, and its end was a good one."""
