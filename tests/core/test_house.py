@@ -139,7 +139,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         *("blocking", "clock", "planned_faults", "faulty_store", "killing"),
         *("threads", "entries", "batches", "check_and_put", "claims", "closing", "expiry"),
         *("faults", "foreign", "forking", "inspecting", "limits", "names", "paging", "plain"),
-        *("processes", "prompt", "lazy", "transactions", "walking"),
+        *("processes", "prompt", "lazy", "scanning", "transactions", "walking"),
         *("model", "whole", "contract", "__init__"),
     ),
     "demo": (
