@@ -46,14 +46,12 @@ def check(
     Args:
         passed: is called for each record that was looked at, sound or not.
     """
-    only = next(iter(namespaces)) if len(namespaces) == 1 else None
-    for seen in seen_in(inspection.store, only):
-        if seen.address[0] not in namespaces:
-            continue
-        passed()
-        if (what := _wrong(seen)) is not None:
-            corrupt = isinstance(seen.found, CorruptRecordError)
-            yield Bad(seen.address, what, seen if corrupt else None)
+    for namespace in namespaces:
+        for seen in seen_in(inspection.store, namespace):
+            passed()
+            if (what := _wrong(seen)) is not None:
+                corrupt = isinstance(seen.found, CorruptRecordError)
+                yield Bad(seen.address, what, seen if corrupt else None)
 
 
 def _wrong(seen: Seen) -> str | None:
