@@ -69,10 +69,14 @@ def seen_of(address: Address, entry: Entry) -> Seen:
 def _belongs(key: ReplayKey, address: Address) -> bool:
     """Say whether a key has this address."""
     _, secondary, own = address
-    if key.scope == secondary and key.id == own and key.operation is None:
-        # quick way, for name(): what is the name of an entry is a legal one
-        if not secondary.startswith(HASHED) and not own.startswith(HASHED):
-            return True
+    if (  # quick way, for name(): what is the name of an entry is a legal one
+        key.scope == secondary
+        and key.id == own
+        and key.operation is None
+        and not secondary.startswith(HASHED)
+        and not own.startswith(HASHED)
+    ):
+        return True
     return secondary == scope_name(key.scope) and own == name(key.id, key.operation)
 
 
