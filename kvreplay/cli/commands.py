@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
-
 import click
 
+from kvreplay import __version__
 from kvreplay.cli.demo import demo
 from kvreplay.cli.init import init
 from kvreplay.cli.migrate import migrate
@@ -13,19 +12,12 @@ from kvreplay.cli.migrate import migrate
 __all__ = ["commands"]
 
 
-def _version() -> str:
-    try:
-        return version("kvreplay")
-    except PackageNotFoundError:  # a source tree that was never installed
-        return "(not installed)"
-
-
 @click.group(
     no_args_is_help=False,
     subcommand_metavar="COMMAND [ARGUMENTS]...",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-@click.version_option(_version(), message="%(prog)s %(version)s")
+@click.version_option(__version__, message="%(prog)s %(version)s")
 def commands() -> None:
     """Restart-safe request replay over pluggable key-value stores."""
 

@@ -51,7 +51,7 @@ WINGS: dict[str, set[str]] = {
     "metrics": {"errors", "events", "store"},
     "testing": {"errors", "store"},
     "demo": {"__init__", "errors", "ldk", "store"},
-    "cli": {"_migration", "config", "demo", "errors"},
+    "cli": {"__init__", "_migration", "config", "demo", "errors"},
     "wsgi": {"__init__", "_http", "errors"},
     "__main__": {"cli"},
 }
