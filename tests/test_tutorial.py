@@ -9,14 +9,13 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from kvreplay.cli.commands import commands
-from support.console import is_as_shown, steps
+from support.console import in_a_terminal, is_as_shown, steps
 from support.extras import needs_cli, needs_http, needs_prometheus
 from support.needs import missing
 from support.waiting import until
@@ -39,16 +38,10 @@ class Shell:
 
     def __init__(self, folder: Path, port: int) -> None:
         self._port = port
-        programs = folder / "programs"
-        programs.mkdir()
-        command = programs / "kvreplay"
-        command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m kvreplay "$@"\n')
-        command.chmod(0o755)
-        beside = os.path.dirname(sys.executable)
         self._bash = subprocess.Popen(
             ["bash", "--noprofile", "--norc"],
             cwd=folder,
-            env={**os.environ, "PATH": f"{programs}:{beside}:{os.environ['PATH']}", "LC_ALL": "C"},
+            env=in_a_terminal(folder),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import attrs
 
-__all__ = ["Step", "is_as_shown", "steps"]
-
-DOCS = Path(__file__).parents[2] / "docs"
+__all__ = ["Step", "in_a_terminal", "is_as_shown", "steps"]
 
 
 @attrs.frozen
@@ -32,3 +32,13 @@ def is_as_shown(printed: str, shown: str) -> bool:
     """Compare what was printed with what a page shows; ``...`` there stands for anything."""
     parts = [re.escape(part) for part in shown.split("...")]
     return re.fullmatch(".*".join(parts), printed.rstrip("\n"), re.DOTALL) is not None
+
+
+def in_a_terminal(folder: Path) -> Mapping[str, str]:
+    """Return the environment of a terminal in which ``kvreplay`` and its Python's programs are found."""
+    command = folder / "bin" / "kvreplay"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m kvreplay "$@"\n', encoding="utf-8")
+    command.chmod(0o755)
+    found = f"{command.parent}:{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
+    return {**os.environ, "PATH": found, "LC_ALL": "C.UTF-8", "NO_COLOR": "1", "COLUMNS": "100"}

@@ -1,0 +1,147 @@
+"""Every Python example of every page is run: here, page by page, or by the tests that are named here."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import textwrap
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from kvreplay.cli.commands import commands
+from support.console import in_a_terminal, is_as_shown, steps
+from support.needs import missing
+from support.programs import run_code
+
+TESTS = Path(__file__).parent
+DOCS = TESTS.parent / "docs"
+
+ELSEWHERE = {
+    "http.md": (10, "http/test_docs.py"),
+    "http/django.md": (2, "http/test_docs.py"),
+    "http/fastapi.md": (1, "http/test_docs.py"),
+    "http/flask.md": (3, "http/test_docs.py"),
+    "http/litestar.md": (1, "http/test_docs.py"),
+    "http/starlette.md": (1, "http/test_docs.py"),
+    "ldk.md": (3, "test_docs.py"),
+    "ledger.md": (5, "backends/postgresql/test_ledger_docs.py"),  # one of them by test_docs.py
+    "metrics.md": (2, "test_docs.py"),
+    "postgresql.md": (1, "backends/postgresql/test_docs.py"),
+    "testing.md": (6, "test_docs.py"),
+    "tutorial.md": (2, "test_tutorial.py"),
+}
+"""Pages whose examples need a world of their own: how many they are, and the tests that run them."""
+
+BLOCK = re.compile(r"^( *)```(python|console|text)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
+
+# Reads a page's examples from its input, each with a mark before it, and runs one after the other.
+RUNS = """
+import sys
+names = {"__name__": "__main__"}
+for number, example in enumerate(sys.stdin.read().split(sys.argv[1])[1:], 1):
+    exec(compile(example, f"{sys.argv[2]}, example {number}", "exec", dont_inherit=True), names)
+    print(sys.argv[1], flush=True)
+"""
+
+
+def blocks(text: str) -> list[tuple[str, str]]:
+    """Return the languages and texts of a page's blocks, even of those inside lists."""
+    return [(language, textwrap.dedent(block)) for _, language, block in BLOCK.findall(text)]
+
+
+def examples(page: str) -> list[str]:
+    text = (DOCS / page).read_text(encoding="utf-8")
+    return [block for language, block in blocks(text) if language == "python"]
+
+
+PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
+HERE = [page for page in PAGES if page not in ELSEWHERE and examples(page)]
+
+
+def needed(example: str) -> set[str]:
+    """Return the packages that an example imports."""
+    found = set()
+    for node in ast.walk(ast.parse(example)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            found.add(node.module.partition(".")[0])
+    return found
+
+
+def run(page: str, text: str, folder: Path) -> None:
+    """Run a page's Python examples in one process, then its commands, and compare what they print."""
+    python = [block for language, block in blocks(text) if language == "python"]
+    terminal = in_a_terminal(folder)
+    marked = "".join(f"-- example --{example}" for example in python)
+    done = run_code(RUNS, "-- example --", page, input=marked, cwd=folder, env=terminal)
+    assert done.returncode == 0, done.stderr
+    assert "ResourceWarning" not in done.stderr, done.stderr
+    printed = iter(done.stdout.split("-- example --\n"))
+    before: str | None = None  # what the example that stands just before has printed
+    for language, block in blocks(text):
+        if language == "python":
+            before = next(printed)
+        elif language == "text" and before is not None:
+            assert is_as_shown(before, block.rstrip("\n")), f"{page}:\n{before}"
+            before = None
+        elif language == "console":
+            for step in steps(block):
+                word = step.command.split()[1]
+                if step.command.startswith("kvreplay ") and word not in commands.commands:
+                    continue  # it waits for this command
+                shell = subprocess.run(
+                    ["bash", "-c", step.command],
+                    cwd=folder,
+                    env=terminal,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                )
+                assert is_as_shown(shell.stdout, step.shown), f"$ {step.command}\n{shell.stdout}"
+                assert shell.returncode == 0, f"$ {step.command}\n{shell.stdout}"
+
+
+@pytest.mark.any_python
+@pytest.mark.parametrize("page", HERE)
+def test_each_example_of_a_page_does_what_it_says(page: str, tmp_path: Path) -> None:
+    for package in set().union(*map(needed, examples(page))):
+        if find_spec(package) is None:
+            missing(f"needs {package}")
+    run(page, (DOCS / page).read_text(encoding="utf-8"), tmp_path)
+
+
+@pytest.mark.parametrize(("page", "told"), ELSEWHERE.items())
+def test_the_examples_of_other_pages_are_run_elsewhere(page: str, told: tuple[int, str]) -> None:
+    number, file = told
+    assert len(examples(page)) == number, f"let {file} run what is new, and count it here"
+    test = (TESTS / file).read_text(encoding="utf-8")
+    assert Path(page).name in test or Path(page).stem in test
+
+
+@pytest.mark.parametrize(
+    ("page", "complaint"),
+    [
+        ("```python\nassert 1 == 2\n```\n", "AssertionError"),
+        ("- a list\n\n  ```python\n  1 / 0\n  ```\n", "example 1"),
+        ("```python\nprint('a')\n```\n\n```text\nb\n```\n", "planted"),
+        ("```python\nx = 1\n```\n\n```console\n$ echo a\nb\n```\n", "echo a"),
+        (
+            "```python\nfrom kvreplay import open_store\n\nopen_store('lmdb:x')\n```\n",
+            "ResourceWarning",
+        ),
+    ],
+)
+def test_an_example_that_does_something_else_is_found(
+    page: str, complaint: str, tmp_path: Path
+) -> None:
+    with pytest.raises(AssertionError, match=complaint):
+        run("planted", page, tmp_path)
+
+
+def test_an_example_that_does_what_it_says_is_right(tmp_path: Path) -> None:
+    text = "```python\nx = 1\n```\n\n```python\nprint(x)\n```\n\n```text\n1\n```\n"
+    run("planted", f"{text}\n```console\n$ echo a b\na ...\n```\n", tmp_path)
