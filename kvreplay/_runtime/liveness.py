@@ -43,7 +43,7 @@ from kvreplay._protocol.record import TOKEN_SIZE, Claim
 from kvreplay.store import ForkSafeLock
 from kvreplay.store.locks import ProcessMark, process_mark
 
-__all__ = ["Liveness", "begin", "end", "look_up", "new_token", "this_process"]
+__all__ = ["Liveness", "begin", "boot_id", "end", "look_up", "new_token", "this_process"]
 
 
 class Liveness(Enum):
@@ -196,10 +196,10 @@ def begin(token: bytes, owners_file: str | None) -> str:
     if owners_file is None:
         return process.owner()
     if (file := process.join(owners_file, token)) is not None:
-        return process.owner(_boot_id(), file.place)
+        return process.owner(boot_id(), file.place)
     with _lock.own():
         try:
-            boot = _boot_id()
+            boot = boot_id()
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
             file = process.enter(owners_file, flags)
             process.running[token] = file
@@ -262,7 +262,7 @@ def look_up(claim: Claim, owners_file: str | None) -> Liveness:
     looker = object()
     with _lock.own():
         try:
-            if boot != _boot_id():
+            if boot != boot_id():
                 return Liveness.UNKNOWN
             file = process.enter(owners_file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             try:
@@ -319,7 +319,8 @@ def _place(found: os.stat_result) -> _Place:
 
 
 @lru_cache(maxsize=1)  # a failure is not kept
-def _boot_id() -> str:
+def boot_id() -> str:
+    """Return what tells this boot of this kernel; an ``OSError``: it is not shown."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         return file.read().strip()
 

@@ -8,11 +8,12 @@ import os
 import threading
 from typing import Final
 
-from kvreplay.errors import ConfigError, StoreError, StoreUnavailableError
+from kvreplay.errors import ConfigError, CorruptStoreError, StoreError, StoreUnavailableError
 from kvreplay.store.durations import seconds_of
 
 __all__ = [
     "LOCK_TIMEOUT",
+    "SCAN_BYTES",
     "SQLITE_LOCK",
     "OwnTransaction",
     "caused",
@@ -20,6 +21,7 @@ __all__ = [
     "check_durability",
     "check_lock_timeout",
     "check_path",
+    "damaged_entries",
     "is_there",
     "nested_call_error",
     "own_transaction_error",
@@ -28,6 +30,9 @@ __all__ = [
 
 LOCK_TIMEOUT: Final = 10.0
 """How many seconds a store waits for others, unless it is told."""
+
+SCAN_BYTES: Final = 2**20
+"""How many bytes of values a scan takes from one snapshot, about."""
 
 SQLITE_LOCK: Final = "-kvreplay-lock"
 """What follows the name of an SQLite store in the name of the file of its turn."""
@@ -131,6 +136,15 @@ def caused(error: StoreError, cause: BaseException | None) -> StoreError:
     """Return the error with its cause, for whoever raises it elsewhere."""
     error.__cause__ = cause
     return error
+
+
+def damaged_entries(number: int, store: str) -> CorruptStoreError:
+    """Return the error at the end of a scan that has left out damaged entries."""
+    return CorruptStoreError(
+        f"{number} of the entries of {store} cannot be read: another program has put them there,"
+        " or they are damaged; all others were told, and nothing was changed: write or remove"
+        " those entries, or restore the store from a backup"
+    )
 
 
 def own_transaction_error(holder: str = "thread") -> StoreError:

@@ -181,6 +181,26 @@ class MemoryStore(Closing):
         namespaces = {*(address[:2] for address in self._pending), *self._namespaces}
         return ((*each, key) for each in namespaces for key in self.list(*each))
 
+    def scan(self, primary_namespace: str | None = None) -> Iterator[tuple[Address, Entry]]:
+        """Yield every entry; see :meth:`kvreplay.store.ScannableKVStore.scan`.
+
+        It copies the list of a namespace's keys.
+        """
+        if primary_namespace is not None:
+            check_namespace(primary_namespace, "")
+        return self._scan(self.list_all_keys(), primary_namespace)
+
+    def _scan(
+        self, addresses: Iterator[Address], primary: str | None
+    ) -> Iterator[tuple[Address, Entry]]:
+        for address in addresses:
+            if primary in (None, address[0]):
+                found = self._committed(address)
+                if found is not None:
+                    yield address, Entry(found[0], found[1])
+                else:
+                    self._check_open()  # else it was removed since its namespace was listed
+
     def check_and_put(
         self,
         primary_namespace: str,

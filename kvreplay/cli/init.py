@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
 import attrs
 import click
 
-from kvreplay.config.location import without_credentials
+from kvreplay._inspection import become_owner, shown
 from kvreplay.config.registry import StoreSettings, engine_of, settings_of
 from kvreplay.errors import ConfigError, StoreNotFoundError
 
@@ -25,8 +23,8 @@ def init(store: str) -> int:
     """
     settings = settings_of(store)
     _check_that_it_can_be_made(settings)
-    place = settings.location or ""
-    place = f"{settings.backend}:{place}" if os.path.isabs(place) else without_credentials(place)
+    become_owner(store)
+    place = shown(store)
     try:
         within = _opened_and_closed(settings, create=False)
     except StoreNotFoundError:

@@ -1,11 +1,13 @@
 """Runs the command ``kvreplay``. An exception becomes an exit code here, and nowhere else.
 
-=====  ===========================================================
-0      everything is true
-1      a step of the story is untrue
-2      wrong usage or configuration, a missing extra, a failing store
+=====  =============================================================
+0      done, and all is right
+1      no such record; a fault was found; nothing could be settled; a
+       step of the demo is untrue
+2      wrong usage or configuration, a missing extra, no such store, a
+       failing store, or nobody reads the output any more
 130    interrupted
-=====  ===========================================================
+=====  =============================================================
 """
 
 from __future__ import annotations
@@ -41,8 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str]) -> int:
     try:
         import click
+        from click.shell_completion import shell_complete
 
         from kvreplay.cli.commands import commands
+        from kvreplay.cli.completion import VARIABLE
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in _EXTRA:
@@ -53,6 +57,8 @@ def _run(arguments: Sequence[str]) -> int:
             file=sys.stderr,
         )
         return 2
+    if asked := os.environ.get(VARIABLE):
+        return shell_complete(commands, {}, "kvreplay", VARIABLE, asked)
     try:
         # Not click's own main(), which has other exit codes for an interrupt and a broken pipe.
         with commands.make_context("kvreplay", list(arguments)) as context:
@@ -60,6 +66,8 @@ def _run(arguments: Sequence[str]) -> int:
             return code
     except click.exceptions.Exit as end:  # --help and --version
         return end.exit_code
+    except click.exceptions.Abort:  # at a question
+        raise KeyboardInterrupt from None
     except click.UsageError as error:
         path = "kvreplay" if error.ctx is None else error.ctx.command_path
         said = " ".join(error.format_message().split())

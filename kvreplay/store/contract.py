@@ -67,6 +67,7 @@ __all__ = [
     "PageWithValues",
     "PaginatedKVStore",
     "PromptKVStore",
+    "ScannableKVStore",
     "SweepResult",
     "TransactionalKVStore",
     "check_change",
@@ -297,6 +298,28 @@ class InspectableKVStore(ExpiringKVStore, Protocol):
 
         Raises:
             KeyNotFoundError: there is no such entry; no other failure raises it.
+        """
+
+
+@runtime_checkable
+class ScannableKVStore(InspectableKVStore, Protocol):
+    """A store whose whole content can be walked with its values, in memory of one size."""
+
+    def scan(
+        self, primary_namespace: str | None = None
+    ) -> Iterator[tuple[tuple[str, str, str], Entry]]:
+        """Yield every entry, with its address, as some change has put it; in no promised order.
+
+        Each entry that exists during the whole walk is yielded exactly once. The walk blocks no
+        writer, and it holds neither a transaction nor a lock while the caller works. It keeps a
+        page in memory, bounded in entries and in bytes, or one entry if that is larger.
+
+        Args:
+            primary_namespace: yield only what is in this one; ``None``: everything.
+
+        Raises:
+            CorruptStoreError: there are entries that cannot be told. It is raised at the end, once
+                all others were yielded.
         """
 
 

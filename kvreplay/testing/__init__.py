@@ -29,7 +29,7 @@ __all__ = ["Blocking", "FaultyStore", "ManualClock", "StoreContract", "die", "ki
 _WITH_ASSERTIONS: Final = (
     *("batches", "check_and_put", "closing", "contract", "entries", "expiry", "faults", "foreign"),
     *("forking", "inspecting", "lazy", "limits", "model", "names", "paging", "plain", "processes"),
-    *("prompt", "threads", "transactions", "walking", "whole"),
+    *("prompt", "scanning", "threads", "transactions", "walking", "whole"),
 )
 
 

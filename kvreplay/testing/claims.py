@@ -15,6 +15,7 @@ from kvreplay.store import (
     MigratableKVStore,
     PaginatedKVStore,
     PromptKVStore,
+    ScannableKVStore,
     TransactionalKVStore,
 )
 
@@ -35,6 +36,10 @@ CAPABILITIES: Final[Mapping[str, tuple[type, tuple[str, ...]]]] = {
         ("list_all_keys", "list_paginated", "list_paginated_with_values"),
     ),
     "prompt": (PromptKVStore, ("list_all_keys", "check_and_put", "check_and_put_at_once")),
+    "scannable": (
+        ScannableKVStore,
+        ("list_all_keys", "check_and_put", "sweep", "read_entry", "scan"),
+    ),
     "transactional": (
         TransactionalKVStore,
         ("list_all_keys", "check_and_put", "sweep", "transaction"),

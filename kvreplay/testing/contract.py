@@ -28,6 +28,7 @@ from kvreplay.testing.paging import PagingTests
 from kvreplay.testing.plain import PlainTests
 from kvreplay.testing.processes import Process, ProcessTests
 from kvreplay.testing.prompt import PromptTests
+from kvreplay.testing.scanning import ScanTests
 from kvreplay.testing.threads import elsewhere
 from kvreplay.testing.transactions import TransactionTests
 from kvreplay.testing.walking import WalkingTests
@@ -49,6 +50,7 @@ class StoreContract(
     LazyTests,
     TransactionTests,
     PagingTests,
+    ScanTests,
     InspectionTests,
     ExpiryTests,
     CheckAndPutTests,
@@ -165,6 +167,10 @@ class StoreContract(
     @pytest.fixture
     def prompt(self, store: Any) -> Any:
         return _claiming(store, "prompt")
+
+    @pytest.fixture
+    def scannable(self, store: Any) -> Any:
+        return _claiming(store, "scannable")
 
     @pytest.fixture
     def transactional(self, store: Any) -> Any:

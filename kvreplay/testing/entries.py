@@ -80,6 +80,9 @@ def every_call(store: Any) -> list[Callable[[], object]]:
         calls.append(lambda: store.sweep("p", 10, 10))
     if hasattr(store, "read_entry"):
         calls.append(lambda: store.read_entry("p", "s", "k"))
+    if hasattr(store, "scan"):
+        calls.append(lambda: list(store.scan()))
+        calls.append(lambda: list(store.scan("unknown")))
     if hasattr(store, "list_paginated"):
         calls.append(lambda: store.list_paginated("p", "s"))
         calls.append(lambda: store.list_paginated_with_values("p", "s"))

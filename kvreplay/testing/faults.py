@@ -88,6 +88,10 @@ def looks_at(store: Any) -> Mapping[str, Callable[[], Any]]:
         looks["read an entry"] = lambda: store.read_entry("p", "s", "k1")
         looks["read an expiry"] = lambda: store.read_entry("p", "s", "due")
         looks["read an entry that is absent"] = lambda: store.read_entry("p", "s", "absent")
+    if hasattr(store, "scan"):
+        looks["scan"] = lambda: sorted(store.scan(), key=lambda found: found[0])
+        looks["scan a namespace"] = lambda: sorted(store.scan("p"), key=lambda found: found[0])
+        looks["scan an unknown namespace"] = lambda: list(store.scan("unknown"))
     if hasattr(store, "list_paginated"):
         looks["pages"] = lambda: _pages(store.list_paginated, "keys")
         looks["pages with values"] = lambda: _pages(store.list_paginated_with_values, "entries")

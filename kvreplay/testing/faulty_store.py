@@ -232,6 +232,10 @@ class FaultyStore:
             self, primary_namespace: str, secondary_namespace: str, key: str
         ) -> Entry: ...
 
+        def scan(
+            self, primary_namespace: str | None = None
+        ) -> Iterator[tuple[tuple[str, str, str], Entry]]: ...
+
         def list_paginated(
             self,
             primary_namespace: str,

@@ -61,6 +61,9 @@ def _shows(store: Any, expected: list[Address]) -> None:
         if hasattr(store, "transaction"):
             with store.transaction() as txn:
                 assert sorted(txn.list(*namespace)) == own
+        if hasattr(store, "scan"):
+            told = [address for address, _ in store.scan(namespace[0])]
+            assert sorted(each[2] for each in told if each[:2] == namespace) == own
         if hasattr(store, "list_paginated"):
             assert sorted(_paged(store.list_paginated, namespace, "keys")) == own
             paged = _paged(store.list_paginated_with_values, namespace, "entries")

@@ -17,7 +17,7 @@ CHANGES: Final = ("write", "remove", "check_and_put", "commit")
 """What is to fail, if nothing else is said."""
 
 CALLS: Final = (
-    *("read", "list", "list_all_keys", "read_entry"),
+    *("read", "list", "list_all_keys", "read_entry", "scan"),
     *("list_paginated", "list_paginated_with_values"),
     *(*CHANGES, "sweep", "transaction"),
 )

@@ -15,7 +15,7 @@ from kvreplay.backends.lmdb import LMDBStore
 from kvreplay.backends.lmdb.entries import digest_of
 from kvreplay.backends.sqlite import SQLiteStore
 from kvreplay.errors import CorruptStoreError
-from kvreplay.store import Change
+from kvreplay.store import Change, Entry
 
 Damage = Callable[[Path], None]
 
@@ -80,6 +80,12 @@ def test_it_is_told_and_not_taken_for_absent(
             with pytest.raises(CorruptStoreError, match="nothing was changed") as caught:
                 call()
             assert str(path) in str(caught.value)
+        told = []
+        with pytest.raises(CorruptStoreError, match="1 of the entries of .*nothing was changed"):
+            for address, entry in store.scan():
+                told.append((address, entry))
+        assert told == [(("p", "s", "good"), Entry(b"v", 5))], "all others were told first"
+        assert list(store.scan("other")) == []
         changes = [Change("p", "s", key, None, b"w") for key in ("k", "new")]
         refused, made = store.check_and_put_each(changes)
         assert isinstance(refused, CorruptStoreError)

@@ -29,6 +29,7 @@ WINGS: dict[str, set[str]] = {
     "aio": {"_protocol", "_runtime", "clock", "errors", "events", "store"},
     "config": {"_protocol", "_runtime", "errors", "store"},
     "_migration": {"_protocol", "_runtime", "config", "errors", "store"},
+    "_inspection": {"_protocol", "_runtime", "clock", "config", "errors", "replay", "store"},
     "__init__": {
         *(
             "_migration",
@@ -51,7 +52,7 @@ WINGS: dict[str, set[str]] = {
     "metrics": {"errors", "events", "store"},
     "testing": {"errors", "store"},
     "demo": {"__init__", "errors", "ldk", "store"},
-    "cli": {"_migration", "config", "demo", "errors"},
+    "cli": {"__init__", "_inspection", "_migration", "config", "demo", "errors", "http", "store"},
     "wsgi": {"__init__", "_http", "errors"},
     "__main__": {"cli"},
 }
@@ -98,6 +99,9 @@ ORDER: dict[str, tuple[str, ...]] = {
         *("canonical", "acp", "policy", "layer", "settings", "__init__"),
     ),
     "config": ("units", "location", "registry", "file", "__init__"),
+    "_inspection": (
+        *("entries", "condition", "counting", "finding", "checking", "opening", "told", "__init__"),
+    ),
     "_migration": (
         *(
             "ldk_rows",
@@ -139,7 +143,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         *("blocking", "clock", "planned_faults", "faulty_store", "killing"),
         *("threads", "entries", "batches", "check_and_put", "claims", "closing", "expiry"),
         *("faults", "foreign", "forking", "inspecting", "limits", "names", "paging", "plain"),
-        *("processes", "prompt", "lazy", "transactions", "walking"),
+        *("processes", "prompt", "lazy", "scanning", "transactions", "walking"),
         *("model", "whole", "contract", "__init__"),
     ),
     "demo": (
@@ -157,13 +161,18 @@ ORDER: dict[str, tuple[str, ...]] = {
         *("printing", "schema", "story", "__init__"),
     ),
     "demo.ldk": ("program", "process", "pair", "__init__"),
-    "cli": ("demo", "init", "progress", "migrate", "commands", "main", "__init__"),
+    "cli": (
+        *("arguments", "audit", "output", "progress", "runs"),
+        *("demo", "init", "migrate", "stat", "ls", "show", "doubt", "settle", "sweep", "check"),
+        *("completion", "commands", "main", "__init__"),
+    ),
 }
 # What a wing may import from outside of the package, besides the standard library and attrs.
 PACKAGES: dict[str, set[str]] = {
     "_protocol": {"msgpack"},
     "_typed.cattrs": {"cattrs"},
     "_typed.pydantic": {"pydantic", "pydantic_core"},
+    "_inspection": {"msgpack"},
     "_migration.ldk_table": {"psycopg"},
     "backends.lmdb": {"lmdb"},
     "backends.postgresql": {"psycopg", "psycopg_pool"},

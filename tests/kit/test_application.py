@@ -139,7 +139,7 @@ class TestPassesOnWhatIsInMemory(StoreContract):
 
 
 CAPABILITIES = (
-    *("sweep", "transaction", "read_entry", "list_paginated", "list_paginated_with_values"),
+    *("sweep", "transaction", "read_entry", "scan", "list_paginated", "list_paginated_with_values"),
     *("check_and_put_each", "check_and_put_at_once"),
     *("identity", "owners_file", "reads_are_local", "in_transaction"),
 )
@@ -179,6 +179,7 @@ CALLS: dict[str, Callable[[Any], object]] = {
     "list": lambda store: store.list("p", "s"),
     "list_all_keys": lambda store: list(store.list_all_keys()),
     "read_entry": lambda store: store.read_entry("p", "s", "k"),
+    "scan": lambda store: list(store.scan()),
     "list_paginated": lambda store: store.list_paginated("p", "s"),
     "list_paginated_with_values": lambda store: store.list_paginated_with_values("p", "s"),
     "write": lambda store: store.write("p", "s", "k", b"w"),

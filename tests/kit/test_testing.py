@@ -151,7 +151,17 @@ def test_without_hypothesis_one_test_is_skipped(run: Any, pytester: pytest.Pytes
 
 
 IN_ORDER = (
-    *("plain", "names", "limits", "closing", "walking", "check_and_put", "expiry", "inspecting"),
+    *(
+        "plain",
+        "names",
+        "limits",
+        "closing",
+        "walking",
+        "check_and_put",
+        "expiry",
+        "inspecting",
+        "scanning",
+    ),
     *("paging", "transactions", "lazy", "batches", "prompt", "faults", "foreign", "whole"),
     *("processes", "forking"),
 )

@@ -75,6 +75,12 @@ class ListsNothingIfItFails(CanFail):
 
 
 @caught_by(ABSENCE)
+class ScansNothingIfItFails(CanFail):
+    def scan(self, primary_namespace: str | None = None) -> Any:
+        return iter(()) if self.fails else super().scan(primary_namespace)
+
+
+@caught_by(ABSENCE)
 class WalksNothingIfItFails(CanFail):
     def list_all_keys(self) -> Iterator[tuple[str, str, str]]:
         return iter(()) if self.fails else super().list_all_keys()

@@ -39,7 +39,7 @@ from kvreplay.backends.filesystem.creation import Creations, creation_time
 from kvreplay.backends.filesystem.entries import Entries
 from kvreplay.backends.filesystem.errors import nameless, opening_error, store_error
 from kvreplay.backends.filesystem.expiry import ExpiryIndex
-from kvreplay.backends.filesystem.layout import EMPTY, EntryFile, namespace_of, resolve
+from kvreplay.backends.filesystem.layout import EMPTY, EntryFile, folder_name, namespace_of, resolve
 from kvreplay.backends.filesystem.listing import names, newest_first, refuse_lost_folder
 from kvreplay.backends.filesystem.locks import flocked, lock_file, read_locked
 from kvreplay.backends.filesystem.opening import open_folders
@@ -256,6 +256,19 @@ class FilesystemStore(Closing):
         self._presence.check()
         return self._walk()
 
+    def scan(
+        self, primary_namespace: str | None = None
+    ) -> Iterator[tuple[tuple[str, str, str], Entry]]:
+        """Yield every entry; see :meth:`kvreplay.store.ScannableKVStore.scan`.
+
+        It lists one folder at a time, and then reads each file.
+        """
+        if primary_namespace is not None:
+            check_namespace(primary_namespace, "")
+        self._check_open()
+        self._presence.check()
+        return self._scan(primary_namespace)
+
     def check_and_put(
         self,
         primary_namespace: str,
@@ -337,8 +350,16 @@ class FilesystemStore(Closing):
         for parts in left:
             self._entries.folders.confirm(parts)
 
-    def _walk(self) -> Iterator[tuple[str, str, str]]:
-        for primary in self._names(folders=True):
+    def _scan(self, primary: str | None) -> Iterator[tuple[tuple[str, str, str], Entry]]:
+        for address in self._walk(primary):
+            entry = EntryFile(*address)
+            with self._reporting("read"):
+                found = self._load_with_expiry(entry)
+            if found is not None:  # else it was removed since its folder was listed
+                yield address, found
+
+    def _walk(self, only: str | None = None) -> Iterator[tuple[str, str, str]]:
+        for primary in self._names(folders=True) if only is None else [folder_name(only)]:
             for secondary in self._names(primary, folders=True):
                 if primary == EMPTY and secondary != EMPTY:
                     continue  # no legal address leads here

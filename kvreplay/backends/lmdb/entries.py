@@ -24,6 +24,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Final
 
+from kvreplay.backends._support import SCAN_BYTES
 from kvreplay.backends.lmdb.handle import Handle, Transaction
 from kvreplay.errors import CorruptStoreError
 from kvreplay.store import MAX_NAME_LENGTH, SweepResult, check_name, check_namespace
@@ -33,6 +34,7 @@ from kvreplay.store.paging import Place
 __all__ = [
     "HEAD",
     "PAGE",
+    "Address",
     "Hidden",
     "addresses_in",
     "check_and_put",
@@ -45,6 +47,7 @@ __all__ = [
     "identity_at",
     "identity_of",
     "index_key",
+    "items_from",
     "keys_from",
     "names_in",
     "page",
@@ -55,10 +58,12 @@ __all__ = [
 ]
 
 PAGE: Final = 1000
-"""How many keys a walk takes from one read transaction."""
+"""How many entries a walk takes from one read transaction."""
 
 HEAD: Final = 24
 """Bytes before each value: eight of expiry, the stamp, and sixteen of its identity."""
+
+Address = tuple[str, str, str]
 
 Hidden = Mapping[bytes, bytes]
 """For the keys of entries that are removed lazily, their identities."""
@@ -98,16 +103,15 @@ def digest_of(namespace: bytes) -> bytes:
     return hashlib.sha256(namespace, usedforsecurity=False).digest()[:_DIGEST]
 
 
-def addresses_in(keys: Iterable[bytes]) -> Iterator[tuple[str, str, str]]:
-    """Yield the legal addresses among LMDB's keys."""
+def addresses_in(keys: Iterable[bytes]) -> Iterator[Address | None]:
+    """Yield the address that each of LMDB's keys is, or ``None`` where it is no legal one."""
     seen, namespace = b"", list[str]()
     for each in keys:
         prefix, _, own = each.rpartition(b"\0")
         if prefix != seen or not namespace:
             seen, namespace = prefix, _namespace_of(prefix)
         name = _name_of(own)
-        if name is not None and namespace:
-            yield namespace[0], namespace[1], name
+        yield (namespace[0], namespace[1], name) if name is not None and namespace else None
 
 
 def names_in(prefix: bytes, keys: list[bytes]) -> list[str]:
@@ -338,6 +342,27 @@ def shown_from(
     if hidden:
         keys = [key for key in keys if not _is_hidden(handle, key, hidden, txn)]
     return keys, after
+
+
+def items_from(
+    handle: Handle, prefix: bytes, start: bytes, hidden: Hidden, txn: Transaction
+) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """Do as :func:`shown_from`, and return what is stored of each entry too."""
+    items: list[tuple[bytes, bytes]] = []
+    after, room = b"", SCAN_BYTES
+    with txn.cursor(handle.entries) as cursor:
+        if cursor.set_range(start) if start else cursor.first():
+            for item in cursor:
+                if not item[0].startswith(prefix):
+                    break
+                if len(items) == PAGE or room <= 0:
+                    after = item[0]
+                    break
+                items.append(item)
+                room -= len(item[1])
+    if hidden:
+        items = [item for item in items if hidden.get(item[0]) != identity_of(item[1])]
+    return items, after
 
 
 def _is_hidden(handle: Handle, key: bytes, hidden: Hidden, txn: Transaction) -> bool:

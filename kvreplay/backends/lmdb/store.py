@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
+from itertools import chain
 from os import getpid
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import ClassVar, Final, TypeVar
 
 from kvreplay.backends._support import (
     LOCK_TIMEOUT,
@@ -22,6 +23,7 @@ from kvreplay.backends._support import (
     check_durability,
     check_lock_timeout,
     check_path,
+    damaged_entries,
 )
 from kvreplay.backends.lmdb import entries, shared
 from kvreplay.backends.lmdb.environment import Environment
@@ -50,6 +52,8 @@ from kvreplay.store import (
 from kvreplay.store.durations import Duration
 
 __all__ = ["LMDBStore"]
+
+T = TypeVar("T")
 
 _MAX_READERS: Final = 2**16  # 64 bytes each, in lock.mdb
 _SWEEP_BATCH: Final = 1000  # due entries that a sweep visits in one transaction
@@ -204,7 +208,8 @@ class LMDBStore(Closing):
         """Return the namespace's keys, page by page; see :meth:`kvreplay.KVStoreSync.list`."""
         check_namespace(primary_namespace, secondary_namespace)
         prefix = entries.prefix_of(primary_namespace, secondary_namespace)
-        return entries.names_in(prefix, [*self._walk(prefix)])
+        pages = self._pages(prefix, entries.shown_from)
+        return entries.names_in(prefix, [*chain.from_iterable(pages)])
 
     def list_paginated(
         self,
@@ -241,7 +246,22 @@ class LMDBStore(Closing):
         pages alive.
         """
         self._opened()
-        return entries.addresses_in(self._walk(b""))
+        pages = self._pages(b"", entries.shown_from)
+        return filter(None, entries.addresses_in(chain.from_iterable(pages)))
+
+    def scan(
+        self, primary_namespace: str | None = None
+    ) -> Iterator[tuple[tuple[str, str, str], Entry]]:
+        """Yield every entry; see :meth:`kvreplay.store.ScannableKVStore.scan`.
+
+        It holds no transaction between two pages of a thousand entries, or a mebibyte.
+        """
+        prefix = b""
+        if primary_namespace is not None:
+            check_namespace(primary_namespace, "")
+            prefix = primary_namespace.encode() + b"\0"
+        self._opened()
+        return self._scan(prefix)
 
     def check_and_put(
         self,
@@ -399,17 +419,31 @@ class LMDBStore(Closing):
         creation, key, _ = found[limit - 1]
         return found[:limit], page_token(primary, secondary, (creation, key))
 
-    def _walk(self, prefix: bytes) -> Iterator[bytes]:
-        """Yield the keys of all entries that start with ``prefix``, in key order."""
+    def _pages(self, prefix: bytes, take: Callable[..., tuple[T, bytes]]) -> Iterator[T]:
+        """Yield pages of all that starts with ``prefix``, in key order: the keys, or the items."""
         start = prefix
         while True:
             environment = self._opened()
-            hidden = environment.removals.pending.copy()  # before the look
-            look = partial(entries.shown_from, environment.handle, prefix, start, hidden)
+            hidden = environment.removals.pending.copy()  # before the look: see lazy_removals.py
+            look = partial(take, environment.handle, prefix, start, hidden)
             page, start = environment.handle.read(look)
-            yield from page
+            yield page
             if not start:
                 return
+
+    def _scan(self, prefix: bytes) -> Iterator[tuple[entries.Address, Entry]]:
+        damaged = 0
+        for page in self._pages(prefix, entries.items_from):
+            addresses = entries.addresses_in(key for key, _ in page)
+            for address, (_, stored) in zip(addresses, page, strict=True):
+                if address is None:
+                    continue
+                if len(stored) < entries.HEAD:
+                    damaged += 1
+                else:
+                    yield address, Entry(stored[entries.HEAD :], entries.expiry_of(stored))
+        if damaged:
+            raise damaged_entries(damaged, f"the LMDB store {self._path}")
 
 
 def _shown(environment: Environment, entry: bytes) -> bytes | None:

@@ -100,6 +100,13 @@ class Operations:
         rows = yield self.statements.all_keys, dict(zip("psk", last, strict=True))
         return [(primary, secondary, key) for primary, secondary, key in rows]
 
+    def some_entries(
+        self, last: tuple[str, str, str]
+    ) -> Operation[Sequence[tuple[tuple[str, str, str], Entry]]]:
+        """Return the next entries of a scan, with their addresses; none: it is over."""
+        rows = yield self.statements.scan, dict(zip("psk", last, strict=True))
+        return [(row[:3], Entry(_bytes_of(row[3]), row[4])) for row in rows]
+
     def check_and_put(
         self,
         primary: str,

@@ -32,6 +32,8 @@ from typing import Any, Final
 import attrs
 from psycopg import sql
 
+from kvreplay.backends._support import SCAN_BYTES
+
 __all__ = [
     "BEGIN",
     "ENTRIES",
@@ -51,7 +53,7 @@ NOW: Final = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 """The server's time, in microseconds since the epoch."""
 
 WALK: Final = 1000
-"""How many keys a walk takes in one statement."""
+"""How many entries a walk takes in one statement."""
 
 
 @attrs.frozen(eq=False)
@@ -129,6 +131,19 @@ class Statements:
             SELECT primary_namespace, secondary_namespace, key FROM <entries>
             WHERE (primary_namespace, secondary_namespace, key) > (%(p)s, %(s)s, %(k)s)
             ORDER BY primary_namespace, secondary_namespace, key LIMIT {WALK}""")
+        self.scan = look(f"""
+            SELECT primary_namespace, secondary_namespace, key, value, expires_at FROM (
+                SELECT *, sum(octet_length(value)) OVER (
+                    ORDER BY primary_namespace, secondary_namespace, key
+                    ROWS UNBOUNDED PRECEDING) - octet_length(value) AS before
+                FROM (
+                    SELECT primary_namespace, secondary_namespace, key, value, expires_at
+                    FROM <entries>
+                    WHERE (primary_namespace, secondary_namespace, key) > (%(p)s, %(s)s, %(k)s)
+                    ORDER BY primary_namespace, secondary_namespace, key LIMIT {WALK}) AS page
+                ) AS summed
+            WHERE before < {SCAN_BYTES}
+            ORDER BY primary_namespace, secondary_namespace, key""")
         self.page, self.page_with_values = (
             look(f"""
                 SELECT key, created, {value} FROM <entries>

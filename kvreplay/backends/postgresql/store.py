@@ -43,6 +43,7 @@ from kvreplay.store import (
     PageWithValues,
     SweepResult,
     ThreadBound,
+    check_namespace,
     closed_error,
 )
 from kvreplay.store.durations import Duration
@@ -218,6 +219,30 @@ class PostgreSQLStore(Closing):
         """
         self._opened()
         return self._walk()
+
+    def scan(
+        self, primary_namespace: str | None = None
+    ) -> Iterator[tuple[tuple[str, str, str], Entry]]:
+        """Yield every entry; see :meth:`kvreplay.store.ScannableKVStore.scan`.
+
+        It holds no transaction between two pages of a thousand entries, or a mebibyte.
+        """
+        if primary_namespace is not None:
+            check_namespace(primary_namespace, "")
+        self._opened()
+        return self._scan(primary_namespace)
+
+    def _scan(self, primary: str | None) -> Iterator[tuple[tuple[str, str, str], Entry]]:
+        last = (primary or "", "", "")
+        while primary in (None, last[0]):
+            page = self._run(self._operations.some_entries(last))
+            if not page:
+                return
+            for each in page:
+                if primary not in (None, each[0][0]):
+                    return
+                yield each
+            last = page[-1][0]
 
     def _walk(self) -> Iterator[tuple[str, str, str]]:
         last = ("", "", "")

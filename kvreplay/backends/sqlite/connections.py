@@ -23,6 +23,7 @@ import sqlite3
 import struct
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from os import getpid
 from typing import Any, Final
@@ -177,6 +178,31 @@ class Connections:
                 self._close_free()
         self._make_one_free()
         return self.rows(sql, args)
+
+    def some_rows(
+        self,
+        take: Callable[[sqlite3.Cursor], list[Any]],
+        sql: str,
+        args: tuple[Any, ...],
+    ) -> list[Any]:
+        """Return the rows that ``take`` takes of a query, as they are at one moment."""
+        free, mine = self._free, list[sqlite3.Cursor]()
+        try:
+            mine += map(free.pop, _LAST)
+            return take(mine[0].execute(sql, args))
+        except IndexError:
+            pass  # none was free
+        except sqlite3.Error as error:
+            raise store_error(error, self.path) from error
+        finally:
+            try:
+                _end_query(mine)  # it may have more rows
+            finally:
+                free += mine
+                if self.closed:
+                    self._close_free()
+        self._make_one_free()
+        return self.some_rows(take, sql, args)
 
     def _make_one_free(self) -> None:
         """Open one more, or wait a moment for one. During another thread's fork it waits here."""

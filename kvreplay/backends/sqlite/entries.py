@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import attrs
 
+from kvreplay.backends._support import SCAN_BYTES
 from kvreplay.backends.sqlite.errors import is_no_text, lost_row
 from kvreplay.backends.sqlite.schema import NODE_TABLE
 from kvreplay.errors import CorruptStoreError, StoreError
@@ -30,6 +31,7 @@ __all__ = [
     "OF_KEYS",
     "PAGE",
     "PAGE_AFTER",
+    "SCAN",
     "VALUE",
     "WALK",
     "Address",
@@ -39,6 +41,7 @@ __all__ = [
     "checked",
     "delete",
     "delete_if",
+    "first_few",
     "legal_rows",
     "namespace",
     "put",
@@ -50,7 +53,7 @@ Identity = tuple[int, int]
 """The ``sort_order`` and the ``rowid`` of an entry; see ``removals.py``."""
 
 WALK: Final = 1000
-"""How many keys a walk takes from one snapshot."""
+"""How many entries a walk takes from one snapshot."""
 
 _MAX: Final = 2**63 - 1
 _HERE: Final = "primary_namespace = ? AND secondary_namespace = ? AND key = ?"
@@ -78,6 +81,13 @@ KEYS: Final = f"SELECT key{{identity}} FROM {NODE_TABLE} WHERE {_NAMESPACE} AND 
 IDENTITY: Final = ", sort_order, rowid"
 ALL_KEYS: Final = f"""
     SELECT primary_namespace, secondary_namespace, key{{identity}} FROM {NODE_TABLE}
+    WHERE (primary_namespace, secondary_namespace, key) > (?, ?, ?) AND {{such}}
+    ORDER BY primary_namespace, secondary_namespace, key LIMIT {WALK}"""
+SCAN: Final = f"""
+    SELECT primary_namespace, secondary_namespace, key, value, expires_at,
+        sort_order, {NODE_TABLE}.rowid
+    FROM {NODE_TABLE} LEFT JOIN kvreplay_expiry
+    USING (primary_namespace, secondary_namespace, key, sort_order)
     WHERE (primary_namespace, secondary_namespace, key) > (?, ?, ?) AND {{such}}
     ORDER BY primary_namespace, secondary_namespace, key LIMIT {WALK}"""
 PAGE: Final = f"""
@@ -156,6 +166,18 @@ OF_ADDRESSES: Final = Such(
     _are_addresses,
 )
 """Of rows that begin with the whole address."""
+
+
+def first_few(found: sqlite3.Cursor) -> list[Any]:
+    """Return the first rows of a scan: as many as have about ``SCAN_BYTES`` of values."""
+    rows, room = list[Any](), SCAN_BYTES
+    for row in found:
+        rows.append(row)
+        if type(row[3]) is bytes:
+            room -= len(row[3])
+        if room <= 0:
+            break
+    return rows
 
 
 def checked(value: object, path: str) -> bytes:

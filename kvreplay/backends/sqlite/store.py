@@ -22,6 +22,7 @@ from kvreplay.backends._support import (
     check_durability,
     check_lock_timeout,
     check_path,
+    damaged_entries,
 )
 from kvreplay.backends.pending import ALONE
 from kvreplay.backends.sqlite import entries
@@ -242,6 +243,18 @@ class SQLiteStore(Closing):
         self._opened()
         return self._walk()
 
+    def scan(
+        self, primary_namespace: str | None = None
+    ) -> Iterator[tuple[tuple[str, str, str], Entry]]:
+        """Yield every entry; see :meth:`kvreplay.store.ScannableKVStore.scan`.
+
+        It holds no transaction between two pages of a thousand entries, or a mebibyte.
+        """
+        if primary_namespace is not None:
+            check_namespace(primary_namespace, "")
+        self._opened()
+        return self._scan(primary_namespace)
+
     def check_and_put(
         self,
         primary_namespace: str,
@@ -424,6 +437,30 @@ class SQLiteStore(Closing):
             if len(rows) < entries.WALK:
                 return
             last = rows[-1][:3]
+
+    def _scan(self, primary: str | None) -> Iterator[tuple[entries.Address, Entry]]:
+        last: tuple[str, str, str] = (primary or "", "", "")
+        damaged = 0
+        while primary in (None, last[0]):
+            database = self._opened()
+            hidden = database.removals.pending.copy()  # before the look: see lazy_removals.py
+            take = partial(database.connections.some_rows, entries.first_few)
+            rows = entries.legal_rows(take, entries.SCAN, last, entries.OF_ADDRESSES)
+            if not rows:
+                break
+            for row in rows:
+                address = row[:3]
+                if primary not in (None, row[0]):
+                    break
+                if hidden and hidden.get(address) == row[5:]:
+                    continue
+                if type(row[3]) is bytes:
+                    yield address, Entry(row[3], row[4])
+                else:
+                    damaged += 1
+            last = rows[-1][:3]
+        if damaged:
+            raise damaged_entries(damaged, f"the SQLite store {self._path}")
 
 
 def _shown(database: Database, address: entries.Address) -> Any:

@@ -197,6 +197,6 @@ def test_a_pipe_in_the_files_place_blocks_nobody(path: str) -> None:
     """Whoever opens a pipe to read waits for a writer, if nobody says otherwise."""
     os.mkfifo(path)
     place = os.stat(path)
-    owner = f"{liveness._boot_id()}:{place.st_dev}:{place.st_ino}:5:0:1:1"
+    owner = f"{liveness.boot_id()}:{place.st_dev}:{place.st_ino}:5:0:1:1"
     looking = Caller(look_up, Claim(new_token(), 0, owner), path)
     assert looking.result() is not None

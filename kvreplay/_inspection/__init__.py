@@ -1,0 +1,47 @@
+"""What an operator asks of a store from outside: look, count, find, check, move aside.
+
+The command ``kvreplay`` prints what comes of it. Nothing here makes a store, or shows a payload.
+"""
+
+from kvreplay._inspection.checking import QUARANTINE, Bad, check, quarantine
+from kvreplay._inspection.condition import Condition, Inspection, Owner
+from kvreplay._inspection.counting import Counts, Namespace, count
+from kvreplay._inspection.entries import Seen, replay_namespaces, seen_in
+from kvreplay._inspection.finding import (
+    Filter,
+    Page,
+    find_digest,
+    find_key,
+    matching,
+    page_of,
+)
+from kvreplay._inspection.opening import become_owner, existing, shown
+from kvreplay._inspection.told import datetime_of, told, told_payload
+
+__all__ = [
+    "QUARANTINE",
+    "Bad",
+    "Condition",
+    "Counts",
+    "Filter",
+    "Inspection",
+    "Namespace",
+    "Owner",
+    "Page",
+    "Seen",
+    "become_owner",
+    "check",
+    "count",
+    "datetime_of",
+    "existing",
+    "find_digest",
+    "find_key",
+    "matching",
+    "page_of",
+    "quarantine",
+    "replay_namespaces",
+    "seen_in",
+    "shown",
+    "told",
+    "told_payload",
+]

@@ -1,0 +1,91 @@
+"""Check every record of the replay namespaces, and move aside what is none.
+
+What is in another namespace is somebody else's: it is neither judged nor touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from typing import Any, Final
+
+import attrs
+import msgpack
+
+from kvreplay._inspection.condition import Inspection
+from kvreplay._inspection.entries import Address, Seen, seen_in
+from kvreplay._protocol.keys import name
+from kvreplay.errors import CorruptRecordError, RecordError
+
+__all__ = ["QUARANTINE", "Bad", "check", "quarantine"]
+
+QUARANTINE: Final = "kvreplay-quarantine"
+"""The primary namespace of what was moved aside. The secondary one is where it was."""
+
+_VERSION: Final = 1
+
+
+@attrs.frozen
+class Bad:
+    """Something that is wrong.
+
+    Attributes:
+        address: of the entry; ``None``: it is about the store itself.
+        seen: the entry, if it is no record and could be moved aside.
+    """
+
+    address: Address | None
+    what: str
+    seen: Seen | None = attrs.field(default=None, repr=False)
+
+
+def check(
+    inspection: Inspection, namespaces: Collection[str], passed: Callable[[], None]
+) -> Iterator[Bad]:
+    """Yield what is wrong with the records of these namespaces, and with the store itself.
+
+    Args:
+        passed: is called for each record that was looked at, sound or not.
+    """
+    only = next(iter(namespaces)) if len(namespaces) == 1 else None
+    for seen in seen_in(inspection.store, only):
+        if seen.address[0] not in namespaces:
+            continue
+        passed()
+        if (what := _wrong(seen)) is not None:
+            corrupt = isinstance(seen.found, CorruptRecordError)
+            yield Bad(seen.address, what, seen if corrupt else None)
+
+
+def _wrong(seen: Seen) -> str | None:
+    record, expires_at = seen.found, seen.entry.expires_at
+    if isinstance(record, RecordError):
+        return str(record).partition(":")[0]
+    if record.claim is not None:
+        return None if expires_at is None else "a claim has an expiry, so a sweep would remove it"
+    if expires_at is None:
+        return "it is not in the index of expiry, so no sweep removes it"
+    if expires_at < (record.expires_at or 0):
+        return "the index of expiry has an earlier time than the record"
+    return None
+
+
+def quarantine(store: Any, seen: Seen) -> bool:
+    """Move an entry aside, if it is still what was seen; say whether it was.
+
+    It is copied first, so a crash in between loses nothing, and a second time completes it. A
+    request for its key runs the handler then: what the entry said is known to nobody any more.
+    """
+    primary, secondary, key = seen.address
+    value, expires_at = seen.entry.value, seen.entry.expires_at
+    # As map, so that people can read it: see docs/format.md.
+    aside = msgpack.packb(
+        {
+            "version": _VERSION,
+            "secondary": secondary,
+            "key": key,
+            "value": value,
+            "expires_at": expires_at,
+        }
+    )
+    store.write(QUARANTINE, primary, name(f"{secondary}/{key}"), aside)
+    return bool(store.check_and_put(primary, secondary, key, expected=value, value=None) == value)

@@ -1,0 +1,104 @@
+"""The entries of a store, each with what it holds, and which namespaces are replay ones.
+
+A primary namespace is a replay namespace if it is named, or if one of its entries is a record. A
+record has a checksum and a shape of its own, so nothing else is taken for one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import attrs
+
+from kvreplay._protocol.keys import name, scope_name
+from kvreplay._protocol.record import ReplayRecord, decode
+from kvreplay.errors import (
+    ConfigError,
+    CorruptRecordError,
+    KeyNotFoundError,
+    RecordError,
+    UnsupportedRecordVersionError,
+)
+from kvreplay.store import Entry, InspectableKVStore, ScannableKVStore, missing_methods
+from kvreplay.store.names import check_namespace
+
+__all__ = ["Address", "Seen", "namespaces_of", "replay_namespaces", "seen_in", "seen_of"]
+
+Address = tuple[str, str, str]
+
+
+@attrs.frozen(repr=False)
+class Seen:
+    """An entry as it was found.
+
+    Attributes:
+        found: the record that it holds, or what is wrong with it.
+    """
+
+    address: Address
+    entry: Entry
+    found: ReplayRecord | RecordError
+
+    @property
+    def is_record(self) -> bool:
+        """Whether it is one, even if a later kvreplay has written it."""
+        return isinstance(self.found, ReplayRecord | UnsupportedRecordVersionError)
+
+
+def seen_in(store: Any, namespace: str | None = None) -> Iterator[Seen]:
+    """Yield every entry of a store, or of one primary namespace, in no promised order.
+
+    Each entry that exists during the whole walk is yielded once; the walk blocks no writer.
+    """
+    for address, entry in _entries(store, namespace):
+        yield seen_of(address, entry)
+
+
+def seen_of(address: Address, entry: Entry) -> Seen:
+    """Look at what an entry holds."""
+    try:
+        record = decode(entry.value)
+    except RecordError as error:
+        return Seen(address, entry, error)
+    key = record.key
+    if address[1] != scope_name(key.scope) or address[2] != name(key.id, key.operation):
+        return Seen(address, entry, CorruptRecordError("it is the record of another key"))
+    return Seen(address, entry, record)
+
+
+def _entries(store: Any, namespace: str | None) -> Iterator[tuple[Address, Entry]]:
+    if not missing_methods(store, ScannableKVStore):
+        yield from store.scan(namespace)
+        return
+    if missing := missing_methods(store, InspectableKVStore):
+        raise ConfigError(
+            f"the store cannot be looked through: it has no {', '.join(missing)}; nothing was done"
+        )
+    for address in store.list_all_keys():
+        if namespace is None or address[0] == namespace:
+            try:
+                yield address, store.read_entry(*address)
+            except KeyNotFoundError:
+                pass  # it was removed since it was listed
+
+
+def namespaces_of(store: Any) -> list[str]:
+    """Return every primary namespace of a store, sorted."""
+    return sorted({primary for primary, _, _ in store.list_all_keys()})
+
+
+def replay_namespaces(store: Any, named: str | None) -> Collection[str]:
+    """Return the replay namespaces, sorted: the named one, or those that have a record.
+
+    Raises:
+        InvalidNameError: the named one cannot be one.
+    """
+    if named is not None:
+        check_namespace(named, "")
+        return [named]
+    found: set[str] = set()
+    for address, entry in _entries(store, None):
+        if address[0] not in found and seen_of(address, entry).is_record:
+            found.add(address[0])
+    return sorted(found)

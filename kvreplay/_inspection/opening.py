@@ -1,0 +1,101 @@
+"""Open the store that an operator names. It is never made, and its files stay its owner's.
+
+A command that is run as root beside a service could leave files that the service cannot open. So
+root becomes the user who owns the store, for the rest of the process.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+from typing import Any
+
+import attrs
+
+from kvreplay.config.location import ask_url, locate, without_credentials
+from kvreplay.config.registry import engine_of, settings_of
+from kvreplay.errors import ConfigError, StoreNotFoundError
+
+__all__ = ["become_owner", "existing", "shown"]
+
+
+def existing(where: str) -> Any:
+    """Open the store at a URL, which must be there.
+
+    Raises:
+        ConfigError: the URL is wrong, or the store lives only in a process, as one in memory.
+        StoreNotFoundError: there is none.
+    """
+    settings = settings_of(where)
+    engine = engine_of(settings.backend, "the store URL")
+    if engine.location == "none":
+        raise ConfigError(
+            f"a {settings.backend} store lives in its own process, so nobody else can look at it;"
+            " nothing was opened"
+        )
+    options = dict(settings.options)
+    if engine.options.get("create") == "boolean":
+        options["create"] = False
+    elif engine.location == "path" and not os.path.lexists(settings.location or ""):
+        raise StoreNotFoundError("there is no store at that path; nothing was opened")
+    become_owner(where)
+    return attrs.evolve(settings, options=options).open()
+
+
+def shown(where: str) -> str:
+    """Return a store's URL without its credentials and its options."""
+    settings = settings_of(where)
+    place = settings.location or ""
+    return f"{settings.backend}:{place}" if os.path.isabs(place) else without_credentials(place)
+
+
+def become_owner(*stores: str) -> None:
+    """If this is root, become the user who owns the stores, or the folders where they are to be.
+
+    Raises:
+        ConfigError: they belong to several users besides root.
+    """
+    if os.geteuid() != 0:
+        return
+    owners = {_owner_of(path) for path in map(_path_of, stores) if path is not None}
+    others = sorted(each for each in owners if each[0] != 0)
+    if len({uid for uid, _ in others}) > 1:
+        names = " and ".join(_name(uid) for uid, _ in others)
+        raise ConfigError(
+            f"the stores belong to {names}; nothing was done, since files of root's would be left"
+            " behind: run the command as a user who may use both"
+        )
+    if others:
+        uid, gid = others[0]
+        try:
+            os.initgroups(_name(uid), gid)
+        except OSError as error:
+            raise ConfigError(f"this process cannot become user {_name(uid)}: {error}") from error
+        os.setgid(gid)
+        os.setuid(uid)
+
+
+def _path_of(where: str) -> str | None:
+    """Return where a store's files are, or are to be; ``None``: it has none."""
+    asked = ask_url(where, "the store URL", None)
+    if engine_of(asked.backend, asked.source).location != "path":
+        return None
+    return locate(asked, "path")
+
+
+def _owner_of(path: str) -> tuple[int, int]:
+    """Return the user and the group of a path, or of the nearest folder above it that exists."""
+    while True:
+        try:
+            found = os.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            path = os.path.dirname(path)
+            continue
+        return found.st_uid, found.st_gid
+
+
+def _name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
