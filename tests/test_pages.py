@@ -5,16 +5,17 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+import sys
 import textwrap
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from kvreplay.cli.commands import commands
-from support.console import in_a_terminal, is_as_shown, steps
+from support.console import Step, in_a_terminal, is_as_shown, steps
 from support.needs import missing
-from support.programs import run_code
 
 TESTS = Path(__file__).parent
 DOCS = TESTS.parent / "docs"
@@ -37,14 +38,21 @@ ELSEWHERE = {
 
 BLOCK = re.compile(r"^( *)```(python|console|text)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 
-# Reads a page's examples from its input, each with a mark before it, and runs one after the other.
+# Runs the examples that come on its input, and says when one has ended.
 RUNS = """
 import sys
-names = {"__name__": "__main__"}
-for number, example in enumerate(sys.stdin.read().split(sys.argv[1])[1:], 1):
-    exec(compile(example, f"{sys.argv[2]}, example {number}", "exec", dont_inherit=True), names)
-    print(sys.argv[1], flush=True)
+end, page = sys.argv[1:]
+names, example, number = {"__name__": "__main__"}, "", 0
+for line in sys.stdin:
+    if line.rstrip() != end:
+        example += line
+        continue
+    number += 1
+    exec(compile(example, f"{page}, example {number}", "exec", dont_inherit=True), names)
+    example = ""
+    print(end, flush=True)
 """
+END = "-- the end of an example --"
 
 
 def blocks(text: str) -> list[tuple[str, str]]:
@@ -72,37 +80,79 @@ def needed(example: str) -> set[str]:
     return found
 
 
+class Examples:
+    """The Python of one page, in one process, as if it stood in one file."""
+
+    def __init__(self, page: str, folder: Path, terminal: Mapping[str, str]) -> None:
+        self._complaints = (folder / "complaints").open("w+")
+        self._python = subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", RUNS, END, page],
+            cwd=folder,
+            env=terminal,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._complaints,
+            text=True,
+        )
+
+    def run(self, example: str) -> str:
+        """Run the next one, and return what it prints."""
+        assert self._python.stdin is not None
+        assert self._python.stdout is not None
+        self._python.stdin.write(f"{example}{END}\n")
+        self._python.stdin.flush()
+        printed = ""
+        for line in self._python.stdout:
+            if line.rstrip() == END:
+                return printed
+            printed += line
+        pytest.fail(f"an example has failed: {self._complained()}")
+
+    def end(self) -> str:
+        """Let the process end, and return what it has complained of."""
+        with self._complaints:
+            self._python.communicate()
+            return self._complained()
+
+    def _complained(self) -> str:
+        self._complaints.seek(0)
+        return self._complaints.read()
+
+
 def run(page: str, text: str, folder: Path) -> None:
-    """Run a page's Python examples in one process, then its commands, and compare what they print."""
-    python = [block for language, block in blocks(text) if language == "python"]
+    """Run a page's examples and commands in their order, and compare what they print."""
     terminal = in_a_terminal(folder)
-    marked = "".join(f"-- example --{example}" for example in python)
-    done = run_code(RUNS, "-- example --", page, input=marked, cwd=folder, env=terminal)
-    assert done.returncode == 0, done.stderr
-    assert "ResourceWarning" not in done.stderr, done.stderr
-    printed = iter(done.stdout.split("-- example --\n"))
-    before: str | None = None  # what the example that stands just before has printed
-    for language, block in blocks(text):
-        if language == "python":
-            before = next(printed)
-        elif language == "text" and before is not None:
-            assert is_as_shown(before, block.rstrip("\n")), f"{page}:\n{before}"
-            before = None
-        elif language == "console":
-            for step in steps(block):
-                word = step.command.split()[1]
-                if step.command.startswith("kvreplay ") and word not in commands.commands:
-                    continue  # it waits for this command
-                shell = subprocess.run(
-                    ["bash", "-c", step.command],
-                    cwd=folder,
-                    env=terminal,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    text=True,
-                )
-                assert is_as_shown(shell.stdout, step.shown), f"$ {step.command}\n{shell.stdout}"
-                assert shell.returncode == 0, f"$ {step.command}\n{shell.stdout}"
+    examples = Examples(page, folder, terminal)
+    try:
+        printed: str | None = None  # by the example that stands just before
+        for language, block in blocks(text):
+            if language == "python":
+                printed = examples.run(block)
+            elif language == "console":
+                for step in steps(block):
+                    shows(step, folder, terminal)
+            elif printed is not None:
+                assert is_as_shown(printed, block.rstrip("\n")), f"{page}:\n{printed}"
+                printed = None
+    finally:
+        complaints = examples.end()
+    assert "ResourceWarning" not in complaints, complaints
+
+
+def shows(step: Step, folder: Path, terminal: Mapping[str, str]) -> None:
+    """Run a command of a page, and compare what it prints."""
+    if step.command.startswith("kvreplay ") and step.command.split()[1] not in commands.commands:
+        return  # the page waits for this command
+    done = subprocess.run(
+        ["bash", "-c", step.command],
+        cwd=folder,
+        env=terminal,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert is_as_shown(done.stdout, step.shown), f"$ {step.command}\n{done.stdout}"
+    assert done.returncode == 0, f"$ {step.command}\n{done.stdout}"
 
 
 @pytest.mark.any_python
@@ -138,7 +188,7 @@ def test_the_examples_of_other_pages_are_run_elsewhere(page: str, told: tuple[in
 def test_an_example_that_does_something_else_is_found(
     page: str, complaint: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(AssertionError, match=complaint):
+    with pytest.raises((AssertionError, pytest.fail.Exception), match=complaint):
         run("planted", page, tmp_path)
 
 
