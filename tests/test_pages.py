@@ -57,7 +57,14 @@ END = "-- the end of an example --"
 
 def blocks(text: str) -> list[tuple[str, str]]:
     """Return the languages and texts of a page's blocks, even of those inside lists."""
-    return [(language, textwrap.dedent(block)) for _, language, block in BLOCK.findall(text)]
+    return [(found[2], textwrap.dedent(found[3])) for found in BLOCK.finditer(text)]
+
+
+def file_of(text: str, block: str) -> str | None:
+    """Return the name by which the reader is to save a block: the words before it say so."""
+    words = text.partition(f"```python\n{block}")[0].rstrip().rpartition("\n\n")[2]
+    found = re.search(r"[Ss]ave it as `(\w+\.py)`", words)
+    return found[1] if found else None
 
 
 def examples(page: str) -> list[str]:
@@ -126,7 +133,9 @@ def run(page: str, text: str, folder: Path) -> None:
     try:
         printed: str | None = None  # by the example that stands just before
         for language, block in blocks(text):
-            if language == "python":
+            if language == "python" and (file := file_of(text, block)) is not None:
+                (folder / file).write_text(block, encoding="utf-8")
+            elif language == "python":
                 printed = examples.run(block)
             elif language == "console":
                 for step in steps(block):
@@ -142,7 +151,7 @@ def run(page: str, text: str, folder: Path) -> None:
 def shows(step: Step, folder: Path, terminal: Mapping[str, str]) -> None:
     """Run a command of a page, and compare what it prints."""
     if step.command.startswith("kvreplay ") and step.command.split()[1] not in commands.commands:
-        return  # the page waits for this command
+        pytest.skip("the page waits for this command")
     done = subprocess.run(
         ["bash", "-c", step.command],
         cwd=folder,
@@ -158,10 +167,12 @@ def shows(step: Step, folder: Path, terminal: Mapping[str, str]) -> None:
 @pytest.mark.any_python
 @pytest.mark.parametrize("page", HERE)
 def test_each_example_of_a_page_does_what_it_says(page: str, tmp_path: Path) -> None:
-    for package in set().union(*map(needed, examples(page))):
+    text = (DOCS / page).read_text(encoding="utf-8")
+    saved = {file.removesuffix(".py") for each in examples(page) if (file := file_of(text, each))}
+    for package in set().union(*map(needed, examples(page))) - saved:
         if find_spec(package) is None:
             missing(f"needs {package}")
-    run(page, (DOCS / page).read_text(encoding="utf-8"), tmp_path)
+    run(page, text, tmp_path)
 
 
 @pytest.mark.parametrize(("page", "told"), ELSEWHERE.items())

@@ -41,4 +41,5 @@ def in_a_terminal(folder: Path) -> Mapping[str, str]:
     command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m kvreplay "$@"\n', encoding="utf-8")
     command.chmod(0o755)
     found = f"{command.parent}:{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
-    return {**os.environ, "PATH": found, "LC_ALL": "C.UTF-8", "NO_COLOR": "1", "COLUMNS": "100"}
+    own = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    return {**own, "PATH": found, "LC_ALL": "C.UTF-8", "NO_COLOR": "1", "COLUMNS": "100"}
