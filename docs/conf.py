@@ -20,9 +20,7 @@ myst_heading_anchors = 3
 
 # The names that people import, as docs/api.md lists them; what they promise is in their docstrings.
 autodoc_member_order = "bysource"
-autodoc_typehints = "none"  # the signature has them
-autodoc_typehints_format = "short"
-autodoc_class_signature = "separated"
+autodoc_typehints = "none"  # what each argument can be is said in words
 python_maximum_signature_line_length = 88
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
@@ -42,6 +40,9 @@ html_theme = "furo"
 html_title = f"kvreplay {version}"
 html_static_path = ["_static"]
 html_css_files = ["wide.css"]
+html_search_scorer = str(Path(__file__).parent / "scorer.js")
+html_use_index = False
+html_domain_indices = False
 html_copy_source = False
 html_show_sourcelink = False
 html_theme_options = {"navigation_with_keys": True}
