@@ -197,7 +197,7 @@ class AsyncReplay(AsyncUpkeep[Verdict | Awaitable[Verdict]]):
         function there, since it holds the store's write lock.
 
         On a store that has only awaited calls ``handler`` is given an
-        :class:`~kvreplay.store.AsyncKVTransaction`. It may be a coroutine function, and holds the
+        :class:`~kvreplay.AsyncKVTransaction`. It may be a coroutine function, and holds the
         write lock for as long as it takes. All else is as in
         :meth:`kvreplay.Replay.execute_in_transaction`.
 

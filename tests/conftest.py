@@ -26,7 +26,13 @@ collect_ignore = ["kit/third_party"]
 TESTS = Path(__file__).parent
 # What they need is not on every machine.
 ON_REQUEST = (
-    *(TESTS / "torture", TESTS / "ldk", TESTS / "ledger", TESTS / "http" / "servers"),
+    *(
+        TESTS / "torture",
+        TESTS / "ldk",
+        TESTS / "ledger",
+        TESTS / "http" / "servers",
+        TESTS / "site",
+    ),
     TESTS / "core" / "test_types.py",
 )
 QUICKEST_FIRST = {"core": 0, "kit": 1, "backends": 2}  # whatever else there is follows

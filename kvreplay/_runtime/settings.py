@@ -195,7 +195,7 @@ class Configured(Generic[S, V]):
 
         Args:
             store: an :class:`~kvreplay.AtomicKVStore`. ``AsyncReplay`` awaits its twin ``awaited``,
-                if it has one; it also takes an :class:`~kvreplay.store.AsyncAtomicKVStore`.
+                if it has one; it also takes an :class:`~kvreplay.AsyncAtomicKVStore`.
             namespace: the primary namespace that holds the replay records, and nothing else.
             ttl: how long an answer is kept after completion. With 0 it is given once, and has
                 expired from then on.
