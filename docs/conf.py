@@ -48,7 +48,7 @@ html_show_sourcelink = False
 html_theme_options = {"navigation_with_keys": True}
 
 
-ABOVE = re.compile(r"\]\(\.\./(ARCHITECTURE|CHANGELOG|CONTRIBUTING)\.md")
+ABOVE = re.compile(r"\]\(\.\./(ARCHITECTURE|CHANGELOG|CONTRIBUTING|SECURITY)\.md")
 
 
 def setup(app: Sphinx) -> None:
@@ -57,11 +57,11 @@ def setup(app: Sphinx) -> None:
 
 
 def _of_the_site(app: Sphinx, page: str, source: list[str]) -> None:
-    if page in ("architecture", "changelog", "contributing"):
+    if page in ("architecture", "changelog", "contributing", "security"):
         above = Path(app.srcdir).parent / f"{page.upper()}.md"
         text = above.read_text(encoding="utf-8").replace("](docs/", "](")
         source[0] = re.sub(
-            r"\]\((ARCHITECTURE|CHANGELOG|CONTRIBUTING)\.md",
+            r"\]\((ARCHITECTURE|CHANGELOG|CONTRIBUTING|SECURITY)\.md",
             lambda found: f"]({found[1].lower()}.md",
             text,
         )
