@@ -21,6 +21,7 @@ myst_heading_anchors = 3
 # The names that people import, as docs/api.md lists them; what they promise is in their docstrings.
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # what each argument can be is said in words
+autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 88
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
@@ -37,6 +38,7 @@ nitpick_ignore_regex = [
 ]
 
 html_theme = "furo"
+pygments_dark_style = "monokai"
 html_title = f"kvreplay {version}"
 html_static_path = ["_static"]
 html_css_files = ["wide.css"]

@@ -6,11 +6,13 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import kvreplay
 import kvreplay.store
 from kvreplay import ParamsMismatchError, Replay, StoreNotFoundError, load_config
 from kvreplay.cli import main
@@ -82,6 +84,25 @@ def test_the_examples_for_an_application(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(payments=code, test_payments=tests)
     result = pytester.runpytest_inprocess("-W", "error", "test_payments.py")
     result.assert_outcomes(passed=5)
+
+
+@needs_prometheus
+@needs_opentelemetry
+def test_the_api_has_each_public_name_and_no_other() -> None:
+    names = re.findall(
+        r"^\.\. auto(?:class|data|exception|function):: (kvreplay[\w.]*)\.(\w+)$",
+        (ROOT / "docs" / "api.md").read_text("utf-8"),
+        re.MULTILINE,
+    )
+    assert len(set(names)) == len(names)
+    told: dict[str, set[str]] = {}
+    for module, name in names:
+        told.setdefault(module, set()).add(name)
+    for module in ("asgi", "http", "ldk", "metrics", "testing", "wsgi"):
+        assert told.pop(f"kvreplay.{module}") == set(import_module(f"kvreplay.{module}").__all__)
+    assert told.pop("kvreplay") == set(kvreplay.__all__)
+    assert told.pop("kvreplay.store") == set(kvreplay.store.__all__) - set(kvreplay.__all__)
+    assert told == {}
 
 
 def test_what_a_backend_may_use_is_named_and_can_be_imported() -> None:
