@@ -151,3 +151,25 @@ def read_all(reader: int) -> str:
             os.close(reader)
             return b"".join(parts).decode()
         parts.append(part)
+
+
+def test_only_the_run_that_was_shown_is_settled(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the person thinks, somebody releases the key, and a new run leaves it in doubt."""
+    monkeypatch.setattr("kvreplay.cli.arguments.need_a_terminal", lambda: None)
+    replay = Replay(place.store, "pay", ttl=60)
+
+    def meanwhile(question: str, err: bool) -> bool:
+        assert replay.release(("02peer", "dead"))
+        with pytest.raises(KeyboardInterrupt):
+            replay.execute(("02peer", "dead"), {}, _interrupted)
+        return True
+
+    monkeypatch.setattr("click.confirm", meanwhile)
+    for wanted in (["release"], ["resolve", "--response", "1", "--ttl", "1h"]):
+        code, _, error = place.run(*wanted[:1], "02peer", "dead", "-n", "pay", *wanted[1:])
+        assert code == 1
+        assert "another record than the one that was looked at; nothing was changed" in error
+        (record,) = [each for each in replay.records() if each.key.id == "dead"]
+        assert replay.is_in_doubt(record)
