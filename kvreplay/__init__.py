@@ -80,6 +80,8 @@ if TYPE_CHECKING:
     from kvreplay.config.registry import OpenStore, OpenTransactionalStore, open_store
     from kvreplay.store.in_process import InProcessAtomicStore
 
+__version__ = "0.1.0"  # setup.cfg reads it here
+
 # These are loaded when they are first used. A node with blocking calls needs no asyncio, and a node
 # that constructs its store needs nothing that reads a configuration.
 _LATE = {

@@ -227,6 +227,7 @@ def left_out(terminalreporter: Any, config: pytest.Config) -> Iterator[str]:
     yield "web services on real servers, whose workers are killed: tox -e http"
     yield "payments in transactions of their own, whose processes and server are killed: tox -e ledger"
     yield "real LDK nodes, which need npm's registry: tox -e ldk"
+    yield "the packages of a release: tox -e packages"
     others = [minor for minor in (11, 12, 13) if minor != sys.version_info.minor]
     names = ",".join(f"py3{minor}" for minor in others)
     yield f"this was Python 3.{sys.version_info.minor}; where the others are installed: tox -e {names}"

@@ -15,6 +15,7 @@ from kvreplay._inspection.condition import Inspection
 from kvreplay._inspection.entries import Address, Seen, seen_in
 from kvreplay._protocol.keys import name
 from kvreplay.errors import CorruptRecordError, RecordError
+from kvreplay.store import CheckableKVStore, missing_methods
 
 __all__ = ["QUARANTINE", "Bad", "check", "quarantine"]
 
@@ -46,14 +47,15 @@ def check(
     Args:
         passed: is called for each record that was looked at, sound or not.
     """
-    only = next(iter(namespaces)) if len(namespaces) == 1 else None
-    for seen in seen_in(inspection.store, only):
-        if seen.address[0] not in namespaces:
-            continue
-        passed()
-        if (what := _wrong(seen)) is not None:
-            corrupt = isinstance(seen.found, CorruptRecordError)
-            yield Bad(seen.address, what, seen if corrupt else None)
+    for namespace in namespaces:
+        for seen in seen_in(inspection.store, namespace):
+            passed()
+            if (what := _wrong(seen)) is not None:
+                corrupt = isinstance(seen.found, CorruptRecordError)
+                yield Bad(seen.address, what, seen if corrupt else None)
+    if not missing_methods(inspection.store, CheckableKVStore):
+        for fault in inspection.store.check():
+            yield Bad(fault.address, fault.what)
 
 
 def _wrong(seen: Seen) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 import attrs
@@ -17,7 +17,7 @@ from kvreplay.replay import Replay
 __all__ = ["Condition", "Inspection", "Owner"]
 
 
-class Condition(Enum):
+class Condition(StrEnum):
     """What a request for the key would meet."""
 
     ANSWERED = "answered"

@@ -11,7 +11,7 @@ from typing import Any
 
 import attrs
 
-from kvreplay._protocol.keys import name, scope_name
+from kvreplay._protocol.keys import HASHED, ReplayKey, name, scope_name
 from kvreplay._protocol.record import ReplayRecord, decode
 from kvreplay.errors import (
     ConfigError,
@@ -61,10 +61,23 @@ def seen_of(address: Address, entry: Entry) -> Seen:
         record = decode(entry.value)
     except RecordError as error:
         return Seen(address, entry, error)
-    key = record.key
-    if address[1] != scope_name(key.scope) or address[2] != name(key.id, key.operation):
+    if not _belongs(record.key, address):
         return Seen(address, entry, CorruptRecordError("it is the record of another key"))
     return Seen(address, entry, record)
+
+
+def _belongs(key: ReplayKey, address: Address) -> bool:
+    """Say whether a key has this address."""
+    _, secondary, own = address
+    if (  # quick way, for name(): what is the name of an entry is a legal one
+        key.scope == secondary
+        and key.id == own
+        and key.operation is None
+        and not secondary.startswith(HASHED)
+        and not own.startswith(HASHED)
+    ):
+        return True
+    return secondary == scope_name(key.scope) and own == name(key.id, key.operation)
 
 
 def _entries(store: Any, namespace: str | None) -> Iterator[tuple[Address, Entry]]:
@@ -97,8 +110,8 @@ def replay_namespaces(store: Any, named: str | None) -> Collection[str]:
     if named is not None:
         check_namespace(named, "")
         return [named]
-    found: set[str] = set()
-    for address, entry in _entries(store, None):
-        if address[0] not in found and seen_of(address, entry).is_record:
-            found.add(address[0])
-    return sorted(found)
+    return [each for each in namespaces_of(store) if each and _has_a_record(store, each)]
+
+
+def _has_a_record(store: Any, namespace: str) -> bool:
+    return any(seen_of(*each).is_record for each in _entries(store, namespace))

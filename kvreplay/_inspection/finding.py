@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import attrs
 
 from kvreplay._inspection.condition import Condition, Inspection
-from kvreplay._inspection.entries import Address, Seen, namespaces_of, seen_in, seen_of
+from kvreplay._inspection.entries import Seen, namespaces_of, seen_in, seen_of
 from kvreplay._protocol.keys import ReplayKey, name, scope_name
 from kvreplay._protocol.record import ReplayRecord
 from kvreplay.errors import InvalidValueError, KeyNotFoundError
@@ -112,26 +113,25 @@ def page_of(found: Iterator[Seen], limit: int, after: str | None = None) -> Page
     return Page(entries[:limit], _token(entries[limit - 1]) if more else None)
 
 
-_Place = tuple[int, Address]
+_Place = tuple[int, str]
 
 
 def _place(seen: Seen) -> _Place:
     record = seen.found
     created = record.created_at if isinstance(record, ReplayRecord) else 0
-    return -created, seen.address
+    return -created, hashlib.sha256("/".join(seen.address).encode()).hexdigest()[:16]
 
 
 def _token(seen: Seen) -> str:
-    created, address = _place(seen)
-    return ":".join((str(-created), *address))
+    created, own = _place(seen)
+    return f"{-created}-{own}"
 
 
 def _place_in(token: str) -> _Place:
-    try:
-        created, primary, secondary, key = token.split(":")
-        return -int(created), (primary, secondary, key)
-    except ValueError:
+    created, _, own = token.partition("-")
+    if not created.isdecimal() or not own:
         raise InvalidValueError(
             "the page's token is none of ours; nothing was listed: give what the page before it"
             " says"
-        ) from None
+        )
+    return -int(created), own

@@ -66,13 +66,37 @@ def become_owner(*stores: str) -> None:
             " behind: run the command as a user who may use both"
         )
     if others:
-        uid, gid = others[0]
-        try:
-            os.initgroups(_name(uid), gid)
-        except OSError as error:
-            raise ConfigError(f"this process cannot become user {_name(uid)}: {error}") from error
+        _become(*others[0])
+
+
+def _become(uid: int, gid: int) -> None:
+    name = _name(uid)
+    if not _can_read_code(uid, gid):
+        raise ConfigError(
+            f"the store belongs to {name}, who may not read this Python; nothing was done, since"
+            f" files of root's would be left behind: run the command as {name}, by a Python that"
+            " others may read"
+        )
+    try:
+        os.initgroups(name, gid)
         os.setgid(gid)
         os.setuid(uid)
+    except OSError as error:
+        raise ConfigError(
+            f"the store belongs to {name}, whom this process cannot become ({error.strerror});"
+            f" nothing was done, since files of root's would be left behind: run it as {name}"
+        ) from error
+
+
+def _can_read_code(uid: int, gid: int) -> bool:
+    """Say whether a user may read the modules that are not imported yet."""
+    os.setegid(gid)
+    os.seteuid(uid)
+    try:
+        return all(os.access(each, os.R_OK, effective_ids=True) for each in (os.__file__, __file__))
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
 
 
 def _path_of(where: str) -> str | None:

@@ -66,13 +66,15 @@ def told(seen: Seen, inspection: Inspection, *, payload: bool = False) -> dict[s
 
 
 def told_payload(record: ReplayRecord) -> dict[str, Any]:
-    """Return the params and the response as JSON can hold them."""
+    """Return the params, and the response or the failure if there is one, as JSON can hold them."""
     if isinstance(record.params, ParamsDigest):
         params: Any = {"keyed digest": record.params.digest.hex()}
     else:
         params = _plain(record.load_params())
     if (failure := record.load_failure()) is not None:
         return {"params": params, "failure": {"class": failure[0], "arguments": _plain(failure[1])}}
+    if record.response is None:
+        return {"params": params}
     return {"params": params, "response": _plain(record.load_response())}
 
 

@@ -11,11 +11,12 @@ import attrs
 from kvreplay.errors import InvalidParamsError
 from kvreplay.store import NAME
 
-__all__ = ["ReplayKey", "identity", "name", "scope_name", "stored_id"]
+__all__ = ["HASHED", "ReplayKey", "identity", "name", "scope_name", "stored_id"]
 
-_HASHED: Final = "sha256-"
+HASHED: Final = "sha256-"
+"""How a name begins that stands for a text which is no legal name itself."""
 _AFTER_OPERATION: Final = b"\xff"  # no byte of UTF-8, so it parts two texts, and is in no text
-_is_name = re.compile(rf"(?!{_HASHED}){NAME}").fullmatch
+_is_name = re.compile(rf"(?!{HASHED}){NAME}").fullmatch
 
 
 @attrs.frozen(repr=False)
@@ -103,7 +104,7 @@ def name(text: str, operation: str | None = None) -> str:
     import hashlib
 
     digest = hashlib.sha256(_identity(text, operation)).digest()
-    return _HASHED + base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+    return HASHED + base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
 
 
 def _identity(text: str, operation: str | None) -> bytes:

@@ -9,6 +9,7 @@ import threading
 from typing import Final
 
 from kvreplay.errors import ConfigError, CorruptStoreError, StoreError, StoreUnavailableError
+from kvreplay.store import Fault
 from kvreplay.store.durations import seconds_of
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "nested_call_error",
     "own_transaction_error",
     "sqlite_store",
+    "unreadable",
 ]
 
 LOCK_TIMEOUT: Final = 10.0
@@ -145,6 +147,11 @@ def damaged_entries(number: int, store: str) -> CorruptStoreError:
         " or they are damaged; all others were told, and nothing was changed: write or remove"
         " those entries, or restore the store from a backup"
     )
+
+
+def unreadable() -> Fault:
+    """Return the fault of a store whose check has met a part that it cannot read."""
+    return Fault(None, "a part of it is damaged and cannot be read: what follows was not checked")
 
 
 def own_transaction_error(holder: str = "thread") -> StoreError:

@@ -19,7 +19,7 @@ from kvreplay._inspection import (
 )
 from kvreplay.cli import arguments
 from kvreplay.cli.audit import audit
-from kvreplay.cli.output import print_json, print_line, text
+from kvreplay.cli.output import many, print_json, print_line, text
 
 __all__ = ["check"]
 
@@ -66,9 +66,9 @@ def check(store: str, namespace: str | None, aside: bool, yes: bool, as_json: bo
     if as_json:
         print_json({"records": looked, "bad": bad, "moved": moved})
     else:
-        aside_too = f", {moved:,} were moved aside" if aside else ""
+        aside_too = f", {moved:,} moved aside" if aside else ""
         where = ", ".join(namespaces) or "no namespace has a record"
-        print(f"{looked:,} records looked at, {bad:,} faults{aside_too} ({where})")
+        print(f"{many(looked, 'record')}, {many(bad, 'fault')}{aside_too} ({where})")
     return 1 if bad else 0
 
 

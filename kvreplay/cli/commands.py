@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
-
 import click
 
+from kvreplay import __version__
 from kvreplay.cli.check import check
 from kvreplay.cli.completion import completion
 from kvreplay.cli.demo import demo
@@ -24,13 +23,6 @@ _LOOK = (stat, ls, show, find, doubt, check)
 _CHANGE = (resolve, release, forget, sweep)
 _STORES = (init, migrate)
 _OTHERS = (demo, completion)
-
-
-def _version() -> str:
-    try:
-        return version("kvreplay")
-    except PackageNotFoundError:  # a source tree that was never installed
-        return "(not installed)"
 
 
 class _Grouped(click.Group):
@@ -58,7 +50,7 @@ class _Grouped(click.Group):
     " nothing that could be settled, or a step of the demo that is untrue. 2: wrong usage or"
     " configuration, a missing extra, no such store, or a store that fails. 130: interrupted.",
 )
-@click.version_option(_version(), message="%(prog)s %(version)s")
+@click.version_option(__version__, message="%(prog)s %(version)s")
 def commands() -> None:
     """Restart-safe request replay over pluggable key-value stores.
 

@@ -7,7 +7,7 @@ import click
 from kvreplay import ReplayRecord
 from kvreplay._inspection import Condition, Inspection, existing, seen_in, told
 from kvreplay.cli import arguments
-from kvreplay.cli.output import age, print_json, print_line, text
+from kvreplay.cli.output import age, key_line, many, print_json, print_line
 from kvreplay.cli.runs import run_in_words
 
 __all__ = ["doubt"]
@@ -40,15 +40,12 @@ def doubt(store: str, namespace: str | None, running: bool, as_json: bool) -> in
                 print_json(told(seen, inspection))
                 continue
             since, key = age(inspection.now - record.created_at), record.key
-            run = run_in_words(record, inspection)
-            print_line(f"{key.digest()}  {state.value:8}  {since:>10}  {run}")
-            names = [seen.address[0], text(key.scope), text(key.id)]
-            if key.operation is not None:
-                names.append(f"operation {text(key.operation)}")
-            print(f"    {'  '.join(names)}")
+            print(f"{key.digest()}  {state.value} since {since}")
+            print_line(key_line(f"    {seen.address[0]}  ", key.scope, key.id, key.operation))
+            print_line(f"    {run_in_words(record, inspection)}")
     if not as_json:
         if not found:
             print("nothing is in doubt")
         if going_on and not running:
-            print(f"{going_on:,} runs go on: --running lists them")
+            print(f"{many(going_on, 'run goes on', 'runs go on')}: --running lists them")
     return 0

@@ -20,7 +20,7 @@ from kvreplay._inspection import (
     told,
 )
 from kvreplay.cli import arguments
-from kvreplay.cli.output import moment, print_json, print_line, text
+from kvreplay.cli.output import age, key_line, print_json, print_line
 
 __all__ = ["ls"]
 
@@ -56,9 +56,10 @@ def ls(
 ) -> int:
     """List the records of STORE, those whose run began last first.
 
-    Each line has the key's digest, the state, when its run began, the namespace, the scope and the
-    id. No params and no answers are shown. With --json each line is a JSON object, and the token of
-    the next page goes to the standard error. It walks the whole store, and blocks nobody.
+    Each line has the key's digest, the state, how long ago its run began, the namespace unless it is
+    named, the scope and the id. No params and no answers are shown. With --json each line is a JSON
+    object. The token of the next page goes to the standard error. It walks the whole store, and
+    blocks nobody.
     """
     if all_of_them and after is not None:
         raise arguments.misused("--all and --after exclude each other.")
@@ -72,10 +73,10 @@ def ls(
         )
         found = _found(inspection, namespace, asked)
         if all_of_them:
-            _print_each(found, inspection, as_json)
+            _print_each(found, inspection, namespace, as_json)
             return 0
         page = page_of(found, limit, after)
-        _print_each(iter(page.entries), inspection, as_json)
+        _print_each(iter(page.entries), inspection, namespace, as_json)
         if page.next is not None:
             click.echo(f"there are more: --after {page.next}", err=True)
     return 0
@@ -88,26 +89,28 @@ def _found(inspection: Inspection, namespace: str | None, asked: Filter) -> Iter
     return matching(inspection, namespace, asked, is_replay=known.__contains__)
 
 
-def _print_each(found: Iterator[Seen], inspection: Inspection, as_json: bool) -> None:
+def _print_each(
+    found: Iterator[Seen], inspection: Inspection, namespace: str | None, as_json: bool
+) -> None:
     first = next(found, None)
     if first is None:
         return
     if not as_json:
-        print_line(f"{'digest':16}  {'state':9}  {'began':20}  namespace  scope  id")
+        where = "" if namespace else "namespace  "
+        print_line(f"{'digest':16}  {'state':8}  {'age':>10}  {where}scope  id")
     for seen in itertools.chain([first], found):
         if as_json:
             print_json(told(seen, inspection))
         else:
-            print_line(_line(seen, inspection))
+            print_line(_line(seen, inspection, namespace))
 
 
-def _line(seen: Seen, inspection: Inspection) -> str:
+def _line(seen: Seen, inspection: Inspection, named: str | None) -> str:
     record, state = seen.found, inspection.condition(seen).value
+    namespace, *names = seen.address
+    where = "" if named else f"{namespace}  "
     if not isinstance(record, ReplayRecord):
-        return f"{'':16}  {state:9}  {'':20}  {'  '.join(seen.address)}"
-    key = record.key
-    names = [seen.address[0], text(key.scope), text(key.id)]
-    if key.operation is not None:
-        names.append(f"operation {text(key.operation)}")
-    began = moment(record.created_at)
-    return f"{key.digest()}  {state:9}  {began:20}  {'  '.join(names)}"
+        return f"{'':16}  {state:8}  {'':10}  {where}{'  '.join(names)}"
+    key, old = record.key, age(inspection.now - record.created_at)
+    before = f"{key.digest()}  {state:8}  {old:>10}  {where}"
+    return key_line(before, key.scope, key.id, key.operation)

@@ -17,6 +17,8 @@ from kvreplay._inspection import datetime_of
 
 __all__ = [
     "age",
+    "key_line",
+    "many",
     "moment",
     "print_columns",
     "print_json",
@@ -24,6 +26,8 @@ __all__ = [
     "size",
     "text",
 ]
+
+_SHORTEST = 9  # characters that are left of a scope
 
 
 def print_json(value: object, *, indent: int | None = None) -> None:
@@ -49,6 +53,25 @@ def print_columns(rows: Iterable[Sequence[str]], *, right: Sequence[int] = ()) -
             for n, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         print_line("  ".join(cells).rstrip())
+
+
+def key_line(before: str, scope: str, id_: str, operation: str | None) -> str:
+    """Return a line that ends with a key; where it does not fit, the scope is shortened first."""
+    scope, end = text(scope), text(id_)
+    if operation is not None:
+        end += f"  operation {text(operation)}"
+    line = f"{before}{scope}  {end}"
+    width = _width()
+    if width is not None and (over := cell_len(line) - width) > 0 and scope.isascii():
+        keep = max(len(scope) - over - 1, _SHORTEST)
+        if keep < len(scope):
+            line = f"{before}{scope[: keep - 3]}…{scope[-3:]}  {end}"
+    return line
+
+
+def many(count: int, one: str, more: str | None = None) -> str:
+    """Return a number and a noun: ``1 fault``, ``2 faults``."""
+    return f"{count:,} {one if count == 1 else more or f'{one}s'}"
 
 
 def _width() -> int | None:

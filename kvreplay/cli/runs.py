@@ -16,7 +16,7 @@ def run_in_words(record: ReplayRecord, inspection: Inspection) -> str:
     owner = inspection.owner(claim)
     process = "its process" if owner.pid is None else f"process {owner.pid}"
     if owner.liveness == "ended":
-        return f"{process} has left it without an answer"
+        return f"the run of {process} ended without an answer"
     if owner.liveness in ("alive", "dead"):
         return f"{process} is {owner.liveness}"
     left = claim.lease_expires_at - inspection.now

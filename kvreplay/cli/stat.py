@@ -8,7 +8,7 @@ import click
 
 from kvreplay._inspection import Condition, Counts, Inspection, Namespace, count, existing, shown
 from kvreplay.cli import arguments
-from kvreplay.cli.output import age, moment, print_columns, print_json, print_line, size, text
+from kvreplay.cli.output import age, many, moment, print_columns, print_json, print_line, size, text
 
 __all__ = ["stat"]
 
@@ -66,7 +66,7 @@ def _namespace(each: Namespace) -> dict[str, Any]:
 def _print(counts: Counts, inspection: Inspection, place: str) -> None:
     print_line(f"{place}  {moment(inspection.now)}")
     for name, each in counts.replay.items():
-        print_line(f"\n{name}: {each.entries:,} records, {size(each.bytes)}")
+        print_line(f"\n{name}: {many(each.entries, 'record')}, {size(each.bytes)}")
         rows = [
             (f"  {condition.value}", f"{each.conditions[condition]:,}")
             for condition in Condition
@@ -87,7 +87,7 @@ def _print(counts: Counts, inspection: Inspection, place: str) -> None:
         print("\nother namespaces, which are not looked into")
         print_columns(
             [
-                (f"  {name or '(empty)'}", f"{each.entries:,} entries", size(each.bytes))
+                (f"  {name or '(empty)'}", many(each.entries, "entry", "entries"), size(each.bytes))
                 for name, each in counts.others.items()
             ],
             right=(1, 2),

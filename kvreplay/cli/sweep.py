@@ -8,6 +8,7 @@ import click
 
 from kvreplay._inspection import Inspection, existing
 from kvreplay.cli import arguments
+from kvreplay.cli.output import many
 
 __all__ = ["sweep"]
 
@@ -31,5 +32,5 @@ def sweep(store: str, namespace: str, every: float | None) -> int:
         while more:
             swept = replay.sweep()
             removed, more = removed + swept.removed, swept.more
-        print(f"{removed:,} records were removed")
+        print(f"removed {many(removed, 'record')}")
     return 0

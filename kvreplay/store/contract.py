@@ -53,9 +53,11 @@ __all__ = [
     "AtomicKVStore",
     "BatchingKVStore",
     "Change",
+    "CheckableKVStore",
     "Durability",
     "Entry",
     "ExpiringKVStore",
+    "Fault",
     "InspectableKVStore",
     "JoinableKVStore",
     "JoinedState",
@@ -320,6 +322,34 @@ class ScannableKVStore(InspectableKVStore, Protocol):
         Raises:
             CorruptStoreError: there are entries that cannot be told. It is raised at the end, once
                 all others were yielded.
+        """
+
+
+@attrs.frozen
+class Fault:
+    """Something that is wrong with a store's own structures; a copy by entries is without it.
+
+    Attributes:
+        address: of the entry that it is about; ``None``: it is about none.
+        what: what is wrong, and what follows from it. It shows no key and no value.
+    """
+
+    address: tuple[str, str, str] | None = attrs.field(repr=False)
+    what: str
+
+
+@runtime_checkable
+class CheckableKVStore(MigratableKVStore, Protocol):
+    """A store that can look whether its own structures are sound: its indexes, its files."""
+
+    def check(self) -> Iterator[Fault]:
+        """Yield what is wrong; nothing, if all is right.
+
+        It changes nothing and blocks no writer. What others change meanwhile is never told as a
+        fault. What a crash may leave, and the engine sees to by itself, is none.
+
+        Raises:
+            StoreError: the store cannot be looked at any further.
         """
 
 

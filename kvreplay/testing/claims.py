@@ -10,6 +10,7 @@ from typing import Any, Final
 from kvreplay.store import (
     AtomicKVStore,
     BatchingKVStore,
+    CheckableKVStore,
     ExpiringKVStore,
     InspectableKVStore,
     MigratableKVStore,
@@ -26,6 +27,7 @@ CAPABILITIES: Final[Mapping[str, tuple[type, tuple[str, ...]]]] = {
     "walkable": (MigratableKVStore, ("list_all_keys",)),
     "atomic": (AtomicKVStore, ("list_all_keys", "check_and_put")),
     "batching": (BatchingKVStore, ("list_all_keys", "check_and_put", "check_and_put_each")),
+    "checkable": (CheckableKVStore, ("list_all_keys", "check")),
     "expiring": (ExpiringKVStore, ("list_all_keys", "check_and_put", "sweep")),
     "inspectable": (
         InspectableKVStore,

@@ -14,6 +14,7 @@ import pytest
 from kvreplay.store import KVStoreSync
 from kvreplay.testing.batches import BatchTests
 from kvreplay.testing.check_and_put import CheckAndPutTests
+from kvreplay.testing.checking import CheckTests
 from kvreplay.testing.claims import class_opened_by, leave_out, unclaimed
 from kvreplay.testing.closing import ClosingTests
 from kvreplay.testing.expiry import ExpiryTests
@@ -50,6 +51,7 @@ class StoreContract(
     LazyTests,
     TransactionTests,
     PagingTests,
+    CheckTests,
     ScanTests,
     InspectionTests,
     ExpiryTests,
@@ -151,6 +153,10 @@ class StoreContract(
     @pytest.fixture
     def batching(self, store: Any) -> Any:
         return _claiming(store, "batching")
+
+    @pytest.fixture
+    def checkable(self, store: Any) -> Any:
+        return _claiming(store, "checkable")
 
     @pytest.fixture
     def expiring(self, store: Any) -> Any:

@@ -83,6 +83,8 @@ def every_call(store: Any) -> list[Callable[[], object]]:
     if hasattr(store, "scan"):
         calls.append(lambda: list(store.scan()))
         calls.append(lambda: list(store.scan("unknown")))
+    if hasattr(store, "check"):
+        calls.append(lambda: list(store.check()))
     if hasattr(store, "list_paginated"):
         calls.append(lambda: store.list_paginated("p", "s"))
         calls.append(lambda: store.list_paginated_with_values("p", "s"))

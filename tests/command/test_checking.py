@@ -26,7 +26,7 @@ def faults(place: Place, *arguments: str) -> tuple[list[dict[str, Any]], dict[st
 def test_a_sound_store_has_no_fault(place: Place) -> None:
     before = place.everything()
     assert faults(place) == ([], {"records": 10, "bad": 0, "moved": 0})
-    assert place.run("check")[:2] == (0, "10 records looked at, 0 faults (pay)\n")
+    assert place.run("check")[:2] == (0, "10 records, 0 faults (pay)\n")
     assert place.everything() == before
 
 

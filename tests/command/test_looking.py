@@ -178,6 +178,6 @@ def test_doubt_tells_whose_run_it_was(place: Place) -> None:
     code, out, _ = place.run("doubt")
     assert code == 0
     assert place.digest("running") not in out
-    assert "1 runs go on" in out
+    assert "1 run goes on" in out
     assert ("is dead" if local else "its lease ended") in out
     assert "02peer  dead" in out

@@ -116,8 +116,8 @@ def test_a_response_that_is_no_json(place: Place) -> None:
 def test_sweep_removes_what_is_due_of_its_namespace(place: Place) -> None:
     place.store.check_and_put("ledger", "", "due", expected=None, value=b"mine", expires_at=1)
     strangers = place.strangers()
-    assert place.run("sweep", "-n", "pay")[:2] == (0, "1 records were removed\n")
-    assert place.run("sweep", "-n", "pay")[:2] == (0, "0 records were removed\n")
+    assert place.run("sweep", "-n", "pay")[:2] == (0, "removed 1 record\n")
+    assert place.run("sweep", "-n", "pay")[:2] == (0, "removed 0 records\n")
     assert place.strangers() == strangers
     assert look(place, "expired") is None
 

@@ -7,13 +7,12 @@ import select
 import signal
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kvreplay import StoreNotFoundError, open_store
+from kvreplay import StoreNotFoundError, __version__, open_store
 from kvreplay.cli import main
 from support.configuring import Stranger
 from support.extras import needs_cli, needs_demo, needs_postgresql
@@ -32,7 +31,7 @@ sys.modules['bitstring'] = types.ModuleType('bitstring')
 @needs_cli
 def test_version() -> None:
     done = run_python("-m", "kvreplay", "--version")
-    assert (done.returncode, done.stdout) == (0, f"kvreplay {version('kvreplay')}\n")
+    assert (done.returncode, done.stdout) == (0, f"kvreplay {__version__}\n")
 
 
 @needs_cli

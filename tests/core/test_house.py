@@ -122,11 +122,11 @@ ORDER: dict[str, tuple[str, ...]] = {
     ),
     "backends.filesystem": (
         *("errors", "locks", "layout", "presence", "opening", "expiry", "creation", "listing"),
-        *("entries", "store", "__init__"),
+        *("entries", "checking", "store", "__init__"),
     ),
     "backends.lmdb": (
         *("errors", "presence", "files", "gate", "process_lock", "readers", "handle", "entries"),
-        *("committer", "environment", "shared", "transaction", "store", "__init__"),
+        *("checking", "committer", "environment", "shared", "transaction", "store", "__init__"),
     ),
     "backends.postgresql": (
         *("clock", "location", "links", "timeline", "statements", "errors", "operations"),
@@ -136,12 +136,21 @@ ORDER: dict[str, tuple[str, ...]] = {
     ),
     "backends.sqlite": (
         *("errors", "schema", "entries", "removals", "presence", "connections", "files"),
-        *("committer", "joining", "database", "store", "__init__"),
+        *("checking", "committer", "joining", "database", "store", "__init__"),
     ),
     "metrics": ("_tally", "opentelemetry", "prometheus", "__init__"),
     "testing": (
         *("blocking", "clock", "planned_faults", "faulty_store", "killing"),
-        *("threads", "entries", "batches", "check_and_put", "claims", "closing", "expiry"),
+        *(
+            "threads",
+            "entries",
+            "batches",
+            "check_and_put",
+            "checking",
+            "claims",
+            "closing",
+            "expiry",
+        ),
         *("faults", "foreign", "forking", "inspecting", "limits", "names", "paging", "plain"),
         *("processes", "prompt", "lazy", "scanning", "transactions", "walking"),
         *("model", "whole", "contract", "__init__"),

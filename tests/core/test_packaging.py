@@ -1,13 +1,15 @@
 """What people install holds the whole package: every engine, the kit, the demo, and nothing else.
 
-The wheel, the sdist, the wheel made of the sdist, an editable install, and a zip archive of the
+The wheel, the wheel made of the sdist, an editable install, and a zip archive of the
 repository, which is what a code host offers and which keeps no symbolic link once pip unpacks it.
+The sdist holds the tests too. And what an index shows of the package: its metadata, and the README.
 """
 
 from __future__ import annotations
 
 import configparser
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -15,9 +17,13 @@ import sys
 import tarfile
 import venv
 import zipfile
+from email import message_from_bytes
+from email.message import Message
 from pathlib import Path
 
 import pytest
+
+import kvreplay
 
 ROOT = next(
     (folder for folder in Path(__file__).resolve().parents if (folder / "setup.cfg").exists()), None
@@ -161,6 +167,19 @@ def environment(tmp_path: Path) -> Environment:
     return Environment(tmp_path / "environment")
 
 
+@pytest.fixture(scope="module")
+def wheel(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_wheel(checkout, tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def metadata(wheel: Path) -> Message:
+    """What the wheel says of itself, as an index reads it."""
+    (name,) = (name for name in names_in(wheel) if name.endswith(".dist-info/METADATA"))
+    with zipfile.ZipFile(wheel) as archive:
+        return message_from_bytes(archive.read(name))
+
+
 def test_the_extra_demo_brings_the_command() -> None:
     assert ROOT is not None
     settings = configparser.ConfigParser()
@@ -173,11 +192,109 @@ def test_the_extra_demo_brings_the_command() -> None:
     assert extras["cli"] < extras["demo"]
 
 
-def test_the_wheel(checkout: Path, tmp_path: Path) -> None:
-    wheel = build_wheel(checkout, tmp_path)
+def test_the_wheel(checkout: Path, wheel: Path, tmp_path: Path) -> None:
     holds_the_package_alone(names_in(wheel), checkout)
     site = unpacked(wheel, tmp_path / "site")
     imports_all(sys.executable, site / "kvreplay", tmp_path, site)
+
+
+def test_the_version_is_told_once(metadata: Message) -> None:
+    assert metadata["Version"] == kvreplay.__version__
+    assert re.fullmatch(r"\d+\.\d+\.\d+", kvreplay.__version__)
+    assert ROOT is not None
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## ([\d.]+)", changes, re.MULTILINE)[0] == kvreplay.__version__
+
+
+def test_what_an_index_is_told(metadata: Message) -> None:
+    assert metadata["License-Expression"] == "MIT"
+    assert metadata.get_all("License-File") == ["LICENSE"]
+    urls = dict(each.split(", ") for each in metadata.get_all("Project-URL", ()))
+    assert set(urls) == {"Documentation", "Source", "Issues", "Changelog"}
+    classifiers = metadata.get_all("Classifier", ())
+    assert "Typing :: Typed" in classifiers
+    assert not [each for each in classifiers if each.startswith("License ::")]
+
+
+def test_what_stores_the_bytes_has_an_upper_bound(metadata: Message) -> None:
+    needed = [each for each in metadata.get_all("Requires-Dist", ()) if "extra" not in each]
+    assert {re.split(r"[<>=!~]", each)[0] for each in needed} == {"attrs", "lmdb", "msgpack"}
+    assert all("<" in each for each in needed if not each.startswith("attrs"))
+
+
+# Where a link of the README leads to, and the file of this repository that it means.
+_OURS = "kvreplay/kvreplay"
+_PLACES = (
+    (re.compile(r"https://kvreplay\.readthedocs\.io/en/stable/(.+)\.html(?:#(.+))?"), "docs/{}.md"),
+    (re.compile(rf"https://github\.com/{_OURS}/blob/main/([^#]+)(?:#(.+))?"), "{}"),
+    (re.compile(rf"https://raw\.githubusercontent\.com/{_OURS}/main/(.+\.svg)()"), "{}"),
+)
+_HOSTS = rf"//kvreplay\.|/{_OURS}\b"
+_LINK = re.compile(r"\]\(([^)]*)\)|(?:src|href)=\"([^\"]*)\"|^\[[^]]+\]: *(\S+)", re.MULTILINE)
+
+
+def complaints_about(text: str, root: Path) -> list[str]:
+    """Return the links of a README that do not work wherever it is shown."""
+    text = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    links = ["".join(groups) for groups in _LINK.findall(text)]
+    return [f"{link}: {wrong}" for link in links if (wrong := _complaint_about(link, text, root))]
+
+
+def _complaint_about(link: str, text: str, root: Path) -> str | None:
+    if link.startswith("#"):
+        return None if link[1:] in anchors_in(text) else "there is no such heading"
+    for pattern, form in _PLACES:
+        if found := pattern.fullmatch(link):
+            path, anchor = root / form.format(found[1]), found[2]
+            if not path.is_file():
+                return f"there is no file {path.relative_to(root)}"
+            if anchor and anchor not in anchors_in(path.read_text(encoding="utf-8")):
+                return "there is no such heading"
+            return None
+    others = link.startswith("https://") and not re.search(_HOSTS, link)
+    return None if others else "not absolute, or not where this repository is shown"
+
+
+def anchors_in(text: str) -> set[str]:
+    """Return the headings of a page, as links name them."""
+    headings = re.findall(r"^#+ +(.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", each.lower()).strip().replace(" ", "-") for each in headings}
+
+
+def test_each_link_of_the_description_works_on_an_index(metadata: Message) -> None:
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    description = metadata.get_payload()
+    assert ROOT is not None
+    assert isinstance(description, str)
+    assert len(_LINK.findall(description)) > 10
+    assert complaints_about(description, ROOT) == []
+
+
+@pytest.mark.parametrize(
+    ("link", "complaint"),
+    [
+        ("docs/format.md", "not absolute"),
+        ("CHANGELOG.md", "not absolute"),
+        ("http://example.org", "not absolute"),
+        ("#no-such-heading", "no such heading"),
+        ("https://kvreplay.readthedocs.io/en/latest/format.html", "not where"),
+        ("https://kvreplay.readthedocs.io/en/stable/gone.html", "no file docs/gone.md"),
+        ("https://kvreplay.readthedocs.io/en/stable/guarantees.html#gone", "no such heading"),
+        ("https://github.com/kvreplay/kvreplay/blob/main/GONE.md", "no file GONE.md"),
+        ("https://raw.githubusercontent.com/kvreplay/kvreplay/main/docs/gone.svg", "no file"),
+        ("https://raw.githubusercontent.com/kvreplay/kvreplay/main/docs/bench-hit.svg", None),
+        ("https://kvreplay.readthedocs.io/en/stable/guarantees.html#migrate", None),
+        ("https://kvreplay.readthedocs.io/en/stable/http/flask.html", None),
+        ("https://github.com/kvreplay/kvreplay/blob/main/CONTRIBUTING.md", None),
+        ("https://example.org/page", None),
+        ("#a-heading-of-its-own", None),
+    ],
+)
+def test_a_link_that_leads_nowhere_is_found(link: str, complaint: str | None) -> None:
+    assert ROOT is not None
+    found = complaints_about(f"## A heading, of its own\n\n![a picture]({link})\n", ROOT)
+    assert len(found) == (complaint is not None)
+    assert not found or complaint in found[0]
 
 
 def test_the_sdist_and_the_wheel_made_of_it(checkout: Path, tmp_path: Path) -> None:
@@ -187,7 +304,12 @@ def test_the_sdist_and_the_wheel_made_of_it(checkout: Path, tmp_path: Path) -> N
     with tarfile.open(sdist) as archive:
         files = [member for member in archive.getmembers() if not member.isdir()]
     assert all(member.isfile() for member in files), "a link, which tools follow badly"
-    holds_the_package_alone({member.name.partition("/")[2] for member in files}, checkout)
+    names = {Path(member.name.partition("/")[2]) for member in files}
+    # The tests and all that they look at: whoever packages this for others can run them.
+    assert {name for name in names if not name.parts[0].startswith((".", "kvreplay.egg-info"))} == {
+        *sources(checkout),
+        Path("PKG-INFO"),
+    } - {Path("backends")}
 
     wheel = build_wheel(sdist, tmp_path)
     holds_the_package_alone(names_in(wheel), checkout)

@@ -151,17 +151,8 @@ def test_without_hypothesis_one_test_is_skipped(run: Any, pytester: pytest.Pytes
 
 
 IN_ORDER = (
-    *(
-        "plain",
-        "names",
-        "limits",
-        "closing",
-        "walking",
-        "check_and_put",
-        "expiry",
-        "inspecting",
-        "scanning",
-    ),
+    *("plain", "names", "limits", "closing", "walking", "check_and_put", "expiry", "inspecting"),
+    *("scanning", "checking"),
     *("paging", "transactions", "lazy", "batches", "prompt", "faults", "foreign", "whole"),
     *("processes", "forking"),
 )
@@ -179,6 +170,8 @@ def test_what_is_simple_comes_first(pytester: pytest.Pytester) -> None:
             def __init__(self, path): ...
 
             def check_and_put_each(self, changes): ...
+
+            def check(self): ...
 
 
         class TestIt(StoreContract):

@@ -35,6 +35,7 @@ from kvreplay.backends._support import (
     check_durability,
     check_lock_timeout,
 )
+from kvreplay.backends.filesystem.checking import has_lost_its_expiry
 from kvreplay.backends.filesystem.creation import Creations, creation_time
 from kvreplay.backends.filesystem.entries import Entries
 from kvreplay.backends.filesystem.errors import nameless, opening_error, store_error
@@ -53,6 +54,7 @@ from kvreplay.store import (
     Closing,
     Durability,
     Entry,
+    Fault,
     Page,
     PageWithValues,
     SweepResult,
@@ -269,6 +271,12 @@ class FilesystemStore(Closing):
         self._presence.check()
         return self._scan(primary_namespace)
 
+    def check(self) -> Iterator[Fault]:
+        """Yield the entries whose expiry is lost; see :class:`kvreplay.store.CheckableKVStore`."""
+        self._check_open()
+        self._presence.check()
+        return self._check()
+
     def check_and_put(
         self,
         primary_namespace: str,
@@ -357,6 +365,18 @@ class FilesystemStore(Closing):
                 found = self._load_with_expiry(entry)
             if found is not None:  # else it was removed since its folder was listed
                 yield address, found
+
+    def _check(self) -> Iterator[Fault]:
+        for address in self._walk():
+            entry = EntryFile(*address)
+            with self._reporting("read"):
+                lost = has_lost_its_expiry(entry, self._entries, self._expiry, self._lock_of)
+            if lost:
+                yield Fault(
+                    address,
+                    "its expiry is lost, so that no sweep removes it: the store was copied without"
+                    " its hard links",
+                )
 
     def _walk(self, only: str | None = None) -> Iterator[tuple[str, str, str]]:
         for primary in self._names(folders=True) if only is None else [folder_name(only)]:

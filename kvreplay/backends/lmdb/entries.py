@@ -38,10 +38,13 @@ __all__ = [
     "Hidden",
     "addresses_in",
     "check_and_put",
+    "created_key",
+    "creation_of",
     "delete",
     "delete_if",
     "digest_of",
     "empty_value",
+    "entry_in",
     "entry_key",
     "expiry_of",
     "identity_at",
@@ -49,11 +52,13 @@ __all__ = [
     "index_key",
     "items_from",
     "keys_from",
+    "last_creation",
     "names_in",
     "page",
     "prefix_of",
     "put",
     "shown_from",
+    "stamp_of",
     "sweep",
 ]
 
@@ -162,10 +167,32 @@ def index_key(entry: bytes, stamp: bytes) -> bytes:
     return primary + b"\0" + stamp + rest
 
 
+def entry_in(index: bytes) -> tuple[bytes, bytes]:
+    """Return the entry's key that a key of the expiry index names, and the bytes of the expiry."""
+    primary, _, rest = index.partition(b"\0")
+    return primary + b"\0" + rest[_STAMP:], rest[:_STAMP]
+
+
 def expiry_of(stored: bytes) -> int | None:
     """Return when a stored entry may be dropped, in milliseconds since the epoch, or ``None``."""
     stamp = int.from_bytes(stored[:_STAMP], "big")
     return stamp - 1 if stamp else None
+
+
+def stamp_of(stored: bytes) -> bytes:
+    """Return the bytes of a stored entry's expiry."""
+    return stored[:_STAMP]
+
+
+def creation_of(stored: bytes) -> bytes:
+    """Return the bytes of the number of a stored entry's creation."""
+    return stored[_STAMP:_CREATED]
+
+
+def created_key(entry: bytes, stored: bytes) -> bytes:
+    """Return a stored entry's key among the creations of its namespace."""
+    namespace, _, _ = entry.rpartition(b"\0")
+    return digest_of(namespace) + creation_of(stored)
 
 
 def identity_of(stored: bytes) -> bytes:
@@ -258,9 +285,13 @@ def _id_of(txn: Transaction) -> bytes:
     return txn.id().to_bytes(8, "big")
 
 
+def last_creation(handle: Handle, txn: Transaction) -> bytes:
+    """Return the bytes of the last number of a creation that was given."""
+    return txn.get(_LAST, _NONE, handle.files.meta)
+
+
 def _next_creation(handle: Handle, txn: Transaction) -> bytes:
-    last = int.from_bytes(txn.get(_LAST, _NONE, handle.files.meta), "big")
-    return (last + 1).to_bytes(8, "big")
+    return (int.from_bytes(last_creation(handle, txn), "big") + 1).to_bytes(8, "big")
 
 
 def _note_creation(handle: Handle, txn: Transaction, entry: bytes, creation: bytes) -> None:
@@ -272,8 +303,7 @@ def _note_creation(handle: Handle, txn: Transaction, entry: bytes, creation: byt
 
 def _drop(handle: Handle, txn: Transaction, entry: bytes, old: bytes) -> bool:
     """Remove an entry that is there, and its place among those of its namespace."""
-    namespace, _, _ = entry.rpartition(b"\0")
-    txn.delete(digest_of(namespace) + old[_STAMP:_CREATED], db=handle.files.created)
+    txn.delete(created_key(entry, old), db=handle.files.created)
     return txn.delete(entry, db=handle.entries)
 
 

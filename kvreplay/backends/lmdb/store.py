@@ -24,17 +24,25 @@ from kvreplay.backends._support import (
     check_lock_timeout,
     check_path,
     damaged_entries,
+    unreadable,
 )
-from kvreplay.backends.lmdb import entries, shared
+from kvreplay.backends.lmdb import checking, entries, shared
 from kvreplay.backends.lmdb.environment import Environment
 from kvreplay.backends.lmdb.transaction import calls_in
 from kvreplay.backends.pending import ALONE
-from kvreplay.errors import ConfigError, KeyNotFoundError, OutcomeUnknownError, StoreError
+from kvreplay.errors import (
+    ConfigError,
+    CorruptStoreError,
+    KeyNotFoundError,
+    OutcomeUnknownError,
+    StoreError,
+)
 from kvreplay.store import (
     Change,
     Closing,
     Durability,
     Entry,
+    Fault,
     KVTransaction,
     Page,
     PageWithValues,
@@ -263,6 +271,14 @@ class LMDBStore(Closing):
         self._opened()
         return self._scan(prefix)
 
+    def check(self) -> Iterator[Fault]:
+        """Yield what is wrong with the indexes; see :meth:`kvreplay.store.CheckableKVStore.check`.
+
+        Each page is looked at in one snapshot.
+        """
+        self._opened()
+        return self._check()
+
     def check_and_put(
         self,
         primary_namespace: str,
@@ -430,6 +446,17 @@ class LMDBStore(Closing):
             yield page
             if not start:
                 return
+
+    def _check(self) -> Iterator[Fault]:
+        for look in (checking.in_entries, checking.in_expiry):
+            start: bytes | None = b""
+            while start is not None:
+                handle = self._opened().handle
+                try:
+                    faults, start = handle.read(partial(look, handle, start))
+                except CorruptStoreError:
+                    faults, start = [unreadable()], None
+                yield from faults
 
     def _scan(self, prefix: bytes) -> Iterator[tuple[entries.Address, Entry]]:
         damaged = 0

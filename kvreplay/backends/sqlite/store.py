@@ -23,9 +23,10 @@ from kvreplay.backends._support import (
     check_lock_timeout,
     check_path,
     damaged_entries,
+    unreadable,
 )
 from kvreplay.backends.pending import ALONE
-from kvreplay.backends.sqlite import entries
+from kvreplay.backends.sqlite import checking, entries
 from kvreplay.backends.sqlite.database import Block, Database
 from kvreplay.backends.sqlite.files import OWNERS
 from kvreplay.backends.sqlite.joining import Joined
@@ -41,6 +42,7 @@ from kvreplay.store import (
     Closing,
     Durability,
     Entry,
+    Fault,
     ForkSafeLock,
     JoinedTransaction,
     KVTransaction,
@@ -255,6 +257,15 @@ class SQLiteStore(Closing):
         self._opened()
         return self._scan(primary_namespace)
 
+    def check(self) -> Iterator[Fault]:
+        """Yield what is wrong; see :meth:`kvreplay.store.CheckableKVStore.check`.
+
+        SQLite's own check reads the whole file in one snapshot, and the log grows meanwhile. An
+        interrupt waits for it.
+        """
+        self._opened()
+        return self._check()
+
     def check_and_put(
         self,
         primary_namespace: str,
@@ -437,6 +448,13 @@ class SQLiteStore(Closing):
             if len(rows) < entries.WALK:
                 return
             last = rows[-1][:3]
+
+    def _check(self) -> Iterator[Fault]:
+        for look in (checking.in_tables, checking.in_entries):
+            try:
+                yield from look(lambda: self._opened().connections)
+            except CorruptStoreError:
+                yield unreadable()
 
     def _scan(self, primary: str | None) -> Iterator[tuple[entries.Address, Entry]]:
         last: tuple[str, str, str] = (primary or "", "", "")
