@@ -130,10 +130,9 @@ def broken(page: str, links: list[str]) -> list[str]:
             continue
         path = Path(os.path.normpath(SITE / Path(page).parent / unquote(parts.path)))
         target = path.relative_to(SITE).as_posix() if parts.path else page
-        if not (SITE / target).is_file():
-            bad.append(link)
-        elif (
-            parts.fragment and target in READ and unquote(parts.fragment) not in READ[target].places
+        places = READ[target].places if target in READ else set()
+        if not (SITE / target).is_file() or (
+            parts.fragment and unquote(parts.fragment) not in places
         ):
             bad.append(link)
     return bad
