@@ -21,6 +21,7 @@ from support.extras import needs_cli, needs_opentelemetry, needs_prometheus
 pytest_plugins = ["pytester"]
 
 ROOT = Path(__file__).parent.parent
+CONFIGURATION = "docs/howto/configuration.md"
 
 
 def blocks(language: str, file: str = "README.md") -> list[str]:
@@ -36,7 +37,7 @@ def test_the_example_does_what_it_says(
         names: dict[str, object] = {}
         example = blocks("python")[0]
         if _:
-            example = example.replace("len(invoices) == 1", "len(invoices) == 0")
+            example = example.replace("len(charges) == 1", "not charges")
         exec(compile(example, "README.md", "exec"), names)
         assert "stale flow: this key is bound to other params" in capsys.readouterr().out
 
@@ -44,7 +45,10 @@ def test_the_example_does_what_it_says(
 def test_the_typed_example_does_what_it_says() -> None:
     pytest.importorskip("cattrs")
     names: dict[str, Any] = {"__name__": "readme"}
-    exec(compile(blocks("python")[1], "README.md", "exec", dont_inherit=True), names)
+    exec(
+        compile(blocks("python", "docs/typed.md")[0], "docs/typed.md", "exec", dont_inherit=True),
+        names,
+    )
     assert type(names["request_invoice"]("02lsp", "2", 5)) is names["Invoice"]
     first, second = (names["request_invoice"]("02lsp", "3", 0) for _ in range(2))
     assert first != second, "it was not kept"
@@ -58,14 +62,14 @@ def test_the_typed_example_does_what_it_says() -> None:
 def test_the_configuration_is_valid(tmp_path: Path) -> None:
     file = tmp_path / "node.toml"
     place = tmp_path / "replay-data"
-    text = blocks("toml")[0]
+    text = blocks("toml", CONFIGURATION)[0]
     assert text.count("/var/lib/node/replay") == 1
     file.write_text(text.replace("/var/lib/node/replay", str(place)), encoding="utf-8")
     with pytest.raises(StoreNotFoundError):
         load_config(file, environ={}).open_store()
     assert not place.exists()
     (command,) = re.findall(
-        r"^    kvreplay (init .*)", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE
+        r"^    kvreplay (init .*)", (ROOT / CONFIGURATION).read_text("utf-8"), re.MULTILINE
     )
     assert main(command.replace("/var/lib/node/replay", str(place)).split()) == 0
     config = load_config(file, environ={"KVREPLAY_REPLAY_REQUEST_INVOICE_TTL": "5s"})

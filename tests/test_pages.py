@@ -21,6 +21,7 @@ TESTS = Path(__file__).parent
 DOCS = TESTS.parent / "docs"
 
 ELSEWHERE = {
+    "howto/configuration.md": (1, "test_docs.py"),
     "http.md": (10, "http/test_docs.py"),
     "http/django.md": (2, "http/test_docs.py"),
     "http/fastapi.md": (1, "http/test_docs.py"),
@@ -33,6 +34,7 @@ ELSEWHERE = {
     "postgresql.md": (1, "backends/postgresql/test_docs.py"),
     "testing.md": (6, "test_docs.py"),
     "tutorial.md": (2, "test_tutorial.py"),
+    "typed.md": (1, "test_docs.py"),
 }
 """Pages whose examples need a world of their own: how many they are, and the tests that run them."""
 

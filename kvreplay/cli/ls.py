@@ -56,10 +56,10 @@ def ls(
 ) -> int:
     """List the records of STORE, those whose run began last first.
 
-    Each line has the key's digest, the state, how long ago its run began, the namespace unless it is
-    named, the scope and the id. No params and no answers are shown. With --json each line is a JSON
-    object. The token of the next page goes to the standard error. It walks the whole store, and
-    blocks nobody.
+    Each line has the key's digest, the state, how long ago its run began, the namespace unless it
+    is named, the scope and the id. No params and no answers are shown. With --json each line is a
+    JSON object. The token of the next page goes to the standard error. It walks the whole store,
+    and blocks nobody.
     """
     if all_of_them and after is not None:
         raise arguments.misused("--all and --after exclude each other.")
