@@ -50,7 +50,7 @@ html_show_sourcelink = False
 html_theme_options = {"navigation_with_keys": True}
 
 
-ABOVE = re.compile(r"\]\(\.\./(ARCHITECTURE|CHANGELOG|CONTRIBUTING|SECURITY)\.md")
+ABOVE = re.compile(r"\]\((?:\.\./)?(ARCHITECTURE|CHANGELOG|CONTRIBUTING|SECURITY)\.md")
 
 
 def setup(app: Sphinx) -> None:
@@ -61,11 +61,5 @@ def setup(app: Sphinx) -> None:
 def _of_the_site(app: Sphinx, page: str, source: list[str]) -> None:
     if page in ("architecture", "changelog", "contributing", "security"):
         above = Path(app.srcdir).parent / f"{page.upper()}.md"
-        text = above.read_text(encoding="utf-8").replace("](docs/", "](")
-        source[0] = re.sub(
-            r"\]\((ARCHITECTURE|CHANGELOG|CONTRIBUTING|SECURITY)\.md",
-            lambda found: f"]({found[1].lower()}.md",
-            text,
-        )
-    else:
-        source[0] = ABOVE.sub(lambda found: f"]({found[1].lower()}.md", source[0])
+        source[0] = above.read_text(encoding="utf-8").replace("](docs/", "](")
+    source[0] = ABOVE.sub(lambda found: f"]({found[1].lower()}.md", source[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -129,8 +130,9 @@ def broken(page: str, links: list[str]) -> list[str]:
             continue
         path = Path(os.path.normpath(SITE / Path(page).parent / unquote(parts.path)))
         target = path.relative_to(SITE).as_posix() if parts.path else page
+        places = READ[target].places if target in READ else set()
         if not (SITE / target).is_file() or (
-            parts.fragment and target in READ and unquote(parts.fragment) not in READ[target].places
+            parts.fragment and unquote(parts.fragment) not in places
         ):
             bad.append(link)
     return bad
@@ -146,6 +148,14 @@ def test_each_link_leads_somewhere(page: str) -> None:
 )
 def test_a_broken_link_is_found(link: str) -> None:
     assert broken("index.html", ["tutorial.html#install", link]) == [link]
+
+
+def test_the_readme_links_to_pages_of_the_site() -> None:
+    """By their addresses, since it is read elsewhere too."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    linked = re.findall(r"\]\(https://kvreplay\.[\w.]+/en/stable/(.*?)\)", readme)
+    assert broken("index.html", linked) == []
+    assert len(linked) > 10
 
 
 def test_every_page_can_be_reached() -> None:
