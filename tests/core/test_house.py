@@ -114,7 +114,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     ),
     "backends": (
         *("_support", "durable_files", "file_lock", "lazy_removals", "pending", "group_commit"),
-        *("memory", "__init__"),
+        *("new_place", "memory", "__init__"),
     ),
     "backends.filesystem": (
         *("errors", "locks", "layout", "presence", "opening", "expiry", "creation", "listing"),
@@ -122,7 +122,8 @@ ORDER: dict[str, tuple[str, ...]] = {
     ),
     "backends.lmdb": (
         *("errors", "presence", "files", "gate", "process_lock", "readers", "handle", "entries"),
-        *("checking", "committer", "environment", "shared", "transaction", "store", "__init__"),
+        *("checking", "copying", "committer", "environment", "shared", "transaction", "store"),
+        "__init__",
     ),
     "backends.postgresql": (
         *("clock", "location", "links", "timeline", "statements", "errors", "operations"),
@@ -212,6 +213,7 @@ def wing_of(module: str) -> tuple[str, str]:
 
 ENGINES_SHARE = (
     *("_support", "durable_files", "file_lock", "lazy_removals", "pending", "group_commit"),
+    "new_place",
 )
 
 

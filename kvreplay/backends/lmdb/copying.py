@@ -1,0 +1,197 @@
+"""Copies of a whole environment: as it was at one commit, while others write; and a compacted one.
+
+LMDB never writes to a page that a reader may still need. So a backup begins a read transaction,
+which keeps the pages of the last commit, and copies the file. Pages that others write meanwhile are
+garbage in the copy. The page that says where a commit's pages are, the *meta page*, is read at the
+beginning, in this process's turn, and written at the end: what is cut short is no LMDB file. LMDB's
+own call that copies would take as long, and no other thread could undo a transaction meanwhile: its
+driver waits for all calls that are under way.
+
+If the map grows meanwhile, or a forked child closes what it has inherited, the read transaction is
+lost. That is noticed at the end, and the copy is made anew.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable
+from functools import partial
+from typing import IO, Final
+
+import attrs
+import lmdb
+
+from kvreplay.backends.durable_files import FILE_MODE, FOLDER_MODE, fsync_directory
+from kvreplay.backends.file_lock import identity_of_descriptor
+from kvreplay.backends.lmdb.errors import DATA, gone, in_use, restless, store_error
+from kvreplay.backends.lmdb.files import make_another
+from kvreplay.backends.lmdb.handle import Handle, Transaction
+from kvreplay.store import Compacted
+
+__all__ = ["Pin", "compact", "copy", "pin"]
+
+_COMPACTING: Final = "kvreplay.compacting"
+_METAS: Final = 2  # pages; a commit's is that with the number of its id, modulo 2
+_NUMBER: Final = struct.Struct("=Q")
+_ID_AT: Final = 144  # where a meta page has the id of its commit, on machines of 64 bits
+_PART: Final = 8 * 2**20  # bytes that are copied between two flushes
+_ATTEMPTS: Final = 16
+
+
+@attrs.frozen(repr=False, eq=False)
+class Pin:
+    """A read transaction that keeps the pages of one commit, and that commit's meta page."""
+
+    env: lmdb.Environment
+    txn: Transaction
+    meta: bytes
+    pages: int
+
+    def is_kept(self, handle: Handle) -> bool:
+        """Whether all pages were kept until now."""
+        with handle.gate.own():
+            if handle.gate.handle is not self.env:
+                return False
+            try:
+                line = [str(os.getpid()), str(self.txn.id())]
+                readers = map(str.split, self.env.readers().splitlines()[1:])
+                return line in [[each[0], each[-1]] for each in readers if each]
+            except lmdb.Error:
+                return False
+
+
+def pin(handle: Handle) -> Pin:
+    """Pin the last commit, for a thread that has the turn: there is no other commit meanwhile."""
+    while True:
+        env = handle.opened()
+        try:
+            with handle.gate.own():
+                if handle.gate.handle is env and (pin := _pinned(handle, env)) is not None:
+                    return pin
+        except lmdb.Error as error:
+            failure = error
+        else:
+            continue
+        handle.repair_or_raise(env, failure)
+
+
+def _pinned(handle: Handle, env: lmdb.Environment) -> Pin | None:
+    """Return a pin, unless another program has just made two commits."""
+    txn = env.begin()
+    size, last = handle.files.page_size, txn.id()
+    with _source(handle) as source:
+        meta = os.pread(source.fileno(), size, last % _METAS * size)
+    if meta[_ID_AT : _ID_AT + _NUMBER.size] != _NUMBER.pack(last):
+        txn.abort()
+        return None
+    return Pin(env, txn, meta, env.info()["last_pgno"] + 1)
+
+
+def copy(handle: Handle, folder: str, pinned: Callable[[], Pin]) -> None:
+    """Make a folder with a copy of the environment, which is another store.
+
+    Args:
+        pinned: returns a new pin.
+
+    Raises:
+        StoreUnavailableError: no pin was kept for long enough.
+        OSError: it cannot be written.
+    """
+    os.mkdir(folder, FOLDER_MODE)
+    for _ in range(_ATTEMPTS):
+        if _copied(handle, pinned(), f"{folder}/{DATA}"):
+            break
+    else:
+        raise restless(handle.path)
+    make_another(folder)
+    fsync_directory(folder)
+
+
+def _copied(handle: Handle, pin: Pin, path: str) -> bool:
+    try:
+        size = handle.files.page_size
+        with _source(handle) as source, _new(path) as target:
+            end = min(pin.pages * size, os.fstat(source.fileno()).st_size)
+            at = _METAS * size
+            os.lseek(target.fileno(), at, os.SEEK_SET)
+            while at < end:
+                # Flushed bit by bit, so that no other process's flush waits for all of it.
+                at += os.sendfile(target.fileno(), source.fileno(), at, min(_PART, end - at))
+                os.fdatasync(target.fileno())
+            if not pin.is_kept(handle):
+                return False
+            _write_meta(target, pin.meta)
+            return True
+    finally:
+        with handle.gate.own():
+            pin.txn.abort()
+
+
+def _source(handle: Handle) -> IO[bytes]:
+    """Open the data file once more: LMDB has no lock on it that this could end."""
+    source = open(handle.path / DATA, "rb", buffering=0)  # noqa: SIM115  # the caller closes it
+    if identity_of_descriptor(source.fileno()) != handle.files.identity:
+        source.close()
+        raise gone(handle.path)
+    return source
+
+
+def _new(path: str) -> IO[bytes]:
+    return open(path, "w+b", buffering=0, opener=partial(os.open, mode=FILE_MODE))
+
+
+def _write_meta(target: IO[bytes], meta: bytes) -> None:
+    """Write a meta page in both places: the next commit overwrites one of them."""
+    for number in range(_METAS):
+        page = _NUMBER.pack(number) + meta[_NUMBER.size :]
+        os.pwrite(target.fileno(), page, number * len(page))
+    os.fsync(target.fileno())
+
+
+# Compacting.
+
+
+def compact(handle: Handle) -> Compacted:
+    """Put a file without free pages in the place of the one that is open, for who has the turn.
+
+    Nobody can open the store meanwhile. A crash leaves the old file or the new one.
+
+    Raises:
+        StoreUnavailableError: another process has the store open; nothing was changed.
+    """
+    handle.refuse_to_wait()
+    done = list[Compacted]()
+    while not done:
+        handle.opened()
+        try:
+            handle.replace(partial(_compacted, handle, done))
+        except lmdb.Error as error:
+            raise store_error(error, handle.path) from error
+    return done[0]
+
+
+def _compacted(handle: Handle, done: list[Compacted], env: lmdb.Environment) -> None:
+    if (other := handle.files.presence.other_process()) is not None:
+        raise in_use(handle.path, other)
+    data, temporary = str(handle.path / DATA), str(handle.path / _COMPACTING)
+    before, last = os.stat(data).st_size, env.info()["last_txnid"]
+    try:
+        with _new(temporary) as target:
+            env.copyfd(target.fileno(), compact=True)
+            size = handle.files.page_size
+            # LMDB begins to count anew. The ids go on here: they tell states of an entry apart.
+            meta = bytearray(os.pread(target.fileno(), size, size))
+            meta[_ID_AT : _ID_AT + _NUMBER.size] = _NUMBER.pack(last)
+            _write_meta(target, bytes(meta))
+            after = os.fstat(target.fileno()).st_size
+        handle.files.shut()
+        os.rename(temporary, data)
+        fsync_directory(str(handle.path))
+    except BaseException:
+        try:
+            os.unlink(temporary)
+        except FileNotFoundError:
+            pass  # it is in place
+        raise
+    done.append(Compacted(before, after))
