@@ -381,7 +381,7 @@ class BackupKVStore(MigratableKVStore, Protocol):
 
 @attrs.frozen
 class Compacted:
-    """The sizes of a store's file, in bytes, before and after it was compacted."""
+    """The size of a store's files, in bytes, before and after it was compacted."""
 
     before: int
     after: int

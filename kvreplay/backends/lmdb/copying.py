@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import struct
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import IO, Final
@@ -35,7 +36,8 @@ _COMPACTING: Final = "kvreplay.compacting"
 _METAS: Final = 2  # pages; a commit's is that with the number of its id, modulo 2
 _NUMBER: Final = struct.Struct("=Q")
 _ID_AT: Final = 144  # where a meta page has the id of its commit, on machines of 64 bits
-_PART: Final = 8 * 2**20  # bytes that are copied between two flushes
+_PART: Final = 2 * 2**20  # bytes that are copied between two flushes
+_REST: Final = 1  # times as long as that has taken, others have the disk
 _ATTEMPTS: Final = 16
 
 
@@ -116,9 +118,11 @@ def _copied(handle: Handle, pin: Pin, path: str) -> bool:
             at = _METAS * size
             os.lseek(target.fileno(), at, os.SEEK_SET)
             while at < end:
-                # Flushed bit by bit, so that no other process's flush waits for all of it.
+                # Bit by bit, and then the disk is left to others for as long: they write meanwhile.
+                began = time.monotonic()
                 at += os.sendfile(target.fileno(), source.fileno(), at, min(_PART, end - at))
                 os.fdatasync(target.fileno())
+                time.sleep(_REST * (time.monotonic() - began))
             if not pin.is_kept(handle):
                 return False
             _write_meta(target, pin.meta)
