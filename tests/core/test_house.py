@@ -118,7 +118,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     ),
     "backends.filesystem": (
         *("errors", "locks", "layout", "presence", "opening", "expiry", "creation", "listing"),
-        *("entries", "checking", "store", "__init__"),
+        *("entries", "checking", "copying", "store", "__init__"),
     ),
     "backends.lmdb": (
         *("errors", "presence", "files", "gate", "process_lock", "readers", "handle", "entries"),
@@ -138,16 +138,8 @@ ORDER: dict[str, tuple[str, ...]] = {
     "metrics": ("_tally", "opentelemetry", "prometheus", "__init__"),
     "testing": (
         *("blocking", "clock", "planned_faults", "faulty_store", "killing"),
-        *(
-            "threads",
-            "entries",
-            "batches",
-            "check_and_put",
-            "checking",
-            "claims",
-            "closing",
-            "expiry",
-        ),
+        *("threads", "entries", "backups", "batches", "check_and_put", "checking", "claims"),
+        *("closing", "expiry"),
         *("faults", "foreign", "forking", "inspecting", "limits", "names", "paging", "plain"),
         *("processes", "prompt", "lazy", "scanning", "transactions", "walking"),
         *("model", "whole", "contract", "__init__"),

@@ -36,8 +36,8 @@ _COMPACTING: Final = "kvreplay.compacting"
 _METAS: Final = 2  # pages; a commit's is that with the number of its id, modulo 2
 _NUMBER: Final = struct.Struct("=Q")
 _ID_AT: Final = 144  # where a meta page has the id of its commit, on machines of 64 bits
-_PART: Final = 2 * 2**20  # bytes that are copied between two flushes
-_REST: Final = 1  # times as long as that has taken, others have the disk
+_PART: Final = 4 * 2**20  # bytes that are copied between two flushes
+_REST: Final = 0.5  # times as long as that has taken, others have the disk
 _ATTEMPTS: Final = 16
 
 
@@ -118,7 +118,7 @@ def _copied(handle: Handle, pin: Pin, path: str) -> bool:
             at = _METAS * size
             os.lseek(target.fileno(), at, os.SEEK_SET)
             while at < end:
-                # Bit by bit, and then the disk is left to others for as long: they write meanwhile.
+                # Bit by bit, and then the disk is left to others for a while: they write meanwhile.
                 began = time.monotonic()
                 at += os.sendfile(target.fileno(), source.fileno(), at, min(_PART, end - at))
                 os.fdatasync(target.fileno())

@@ -39,7 +39,8 @@ __all__ = ["Connections", "close_all", "leave_parents", "opened"]
 
 _MAX_READERS: Final = 64
 _LAST: Final = (-1,)
-_COPIED_AT_ONCE: Final = 500  # pages
+_COPIED_AT_ONCE: Final = 2000  # pages
+_REST: Final = 0.5  # times as long as that has taken, others have the disk
 _LOOK_AGAIN: Final = 0.0005  # seconds
 FORK_PATIENCE: Final = 10.0
 """How many seconds a fork waits, at most, until other threads have ended their calls."""
@@ -217,10 +218,10 @@ class Connections:
         began = time.monotonic()
 
         def rest(*_: int) -> None:
-            # Bit by bit, and then the disk is left to others for as long: they write meanwhile.
+            # Bit by bit, and then the disk is left to others for a while: they write meanwhile.
             nonlocal began
             flush()
-            time.sleep(time.monotonic() - began)
+            time.sleep(_REST * (time.monotonic() - began))
             began = time.monotonic()
 
         self._make_one_free()
