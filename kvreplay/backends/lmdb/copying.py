@@ -2,7 +2,7 @@
 
 LMDB never writes to a page that a reader may still need. So a backup begins a read transaction,
 which keeps the pages of the last commit, and copies the file. Pages that others write meanwhile are
-garbage in the copy. The page that says where a commit's pages are, the *meta page*, is read at the
+garbage in the copy. The *meta pages*, which say where a commit's pages are, are read at the
 beginning, in this process's turn, and written at the end: what is cut short is no LMDB file. LMDB's
 own call that copies would take as long, and no other thread could undo a transaction meanwhile: its
 driver waits for all calls that are under way.
@@ -43,11 +43,11 @@ _ATTEMPTS: Final = 16
 
 @attrs.frozen(repr=False, eq=False)
 class Pin:
-    """A read transaction that keeps the pages of one commit, and that commit's meta page."""
+    """A read transaction that keeps the pages of one commit, and the meta pages at that time."""
 
     env: lmdb.Environment
     txn: Transaction
-    meta: bytes
+    metas: bytes
     pages: int
 
     def is_kept(self, handle: Handle) -> bool:
@@ -83,11 +83,11 @@ def _pinned(handle: Handle, env: lmdb.Environment) -> Pin | None:
     txn = env.begin()
     size, last = handle.files.page_size, txn.id()
     with _source(handle) as source:
-        meta = os.pread(source.fileno(), size, last % _METAS * size)
-    if meta[_ID_AT : _ID_AT + _NUMBER.size] != _NUMBER.pack(last):
+        metas = os.pread(source.fileno(), _METAS * size, 0)
+    if _NUMBER.unpack_from(metas, last % _METAS * size + _ID_AT) != (last,):
         txn.abort()
         return None
-    return Pin(env, txn, meta, env.info()["last_pgno"] + 1)
+    return Pin(env, txn, metas, env.info()["last_pgno"] + 1)
 
 
 def copy(handle: Handle, folder: str, pinned: Callable[[], Pin]) -> None:
@@ -125,7 +125,7 @@ def _copied(handle: Handle, pin: Pin, path: str) -> bool:
                 time.sleep(_REST * (time.monotonic() - began))
             if not pin.is_kept(handle):
                 return False
-            _write_meta(target, pin.meta)
+            _write_metas(target, pin.metas)
             return True
     finally:
         with handle.gate.own():
@@ -145,11 +145,8 @@ def _new(path: str) -> IO[bytes]:
     return open(path, "w+b", buffering=0, opener=partial(os.open, mode=FILE_MODE))
 
 
-def _write_meta(target: IO[bytes], meta: bytes) -> None:
-    """Write a meta page in both places: the next commit overwrites one of them."""
-    for number in range(_METAS):
-        page = _NUMBER.pack(number) + meta[_NUMBER.size :]
-        os.pwrite(target.fileno(), page, number * len(page))
+def _write_metas(target: IO[bytes], metas: bytes | bytearray) -> None:
+    os.pwrite(target.fileno(), metas, 0)
     os.fsync(target.fileno())
 
 
@@ -184,10 +181,10 @@ def _compacted(handle: Handle, done: list[Compacted], env: lmdb.Environment) -> 
         with _new(temporary) as target:
             env.copyfd(target.fileno(), compact=True)
             size = handle.files.page_size
-            # LMDB begins to count anew. The ids go on here: they tell states of an entry apart.
-            meta = bytearray(os.pread(target.fileno(), size, size))
-            meta[_ID_AT : _ID_AT + _NUMBER.size] = _NUMBER.pack(last)
-            _write_meta(target, bytes(meta))
+            # LMDB calls it the commit 1. The ids go on here: they tell states of an entry apart.
+            metas = bytearray(os.pread(target.fileno(), _METAS * size, 0))
+            _NUMBER.pack_into(metas, size + _ID_AT, last | 1)
+            _write_metas(target, metas)
             after = os.fstat(target.fileno()).st_size
         handle.files.shut()
         os.rename(temporary, data)
