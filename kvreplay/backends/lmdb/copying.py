@@ -115,14 +115,7 @@ def _copied(handle: Handle, pin: Pin, path: str) -> bool:
         size = handle.files.page_size
         with _source(handle) as source, _new(path) as target:
             end = min(pin.pages * size, os.fstat(source.fileno()).st_size)
-            at = _METAS * size
-            os.lseek(target.fileno(), at, os.SEEK_SET)
-            while at < end:
-                # Bit by bit, and then the disk is left to others for a while: they write meanwhile.
-                began = time.monotonic()
-                at += os.sendfile(target.fileno(), source.fileno(), at, min(_PART, end - at))
-                os.fdatasync(target.fileno())
-                time.sleep(_REST * (time.monotonic() - began))
+            _send(source.fileno(), target.fileno(), _METAS * size, end)
             if not pin.is_kept(handle):
                 return False
             _write_metas(target, pin.metas)
@@ -130,6 +123,17 @@ def _copied(handle: Handle, pin: Pin, path: str) -> bool:
     finally:
         with handle.gate.own():
             pin.txn.abort()
+
+
+def _send(source: int, target: int, at: int, end: int) -> None:
+    """Copy a part of a file to its place in another one, and flush it."""
+    os.lseek(target, at, os.SEEK_SET)
+    while at < end:
+        # Bit by bit, and then the disk is left to others for a while: they write meanwhile.
+        began = time.monotonic()
+        at += os.sendfile(target, source, at, min(_PART, end - at))
+        os.fdatasync(target)
+        time.sleep(_REST * (time.monotonic() - began))
 
 
 def _source(handle: Handle) -> IO[bytes]:
