@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from kvreplay.backends._support import check_path, is_there
 from kvreplay.backends.durable_files import fsync_directory, make_directories, unique
 from kvreplay.errors import ConfigError, StoreError, StoreFullError
 
-__all__ = ["free_place", "new_folder", "not_backed_up", "sibling_of", "taken"]
+__all__ = ["free_place", "make_folder", "not_backed_up", "sibling_of", "taken"]
 
 
 def free_place(path: str | os.PathLike[str], engine: str) -> str:
@@ -57,11 +56,10 @@ def not_backed_up(error: OSError) -> StoreError:
     )
 
 
-@contextlib.contextmanager
-def new_folder(path: str | os.PathLike[str], engine: str) -> Iterator[str]:
-    """Give a block the name of a folder to make; put that in place, durably, at its end.
+def make_folder(path: str | os.PathLike[str], engine: str, fill: Callable[[str], object]) -> None:
+    """Let ``fill`` make a folder under another name; put it in place as a whole, durably.
 
-    The folder and all in it are durable by then. If the block raises, the folder is removed.
+    The folder and all in it are durable when ``fill`` returns. If it fails, the folder is removed.
 
     Raises:
         ConfigError: the path is none, or something is there.
@@ -71,7 +69,7 @@ def new_folder(path: str | os.PathLike[str], engine: str) -> Iterator[str]:
         place = free_place(path, engine)
         temporary = sibling_of(place)
         try:
-            yield temporary
+            fill(temporary)
             try:
                 os.rename(temporary, place)
             except OSError as error:

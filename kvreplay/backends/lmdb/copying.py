@@ -83,6 +83,7 @@ def _pinned(handle: Handle, env: lmdb.Environment) -> Pin | None:
     txn = env.begin()
     size, last = handle.files.page_size, txn.id()
     with _source(handle) as source:
+        _check(source, handle)
         metas = os.pread(source.fileno(), _METAS * size, 0)
     if _NUMBER.unpack_from(metas, last % _METAS * size + _ID_AT) != (last,):
         txn.abort()
@@ -90,7 +91,7 @@ def _pinned(handle: Handle, env: lmdb.Environment) -> Pin | None:
     return Pin(env, txn, metas, env.info()["last_pgno"] + 1)
 
 
-def copy(handle: Handle, folder: str, pinned: Callable[[], Pin]) -> None:
+def copy(handle: Handle, pinned: Callable[[], Pin], folder: str) -> None:
     """Make a folder with a copy of the environment, which is another store.
 
     Args:
@@ -114,6 +115,7 @@ def _copied(handle: Handle, pin: Pin, path: str) -> bool:
     try:
         size = handle.files.page_size
         with _source(handle) as source, _new(path) as target:
+            _check(source, handle)
             end = min(pin.pages * size, os.fstat(source.fileno()).st_size)
             _send(source.fileno(), target.fileno(), _METAS * size, end)
             if not pin.is_kept(handle):
@@ -137,12 +139,14 @@ def _send(source: int, target: int, at: int, end: int) -> None:
 
 
 def _source(handle: Handle) -> IO[bytes]:
-    """Open the data file once more: LMDB has no lock on it that this could end."""
-    source = open(handle.path / DATA, "rb", buffering=0)  # noqa: SIM115  # the caller closes it
+    """Open the data file once more: LMDB has no lock on it that closing this could end."""
+    return open(handle.path / DATA, "rb", buffering=0)
+
+
+def _check(source: IO[bytes], handle: Handle) -> None:
+    """Look whether it is the file that LMDB has open."""
     if identity_of_descriptor(source.fileno()) != handle.files.identity:
-        source.close()
         raise gone(handle.path)
-    return source
 
 
 def _new(path: str) -> IO[bytes]:

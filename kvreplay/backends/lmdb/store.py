@@ -30,7 +30,7 @@ from kvreplay.backends.lmdb import checking, entries, shared
 from kvreplay.backends.lmdb.copying import compact, copy, pin
 from kvreplay.backends.lmdb.environment import Environment
 from kvreplay.backends.lmdb.transaction import calls_in
-from kvreplay.backends.new_place import new_folder
+from kvreplay.backends.new_place import make_folder
 from kvreplay.backends.pending import ALONE
 from kvreplay.errors import (
     ConfigError,
@@ -362,8 +362,7 @@ class LMDBStore(Closing):
         environment = self._opened()
         environment.make_removals(bound=self._bound)
         pinned = partial(environment.in_turn, partial(pin, environment.handle), bound=self._bound)
-        with new_folder(path, "LMDB") as folder:
-            copy(environment.handle, folder, pinned)
+        make_folder(path, "LMDB", partial(copy, environment.handle, pinned))
 
     def compact(self) -> Compacted:
         """Free no longer used pages; see :meth:`kvreplay.store.CompactableKVStore.compact`.

@@ -109,7 +109,8 @@ def make_copy(place: str, source: Connections) -> None:
     """
 
     def fill(temporary: str, made: list[sqlite3.Connection]) -> None:
-        made.append(sqlite3.connect(temporary, isolation_level=None))
+        # By an operator: no interrupt comes between the call and the note of its connection.
+        made += map(partial(sqlite3.connect, isolation_level=None), (temporary,))
         # Nothing of it counts before it is in place.
         made[0].execute("PRAGMA journal_mode = OFF")
         made[0].execute("PRAGMA synchronous = OFF")
