@@ -13,6 +13,7 @@ lost. That is noticed at the end, and the copy is made anew.
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import time
@@ -64,8 +65,12 @@ class Pin:
 
 
 def pin(handle: Handle) -> Pin:
-    """Pin the last commit, for a thread that has the turn: there is no other commit meanwhile."""
-    while True:
+    """Pin the last commit, for a thread that has the turn: there is no other commit meanwhile.
+
+    Raises:
+        StoreUnavailableError: another program commits all the time.
+    """
+    for _ in range(_ATTEMPTS):
         env = handle.opened()
         try:
             with handle.gate.own():
@@ -76,6 +81,7 @@ def pin(handle: Handle) -> Pin:
         else:
             continue
         handle.repair_or_raise(env, failure)
+    raise restless(handle.path)
 
 
 def _pinned(handle: Handle, env: lmdb.Environment) -> Pin | None:
@@ -133,7 +139,10 @@ def _send(source: int, target: int, at: int, end: int) -> None:
     while at < end:
         # Bit by bit, and then the disk is left to others for a while: they write meanwhile.
         began = time.monotonic()
-        at += os.sendfile(target, source, at, min(_PART, end - at))
+        sent = os.sendfile(target, source, at, min(_PART, end - at))
+        if not sent:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))  # somebody has cut it short
+        at += sent
         os.fdatasync(target)
         time.sleep(_REST * (time.monotonic() - began))
 

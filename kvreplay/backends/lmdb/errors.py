@@ -221,8 +221,8 @@ def in_use(path: Path, process: int) -> StoreError:
 def restless(path: Path) -> StoreError:
     """Return the error for a backup that found no time in which its pages were kept."""
     return StoreUnavailableError(
-        f"no backup of the LMDB store {path} was made: this process forks, or opens its files anew,"
-        " again and again; try again, or make the backup from another process"
+        f"no backup of the LMDB store {path} was made: again and again this process forks or opens"
+        " the files anew, or another program commits; try again, or from another process"
     )
 
 

@@ -122,7 +122,9 @@ class Presence:
         descriptors must be asked: to close another one would end one's own lock.
         """
         lock = self._places[-1][1]
-        number = next(number for number, seen in self._descriptors if seen == lock)
+        number = next((each for each, seen in self._descriptors if seen == lock), None)
+        if number is None:  # without /proc nobody knows
+            return 0
         asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
         kind, _, _, _, pid = struct.unpack(_FLOCK, fcntl.fcntl(number, fcntl.F_GETLK, asked))
         return None if kind == fcntl.F_UNLCK else max(pid, 0)

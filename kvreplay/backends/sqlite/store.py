@@ -343,7 +343,8 @@ class SQLiteStore(Closing):
     def backup(self, path: str | os.PathLike[str]) -> None:
         """Copy the whole store; see :meth:`kvreplay.store.BackupKVStore.backup`.
 
-        The log grows by what others write meanwhile, and a fork waits for it.
+        The log grows by what others write meanwhile. A fork waits for it, for some seconds at most;
+        the child of one that could not wait for the end is refused any SQLite store.
         """
         database = self._opened()
         database.make_removals()
