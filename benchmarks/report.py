@@ -136,6 +136,16 @@ _SECTIONS: Final = {
         " *Verified in order*: the loop walks both sides in the order of their keys instead. No"
         " store offers that with the expiry.",
     ),
+    "scan": (
+        "A scan",
+        "Every record with its expiry, decoded, a page at a time; beside a raw cursor of py-lmdb,"
+        " or one `SELECT` of sqlite3 with the join that tells the expiry, which decodes the same.",
+    ),
+    "backup": (
+        "A backup",
+        "While 8 threads write, beside a raw copy of the file and its flush, while nobody does. It"
+        " leaves the disk to others for a third of its time.",
+    ),
     "ldk": (
         "Payments of two LDK nodes",
         "Ten payments on one channel, in both directions. Two real LDK 0.1.2 nodes in a process"

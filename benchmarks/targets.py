@@ -191,6 +191,31 @@ TARGETS: Final = (
     ),
     Target("memory that it takes meanwhile, MiB", "migrate/lmdb to sqlite", "growth MiB", 50),
     *(
+        target
+        for engine, name in (("lmdb", "LMDB"), ("sqlite", "SQLite"))
+        for target in (
+            Target(
+                f"scan of 10^6 records on {name}, x a raw loop that decodes the same",
+                f"scan/{engine}",
+                "x raw loop",
+                2.0,
+            ),
+            Target(f"memory that it takes on {name}, MiB", f"scan/{engine}", "growth MiB", 100),
+            Target(
+                f"backup on {name} while 8 threads write, x a raw copy of the file",
+                f"backup/{engine}",
+                "x raw copy",
+                5.0,
+            ),
+            Target(
+                f"how much slower they write on {name} meanwhile",
+                f"backup/{engine}",
+                "x slower",
+                1.5,
+            ),
+        )
+    ),
+    *(
         Target(
             f"ten payments of LDK nodes on {name}, a transaction a turn, x a commit a write",
             f"ldk/{engine}",

@@ -39,6 +39,7 @@ These attributes are optional:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final, Literal, Protocol, runtime_checkable
@@ -51,9 +52,12 @@ from kvreplay.store.names import check_namespace
 __all__ = [
     "MAX_EXPIRES_AT",
     "AtomicKVStore",
+    "BackupKVStore",
     "BatchingKVStore",
     "Change",
     "CheckableKVStore",
+    "CompactableKVStore",
+    "Compacted",
     "Durability",
     "Entry",
     "ExpiringKVStore",
@@ -350,6 +354,52 @@ class CheckableKVStore(MigratableKVStore, Protocol):
 
         Raises:
             StoreError: the store cannot be looked at any further.
+        """
+
+
+@runtime_checkable
+class BackupKVStore(MigratableKVStore, Protocol):
+    """A store that can be copied as a whole while others use it."""
+
+    def backup(self, path: str | os.PathLike[str]) -> None:
+        """Copy the whole store to a new path, as it was at one moment during the call.
+
+        Other threads and processes may write meanwhile. Once it returns the copy is durable, and
+        a store of the same engine opens there. It is another store: it has an identity of its own.
+        A backup that fails or is killed leaves nothing at ``path``, but perhaps a sibling of it
+        that ends in ``.tmp``, which nobody needs.
+
+        Args:
+            path: where nothing is yet; folders above it are made.
+
+        Raises:
+            ConfigError: something is there.
+            StoreFullError: there is no room for the copy.
+            StoreUnavailableError: the store was changed too often while it was copied.
+        """
+
+
+@attrs.frozen
+class Compacted:
+    """The size of a store's files, in bytes, before and after it was compacted."""
+
+    before: int
+    after: int
+
+
+@runtime_checkable
+class CompactableKVStore(MigratableKVStore, Protocol):
+    """A store whose file keeps the room of what was removed, until it is compacted."""
+
+    def compact(self) -> Compacted:
+        """Give the room of what was removed back to the file system.
+
+        It needs room for a second copy while it works. A crash leaves the store as it was before,
+        or as it is afterwards; no entry changes.
+
+        Raises:
+            StoreUnavailableError: others use the store; nothing was changed.
+            StoreFullError: there is no room for the second copy; nothing was changed.
         """
 
 

@@ -27,19 +27,10 @@ from kvreplay.testing.killing import die, kill_in_handler
 __all__ = ["Blocking", "FaultyStore", "ManualClock", "StoreContract", "die", "kill_in_handler"]
 
 _WITH_ASSERTIONS: Final = (
-    *(
-        "batches",
-        "check_and_put",
-        "checking",
-        "closing",
-        "contract",
-        "entries",
-        "expiry",
-        "faults",
-        "foreign",
-    ),
-    *("forking", "inspecting", "lazy", "limits", "model", "names", "paging", "plain", "processes"),
-    *("prompt", "scanning", "threads", "transactions", "walking", "whole"),
+    *("backups", "batches", "check_and_put", "checking", "closing", "contract", "entries"),
+    *("expiry", "faults", "foreign", "forking", "inspecting", "lazy", "limits", "model", "names"),
+    *("paging", "plain", "processes", "prompt", "scanning", "threads", "transactions", "walking"),
+    "whole",
 )
 
 

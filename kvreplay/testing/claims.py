@@ -9,8 +9,10 @@ from typing import Any, Final
 
 from kvreplay.store import (
     AtomicKVStore,
+    BackupKVStore,
     BatchingKVStore,
     CheckableKVStore,
+    CompactableKVStore,
     ExpiringKVStore,
     InspectableKVStore,
     MigratableKVStore,
@@ -26,8 +28,10 @@ CAPABILITIES: Final[Mapping[str, tuple[type, tuple[str, ...]]]] = {
     # the fixture of the tests that need it: (the capability, what it has beyond the four calls)
     "walkable": (MigratableKVStore, ("list_all_keys",)),
     "atomic": (AtomicKVStore, ("list_all_keys", "check_and_put")),
+    "backable": (BackupKVStore, ("list_all_keys", "backup")),
     "batching": (BatchingKVStore, ("list_all_keys", "check_and_put", "check_and_put_each")),
     "checkable": (CheckableKVStore, ("list_all_keys", "check")),
+    "compactable": (CompactableKVStore, ("list_all_keys", "compact")),
     "expiring": (ExpiringKVStore, ("list_all_keys", "check_and_put", "sweep")),
     "inspectable": (
         InspectableKVStore,

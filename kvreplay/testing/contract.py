@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import pytest
 
 from kvreplay.store import KVStoreSync
+from kvreplay.testing.backups import BackupTests
 from kvreplay.testing.batches import BatchTests
 from kvreplay.testing.check_and_put import CheckAndPutTests
 from kvreplay.testing.checking import CheckTests
@@ -51,6 +52,7 @@ class StoreContract(
     LazyTests,
     TransactionTests,
     PagingTests,
+    BackupTests,
     CheckTests,
     ScanTests,
     InspectionTests,
@@ -151,12 +153,30 @@ class StoreContract(
         return _claiming(store, "atomic")
 
     @pytest.fixture
+    def backable(self, store: Any) -> Any:
+        return _claiming(store, "backable")
+
+    @pytest.fixture
+    def open_at(self, opened: list[Any]) -> Callable[[Path], Any]:
+        """``open_at(path)`` opens the store at a path in the test's own folder."""
+
+        def open_at(path: Path) -> Any:
+            opened.append(self.open(path))
+            return opened[-1]
+
+        return open_at
+
+    @pytest.fixture
     def batching(self, store: Any) -> Any:
         return _claiming(store, "batching")
 
     @pytest.fixture
     def checkable(self, store: Any) -> Any:
         return _claiming(store, "checkable")
+
+    @pytest.fixture
+    def compactable(self, store: Any) -> Any:
+        return _claiming(store, "compactable")
 
     @pytest.fixture
     def expiring(self, store: Any) -> Any:

@@ -85,6 +85,10 @@ def every_call(store: Any) -> list[Callable[[], object]]:
         calls.append(lambda: list(store.scan("unknown")))
     if hasattr(store, "check"):
         calls.append(lambda: list(store.check()))
+    if hasattr(store, "backup"):
+        calls.append(lambda: store.backup("unused"))
+    if hasattr(store, "compact"):
+        calls.append(store.compact)
     if hasattr(store, "list_paginated"):
         calls.append(lambda: store.list_paginated("p", "s"))
         calls.append(lambda: store.list_paginated_with_values("p", "s"))

@@ -20,10 +20,10 @@ from kvreplay.store import Change, Entry
 Damage = Callable[[Path], None]
 
 
-def row(value: object) -> Damage:
+def row(value: object, put: str = "?") -> Damage:
     def damage(path: Path) -> None:
         with closing(sqlite3.connect(path)) as db:
-            db.execute("UPDATE ldk_node_data SET value = ? WHERE key = 'k'", (value,))
+            db.execute(f"UPDATE ldk_node_data SET value = {put} WHERE key = 'k'", (value,))
             db.commit()
 
     return damage
@@ -42,6 +42,7 @@ def stored(value: bytes) -> Damage:
 
 DAMAGED: list[tuple[Any, Damage]] = [
     *((SQLiteStore, row(value)) for value in (None, "v", 5, 0.5)),
+    (SQLiteStore, row(b"hidden\xff", "CAST(? AS TEXT)")),
     *((LMDBStore, stored(value)) for value in (b"", b"short", bytes(8), bytes(15))),
 ]
 
@@ -80,6 +81,7 @@ def test_it_is_told_and_not_taken_for_absent(
             with pytest.raises(CorruptStoreError, match="nothing was changed") as caught:
                 call()
             assert str(path) in str(caught.value)
+            assert "hidden" not in str(caught.value)
         told = []
         with pytest.raises(CorruptStoreError, match="1 of the entries of .*nothing was changed"):
             for address, entry in store.scan():

@@ -118,15 +118,16 @@ ORDER: dict[str, tuple[str, ...]] = {
     ),
     "backends": (
         *("_support", "durable_files", "file_lock", "lazy_removals", "pending", "group_commit"),
-        *("memory", "__init__"),
+        *("new_place", "memory", "__init__"),
     ),
     "backends.filesystem": (
         *("errors", "locks", "layout", "presence", "opening", "expiry", "creation", "listing"),
-        *("entries", "checking", "store", "__init__"),
+        *("entries", "checking", "copying", "store", "__init__"),
     ),
     "backends.lmdb": (
         *("errors", "presence", "files", "gate", "process_lock", "readers", "handle", "entries"),
-        *("checking", "committer", "environment", "shared", "transaction", "store", "__init__"),
+        *("checking", "copying", "committer", "environment", "shared", "transaction", "store"),
+        "__init__",
     ),
     "backends.postgresql": (
         *("clock", "location", "links", "timeline", "statements", "errors", "operations"),
@@ -141,16 +142,8 @@ ORDER: dict[str, tuple[str, ...]] = {
     "metrics": ("_tally", "opentelemetry", "prometheus", "__init__"),
     "testing": (
         *("blocking", "clock", "planned_faults", "faulty_store", "killing"),
-        *(
-            "threads",
-            "entries",
-            "batches",
-            "check_and_put",
-            "checking",
-            "claims",
-            "closing",
-            "expiry",
-        ),
+        *("threads", "entries", "backups", "batches", "check_and_put", "checking", "claims"),
+        *("closing", "expiry"),
         *("faults", "foreign", "forking", "inspecting", "limits", "names", "paging", "plain"),
         *("processes", "prompt", "lazy", "scanning", "transactions", "walking"),
         *("model", "whole", "contract", "__init__"),
@@ -221,6 +214,7 @@ def wing_of(module: str) -> tuple[str, str]:
 
 ENGINES_SHARE = (
     *("_support", "durable_files", "file_lock", "lazy_removals", "pending", "group_commit"),
+    "new_place",
 )
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 import attrs
 
 from interrupts.points import Ended
-from interrupts.world import World, enter_as_it_is
+from interrupts.world import World, enter_as_it_is, open_store
 from kvreplay import (
     AsyncReplay,
     Change,
@@ -190,6 +190,34 @@ def paging(world: World) -> Operation:
 def listing_all(world: World) -> Operation:
     ended = yield lambda: list(world.store.list_all_keys())
     assert ended.error or sorted(ended.result) == [("p", "kept", key) for key in sorted(world.kept)]
+
+
+def scanning(world: World) -> Operation:
+    ended = yield lambda: list(world.store.scan("p"))
+    told = {("p", "kept", key): Entry(value, None) for key, value in world.kept.items()}
+    assert ended.error or dict(ended.result) == told
+
+
+def checking(world: World) -> Operation:
+    ended = yield lambda: list(world.store.check())
+    assert ended.error or ended.result == []
+
+
+def backing_up(world: World) -> Operation:
+    place = world.folder / "copy"
+    ended = yield lambda: world.store.backup(place)
+    assert ended.error or place.exists()
+    if place.exists():
+        with open_store(world.engine, place) as copy:
+            assert {key: copy.read("p", "kept", key) for key in world.kept} == world.kept
+
+
+def compacting(world: World) -> Operation:
+    for n in range(3):
+        world.store.write("p", "s", f"k{n}", bytes(20_000))
+        world.store.remove("p", "s", f"k{n}")
+    ended = yield world.store.compact
+    assert ended.error or ended.result.after <= ended.result.before
 
 
 def transaction(world: World) -> Operation:
@@ -797,6 +825,10 @@ STORES: Final[dict[str, Callable[[World], Operation]]] = {
     "list": listing,
     "list_all_keys": listing_all,
     "list_paginated": paging,
+    "scan": scanning,
+    "check": checking,
+    "backup": backing_up,
+    "compact": compacting,
     "transaction": transaction,
     "transaction, map grows": growing_transaction,
     "undone transaction": undone_transaction,
@@ -885,7 +917,9 @@ def operations_of(engine: str) -> list[str]:
     if engine != "sqlite":
         lacks |= JOINED.keys()
     if engine not in ("lmdb", "sqlite"):
-        lacks.add("check_and_put_each")
+        lacks |= {"check_and_put_each", "compact"}
+    if engine == "memory":
+        lacks |= {"check", "backup"}
     if engine != "memory":
         lacks.add("check_and_put_at_once")
     if engine == "memory":

@@ -152,7 +152,7 @@ def test_without_hypothesis_one_test_is_skipped(run: Any, pytester: pytest.Pytes
 
 IN_ORDER = (
     *("plain", "names", "limits", "closing", "walking", "check_and_put", "expiry", "inspecting"),
-    *("scanning", "checking"),
+    *("scanning", "checking", "backups"),
     *("paging", "transactions", "lazy", "batches", "prompt", "faults", "foreign", "whole"),
     *("processes", "forking"),
 )
@@ -172,6 +172,10 @@ def test_what_is_simple_comes_first(pytester: pytest.Pytester) -> None:
             def check_and_put_each(self, changes): ...
 
             def check(self): ...
+
+            def backup(self, path): ...
+
+            def compact(self): ...
 
 
         class TestIt(StoreContract):

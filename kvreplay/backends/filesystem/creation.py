@@ -52,6 +52,10 @@ class Creations:
             except RuntimeError:
                 pass  # it was not taken
 
+    def go_on_after(self, last: int) -> None:
+        """Let each time that is given be later than this one, in a store that nobody uses yet."""
+        os.utime(self._path, ns=(last, last))
+
 
 def _advance(path: str) -> int:
     last = given = os.stat(path).st_mtime_ns

@@ -79,22 +79,31 @@ class Entries:
         value = self.load(entry, lambda found: places.append(place_of_file(found, entry.key)))
         return value if places == [place] else None
 
-    def load_with_expiry(self, entry: EntryFile, *, locked: bool) -> Entry | None:
+    def load_with_expiry(
+        self,
+        entry: EntryFile,
+        *,
+        locked: bool,
+        look: Callable[[os.stat_result], None] | None = None,
+    ) -> Entry | None:
         """Return value and expiry as one change has put them, even while others change it.
 
         Args:
             locked: the caller has the lock of its stripe, so that nobody does. Then it is quicker.
+            look: called with the status of each file that is tried, the right one's last.
         """
         path, seen = self.file(entry), list[int | None]()
 
-        def look(found: os.stat_result) -> None:
+        def note(found: os.stat_result) -> None:
             expires_at = self._expiry.expiry_of(entry, found, locked=locked)
             # A put makes a new file. If this one is still in place, its marker was not dropped yet.
             if os.path.samestat(found, os.stat(path)):
                 seen.append(expires_at)
+            if look is not None:
+                look(found)
 
         for _ in range(_MAX_ATTEMPTS):
-            value = self.load(entry, look)
+            value = self.load(entry, note)
             if value is None:
                 return None
             if seen:

@@ -34,8 +34,10 @@ from kvreplay.backends._support import (
     check_create,
     check_durability,
     check_lock_timeout,
+    is_there,
 )
 from kvreplay.backends.filesystem.checking import has_lost_its_expiry
+from kvreplay.backends.filesystem.copying import make_copy
 from kvreplay.backends.filesystem.creation import Creations, creation_time
 from kvreplay.backends.filesystem.entries import Entries
 from kvreplay.backends.filesystem.errors import nameless, opening_error, store_error
@@ -44,7 +46,9 @@ from kvreplay.backends.filesystem.layout import EMPTY, EntryFile, folder_name, n
 from kvreplay.backends.filesystem.listing import names, newest_first, refuse_lost_folder
 from kvreplay.backends.filesystem.locks import flocked, lock_file, read_locked
 from kvreplay.backends.filesystem.opening import open_folders
+from kvreplay.backends.new_place import free_place, not_backed_up, taken
 from kvreplay.errors import (
+    ConfigError,
     KeyNotFoundError,
     OutcomeUnknownError,
     StoreError,
@@ -378,6 +382,42 @@ class FilesystemStore(Closing):
                     " its hard links",
                 )
 
+    def backup(self, path: str | os.PathLike[str]) -> None:
+        """Copy each entry as it is at some moment; see :class:`kvreplay.store.BackupKVStore`.
+
+        The copy is a root, and a folder beside it.
+        """
+        self._check_open()
+        self._presence.check()
+        place = self._free_place(path)
+        try:
+            make_copy(place, self._whole_entries(), lock_timeout=self._lock_timeout)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise taken(place) from nameless(error)
+            raise not_backed_up(error) from nameless(error)
+
+    def _free_place(self, path: str | os.PathLike[str]) -> str:
+        try:
+            place = free_place(path, "filesystem")
+            if is_there(f"{place}.kvreplay"):
+                raise taken(f"{place}.kvreplay")
+        except OSError as error:
+            raise not_backed_up(error) from error
+        if any(os.path.commonpath((place, own)) == own for own in (self._root, self._sidecar)):
+            raise ConfigError(
+                f"{place} is inside of the store itself: nothing was made; give another path"
+            )
+        return place
+
+    def _whole_entries(self) -> Iterator[tuple[EntryFile, Entry, int]]:
+        for address in self._walk():
+            entry, seen = EntryFile(*address), list[os.stat_result]()
+            with self._reporting("read"):
+                found = self._load_with_expiry(entry, look=seen.append)
+            if found is not None:  # else it was removed since its folder was listed
+                yield entry, found, seen[-1].st_mtime_ns
+
     def _walk(self, only: str | None = None) -> Iterator[tuple[str, str, str]]:
         for primary in self._names(folders=True) if only is None else [folder_name(only)]:
             for secondary in self._names(primary, folders=True):
@@ -405,8 +445,10 @@ class FilesystemStore(Closing):
     def _lock_of(self, entry: EntryFile) -> ThreadBound[None]:
         return flocked(lock_file(self._sidecar, entry.stripe), limit=self._lock_timeout)
 
-    def _load_with_expiry(self, entry: EntryFile) -> Entry | None:
-        load = self._entries.load_with_expiry
+    def _load_with_expiry(
+        self, entry: EntryFile, look: Callable[[os.stat_result], None] | None = None
+    ) -> Entry | None:
+        load = partial(self._entries.load_with_expiry, look=look)
         try:
             path = lock_file(self._sidecar, entry.stripe)
             return read_locked(path, partial(load, locked=True), entry)

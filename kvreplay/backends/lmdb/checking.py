@@ -6,7 +6,7 @@ snapshot. So nothing looks wrong because of somebody who writes meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 
 import lmdb
@@ -17,21 +17,34 @@ from kvreplay.store import Fault
 
 __all__ = ["in_entries", "in_expiry"]
 
+Item = tuple[bytes, bytes]
 Found = tuple[list[Fault], bytes | None]
 """Faults, and where the next page starts; ``None``: there is none."""
 
 
 def in_entries(handle: Handle, start: bytes, txn: Transaction) -> Found:
     """Return what is wrong with a page of entries."""
-    faults = list[Fault]()
     with txn.cursor(handle.entries) as cursor:
-        count = 0
-        for key, stored in _page(cursor, start):
-            count += 1
-            (address,) = entries.addresses_in([key])
-            if address is not None:  # else another program has put it there, and nobody sees it
-                faults += (Fault(address, what) for what in _wrong(handle, key, stored, txn))
-        return faults, _next(cursor, count)
+        items = _page(cursor, start)
+        return _faults(items, lambda item: _in_entry(handle, *item, txn)), _next(cursor, items)
+
+
+def in_expiry(handle: Handle, start: bytes, txn: Transaction) -> Found:
+    """Return what is wrong with a page of the expiry index."""
+    with txn.cursor(handle.expiry) as cursor:
+        items = _page(cursor, start)
+        return _faults(items, lambda item: _in_item(handle, item[0], txn)), _next(cursor, items)
+
+
+def _faults(items: list[Item], look: Callable[[Item], Iterator[Fault]]) -> list[Fault]:
+    return [fault for item in items for fault in look(item)]
+
+
+def _in_entry(handle: Handle, key: bytes, stored: bytes, txn: Transaction) -> Iterator[Fault]:
+    (address,) = entries.addresses_in([key])
+    if address is not None:  # else another program has put it there, and nobody sees it
+        for what in _wrong(handle, key, stored, txn):
+            yield Fault(address, what)
 
 
 def _wrong(handle: Handle, key: bytes, stored: bytes, txn: Transaction) -> Iterator[str]:
@@ -49,27 +62,18 @@ def _wrong(handle: Handle, key: bytes, stored: bytes, txn: Transaction) -> Itera
             yield "the expiry index lacks the entry: no sweep removes it"
 
 
-def in_expiry(handle: Handle, start: bytes, txn: Transaction) -> Found:
-    """Return what is wrong with a page of the expiry index."""
-    faults = list[Fault]()
-    with txn.cursor(handle.expiry) as cursor:
-        count = 0
-        for index, _ in _page(cursor, start):
-            count += 1
-            key, stamp = entries.entry_in(index)
-            stored = txn.get(key, None, handle.entries)
-            if stored is None or entries.stamp_of(stored) != stamp:
-                (address,) = entries.addresses_in([key])
-                faults.append(
-                    Fault(address, "the expiry index has it at a time that is not its own")
-                )
-        return faults, _next(cursor, count)
+def _in_item(handle: Handle, index: bytes, txn: Transaction) -> Iterator[Fault]:
+    key, stamp = entries.entry_in(index)
+    stored = txn.get(key, None, handle.entries)
+    if stored is None or entries.stamp_of(stored) != stamp:
+        (address,) = entries.addresses_in([key])
+        yield Fault(address, "the expiry index has it at a time that is not its own")
 
 
-def _page(cursor: lmdb.Cursor[bytes], start: bytes) -> Iterator[tuple[bytes, bytes]]:
+def _page(cursor: lmdb.Cursor[bytes], start: bytes) -> list[Item]:
     found = cursor.set_range(start) if start else cursor.first()
-    return islice(cursor, entries.PAGE) if found else iter(())
+    return list(islice(cursor, entries.PAGE)) if found else []
 
 
-def _next(cursor: lmdb.Cursor[bytes], count: int) -> bytes | None:
-    return cursor.key() if count == entries.PAGE and cursor.next() else None
+def _next(cursor: lmdb.Cursor[bytes], items: list[Item]) -> bytes | None:
+    return cursor.key() if len(items) == entries.PAGE and cursor.next() else None

@@ -99,13 +99,30 @@ class Environment:
         In the middle of a call, or of a transaction, of this thread it makes none.
         """
         self.removals.seal(closing)
-        if self.removals.pending and not self._queue.is_busy:
-            make = partial(self.removals.make, self.removals.pending.copy())
+        if not self._queue.is_busy:
             try:
-                self.write(make, address=NOWHERE, bound=bound)
+                self.make_removals(bound=bound)
             except StoreError as error:
                 return not_removed(self.removals, error)
         return None
+
+    def in_turn(self, action: Callable[[], T], *, bound: float) -> T:
+        """Return ``action()``, which is called while no thread and no other process writes."""
+        results = list[T]()
+
+        def act() -> Generator[None, None, None]:
+            results.append(action())
+            yield
+
+        for _ in self._queue.alone(act(), bound=bound):
+            pass
+        return results[0]
+
+    def make_removals(self, *, bound: float) -> None:
+        """Make the lazy removals that wait."""
+        if self.removals.pending:
+            make = partial(self.removals.make, self.removals.pending.copy())
+            self.write(make, address=NOWHERE, bound=bound)
 
     def transaction(
         self, made_of: Callable[[Block], T], *, bound: float

@@ -24,11 +24,13 @@ __all__ = [
     "another_store",
     "commit_error",
     "gone",
+    "in_use",
     "lost_descriptors",
     "no_access",
     "no_lock",
     "no_store",
     "opening_error",
+    "restless",
     "set_back",
     "store_error",
 ]
@@ -204,6 +206,23 @@ def lost_descriptors(path: Path) -> StoreError:
         f"this process has closed the file descriptors of the LMDB store {path}, and other files"
         " have their numbers now: nothing was changed, and this process cannot use the store any"
         " more; a daemon must close all descriptors before it opens a store"
+    )
+
+
+def in_use(path: Path, process: int) -> StoreError:
+    """Return the error for a compaction while another process has the store open."""
+    which = f"the process {process}" if process else "a process of another container"
+    return StoreUnavailableError(
+        f"{which} has the LMDB store {path} open, and its file cannot be replaced meanwhile:"
+        " nothing was changed; stop every process that uses the store, and compact it then"
+    )
+
+
+def restless(path: Path) -> StoreError:
+    """Return the error for a backup that found no time in which its pages were kept."""
+    return StoreUnavailableError(
+        f"no backup of the LMDB store {path} was made: again and again this process forks or opens"
+        " the files anew, or another program commits; try again, or from another process"
     )
 
 

@@ -49,7 +49,7 @@ from kvreplay.errors import CorruptStoreError, StoreError
 from kvreplay.store import Durability, ForkSafeLock
 from kvreplay.store.locks import require_room
 
-__all__ = ["ID", "Files", "identity_of", "open_files", "opening", "prepare"]
+__all__ = ["ID", "Files", "identity_of", "make_another", "open_files", "opening", "prepare"]
 
 _LOCK: Final = "lock.mdb"
 _MARKER: Final = "kvreplay.format"
@@ -58,6 +58,7 @@ _FIRST_DATABASES: Final = set(_DATABASES[:3])  # of kvreplay while 0.1.0 was mad
 _FORMAT: Final = b"2"
 _ATTEMPTS: Final = 10
 _MAX_DBS: Final = 8
+_ROOM: Final = 2**20  # bytes, for a small commit
 
 ID: Final = b"id"
 """The key of the store's random id, in the database ``meta``."""
@@ -130,6 +131,28 @@ def prepare(path: Path, *, creating: bool) -> None:
         raise no_access(error, path) from error
 
 
+def make_another(folder: str) -> None:
+    """Give the copy of a store in a folder an id of its own, durably: it is another store."""
+    path = os.path.join(folder, DATA)
+    store_id = secrets.token_hex(16).encode()
+    with (
+        opening,
+        lmdb.open(
+            path,
+            map_size=os.stat(path).st_size + _ROOM,
+            subdir=False,
+            lock=False,
+            mode=FILE_MODE,
+            max_dbs=_MAX_DBS,
+            lib_version=0,
+        ) as env,
+    ):
+        meta = env.open_db(_DATABASES[2], create=False)
+        with env.begin(write=True) as txn:
+            txn.put(ID, store_id, db=meta)
+    write_temporary(os.path.join(folder, _MARKER), _marking(store_id))
+
+
 def open_files(
     path: Path,
     *,
@@ -158,7 +181,7 @@ def open_files(
             if marked is None:
                 # Only from here on is a missing file a loss.
                 fsync_directory(str(path))
-                replace_file(str(path / _MARKER), b"kvreplay lmdb 2\n%b\n" % files.id)
+                replace_file(str(path / _MARKER), _marking(files.id))
             elif marked != files.id:
                 raise CorruptStoreError(
                     f"{path / DATA} is another store's than {_MARKER} beside it tells: nothing was"
@@ -260,6 +283,10 @@ def _marked_id(path: Path) -> bytes | None:
             " wrote the store; nothing was changed"
         )
     return marked[1]
+
+
+def _marking(store_id: bytes) -> bytes:
+    return b"kvreplay lmdb 2\n%b\n" % store_id
 
 
 def _filesystem_store(path: Path) -> Path | None:

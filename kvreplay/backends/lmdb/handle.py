@@ -217,6 +217,18 @@ class Handle:
             except lmdb.Error as error:
                 self.repair_or_raise(env, error)
 
+    def replace(self, change: Callable[[lmdb.Environment], None]) -> None:
+        """Let ``change`` shut the files and replace them, while nobody uses the environment.
+
+        If it is shut already, ``change`` is not called. It is opened anew by whoever uses it next.
+        """
+
+        def alone(env: lmdb.Environment | None) -> None:
+            if env is not None:
+                change(env)
+
+        self._change(alone)
+
     def commit(self, txn: Transaction) -> None:
         """Commit. An ``lmdb.Error`` means that it failed, any other exception came afterwards."""
         txn.commit()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import struct
 import time
 from collections.abc import Iterable
 from typing import Final
@@ -23,6 +24,7 @@ __all__ = ["FolderWatch", "Identity", "Presence", "identity_of_file", "open_desc
 Identity = tuple[int, int]
 """A file's device and inode."""
 
+_FLOCK: Final = "hhqqi4x"  # struct flock of fcntl(2)
 _SECOND: Final = 1_000_000_000  # nanoseconds
 _SETTLED: Final = _SECOND  # after which a change moves a directory's time, ...
 _SOON_SETTLED: Final = _SECOND // 10  # ... where that has fractions of a second
@@ -112,6 +114,20 @@ class Presence:
     def is_ours(self) -> bool:
         """Whether the descriptors stand for these files."""
         return all(identity_of_descriptor(each, seen) == seen for each, seen in self._descriptors)
+
+    def other_process(self) -> int | None:
+        """Return another process that has the environment open; 0: its pid is not to be had.
+
+        Each has a lock on the first byte of LMDB's lock file as long as it has it open. One's own
+        descriptors must be asked: to close another one would end one's own lock.
+        """
+        lock = self._places[-1][1]
+        number = next((each for each, seen in self._descriptors if seen == lock), None)
+        if number is None:  # without /proc nobody knows
+            return 0
+        asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
+        kind, _, _, _, pid = struct.unpack(_FLOCK, fcntl.fcntl(number, fcntl.F_GETLK, asked))
+        return None if kind == fcntl.F_UNLCK else max(pid, 0)
 
     def shut(self, env: lmdb.Environment) -> bool:
         """Close the environment, or never, if that would close other people's descriptors.

@@ -7,6 +7,7 @@ the file has grown, the slots are looked at. A process that is only stopped has 
 
 from __future__ import annotations
 
+from os import getpid
 from pathlib import Path
 from typing import Final
 
@@ -47,13 +48,14 @@ class Readers:
             fields = line.split()
             if len(fields) == 3 and fields[2].isdigit() and last - int(fields[2]) > _OLD:
                 pid = int(fields[0])
-                if pid not in self._told:
+                if pid not in self._told and pid != getpid():  # a backup of one's own
                     self._told.add(pid)
                     import logging  # only when there is something to log
 
                     logging.getLogger("kvreplay").warning(
                         "the LMDB store %s grows, because the process %d has been inside a read for"
-                        " %d changes: its pages cannot be used again; is it stopped?",
+                        " %d changes: its pages cannot be used again; is it stopped, or does it"
+                        " make a backup?",
                         self._path,
                         pid,
                         last - int(fields[2]),

@@ -27,8 +27,10 @@ from kvreplay.backends._support import (
     unreadable,
 )
 from kvreplay.backends.lmdb import checking, entries, shared
+from kvreplay.backends.lmdb.copying import compact, copy, pin
 from kvreplay.backends.lmdb.environment import Environment
 from kvreplay.backends.lmdb.transaction import calls_in
+from kvreplay.backends.new_place import make_folder
 from kvreplay.backends.pending import ALONE
 from kvreplay.errors import (
     ConfigError,
@@ -40,6 +42,7 @@ from kvreplay.errors import (
 from kvreplay.store import (
     Change,
     Closing,
+    Compacted,
     Durability,
     Entry,
     Fault,
@@ -350,6 +353,26 @@ class LMDBStore(Closing):
                 total.visited + swept.visited, total.removed + swept.removed, swept.more
             )
         return total
+
+    def backup(self, path: str | os.PathLike[str]) -> None:
+        """Copy the whole store; see :meth:`kvreplay.store.BackupKVStore.backup`.
+
+        The file grows by what others write meanwhile, since no page is used again.
+        """
+        environment = self._opened()
+        environment.make_removals(bound=self._bound)
+        pinned = partial(environment.in_turn, partial(pin, environment.handle), bound=self._bound)
+        make_folder(path, "LMDB", partial(copy, environment.handle, pinned))
+
+    def compact(self) -> Compacted:
+        """Free no longer used pages; see :meth:`kvreplay.store.CompactableKVStore.compact`.
+
+        Raises:
+            StoreUnavailableError: another process has the store open; stop it first.
+        """
+        environment = self._opened()
+        environment.make_removals(bound=self._bound)
+        return environment.in_turn(partial(compact, environment.handle), bound=self._bound)
 
     def transaction(self) -> AbstractContextManager[KVTransaction]:
         """All or nothing; see :meth:`kvreplay.TransactionalKVStore.transaction`.

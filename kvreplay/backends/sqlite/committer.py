@@ -28,6 +28,7 @@ from kvreplay.backends.sqlite.errors import (
 from kvreplay.backends.sqlite.files import LOCK
 from kvreplay.backends.sqlite.removals import are_announced, unshared
 from kvreplay.errors import OutcomeUnknownError, StoreError, StoreUnavailableError
+from kvreplay.store import Compacted
 
 __all__ = ["Committer"]
 
@@ -244,6 +245,36 @@ class Committer:
         self._connections.writer.execute(f"PRAGMA journal_size_limit = {_LARGE_LOG}")
         if os.stat(f"{self._path}-wal").st_size > _LARGE_LOG:
             self.tidy()
+
+    def compact(self, until: float) -> Compacted:
+        """Write the database anew without its free pages, and cut its file.
+
+        Who reads an older state meanwhile keeps the file from being cut, which a later checkpoint
+        does then.
+
+        Args:
+            until: when to give up waiting for other programs, by the monotonic clock.
+        """
+        writer = self._connections.writer
+        before = self._size()
+        try:
+            try:
+                self.set_patience(until)
+                # Else all would be in memory. A child that is forked meanwhile touches nothing.
+                writer.execute("PRAGMA cache_spill = ON")
+                writer.execute("VACUUM")
+                self.set_patience(until)
+                writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            finally:
+                writer.execute("PRAGMA cache_spill = OFF")
+                writer.execute("PRAGMA busy_timeout = 0")
+        except sqlite3.Error as error:
+            raise store_error(error, self._path) from error
+        self._pages = 0
+        return Compacted(before, self._size())
+
+    def _size(self) -> int:
+        return os.stat(self._path).st_size + os.stat(f"{self._path}-wal").st_size
 
     def tidy(self) -> None:
         """Take the log into the database: for all that nobody reads an older state of.

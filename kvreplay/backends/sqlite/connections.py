@@ -39,6 +39,8 @@ __all__ = ["Connections", "close_all", "leave_parents", "opened"]
 
 _MAX_READERS: Final = 64
 _LAST: Final = (-1,)
+_COPIED_AT_ONCE: Final = 2000  # pages
+_REST: Final = 0.5  # times as long as that has taken, others have the disk
 _LOOK_AGAIN: Final = 0.0005  # seconds
 FORK_PATIENCE: Final = 10.0
 """How many seconds a fork waits, at most, until other threads have ended their calls."""
@@ -203,6 +205,46 @@ class Connections:
                     self._close_free()
         self._make_one_free()
         return self.some_rows(take, sql, args)
+
+    def copy_to(self, target: sqlite3.Connection, flush: Callable[[], object]) -> None:
+        """Copy the whole database, as it is at one moment, into an empty one.
+
+        A fork waits for it, as for any call.
+
+        Args:
+            flush: is called now and then, to flush what was written of the copy.
+        """
+        free, mine = self._free, list[sqlite3.Cursor]()
+        began = time.monotonic()
+
+        def rest(*_: int) -> None:
+            # Bit by bit, and then the disk is left to others for a while: they write meanwhile.
+            nonlocal began
+            flush()
+            time.sleep(_REST * (time.monotonic() - began))
+            began = time.monotonic()
+
+        self._make_one_free()
+        try:
+            mine += map(free.pop, _LAST)
+            connection = mine[0].connection
+            try:
+                mine[0].execute("BEGIN")
+                mine[0].execute("SELECT 1 FROM sqlite_master").fetchall()  # the moment
+                connection.backup(target, pages=_COPIED_AT_ONCE, progress=rest)
+            finally:
+                if connection.in_transaction:
+                    connection.rollback()
+            return
+        except IndexError:
+            pass  # another thread was faster
+        except sqlite3.Error as error:
+            raise store_error(error, self.path) from error
+        finally:
+            free += mine
+            if self.closed:
+                self._close_free()
+        self.copy_to(target, flush)
 
     def _make_one_free(self) -> None:
         """Open one more, or wait a moment for one. During another thread's fork it waits here."""

@@ -23,7 +23,7 @@ from kvreplay.backends.sqlite.files import LOCK, allocate_shared_memory, make_if
 from kvreplay.backends.sqlite.joining import Joined, joined
 from kvreplay.backends.sqlite.presence import Presence
 from kvreplay.errors import StoreError, StoreNotFoundError
-from kvreplay.store import Durability
+from kvreplay.store import Compacted, Durability
 from kvreplay.store.locks import process_mark, require_room
 
 __all__ = ["Block", "Database"]
@@ -170,13 +170,31 @@ class Database:
         In the middle of a call, or of a transaction, of this thread it makes none.
         """
         self.removals.seal(closing)
-        if self.removals.pending and not self._queue.is_busy:
-            make = partial(self.removals.make, self.removals.pending.copy())
+        if not self._queue.is_busy:
             try:
-                self.write(make, address=NOWHERE)
+                self.make_removals()
             except StoreError as error:
                 return not_removed(self.removals, error)
         return None
+
+    def make_removals(self) -> None:
+        """Make the lazy removals that wait."""
+        if self.removals.pending:
+            make = partial(self.removals.make, self.removals.pending.copy())
+            self.write(make, address=NOWHERE)
+
+    def compact(self) -> Compacted:
+        """Give the room of what was removed back, in this process's turn."""
+        self.make_removals()
+        done = list[Compacted]()
+
+        def compacting() -> Generator[None, None, None]:
+            done.append(self._committer.compact(time.monotonic() + self.lock_timeout))
+            yield
+
+        for _ in self._queue.alone(compacting(), bound=self.lock_timeout):
+            pass
+        return done[0]
 
     def transaction(self, made_of: Callable[[Block], T]) -> Generator[T, None, None]:
         """Hold a write transaction for the caller's block; ``made_of`` makes what it is given."""

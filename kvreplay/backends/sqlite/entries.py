@@ -84,8 +84,8 @@ ALL_KEYS: Final = f"""
     WHERE (primary_namespace, secondary_namespace, key) > (?, ?, ?) AND {{such}}
     ORDER BY primary_namespace, secondary_namespace, key LIMIT {WALK}"""
 SCAN: Final = f"""
-    SELECT primary_namespace, secondary_namespace, key, value, expires_at,
-        sort_order, {NODE_TABLE}.rowid
+    SELECT primary_namespace, secondary_namespace, key,
+        CASE typeof(value) WHEN 'blob' THEN value END, expires_at, sort_order, {NODE_TABLE}.rowid
     FROM {NODE_TABLE} LEFT JOIN kvreplay_expiry
     USING (primary_namespace, secondary_namespace, key, sort_order)
     WHERE (primary_namespace, secondary_namespace, key) > (?, ?, ?) AND {{such}}
@@ -99,6 +99,7 @@ PAGE_AFTER: Final = f"""
     ORDER BY sort_order DESC, key ASC LIMIT ?"""
 
 _FIND: Final = f"SELECT value, sort_order FROM {NODE_TABLE} WHERE {_HERE}"
+_FIND_ORDER: Final = f"SELECT NULL, sort_order FROM {NODE_TABLE} WHERE {_HERE}"
 _INSERT: Final = f"""
     INSERT INTO {NODE_TABLE} (primary_namespace, secondary_namespace, key, value, sort_order)
     VALUES (?, ?, ?, ?, ?)"""
@@ -233,7 +234,8 @@ class Transaction:
 
 def put(address: Address, value: bytes, txn: Transaction) -> None:
     """Create or replace an entry, which then does not expire."""
-    _put(address, txn.run(_FIND, address).fetchone(), value, None, txn)
+    # The value is not asked for: it may be a text that cannot be decoded.
+    _put(address, txn.run(_FIND_ORDER, address).fetchone(), value, None, txn)
 
 
 def delete(address: Address, txn: Transaction) -> None:

@@ -125,6 +125,11 @@ def store_error(error: Exception, path: str) -> StoreError:
                 f"the SQLite store {path} cannot be written: nothing was changed; check the"
                 " permissions of the file and of its directory"
             )
+    if is_no_text(error):  # SQLite's driver would show the text
+        return CorruptStoreError(
+            f"an entry of the SQLite store {path} holds a text that is no UTF-8, and not bytes:"
+            " another program has written it; nothing was changed: write or remove that entry"
+        )
     if isinstance(error, sqlite3.ProgrammingError) and "closed" in str(error):
         return closed_error()
     return StoreError(f"the SQLite store {path} failed: nothing was changed ({error})")

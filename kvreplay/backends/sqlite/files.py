@@ -11,17 +11,19 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-import uuid
+from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from kvreplay.backends._support import SQLITE_LOCK, is_there
 from kvreplay.backends.durable_files import FILE_MODE, fsync_directory, make_directories
+from kvreplay.backends.new_place import sibling_of
 from kvreplay.backends.sqlite import schema
-from kvreplay.backends.sqlite.connections import close_all, opened
+from kvreplay.backends.sqlite.connections import Connections, close_all, opened
 from kvreplay.backends.sqlite.errors import no_access, store_error
 from kvreplay.errors import CorruptStoreError, StoreNotFoundError
 
-__all__ = ["LOCK", "OWNERS", "allocate_shared_memory", "make_if_missing"]
+__all__ = ["LOCK", "OWNERS", "allocate_shared_memory", "make_copy", "make_if_missing"]
 
 LOCK: Final = SQLITE_LOCK
 OWNERS: Final = "-kvreplay-owners"
@@ -85,26 +87,63 @@ def _engine_of(path: str) -> str:
 
 
 def _make(path: str, *, empty: bool) -> None:
-    """Make an empty store under another name, and put it in place as a whole."""
-    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
-    made: list[sqlite3.Connection] = []
-    # Opened and closed by one operator: no interrupt comes between.
-    making = map(os.open, (temporary,), (os.O_CREAT | os.O_EXCL | os.O_WRONLY,), (FILE_MODE,))
-    done = list[None]()
-    try:
-        done += map(os.close, making)
+    """Make an empty store as a whole, unless another process is faster."""
+
+    def fill(temporary: str, made: list[sqlite3.Connection]) -> None:
         made += opened(temporary, "full", 0.0)
         schema.make_wal(made[0], temporary)
         made[0].execute("BEGIN IMMEDIATE")
         schema.make(made[0])
         schema.add_own_tables(made[0], temporary)
         made[0].execute("COMMIT")
-        close_all(made)  # it takes the log into the database, and removes it
-        if empty:
-            os.rename(temporary, path)
-        else:
-            with contextlib.suppress(FileExistsError):  # another process was faster
-                os.link(temporary, path)
+
+    with contextlib.suppress(FileExistsError):
+        _make_whole(path, fill, os.rename if empty else os.link)
+
+
+def make_copy(place: str, source: Connections) -> None:
+    """Make another store, with all that is in a database at one moment.
+
+    Raises:
+        FileExistsError: something is at the place by now.
+    """
+
+    def fill(temporary: str, made: list[sqlite3.Connection]) -> None:
+        # By an operator: no interrupt comes between the call and the note of its connection.
+        made += map(partial(sqlite3.connect, isolation_level=None), (temporary,))
+        # Nothing of it counts before it is in place.
+        made[0].execute("PRAGMA journal_mode = OFF")
+        made[0].execute("PRAGMA synchronous = OFF")
+        with open(temporary, "rb", buffering=0) as file:
+            source.copy_to(made[0], partial(os.fdatasync, file.fileno()))
+            close_all(made)
+        made += opened(temporary, "full", 0.0)
+        schema.renew_id(made[0])
+
+    _make_whole(place, fill, os.link)
+
+
+def _make_whole(
+    path: str,
+    fill: Callable[[str, list[sqlite3.Connection]], None],
+    put: Callable[[str, str], None],
+) -> None:
+    """Make a store under another name, and put it in place as a whole, durably.
+
+    Args:
+        fill: fills the file; the connections that it opens are closed then.
+        put: ``os.rename``, or ``os.link`` if nothing may be there.
+    """
+    temporary = sibling_of(path)
+    made: list[sqlite3.Connection] = []
+    # Opened and closed by one operator: no interrupt comes between.
+    making = map(os.open, (temporary,), (os.O_CREAT | os.O_EXCL | os.O_WRONLY,), (FILE_MODE,))
+    done = list[None]()
+    try:
+        done += map(os.close, making)
+        fill(temporary, made)
+        close_all(made)  # it takes the log into the database, flushed, and removes it
+        put(temporary, path)
         fsync_directory(os.path.dirname(path))
     finally:
         try:

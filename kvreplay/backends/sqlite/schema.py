@@ -17,7 +17,16 @@ from typing import Final
 
 from kvreplay.errors import CorruptStoreError
 
-__all__ = ["NODE_TABLE", "NODE_VERSION", "add_own_tables", "check", "is_empty", "make", "make_wal"]
+__all__ = [
+    "NODE_TABLE",
+    "NODE_VERSION",
+    "add_own_tables",
+    "check",
+    "is_empty",
+    "make",
+    "make_wal",
+    "renew_id",
+]
 
 NODE_TABLE: Final = "ldk_node_data"
 NODE_VERSION: Final = 3
@@ -106,6 +115,11 @@ def add_own_tables(connection: sqlite3.Connection, path: str) -> None:
         "UPDATE kvreplay_meta SET value = max(value, ?) WHERE name = 'last_order'",
         (int(greatest),),
     )
+
+
+def renew_id(connection: sqlite3.Connection) -> None:
+    """Give a copy of a store an id of its own, by which it is another store."""
+    connection.execute("UPDATE kvreplay_meta SET value = ? WHERE name = 'id'", (uuid.uuid4().hex,))
 
 
 def check(connection: sqlite3.Connection, path: str) -> None:

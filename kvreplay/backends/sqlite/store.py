@@ -9,6 +9,7 @@ be on a local file system.
 from __future__ import annotations
 
 import os
+import sqlite3
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -25,10 +26,12 @@ from kvreplay.backends._support import (
     damaged_entries,
     unreadable,
 )
+from kvreplay.backends.new_place import free_place, not_backed_up, taken
 from kvreplay.backends.pending import ALONE
 from kvreplay.backends.sqlite import checking, entries
 from kvreplay.backends.sqlite.database import Block, Database
-from kvreplay.backends.sqlite.files import OWNERS
+from kvreplay.backends.sqlite.errors import store_error
+from kvreplay.backends.sqlite.files import OWNERS, make_copy
 from kvreplay.backends.sqlite.joining import Joined
 from kvreplay.errors import (
     CorruptStoreError,
@@ -40,6 +43,7 @@ from kvreplay.errors import (
 from kvreplay.store import (
     Change,
     Closing,
+    Compacted,
     Durability,
     Entry,
     Fault,
@@ -335,6 +339,33 @@ class SQLiteStore(Closing):
                 total.visited + swept.visited, total.removed + swept.removed, swept.more
             )
         return total
+
+    def backup(self, path: str | os.PathLike[str]) -> None:
+        """Copy the whole store; see :meth:`kvreplay.store.BackupKVStore.backup`.
+
+        The log grows by what others write meanwhile. A fork waits for it, for some seconds at most;
+        the child of one that could not wait for the end is refused any SQLite store.
+        """
+        database = self._opened()
+        database.make_removals()
+        try:
+            place = free_place(path, "SQLite")
+            try:
+                make_copy(place, database.connections)
+            except FileExistsError as error:
+                raise taken(place) from error
+        except OSError as error:
+            raise not_backed_up(error) from error
+        except sqlite3.Error as error:
+            raise store_error(error, str(path)) from error
+
+    def compact(self) -> Compacted:
+        """Free no longer used pages; see :meth:`kvreplay.store.CompactableKVStore.compact`.
+
+        Other processes may have the store open, and read; who writes waits for it. It needs room in
+        the folder for temporary files, and in the log. An interrupt waits for it.
+        """
+        return self._opened().compact()
 
     def transaction(self) -> AbstractContextManager[KVTransaction]:
         """All or nothing; see :meth:`kvreplay.TransactionalKVStore.transaction`.
