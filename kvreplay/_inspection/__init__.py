@@ -5,6 +5,7 @@ The command ``kvreplay`` prints what comes of it. Nothing here makes a store, or
 
 from kvreplay._inspection.checking import QUARANTINE, Bad, check, quarantine
 from kvreplay._inspection.condition import Condition, Inspection, Owner
+from kvreplay._inspection.copying import copy_to_sqlite
 from kvreplay._inspection.counting import Counts, Namespace, count
 from kvreplay._inspection.entries import Seen, replay_namespaces, seen_in
 from kvreplay._inspection.finding import (
@@ -31,6 +32,7 @@ __all__ = [
     "Seen",
     "become_owner",
     "check",
+    "copy_to_sqlite",
     "count",
     "datetime_of",
     "existing",

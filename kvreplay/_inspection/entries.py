@@ -23,7 +23,15 @@ from kvreplay.errors import (
 from kvreplay.store import Entry, InspectableKVStore, ScannableKVStore, missing_methods
 from kvreplay.store.names import check_namespace
 
-__all__ = ["Address", "Seen", "namespaces_of", "replay_namespaces", "seen_in", "seen_of"]
+__all__ = [
+    "Address",
+    "Seen",
+    "entries_of",
+    "namespaces_of",
+    "replay_namespaces",
+    "seen_in",
+    "seen_of",
+]
 
 Address = tuple[str, str, str]
 
@@ -51,7 +59,7 @@ def seen_in(store: Any, namespace: str | None = None) -> Iterator[Seen]:
 
     Each entry that exists during the whole walk is yielded once; the walk blocks no writer.
     """
-    for address, entry in _entries(store, namespace):
+    for address, entry in entries_of(store, namespace):
         yield seen_of(address, entry)
 
 
@@ -80,7 +88,8 @@ def _belongs(key: ReplayKey, address: Address) -> bool:
     return secondary == scope_name(key.scope) and own == name(key.id, key.operation)
 
 
-def _entries(store: Any, namespace: str | None) -> Iterator[tuple[Address, Entry]]:
+def entries_of(store: Any, namespace: str | None = None) -> Iterator[tuple[Address, Entry]]:
+    """Yield every entry of a store, or of one primary namespace, a page at a time."""
     if not missing_methods(store, ScannableKVStore):
         yield from store.scan(namespace)
         return
@@ -114,4 +123,4 @@ def replay_namespaces(store: Any, named: str | None) -> Collection[str]:
 
 
 def _has_a_record(store: Any, namespace: str) -> bool:
-    return any(seen_of(*each).is_record for each in _entries(store, namespace))
+    return any(seen_of(*each).is_record for each in entries_of(store, namespace))

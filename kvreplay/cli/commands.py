@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from kvreplay import __version__
+from kvreplay.cli.backup import backup, compact, restore
 from kvreplay.cli.check import check
 from kvreplay.cli.completion import completion
 from kvreplay.cli.demo import demo
@@ -21,7 +22,7 @@ __all__ = ["commands"]
 
 _LOOK = (stat, ls, show, find, doubt, check)
 _CHANGE = (resolve, release, forget, sweep)
-_STORES = (init, migrate)
+_STORES = (init, backup, restore, compact, migrate)
 _OTHERS = (demo, completion)
 
 
@@ -54,8 +55,8 @@ class _Grouped(click.Group):
 def commands() -> None:
     """Restart-safe request replay over pluggable key-value stores.
 
-    A STORE is a URL, as in your configuration: lmdb:///var/lib/node/replay. Only init and migrate
-    make one. Run as root, a command acts as the user who owns the store.
+    A STORE is a URL, as in your configuration: lmdb:///var/lib/node/replay. Only init, restore and
+    migrate make one. Run as root, a command acts as the user who owns the store.
     """
 
 

@@ -100,7 +100,17 @@ ORDER: dict[str, tuple[str, ...]] = {
     ),
     "config": ("units", "location", "registry", "file", "__init__"),
     "_inspection": (
-        *("entries", "condition", "counting", "finding", "checking", "opening", "told", "__init__"),
+        *(
+            "entries",
+            "condition",
+            "counting",
+            "finding",
+            "checking",
+            "copying",
+            "opening",
+            "told",
+            "__init__",
+        ),
     ),
     "_migration": (
         *(
@@ -166,7 +176,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "cli": (
         *("arguments", "audit", "output", "progress", "runs"),
         *("demo", "init", "migrate", "stat", "ls", "show", "doubt", "settle", "sweep", "check"),
-        *("completion", "commands", "main", "__init__"),
+        *("backup", "completion", "commands", "main", "__init__"),
     ),
 }
 # What a wing may import from outside of the package, besides the standard library and attrs.
