@@ -58,10 +58,9 @@ def restore(backup: str, store: str) -> int:
         done = migrate(backup, store, with_claims=True, on_progress=show)
     print(f"{done.entries:,} entries are equal in both; {done.copied:,} were copied now")
     if done.claims:
-        print(
-            f"{done.claims:,} requests were in progress; once their lease is over they are in doubt:"
-            f" kvreplay doubt {shown(store)}"
-        )
+        run, its = ("request was", "its") if done.claims == 1 else ("requests were", "their")
+        then = "it is" if done.claims == 1 else "they are"
+        print(f"{done.claims:,} {run} in progress; once {its} lease is over {then} in doubt")
     return 0
 
 

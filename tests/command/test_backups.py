@@ -85,7 +85,7 @@ def test_a_restored_store_answers_and_knows_its_doubts(place: Place) -> None:
     assert main(["restore", copy, restored]) == 0
     said = place.capsys.readouterr().out
     assert "14 entries are equal in both" in said
-    assert "3 requests were in progress; once" in said
+    assert "3 requests were in progress; once their lease is over they are in doubt" in said
     with open_store(restored) as store:
         replay = Replay(store, "pay", ttl=60, wait_timeout=0)
         outcome = replay.lookup(("02peer", "answered-1"), {"msat": 1})
