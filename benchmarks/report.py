@@ -144,7 +144,7 @@ _SECTIONS: Final = {
     "backup": (
         "A backup",
         "While 8 threads write, beside a raw copy of the file and its flush, while nobody does. It"
-        " leaves the disk to others for a third of its time.",
+        " rests after each part, so that those who write have the disk.",
     ),
     "ldk": (
         "Payments of two LDK nodes",

@@ -77,7 +77,6 @@ def test_a_backup_that_is_killed_leaves_no_store(
     number: int,
     opened: Callable[..., Any],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     store = opened()
     fill(store)
@@ -99,8 +98,7 @@ def test_a_backup_that_is_killed_leaves_no_store(
     assert told_by(opened(place.name, create=False)) == told
 
 
-@pytest.mark.parametrize("name", ["data.mdb", ""])
-def test_what_is_cut_short_is_no_lmdb_file(name: str, tmp_path: Path) -> None:
+def test_what_is_cut_short_is_no_lmdb_file(tmp_path: Path) -> None:
     with LMDBStore(tmp_path / "store") as store:
         fill(store)
 
@@ -332,10 +330,6 @@ def test_a_backup_leaves_no_reader(tmp_path: Path) -> None:
         for _ in range(300):
             store.write("p", "s", "k", bytes(3000))
         assert (tmp_path / "store" / "data.mdb").stat().st_size <= size + 2**20
-
-
-def _hold(store: Any) -> str:
-    return str(store.read("p", "s", "k"))
 
 
 def test_lmdb_is_not_compacted_while_another_process_has_it_open(tmp_path: Path) -> None:

@@ -39,8 +39,8 @@ __all__ = ["Connections", "close_all", "leave_parents", "opened"]
 
 _MAX_READERS: Final = 64
 _LAST: Final = (-1,)
-_COPIED_AT_ONCE: Final = 2000  # pages
-_REST: Final = 0.5  # times as long as that has taken, others have the disk
+_COPIED_AT_ONCE: Final = 4000  # pages
+_REST: Final = 0.25  # times as long as that has taken, others have the disk
 _LOOK_AGAIN: Final = 0.0005  # seconds
 FORK_PATIENCE: Final = 10.0
 """How many seconds a fork waits, at most, until other threads have ended their calls."""
