@@ -1,4 +1,4 @@
-"""A scan of a whole store, and a backup while others write, beside raw loops and a raw copy."""
+"""Walks of a whole store beside raw loops, and a backup while others write beside a raw copy."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from benchmarks.conftest import Sizes
 from benchmarks.footprint import anonymous_bytes
 from benchmarks.measure import in_turn
 from kvreplay import open_store
+from kvreplay._inspection import Inspection, check, count, replay_namespaces
 from kvreplay._protocol.record import decode
 
 Note = Callable[..., None]
@@ -55,17 +56,64 @@ def raw_sqlite(path: Path, sql: str = SELECT) -> Iterator[bytes]:
 
 def timed(values: Iterator[bytes], records: int) -> float:
     """Decode all; return the seconds."""
-    start, count = time.perf_counter(), 0
+    start, decoded = time.perf_counter(), 0
     for value in values:
         decode(value)
-        count += 1
-    assert count == records
+        decoded += 1
+    assert decoded == records
     return time.perf_counter() - start
 
 
+class Watched:
+    """A store whose scan tells how much memory this process has at most meanwhile."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+        self.most = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def scan(self, *namespace: str | None) -> Iterator[Any]:
+        for passed, entry in enumerate(self._store.scan(*namespace)):
+            if passed % LOOK == 0:
+                self.most = max(self.most, anonymous_bytes(collect=False))
+            yield entry
+
+
+def scan(store: Any) -> int:
+    decoded = 0
+    for _, entry in store.scan():
+        decode(entry.value)
+        decoded += 1
+    return decoded
+
+
+def stat(store: Any) -> int:
+    return sum(each.entries for each in count(Inspection(store)).replay.values())
+
+
+def check_all(store: Any) -> int:
+    """As the command does: which namespaces are replay ones is found out first."""
+    looked = 0
+
+    def passed() -> None:
+        nonlocal looked
+        looked += 1
+
+    assert not list(check(Inspection(store), replay_namespaces(store, None), passed))
+    return looked
+
+
+@pytest.mark.parametrize("walk", [scan, stat, check_all], ids=["scan", "stat", "check"])
 @pytest.mark.parametrize("engine", ["lmdb", "sqlite"])
-def test_scan(
-    benchmark: Any, note: Note, sizes: Sizes, filled: Callable[..., str], engine: str
+def test_walk(
+    benchmark: Any,
+    note: Note,
+    sizes: Sizes,
+    filled: Callable[..., str],
+    engine: str,
+    walk: Callable[[Any], int],
 ) -> None:
     records = sizes.live
     url = filled(records, engine)
@@ -73,27 +121,21 @@ def test_scan(
     raw = {"lmdb": raw_lmdb, "sqlite": raw_sqlite}[engine]
     growth: list[int] = []
 
-    def scan() -> float:
-        before, most = anonymous_bytes(), 0
+    def own_walk() -> float:
+        before = anonymous_bytes()
         with open_store(url) as store:
-            scanned: Any = store
-
-            def values() -> Iterator[bytes]:
-                nonlocal most
-                for count, (_, entry) in enumerate(scanned.scan()):
-                    if count % LOOK == 0:
-                        most = max(most, anonymous_bytes(collect=False))
-                    yield entry.value
-
-            seconds = timed(values(), records)
-        growth.append(most - before)
+            watched = Watched(store)
+            start = time.perf_counter()
+            assert walk(watched) == records
+            seconds = time.perf_counter() - start
+        growth.append(watched.most - before)
         return seconds
 
     own, bare = in_turn(
-        benchmark, scan, lambda: timed(raw(path), records), rounds=min(3, sizes.rounds)
+        benchmark, own_walk, lambda: timed(raw(path), records), rounds=min(3, sizes.rounds)
     )
     note(
-        f"scan/{engine}",
+        f"{walk.__name__.removesuffix('_all')}/{engine}",
         {
             "records": records,
             "s": own,

@@ -141,6 +141,15 @@ _SECTIONS: Final = {
         "Every record with its expiry, decoded, a page at a time; beside a raw cursor of py-lmdb,"
         " or one `SELECT` of sqlite3 with the join that tells the expiry, which decodes the same.",
     ),
+    "stat": (
+        "What `kvreplay stat` counts",
+        "Every record, by namespace, state and scope; beside the same raw loop.",
+    ),
+    "check": (
+        "What `kvreplay check` looks at",
+        "Every record's checksum, key and state, and the index of expiry both ways; beside the same"
+        " raw loop.",
+    ),
     "backup": (
         "A backup",
         "While 8 threads write, beside a raw copy of the file and its flush, while nobody does. It"

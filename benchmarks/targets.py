@@ -201,6 +201,24 @@ TARGETS: Final = (
                 2.0,
             ),
             Target(f"memory that it takes on {name}, MiB", f"scan/{engine}", "growth MiB", 100),
+            *(
+                target
+                for walk in ("stat", "check")
+                for target in (
+                    Target(
+                        f"`kvreplay {walk}` of 10^6 records on {name}, x the same raw loop",
+                        f"{walk}/{engine}",
+                        "x raw loop",
+                        3.0,
+                    ),
+                    Target(
+                        f"memory that it takes on {name}, MiB",
+                        f"{walk}/{engine}",
+                        "growth MiB",
+                        100,
+                    ),
+                )
+            ),
             Target(
                 f"backup on {name} while 8 threads write, x a raw copy of the file",
                 f"backup/{engine}",
