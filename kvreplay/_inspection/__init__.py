@@ -7,7 +7,7 @@ from kvreplay._inspection.checking import QUARANTINE, Bad, check, quarantine
 from kvreplay._inspection.condition import Condition, Inspection, Owner
 from kvreplay._inspection.copying import copy_to_sqlite
 from kvreplay._inspection.counting import Counts, Namespace, count
-from kvreplay._inspection.entries import Seen, replay_namespaces, seen_in
+from kvreplay._inspection.entries import Seen, is_empty, replay_namespaces, seen_in
 from kvreplay._inspection.finding import (
     Filter,
     Page,
@@ -38,6 +38,7 @@ __all__ = [
     "existing",
     "find_digest",
     "find_key",
+    "is_empty",
     "matching",
     "page_of",
     "quarantine",

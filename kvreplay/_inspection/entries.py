@@ -110,6 +110,11 @@ def namespaces_of(store: Any) -> list[str]:
     return sorted({primary for primary, _, _ in store.list_all_keys()})
 
 
+def is_empty(store: Any, namespace: str) -> bool:
+    """Say whether a primary namespace has no entry: its name may be mistyped."""
+    return next(entries_of(store, namespace), None) is None
+
+
 def replay_namespaces(store: Any, named: str | None) -> Collection[str]:
     """Return the replay namespaces, sorted: the named one, or those that have a record.
 

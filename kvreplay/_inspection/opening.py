@@ -6,8 +6,11 @@ root becomes the user who owns the store, for the rest of the process.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import pwd
+from collections.abc import Iterator
 from typing import Any
 
 import attrs
@@ -39,7 +42,20 @@ def existing(where: str) -> Any:
     elif engine.location == "path" and not os.path.lexists(settings.location or ""):
         raise StoreNotFoundError("there is no store at that path; nothing was opened")
     become_owner(where)
-    return attrs.evolve(settings, options=options).open()
+    with _quietly():
+        return attrs.evolve(settings, options=options).open()
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep out of an operator's screen what a service logs once when it opens its store."""
+    log = logging.getLogger("kvreplay")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def shown(where: str) -> str:

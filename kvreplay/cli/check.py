@@ -19,7 +19,7 @@ from kvreplay._inspection import (
 )
 from kvreplay.cli import arguments
 from kvreplay.cli.audit import audit
-from kvreplay.cli.output import many, print_json, print_line, text
+from kvreplay.cli.output import many, print_json, print_line, tell_if_empty, text
 
 __all__ = ["check"]
 
@@ -63,6 +63,7 @@ def check(store: str, namespace: str | None, aside: bool, yes: bool, as_json: bo
                 moved += 1
                 audit(f"moved {'/'.join(each.seen.address)} into {QUARANTINE}")  # type: ignore[union-attr]
             _print(each, as_json, gone)
+        tell_if_empty(opened, namespace)
     if as_json:
         print_json({"records": looked, "bad": bad, "moved": moved})
     else:

@@ -7,7 +7,7 @@ import click
 from kvreplay import ReplayRecord
 from kvreplay._inspection import Condition, Inspection, existing, seen_in, told
 from kvreplay.cli import arguments
-from kvreplay.cli.output import age, key_line, many, print_json, print_line
+from kvreplay.cli.output import age, key_line, many, print_json, print_line, tell_if_empty
 from kvreplay.cli.runs import run_in_words
 
 __all__ = ["doubt"]
@@ -43,6 +43,7 @@ def doubt(store: str, namespace: str | None, running: bool, as_json: bool) -> in
             print(f"{key.digest()}  {state.value} since {since}")
             print_line(key_line(f"    {seen.address[0]}  ", key.scope, key.id, key.operation))
             print_line(f"    {run_in_words(record, inspection)}")
+        tell_if_empty(opened, namespace)
     if not as_json:
         if not found:
             print("nothing is in doubt")

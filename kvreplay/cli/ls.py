@@ -20,7 +20,7 @@ from kvreplay._inspection import (
     told,
 )
 from kvreplay.cli import arguments
-from kvreplay.cli.output import age, key_line, print_json, print_line
+from kvreplay.cli.output import age, key_line, print_json, print_line, tell_if_empty
 
 __all__ = ["ls"]
 
@@ -64,6 +64,7 @@ def ls(
     if all_of_them and after is not None:
         raise arguments.misused("--all and --after exclude each other.")
     with existing(store) as opened:
+        tell_if_empty(opened, namespace)
         inspection = Inspection(opened)
         asked = Filter(
             frozenset(map(Condition, states)) or None,

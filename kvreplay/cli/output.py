@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 
-from kvreplay._inspection import datetime_of
+from kvreplay._inspection import datetime_of, is_empty
 
 __all__ = [
     "age",
@@ -24,6 +24,7 @@ __all__ = [
     "print_json",
     "print_line",
     "size",
+    "tell_if_empty",
     "text",
 ]
 
@@ -72,6 +73,12 @@ def key_line(before: str, scope: str, id_: str, operation: str | None) -> str:
 def many(count: int, one: str, more: str | None = None) -> str:
     """Return a number and a noun: ``1 fault``, ``2 faults``."""
     return f"{count:,} {one if count == 1 else more or f'{one}s'}"
+
+
+def tell_if_empty(store: object, namespace: str | None) -> None:
+    """Say that a namespace that was named has nothing: its name may be mistyped."""
+    if namespace is not None and is_empty(store, namespace):
+        print(f'kvreplay: the namespace "{namespace}" is empty', file=sys.stderr)
 
 
 def _width() -> int | None:

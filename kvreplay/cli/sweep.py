@@ -8,7 +8,7 @@ import click
 
 from kvreplay._inspection import Inspection, existing
 from kvreplay.cli import arguments
-from kvreplay.cli.output import many
+from kvreplay.cli.output import many, tell_if_empty
 
 __all__ = ["sweep"]
 
@@ -24,6 +24,7 @@ def sweep(store: str, namespace: str, every: float | None) -> int:
     is interrupted; a sweep that fails is told, and tried again the next time.
     """
     with existing(store) as opened:
+        tell_if_empty(opened, namespace)
         replay = Inspection(opened).replay(namespace)
         if every is not None:
             with replay.sweeping(every):

@@ -181,3 +181,10 @@ def test_doubt_tells_whose_run_it_was(place: Place) -> None:
     assert "1 run goes on" in out
     assert ("is dead" if local else "its lease ended") in out
     assert "02peer  dead" in out
+
+
+@pytest.mark.parametrize("command", ["ls", "doubt", "check", "sweep"])
+def test_a_mistyped_namespace_is_told(place: Place, command: str) -> None:
+    code, _, error = place.run(command, "-n", "pya")
+    assert (code, error) == (0, 'kvreplay: the namespace "pya" is empty\n')
+    assert "is empty" not in place.run(command, "-n", "pay")[2]
