@@ -17,6 +17,7 @@ write-ahead log, so the child blocks that by a lock of another kind until all ar
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import sqlite3
@@ -30,7 +31,7 @@ from typing import Any, Final
 from urllib.parse import quote
 from weakref import ref
 
-from kvreplay.backends.sqlite.errors import no_access, store_error
+from kvreplay.backends.sqlite.errors import code_of, no_access, store_error
 from kvreplay.backends.sqlite.presence import Presence
 from kvreplay.errors import StoreError, StoreUnavailableError
 from kvreplay.store import Durability, ForkSafeLock, closed_error
@@ -213,6 +214,9 @@ class Connections:
         Args:
             flush: is called now and then, to flush what was written of the copy: if all of it were
                 flushed at once, those who write would wait for that.
+
+        Raises:
+            OSError: it cannot be flushed, or there is no room for it.
         """
         free, mine = self._free, list[sqlite3.Cursor]()
         self._make_one_free()
@@ -230,6 +234,8 @@ class Connections:
         except IndexError:
             pass  # another thread was faster
         except sqlite3.Error as error:
+            if code_of(error) == sqlite3.SQLITE_FULL:  # the copy's disk: this one is only read
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
             raise store_error(error, self.path) from error
         finally:
             free += mine
