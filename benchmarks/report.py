@@ -152,8 +152,8 @@ _SECTIONS: Final = {
     ),
     "backup": (
         "A backup",
-        "While 8 threads write, beside a raw copy of the file and its flush, while nobody does. It"
-        " rests after each part, so that those who write have the disk.",
+        "While 8 threads write, beside a raw copy of the file and its flush, while nobody does. On"
+        " LMDB it rests after each part, so that those who write have the disk.",
     ),
     "ldk": (
         "Payments of two LDK nodes",

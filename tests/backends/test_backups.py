@@ -161,7 +161,7 @@ def test_no_room(engine: str, opened: Callable[..., Any], tmp_path: Path) -> Non
         store.write("p", "s", f"secret{n}", os.urandom(10_000))
     told = told_by(store)
     with mounted(disk, "size=512k"):
-        with pytest.raises(StoreFullError) as caught:
+        with pytest.raises(StoreFullError, match="no room for the backup") as caught:
             store.backup(disk / "copy")
         assert "secret" not in str(caught.value)
         assert list(disk.iterdir()) == []

@@ -38,7 +38,7 @@ _METAS: Final = 2  # pages; a commit's is that with the number of its id, modulo
 _NUMBER: Final = struct.Struct("=Q")
 _ID_AT: Final = 144  # where a meta page has the id of its commit, on machines of 64 bits
 _PART: Final = 4 * 2**20  # bytes that are copied between two flushes
-_REST: Final = 1  # times as long as that has taken, others have the disk
+_REST: Final = 1.5  # times as long as that has taken, others have the disk
 _ATTEMPTS: Final = 16
 
 

@@ -17,6 +17,7 @@ write-ahead log, so the child blocks that by a lock of another kind until all ar
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import sqlite3
@@ -30,7 +31,7 @@ from typing import Any, Final
 from urllib.parse import quote
 from weakref import ref
 
-from kvreplay.backends.sqlite.errors import no_access, store_error
+from kvreplay.backends.sqlite.errors import code_of, no_access, store_error
 from kvreplay.backends.sqlite.presence import Presence
 from kvreplay.errors import StoreError, StoreUnavailableError
 from kvreplay.store import Durability, ForkSafeLock, closed_error
@@ -39,8 +40,7 @@ __all__ = ["Connections", "close_all", "leave_parents", "opened"]
 
 _MAX_READERS: Final = 64
 _LAST: Final = (-1,)
-_COPIED_AT_ONCE: Final = 4000  # pages
-_REST: Final = 0.25  # times as long as that has taken, others have the disk
+_COPIED_AT_ONCE: Final = 8000  # pages
 _LOOK_AGAIN: Final = 0.0005  # seconds
 FORK_PATIENCE: Final = 10.0
 """How many seconds a fork waits, at most, until other threads have ended their calls."""
@@ -212,18 +212,13 @@ class Connections:
         A fork waits for it, as for any call.
 
         Args:
-            flush: is called now and then, to flush what was written of the copy.
+            flush: is called now and then, to flush what was written of the copy: if all of it were
+                flushed at once, those who write would wait for that.
+
+        Raises:
+            OSError: it cannot be flushed, or there is no room for it.
         """
         free, mine = self._free, list[sqlite3.Cursor]()
-        began = time.monotonic()
-
-        def rest(*_: int) -> None:
-            # Bit by bit, and then the disk is left to others for a while: they write meanwhile.
-            nonlocal began
-            flush()
-            time.sleep(_REST * (time.monotonic() - began))
-            began = time.monotonic()
-
         self._make_one_free()
         try:
             mine += map(free.pop, _LAST)
@@ -231,7 +226,7 @@ class Connections:
             try:
                 mine[0].execute("BEGIN")
                 mine[0].execute("SELECT 1 FROM sqlite_master").fetchall()  # the moment
-                connection.backup(target, pages=_COPIED_AT_ONCE, progress=rest)
+                connection.backup(target, pages=_COPIED_AT_ONCE, progress=lambda *_: flush())
             finally:
                 if connection.in_transaction:
                     connection.rollback()
@@ -239,6 +234,8 @@ class Connections:
         except IndexError:
             pass  # another thread was faster
         except sqlite3.Error as error:
+            if code_of(error) == sqlite3.SQLITE_FULL:  # the copy's disk: this one is only read
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
             raise store_error(error, self.path) from error
         finally:
             free += mine
