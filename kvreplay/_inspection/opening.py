@@ -18,6 +18,7 @@ import attrs
 from kvreplay.config.location import ask_url, locate, without_credentials
 from kvreplay.config.registry import engine_of, settings_of
 from kvreplay.errors import ConfigError, StoreNotFoundError
+from kvreplay.events import logger
 
 __all__ = ["become_owner", "existing", "shown"]
 
@@ -49,7 +50,7 @@ def existing(where: str) -> Any:
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
     """Keep out of an operator's screen what a service logs once when it opens its store."""
-    log = logging.getLogger("kvreplay")
+    log = logger()
     before = log.level
     log.setLevel(logging.ERROR)
     try:

@@ -29,7 +29,9 @@ WINGS: dict[str, set[str]] = {
     "aio": {"_protocol", "_runtime", "clock", "errors", "events", "store"},
     "config": {"_protocol", "_runtime", "errors", "store"},
     "_migration": {"_protocol", "_runtime", "config", "errors", "store"},
-    "_inspection": {"_protocol", "_runtime", "clock", "config", "errors", "replay", "store"},
+    "_inspection": {
+        *("_protocol", "_runtime", "clock", "config", "errors", "events", "replay", "store"),
+    },
     "__init__": {
         *(
             "_migration",
