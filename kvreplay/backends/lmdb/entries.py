@@ -33,6 +33,7 @@ from kvreplay.store.paging import Place
 
 __all__ = [
     "HEAD",
+    "NEVER",
     "PAGE",
     "Address",
     "Hidden",
@@ -76,7 +77,8 @@ Hidden = Mapping[bytes, bytes]
 _STAMP: Final = 8
 _CREATED: Final = 16  # where the creation ends
 _DIGEST: Final = 16
-_NEVER: Final = bytes(_STAMP)
+NEVER: Final = bytes(_STAMP)
+"""The stamp of an entry without an expiry."""
 _LAST: Final = b"created"  # the key of the last creation, in the database ``meta``
 _NONE: Final = bytes(8)
 _MOST: Final = 2**63 - 1  # what a token of a page can name
@@ -234,7 +236,7 @@ def check_and_put(
     txn: Transaction,
 ) -> bytes | None:
     """Change an entry if it is as expected; return what was found."""
-    stamp = _NEVER
+    stamp = NEVER
     if value is not None and expires_at is not None:
         stamp = (expires_at + 1).to_bytes(_STAMP, "big")
     if expected is None and value is not None:  # quick way, for _replace(): bench_durable
@@ -257,13 +259,13 @@ def _replace(
     entry: bytes,
     old: bytes | None,
     value: bytes | None,
-    stamp: bytes = _NEVER,
+    stamp: bytes = NEVER,
 ) -> None:
     """Change an entry and its places in the indexes together."""
     if old is not None and len(old) < HEAD:
         _drop_damaged(handle, txn, entry)
         old = None
-    if old is not None and old[:_STAMP] not in (_NEVER, stamp):
+    if old is not None and old[:_STAMP] not in (NEVER, stamp):
         txn.delete(index_key(entry, old[:_STAMP]), db=handle.expiry)
     if value is not None:
         creation = _next_creation(handle, txn) if old is None else old[_STAMP:_CREATED]
@@ -277,7 +279,7 @@ def _replace(
 
 def _index(handle: Handle, txn: Transaction, entry: bytes, stamp: bytes) -> None:
     """Put an entry in its place in the expiry index, if it expires."""
-    if stamp != _NEVER:
+    if stamp != NEVER:
         txn.put(index_key(entry, stamp), b"", db=handle.expiry)
 
 

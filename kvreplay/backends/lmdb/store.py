@@ -471,15 +471,29 @@ class LMDBStore(Closing):
                 return
 
     def _check(self) -> Iterator[Fault]:
-        for look in (checking.in_entries, checking.in_expiry):
-            start: bytes | None = b""
-            while start is not None:
-                handle = self._opened().handle
-                try:
-                    faults, start = handle.read(partial(look, handle, start))
-                except CorruptStoreError:
-                    faults, start = [unreadable()], None
-                yield from faults
+        snapshots, expiring = set[int](), 0
+        for page in self._checked(checking.in_entries):
+            snapshots.add(page.snapshot)
+            expiring += page.expiring
+            yield from page.faults
+        indexed, snapshot = self._opened().handle.read(
+            partial(checking.of_expiry, self._opened().handle)
+        )
+        if indexed == expiring and snapshots == {snapshot}:
+            return  # each has its place in the index, and so there is nothing else in it
+        for page in self._checked(checking.in_expiry):
+            yield from page.faults
+
+    def _checked(self, look: Callable[..., checking.Page]) -> Iterator[checking.Page]:
+        start: bytes | None = b""
+        while start is not None:
+            handle = self._opened().handle
+            try:
+                page = handle.read(partial(look, handle, start))
+            except CorruptStoreError:
+                page = checking.Page([unreadable()], None)
+            yield page
+            start = page.next
 
     def _scan(self, prefix: bytes) -> Iterator[tuple[entries.Address, Entry]]:
         damaged = 0
