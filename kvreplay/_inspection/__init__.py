@@ -7,7 +7,13 @@ from kvreplay._inspection.checking import QUARANTINE, Bad, check, quarantine
 from kvreplay._inspection.condition import Condition, Inspection, Owner
 from kvreplay._inspection.copying import copy_to_sqlite
 from kvreplay._inspection.counting import Counts, Namespace, count
-from kvreplay._inspection.entries import Seen, is_empty, replay_namespaces, seen_in
+from kvreplay._inspection.entries import (
+    Seen,
+    is_empty,
+    namespaces_of,
+    replay_namespaces,
+    seen_in,
+)
 from kvreplay._inspection.finding import (
     Filter,
     Page,
@@ -16,8 +22,16 @@ from kvreplay._inspection.finding import (
     matching,
     page_of,
 )
-from kvreplay._inspection.opening import become_owner, existing, shown
-from kvreplay._inspection.told import datetime_of, told, told_payload
+from kvreplay._inspection.opening import (
+    become_owner,
+    existing,
+    outlives,
+    path_of,
+    shown,
+    url_of,
+)
+from kvreplay._inspection.ownership import acting_as
+from kvreplay._inspection.told import datetime_of, iso, request_of_http, told, told_payload
 
 __all__ = [
     "QUARANTINE",
@@ -30,6 +44,7 @@ __all__ = [
     "Owner",
     "Page",
     "Seen",
+    "acting_as",
     "become_owner",
     "check",
     "copy_to_sqlite",
@@ -39,12 +54,18 @@ __all__ = [
     "find_digest",
     "find_key",
     "is_empty",
+    "iso",
     "matching",
+    "namespaces_of",
+    "outlives",
     "page_of",
+    "path_of",
     "quarantine",
     "replay_namespaces",
+    "request_of_http",
     "seen_in",
     "shown",
     "told",
     "told_payload",
+    "url_of",
 ]

@@ -5,6 +5,7 @@ What is in another namespace is somebody else's: it is neither judged nor touche
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, Final
 
@@ -74,8 +75,9 @@ def _wrong(seen: Seen) -> str | None:
 def quarantine(store: Any, seen: Seen) -> bool:
     """Move an entry aside, if it is still what was seen; say whether it was.
 
-    It is copied first, so a crash in between loses nothing, and a second time completes it. A
-    request for its key runs the handler then: what the entry said is known to nobody any more.
+    It is copied first, so a crash in between loses nothing, and a second time completes it. Other
+    bytes that were moved from there before are kept. A request for its key runs the handler then:
+    what the entry said is known to nobody any more.
     """
     primary, secondary, key = seen.address
     value, expires_at = seen.entry.value, seen.entry.expires_at
@@ -89,5 +91,6 @@ def quarantine(store: Any, seen: Seen) -> bool:
             "expires_at": expires_at,
         }
     )
-    store.write(QUARANTINE, primary, name(f"{secondary}/{key}"), aside)
+    which = hashlib.sha256(value).hexdigest()
+    store.write(QUARANTINE, primary, name(f"{secondary}/{key}/{which}"), aside)
     return bool(store.check_and_put(primary, secondary, key, expected=value, value=None) == value)

@@ -66,11 +66,21 @@ class Inspection:
         self._replays: dict[str, Replay] = {}
 
     def replay(self, namespace: str) -> Replay:
-        """Return what settles, forgets and sweeps in a namespace."""
+        """Return what releases, forgets and sweeps in a namespace; it stores no answer."""
         if namespace not in self._replays:
-            # Its time to live counts for nothing here: what stores an answer says its own.
             self._replays[namespace] = Replay(self.store, namespace, ttl=0, wait_timeout=0)
         return self._replays[namespace]
+
+    def resolve(
+        self, namespace: str, record: ReplayRecord, response: object, ttl: float, tombstone: float
+    ) -> bool:
+        """Settle the run of a record with an answer; see :meth:`kvreplay.Replay.resolve`.
+
+        Args:
+            tombstone: how long the expired answer goes on being refused, in seconds.
+        """
+        replay = Replay(self.store, namespace, ttl=ttl, tombstone_ttl=tombstone, wait_timeout=0)
+        return replay.resolve(record.key, response=response, seen=record)
 
     def condition(self, seen: Seen) -> Condition:
         """Say in which condition the key is."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import itertools
+import re
 from collections.abc import Callable, Iterator, Sequence
 
 import attrs
@@ -54,6 +55,7 @@ class Filter:
 
     conditions: frozenset[Condition] | None = None
     scope: str | None = None
+    id: str | None = None
     since: int | None = None
     before: int | None = None
 
@@ -63,11 +65,13 @@ class Filter:
         if isinstance(record, ReplayRecord):
             if self.scope is not None and record.key.scope != self.scope:
                 return False
+            if self.id is not None and record.key.id != self.id:
+                return False
             if self.since is not None and record.created_at < self.since:
                 return False
             if self.before is not None and record.created_at >= self.before:
                 return False
-        elif (self.scope, self.since, self.before) != (None, None, None):
+        elif (self.scope, self.id, self.since, self.before) != (None, None, None, None):
             return False
         return self.conditions is None or inspection.condition(seen) in self.conditions
 
@@ -114,6 +118,7 @@ def page_of(found: Iterator[Seen], limit: int, after: str | None = None) -> Page
 
 
 _Place = tuple[int, str]
+_is_token = re.compile(r"([0-9]{1,19})-([0-9a-f]{16})", re.ASCII).fullmatch
 
 
 def _place(seen: Seen) -> _Place:
@@ -128,10 +133,10 @@ def _token(seen: Seen) -> str:
 
 
 def _place_in(token: str) -> _Place:
-    created, _, own = token.partition("-")
-    if not created.isdecimal() or not own:
+    found = _is_token(token)
+    if found is None:
         raise InvalidValueError(
             "the page's token is none of ours; nothing was listed: give what the page before it"
             " says"
         )
-    return -int(created), own
+    return -int(found[1]), found[2]

@@ -1,29 +1,27 @@
-"""Open the store that an operator names. It is never made, and its files stay its owner's.
-
-A command that is run as root beside a service could leave files that the service cannot open. So
-root becomes the user who owns the store, for the rest of the process.
-"""
+"""Open the store that an operator names. It is never made, and its files stay its owner's."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
-import pwd
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Mapping
 from typing import Any
+from urllib.parse import quote
 
 import attrs
 
+from kvreplay._inspection import ownership
 from kvreplay.config.location import ask_url, locate, without_credentials
 from kvreplay.config.registry import engine_of, settings_of
 from kvreplay.errors import ConfigError, StoreNotFoundError
 from kvreplay.events import logger
 
-__all__ = ["become_owner", "existing", "shown"]
+__all__ = ["become_owner", "existing", "outlives", "path_of", "shown", "url_of"]
 
 
-def existing(where: str) -> Any:
+def existing(where: str | Mapping[str, object]) -> Any:
     """Open the store at a URL, which must be there.
 
     Raises:
@@ -41,10 +39,21 @@ def existing(where: str) -> Any:
     if engine.options.get("create") == "boolean":
         options["create"] = False
     elif engine.location == "path" and not os.path.lexists(settings.location or ""):
-        raise StoreNotFoundError("there is no store at that path; nothing was opened")
-    become_owner(where)
+        raise _none_at(where)
+    if engine.location == "path":
+        ownership.become_owner(settings.location or "")
     with _quietly():
-        return attrs.evolve(settings, options=options).open()
+        try:
+            return attrs.evolve(settings, options=options).open()
+        except StoreNotFoundError as error:
+            raise _none_at(where) from error
+
+
+def _none_at(where: str | Mapping[str, object]) -> StoreNotFoundError:
+    return StoreNotFoundError(
+        f"there is no store at {shown(where)}; nothing was made: check the path, and whether its"
+        " disk is mounted. kvreplay init makes a new one"
+    )
 
 
 @contextlib.contextmanager
@@ -59,11 +68,24 @@ def _quietly() -> Iterator[None]:
         log.setLevel(before)
 
 
-def shown(where: str) -> str:
+def shown(where: str | Mapping[str, object]) -> str:
     """Return a store's URL without its credentials and its options."""
     settings = settings_of(where)
     place = settings.location or ""
     return f"{settings.backend}:{place}" if os.path.isabs(place) else without_credentials(place)
+
+
+def url_of(engine: str, path: str) -> str:
+    """Return the URL of a store's path, as one types it in a shell."""
+    return shlex.quote(f"{engine}:{quote(os.fsencode(path))}")
+
+
+def path_of(where: str) -> str | None:
+    """Return where a store's files are, or are to be; ``None``: it has none."""
+    asked = ask_url(where, "the store URL", None)
+    if engine_of(asked.backend, asked.source).location != "path":
+        return None
+    return locate(asked, "path")
 
 
 def become_owner(*stores: str) -> None:
@@ -72,71 +94,10 @@ def become_owner(*stores: str) -> None:
     Raises:
         ConfigError: they belong to several users besides root.
     """
-    if os.geteuid() != 0:
-        return
-    owners = {_owner_of(path) for path in map(_path_of, stores) if path is not None}
-    others = sorted(each for each in owners if each[0] != 0)
-    if len({uid for uid, _ in others}) > 1:
-        names = " and ".join(_name(uid) for uid, _ in others)
-        raise ConfigError(
-            f"the stores belong to {names}; nothing was done, since files of root's would be left"
-            " behind: run the command as a user who may use both"
-        )
-    if others:
-        _become(*others[0])
+    ownership.become_owner(*(path for path in map(path_of, stores) if path is not None))
 
 
-def _become(uid: int, gid: int) -> None:
-    name = _name(uid)
-    if not _can_read_code(uid, gid):
-        raise ConfigError(
-            f"the store belongs to {name}, who may not read this Python; nothing was done, since"
-            f" files of root's would be left behind: run the command as {name}, by a Python that"
-            " others may read"
-        )
-    try:
-        os.initgroups(name, gid)
-        os.setgid(gid)
-        os.setuid(uid)
-    except OSError as error:
-        raise ConfigError(
-            f"the store belongs to {name}, whom this process cannot become ({error.strerror});"
-            f" nothing was done, since files of root's would be left behind: run it as {name}"
-        ) from error
-
-
-def _can_read_code(uid: int, gid: int) -> bool:
-    """Say whether a user may read the modules that are not imported yet."""
-    os.setegid(gid)
-    os.seteuid(uid)
-    try:
-        return all(os.access(each, os.R_OK, effective_ids=True) for each in (os.__file__, __file__))
-    finally:
-        os.seteuid(0)
-        os.setegid(0)
-
-
-def _path_of(where: str) -> str | None:
-    """Return where a store's files are, or are to be; ``None``: it has none."""
+def outlives(where: str) -> bool:
+    """Say whether a store outlives this process: one in memory does not."""
     asked = ask_url(where, "the store URL", None)
-    if engine_of(asked.backend, asked.source).location != "path":
-        return None
-    return locate(asked, "path")
-
-
-def _owner_of(path: str) -> tuple[int, int]:
-    """Return the user and the group of a path, or of the nearest folder above it that exists."""
-    while True:
-        try:
-            found = os.stat(path)
-        except (FileNotFoundError, NotADirectoryError):
-            path = os.path.dirname(path)
-            continue
-        return found.st_uid, found.st_gid
-
-
-def _name(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
+    return engine_of(asked.backend, asked.source).location != "none"

@@ -12,8 +12,10 @@ from kvreplay._inspection.condition import Inspection
 from kvreplay._inspection.entries import Seen
 from kvreplay._protocol.digests import ParamsDigest
 from kvreplay._protocol.record import ReplayRecord
+from kvreplay.errors import CorruptRecordError
+from kvreplay.http import HTTPRequest, answer_of, downstream_key, request_of
 
-__all__ = ["datetime_of", "told", "told_payload"]
+__all__ = ["datetime_of", "iso", "request_of_http", "told", "told_payload"]
 
 
 def datetime_of(ms: int | None) -> datetime | None:
@@ -24,7 +26,7 @@ def datetime_of(ms: int | None) -> datetime | None:
         return datetime.max.replace(tzinfo=UTC)
 
 
-def _iso(ms: int | None) -> str | None:
+def iso(ms: int | None) -> str | None:
     found = datetime_of(ms)
     return None if found is None else found.isoformat(timespec="milliseconds")
 
@@ -38,7 +40,7 @@ def told(seen: Seen, inspection: Inspection, *, payload: bool = False) -> dict[s
         "state": condition.value,
         "address": [primary, secondary, name],
         "bytes": len(seen.entry.value),
-        "sweep_at": _iso(seen.entry.expires_at),
+        "sweep_at": iso(seen.entry.expires_at),
     }
     record = seen.found
     if not isinstance(record, ReplayRecord):
@@ -48,25 +50,47 @@ def told(seen: Seen, inspection: Inspection, *, payload: bool = False) -> dict[s
         "scope": record.key.scope,
         "id": record.key.id,
         "operation": record.key.operation,
-        "created_at": _iso(record.created_at),
-        "expires_at": _iso(record.expires_at),
+        "created_at": iso(record.created_at),
+        "expires_at": iso(record.expires_at),
     }
+    if request_of_http(record) is not None:
+        every["downstream_key"] = downstream_key(record.key)
     if (claim := record.claim) is not None:
         owner = inspection.owner(claim)
         every["claim"] = {
             "owner": owner.liveness,
             "pid": owner.pid,
             "this_boot": owner.here,
-            "lease_expires_at": _iso(claim.lease_expires_at),
-            "ended_at": _iso(claim.ended_at),
+            "lease_expires_at": iso(claim.lease_expires_at),
+            "ended_at": iso(claim.ended_at),
         }
     if payload:
         every |= told_payload(record)
     return every
 
 
+def request_of_http(record: ReplayRecord) -> HTTPRequest | None:
+    """Return the HTTP request that a record keeps; ``None``: it keeps none, or a digest."""
+    try:
+        return request_of(record)
+    except CorruptRecordError:
+        return None
+
+
 def told_payload(record: ReplayRecord) -> dict[str, Any]:
-    """Return the params, and the response or the failure if there is one, as JSON can hold them."""
+    """Return the params, and the response or the failure if there is one, as JSON can hold them.
+
+    What an HTTP layer has stored is told as HTTP: the request, and the answer.
+    """
+    try:
+        return _payload(record)
+    except CorruptRecordError:
+        return {"problem": "its checksum is right, and its payload cannot be decoded"}
+
+
+def _payload(record: ReplayRecord) -> dict[str, Any]:
+    if (request := request_of(record)) is not None:
+        return {"request": _request(request)} | _http_answer(record)
     if isinstance(record.params, ParamsDigest):
         params: Any = {"keyed digest": record.params.digest.hex()}
     else:
@@ -76,6 +100,33 @@ def told_payload(record: ReplayRecord) -> dict[str, Any]:
     if record.response is None:
         return {"params": params}
     return {"params": params, "response": _plain(record.load_response())}
+
+
+def _request(request: HTTPRequest) -> dict[str, Any]:
+    return {
+        "method": request.method,
+        "path": _text(request.path),
+        "query": _text(request.query),
+        "body_sha256": request.body_sha256.hex(),
+    }
+
+
+def _http_answer(record: ReplayRecord) -> dict[str, Any]:
+    answer = answer_of(record)
+    if answer is None:
+        return {}
+    return {
+        "status": answer.status,
+        "headers": [[_text(name), _text(value)] for name, value in answer.headers],
+        "body": _text(answer.body or b""),
+    }
+
+
+def _text(data: bytes) -> Any:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return {"hex": data.hex()}
 
 
 def _plain(value: Any) -> Any:

@@ -10,14 +10,17 @@ from typing import Any, TypeVar
 import click
 
 from kvreplay import ReplayKey
-from kvreplay.errors import KVReplayError
-from kvreplay.store.durations import seconds_of
+from kvreplay._inspection import outlives
+from kvreplay.clock import to_ms
+from kvreplay.errors import ConfigError, KVReplayError
+from kvreplay.store.durations import UNITS, measured
 from kvreplay.store.names import check_namespace
 
 __all__ = [
     "KEY",
     "TIME",
     "as_json",
+    "check_that_it_lasts",
     "key_arguments",
     "key_or_digest",
     "misused",
@@ -30,7 +33,7 @@ __all__ = [
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-KEY = "KEY is one word, the 16 hex digits of a log line; or two, the scope and the id."
+KEY = "DIGEST is the 16 hex digits of a log line; or give the scope and the id."
 
 
 def _checked(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
@@ -71,8 +74,13 @@ class _Time(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
+        found = measured(str(value))
+        if found is None or found[1] not in UNITS:
+            if found is not None and not found[1] and not found[0]:
+                return 0.0
+            self.fail(f"{value!r} is no duration: write 90s, 5min, 24h or 7d", param, ctx)
         try:
-            return seconds_of(value, "the duration")
+            return to_ms(str(value), "the duration") / 1000
         except KVReplayError as error:
             self.fail(str(error).partition(";")[0], param, ctx)
 
@@ -85,7 +93,7 @@ def key_arguments(function: F) -> F:
     function = click.option(
         "--operation", metavar="NAME", help="The function's operation=, if it has one."
     )(function)
-    return click.argument("key", nargs=-1, required=True, metavar="KEY")(function)
+    return click.argument("key", nargs=-1, required=True, metavar="(DIGEST | SCOPE ID)")(function)
 
 
 def key_or_digest(key: tuple[str, ...], operation: str | None) -> ReplayKey | str:
@@ -109,10 +117,23 @@ def key_or_digest(key: tuple[str, ...], operation: str | None) -> ReplayKey | st
 
 def need_a_terminal() -> None:
     """Raise a ``UsageError`` if there is nobody to ask."""
-    if not sys.stdin.isatty():
+    if sys.stdin is None or not sys.stdin.isatty():
         raise misused("There is no terminal to ask: give --yes.")
 
 
 def misused(message: str) -> click.UsageError:
     """Make the error for a command that is called wrongly; it names the command's help."""
     return click.UsageError(message, click.get_current_context(silent=True))
+
+
+def check_that_it_lasts(store: str) -> None:
+    """Refuse a destination that goes with this process.
+
+    Raises:
+        ConfigError: nothing was copied.
+    """
+    if not outlives(store):
+        raise ConfigError(
+            "what is copied into memory goes with this command; nothing was copied: name a store on"
+            " a disk or a server"
+        )

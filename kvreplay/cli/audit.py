@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
-import getpass
 import os
+import pwd
 import socket
 import sys
 import syslog
 from datetime import UTC, datetime
 
+from kvreplay.cli.output import text
+
 __all__ = ["audit"]
+
+_USER = os.getuid()  # before root becomes somebody else
 
 
 def audit(what: str) -> None:
-    """Tell what was done, when, by whom, and where. It names a key by its digest."""
+    """Tell what was done, when, by whom, and where. It names a key by its digest.
+
+    What was done is done, so it never fails.
+    """
     line = f"{what} by {_who()} on {socket.gethostname()}"
     syslog.openlog("kvreplay", syslog.LOG_PID, syslog.LOG_AUTH)
     syslog.syslog(syslog.LOG_NOTICE, line)
-    print(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} kvreplay: {line}", file=sys.stderr)
+    try:
+        print(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} kvreplay: {line}", file=sys.stderr)
+    except (OSError, ValueError):
+        pass  # the standard error is full or closed
 
 
 def _who() -> str:
-    """Return the user, and who has logged in, if sudo or su made one of the other."""
+    """Return the user who runs this; if that is root by sudo, whom sudo names too."""
     try:
-        user = getpass.getuser()
-    except (KeyError, OSError):
-        user = str(os.getuid())
-    if sudo := os.environ.get("SUDO_USER"):
-        return f"{sudo} as {user}"
-    return user
+        user = pwd.getpwuid(_USER).pw_name
+    except KeyError:
+        user = str(_USER)
+    sudo = os.environ.get("SUDO_USER")
+    return f"{text(sudo)} as {user}" if sudo and _USER == 0 else user

@@ -6,16 +6,27 @@ import os
 
 import click
 
-from kvreplay._inspection import become_owner, copy_to_sqlite, existing, shown
+from kvreplay._inspection import (
+    become_owner,
+    copy_to_sqlite,
+    existing,
+    path_of,
+    shown,
+    url_of,
+)
 from kvreplay._migration import migrate
 from kvreplay.cli import arguments
+from kvreplay.cli.arguments import check_that_it_lasts
 from kvreplay.cli.output import size
 from kvreplay.cli.progress import showing
-from kvreplay.config.registry import settings_of
-from kvreplay.errors import ConfigError
+from kvreplay.config.registry import BACKENDS, settings_of
+from kvreplay.errors import ConfigError, DestinationNotEmptyError
 from kvreplay.store import BackupKVStore, CompactableKVStore, missing_methods
 
 __all__ = ["backup", "compact", "restore"]
+
+_OWN = ("", ".kvreplay", "-journal", "-wal", "-shm", "-kvreplay-lock")
+"""How the names of a store's files go on after its path."""
 
 
 @click.command(short_help="Copy a store while others write to it.")
@@ -28,6 +39,7 @@ def backup(store: str, path: str) -> int:
     disk when this returns. If this fails or is killed, nothing is at PATH. In LMDB and SQLite all
     entries are as they were at one moment, elsewhere each as it was at some moment meanwhile.
     """
+    _check_place(path, path_of(store))
     path = os.path.abspath(path)
     with existing(store) as opened:
         engine = settings_of(store).backend
@@ -36,11 +48,35 @@ def backup(store: str, path: str) -> int:
             copy_to_sqlite(opened, path)
         else:
             opened.backup(path)
-    copy = f"{engine}:{path}"
-    existing(copy).close()
+    existing({"backend": engine, "path": path}).close()
     print(f"copied {shown(store)}")
-    print(f"look at the copy: kvreplay check {copy}")
+    print(f"look at the copy: kvreplay check {url_of(engine, path)}")
     return 0
+
+
+def _check_place(path: str, source: str | None) -> None:
+    """Refuse a place where the copy would be lost, or is not meant to be.
+
+    Raises:
+        ConfigError: nothing was copied.
+    """
+    engine, colon, rest = path.partition(":")
+    if colon and engine in BACKENDS:
+        raise ConfigError(f"PATH is a path, and no URL; nothing was copied: say {rest}")
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        raise ConfigError(
+            f"there is no folder {folder}; nothing was copied: make it, or mount its disk"
+        )
+    if source is None:
+        return
+    own, place = os.path.realpath(source), os.path.join(os.path.realpath(folder), "")
+    beside = os.path.join(place, os.path.basename(os.path.abspath(path)))
+    if place.startswith((f"{own}/", f"{own}.kvreplay/")) or beside in {own + end for end in _OWN}:
+        raise ConfigError(
+            f"{path} would be one of the store's own files; nothing was copied: choose a place"
+            " outside of it"
+        )
 
 
 @click.command(short_help="Make a store from a backup, and compare them.")
@@ -53,9 +89,15 @@ def restore(backup: str, store: str) -> int:
     your programs start, find out what they did since then. Requests that were in progress at the
     backup are in doubt. If it is interrupted, run the same command again.
     """
+    check_that_it_lasts(store)
     become_owner(backup, store)
-    with showing() as show:
-        done = migrate(backup, store, with_claims=True, on_progress=show)
+    try:
+        with showing() as show:
+            done = migrate(backup, store, with_claims=True, on_progress=show)
+    except DestinationNotEmptyError as error:
+        raise ConfigError(
+            f"{shown(store)} is not empty; nothing was copied: name a place where no store is"
+        ) from error
     print(f"{done.entries:,} entries are equal in both; {done.copied:,} were copied now")
     if done.claims:
         run, its = ("request was", "its") if done.claims == 1 else ("requests were", "their")

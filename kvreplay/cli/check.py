@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import click
@@ -11,6 +12,7 @@ from kvreplay._inspection import (
     Bad,
     Inspection,
     existing,
+    namespaces_of,
     quarantine,
     replay_namespaces,
 )
@@ -47,6 +49,7 @@ def check(store: str, namespace: str | None, aside: bool, yes: bool, as_json: bo
     if aside and not yes:
         arguments.need_a_terminal()
         if not click.confirm("A request for a key that is moved aside runs its handler. Go on?"):
+            print("kvreplay: you did not agree; nothing was changed", file=sys.stderr)
             return 1
     looked = bad = moved = 0
 
@@ -56,6 +59,7 @@ def check(store: str, namespace: str | None, aside: bool, yes: bool, as_json: bo
 
     with existing(store) as opened:
         namespaces = replay_namespaces(opened, namespace)
+        others = [] if namespace else sorted({*namespaces_of(opened)} - {*namespaces})
         for each in checked(Inspection(opened), namespaces, passed):
             bad += 1
             gone = aside and each.seen is not None and quarantine(opened, each.seen)
@@ -65,11 +69,14 @@ def check(store: str, namespace: str | None, aside: bool, yes: bool, as_json: bo
             _print(each, as_json, gone)
         tell_if_empty(opened, namespace)
     if as_json:
-        print_json({"records": looked, "bad": bad, "moved": moved})
+        print_json({"records": looked, "bad": bad, "moved": moved, "not_looked_at": others})
     else:
         aside_too = f", {moved:,} moved aside" if aside else ""
         where = ", ".join(namespaces) or "no namespace has a record"
         print(f"{many(looked, 'record')}, {many(bad, 'fault')}{aside_too} ({where})")
+        if others:
+            names = ", ".join(each or "(empty)" for each in others)
+            print_line(f"not looked at, since no entry there is a record: {names}")
     return 1 if bad else 0
 
 

@@ -49,7 +49,8 @@ class _Grouped(click.Group):
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit status: 0: done, and all is right. 1: no such record, a fault that check found,"
     " nothing that could be settled, or a step of the demo that is untrue. 2: wrong usage or"
-    " configuration, a missing extra, no such store, or a store that fails. 130: interrupted.",
+    " configuration, a missing extra, no such store, or a store that fails. 130: interrupted."
+    " 141: nobody reads any more.",
 )
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def commands() -> None:

@@ -7,7 +7,7 @@ import click
 from kvreplay import ReplayRecord
 from kvreplay._inspection import Condition, Inspection, existing, seen_in, told
 from kvreplay.cli import arguments
-from kvreplay.cli.output import age, key_line, many, print_json, print_line, tell_if_empty
+from kvreplay.cli.output import age, key_line, many, moment, print_json, print_line, tell_if_empty
 from kvreplay.cli.runs import run_in_words
 
 __all__ = ["doubt"]
@@ -40,7 +40,7 @@ def doubt(store: str, namespace: str | None, running: bool, as_json: bool) -> in
                 print_json(told(seen, inspection))
                 continue
             since, key = age(inspection.now - record.created_at), record.key
-            print(f"{key.digest()}  {state.value} since {since}")
+            print(f"{key.digest()}  {state.value} since {moment(record.created_at)}, {since}")
             print_line(key_line(f"    {seen.address[0]}  ", key.scope, key.id, key.operation))
             print_line(f"    {run_in_words(record, inspection)}")
         tell_if_empty(opened, namespace)

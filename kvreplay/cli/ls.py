@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Iterator
 
 import click
@@ -36,6 +37,7 @@ __all__ = ["ls"]
     help="Only those in this state; may be given more than once.",
 )
 @click.option("--scope", help="Only those of this scope.")
+@click.option("--id", "id_", help="Only those with this id, such as a client's key.")
 @click.option("--older", type=arguments.TIME, help="Only those whose run began longer ago: 1h.")
 @click.option("--newer", type=arguments.TIME, help="Only those whose run began since: 10min.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
@@ -47,6 +49,7 @@ def ls(
     namespace: str | None,
     states: tuple[str, ...],
     scope: str | None,
+    id_: str | None,
     older: float | None,
     newer: float | None,
     limit: int,
@@ -69,6 +72,7 @@ def ls(
         asked = Filter(
             frozenset(map(Condition, states)) or None,
             scope,
+            id_,
             None if newer is None else inspection.now - int(newer * 1000),
             None if older is None else inspection.now - int(older * 1000),
         )
@@ -95,6 +99,7 @@ def _print_each(
 ) -> None:
     first = next(found, None)
     if first is None:
+        print("kvreplay: no record matches", file=sys.stderr)
         return
     if not as_json:
         where = "" if namespace else "namespace  "

@@ -4,14 +4,16 @@
 0      done, and all is right
 1      no such record; a fault was found; nothing could be settled; a
        step of the demo is untrue
-2      wrong usage or configuration, a missing extra, no such store, a
-       failing store, or nobody reads the output any more
+2      wrong usage or configuration, a missing extra, no such store, or a
+       failing store
 130    interrupted
+141    nobody reads the output any more, as if SIGPIPE had ended it
 =====  =============================================================
 """
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -25,19 +27,54 @@ _EXTRA = ("click", "rich")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command, and return its exit code. What went wrong is told in one line."""
+    _have_streams()
     try:
         code = _run(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # nobody reads any more, as in `kvreplay demo | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _write_no_more()
+        return 141
+    except KVReplayError as error:
+        _complain(f"{error}{_as_whom()}")
         return 2
-    except (KVReplayError, OSError) as error:
-        print(f"kvreplay: {error}", file=sys.stderr)
+    except OSError as error:
+        if error.filename is None:  # what was printed could not be written
+            _write_no_more()
+        _complain(f"{error.filename or 'the output'}: {error.strerror or error}{_as_whom()}")
         return 2
     except KeyboardInterrupt:
-        print("kvreplay: interrupted", file=sys.stderr)
+        _complain("interrupted")
         return 130
+
+
+def _have_streams() -> None:
+    """Let nothing fail for want of a stream, or for a character that it cannot show."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # it was closed
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # until the process ends
+        elif isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _write_no_more() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _complain(what: str) -> None:
+    try:
+        print(f"kvreplay: {what}", file=sys.stderr)
+    except OSError:
+        pass  # nobody can be told
+
+
+def _as_whom() -> str:
+    """Say as whom root has acted, since that user's rights are less than root's."""
+    from kvreplay._inspection.ownership import acting_as
+
+    user = acting_as()
+    return "" if user is None else f" (this was tried as {user}, who owns the store)"
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -58,7 +95,10 @@ def _run(arguments: Sequence[str]) -> int:
         )
         return 2
     if asked := os.environ.get(VARIABLE):
-        return shell_complete(commands, {}, "kvreplay", VARIABLE, asked)
+        try:
+            return shell_complete(commands, {}, "kvreplay", VARIABLE, asked)
+        except KeyError:  # no shell has asked
+            return 2
     try:
         # Not click's own main(), which has other exit codes for an interrupt and a broken pipe.
         with commands.make_context("kvreplay", list(arguments)) as context:

@@ -6,6 +6,7 @@ import click
 
 from kvreplay._inspection import become_owner
 from kvreplay._migration import migrate as migrate_all
+from kvreplay.cli.arguments import check_that_it_lasts
 from kvreplay.cli.progress import showing
 
 __all__ = ["migrate"]
@@ -29,6 +30,7 @@ def migrate(source: str, destination: str, into_used: bool, with_claims: bool) -
     sources too: filesystem:PATH?layout=ldk-v1, filesystem:PATH, sqlite:ldk_node_data.sqlite. And
     ldk-node's table in PostgreSQL is either of the two: postgresql://node@host/ldk_db?table=ldk_data.
     """
+    check_that_it_lasts(destination)
     become_owner(source, destination)
     with showing() as show:
         done = migrate_all(

@@ -33,7 +33,8 @@ _SHORTEST = 9  # characters that are left of a scope
 
 def print_json(value: object, *, indent: int | None = None) -> None:
     """Print one JSON document: on one line, or indented."""
-    print(json.dumps(value, ensure_ascii=False, indent=indent))
+    shown = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    print(json.dumps(value, ensure_ascii=not shown, indent=indent))
 
 
 def print_line(line: str) -> None:
@@ -44,8 +45,14 @@ def print_line(line: str) -> None:
     print(line)
 
 
-def print_columns(rows: Iterable[Sequence[str]], *, right: Sequence[int] = ()) -> None:
-    """Print rows whose columns stand under each other; those in ``right`` are flush right."""
+def print_columns(
+    rows: Iterable[Sequence[str]], *, right: Sequence[int] = (), whole: bool = False
+) -> None:
+    """Print rows whose columns stand under each other; those in ``right`` are flush right.
+
+    Args:
+        whole: never cut a line, but let the terminal break it.
+    """
     rows = list(rows)
     widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
@@ -53,7 +60,8 @@ def print_columns(rows: Iterable[Sequence[str]], *, right: Sequence[int] = ()) -
             cell.rjust(width) if n in right else set_cell_size(cell, width)
             for n, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
-        print_line("  ".join(cells).rstrip())
+        line = "  ".join(cells).rstrip()
+        print(line) if whole else print_line(line)
 
 
 def key_line(before: str, scope: str, id_: str, operation: str | None) -> str:
@@ -64,9 +72,9 @@ def key_line(before: str, scope: str, id_: str, operation: str | None) -> str:
     line = f"{before}{scope}  {end}"
     width = _width()
     if width is not None and (over := cell_len(line) - width) > 0 and scope.isascii():
-        keep = max(len(scope) - over - 1, _SHORTEST)
+        keep = max(len(scope) - over, _SHORTEST)
         if keep < len(scope):
-            line = f"{before}{scope[: keep - 3]}…{scope[-3:]}  {end}"
+            line = f"{before}{scope[: keep - 4]}…{scope[-3:]}  {end}"
     return line
 
 

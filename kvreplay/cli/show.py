@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 
 import click
@@ -14,6 +15,7 @@ from kvreplay._inspection import (
     existing,
     find_digest,
     find_key,
+    request_of_http,
     told,
     told_payload,
 )
@@ -27,8 +29,9 @@ from kvreplay.cli.output import (
     text,
 )
 from kvreplay.cli.runs import run_in_words
+from kvreplay.http import downstream_key
 
-__all__ = ["find", "found_by", "print_record", "show"]
+__all__ = ["find", "found_by", "none_has", "print_record", "show"]
 
 
 @click.command(short_help="Show one record.", epilog=arguments.KEY)
@@ -56,13 +59,13 @@ def show(
         shown = 0
         for seen in found_by(inspection, asked, namespace):
             if as_json:
-                print_json(told(seen, inspection, payload=payload), indent=2)
+                print_json(told(seen, inspection, payload=payload))
             else:
                 if shown:
                     print()
                 print_record(seen, inspection, payload=payload)
             shown += 1
-    return _end(shown)
+    return _end(shown, asked)
 
 
 @click.command(short_help="Find the key that a log line's digest stands for.")
@@ -91,11 +94,10 @@ def find(store: str, digest: str, namespace: str | None, as_json: bool) -> int:
             if as_json:
                 print_json(own)
             else:
-                print_columns(
-                    [(name, text(each)) for name, each in own.items() if each is not None]
-                )
+                rows = [(name, text(each)) for name, each in own.items() if each is not None]
+                print_columns(rows, whole=True)
             found += 1
-    return _end(found)
+    return _end(found, asked)
 
 
 def found_by(
@@ -122,6 +124,11 @@ def print_record(seen: Seen, inspection: Inspection, *, payload: bool = False) -
             rows[1],
             ("began", f"{moment(record.created_at)}, {age(now - record.created_at)} ago"),
         ]
+        if (request := request_of_http(record)) is not None:
+            rows += [
+                ("request", f"{request.method} {text(os.fsdecode(request.path))}"),
+                ("downstream", downstream_key(key)),
+            ]
         if record.claim is not None:
             rows.append(("run", run_in_words(record, inspection)))
         if record.expires_at is not None:
@@ -133,14 +140,25 @@ def print_record(seen: Seen, inspection: Inspection, *, payload: bool = False) -
         ("bytes", size(len(seen.entry.value))),
         ("address", " ".join(map(text, seen.address))),
     ]
-    print_columns(rows)
+    print_columns(rows, whole=True)
     if payload and isinstance(record, ReplayRecord):
         for name, value in told_payload(record).items():
             print(f"{name}: {json.dumps(value, ensure_ascii=False, indent=2)}")
 
 
-def _end(found: int) -> int:
+def _end(found: int, asked: ReplayKey | str) -> int:
     if not found:
-        click.echo("kvreplay: no record has that key", err=True)
+        click.echo(f"kvreplay: {none_has(asked)}", err=True)
         return 1
     return 0
+
+
+def none_has(asked: ReplayKey | str) -> str:
+    """Say that no record has a key, and what is often the reason."""
+    if isinstance(asked, str):
+        return "no record has that key"
+    if asked.id.startswith('"') and asked.id.endswith('"'):
+        return "no record has that key; an id of the HTTP layers has no quotes"
+    if asked.operation is None:
+        return "no record has that key; if its function has an operation, give --operation"
+    return "no record has that key"

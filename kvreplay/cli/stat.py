@@ -6,7 +6,16 @@ from typing import Any
 
 import click
 
-from kvreplay._inspection import Condition, Counts, Inspection, Namespace, count, existing, shown
+from kvreplay._inspection import (
+    Condition,
+    Counts,
+    Inspection,
+    Namespace,
+    count,
+    existing,
+    iso,
+    shown,
+)
 from kvreplay.cli import arguments
 from kvreplay.cli.output import age, many, moment, print_columns, print_json, print_line, size, text
 
@@ -38,7 +47,7 @@ def stat(store: str, namespace: str | None, as_json: bool) -> int:
 
 def _as_json(counts: Counts, inspection: Inspection) -> dict[str, Any]:
     return {
-        "at": moment(inspection.now),
+        "at": iso(inspection.now),
         "namespaces": {name: _namespace(each) for name, each in counts.replay.items()},
         "other_namespaces": {
             name: {"entries": each.entries, "bytes": each.bytes}
@@ -54,10 +63,10 @@ def _namespace(each: Namespace) -> dict[str, Any]:
         "bytes": each.bytes,
         "states": {condition.value: each.conditions[condition] for condition in Condition},
         "due": each.due,
-        "oldest": None if each.oldest is None else moment(each.oldest),
+        "oldest": iso(each.oldest),
         "oldest_in_doubt": None
         if doubt is None
-        else {"digest": doubt.key.digest(), "since": moment(doubt.created_at)},
+        else {"digest": doubt.key.digest(), "since": iso(doubt.created_at)},
         "scopes": dict(each.scopes.most_common()),
         "more_scopes": each.more_scopes,
     }

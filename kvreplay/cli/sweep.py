@@ -8,7 +8,7 @@ import click
 
 from kvreplay._inspection import Inspection, existing
 from kvreplay.cli import arguments
-from kvreplay.cli.output import many, tell_if_empty
+from kvreplay.cli.output import age, many, tell_if_empty
 
 __all__ = ["sweep"]
 
@@ -27,6 +27,7 @@ def sweep(store: str, namespace: str, every: float | None) -> int:
         tell_if_empty(opened, namespace)
         replay = Inspection(opened).replay(namespace)
         if every is not None:
+            print(f"sweeping {namespace} every {age(int(every * 1000))}", flush=True)
             with replay.sweeping(every):
                 threading.Event().wait()
         removed, more = 0, True

@@ -12,7 +12,7 @@ import pytest
 
 from command.conftest import fill
 from kvreplay import open_store
-from kvreplay._inspection import opening
+from kvreplay._inspection import ownership
 from kvreplay.cli import main
 from support.engines import Engine, these
 from support.extras import needs_cli
@@ -61,7 +61,7 @@ def owners(folder: Path) -> set[int]:
 
 def as_root(fork: Any, monkeypatch: pytest.MonkeyPatch, *command: str) -> int:
     """Run a command in a child, which has all modules already: this Python may be root's alone."""
-    monkeypatch.setattr(opening, "_can_read_code", lambda uid, gid: True)
+    monkeypatch.setattr(ownership, "_can_read_code", lambda name, uid, gid: True)
     return int(fork(lambda: os._exit(main(list(command)))).wait())
 
 
@@ -81,6 +81,25 @@ def test_no_command_leaves_a_file_of_roots(
         assert owners(engine.path.parent) == {SERVICE}, command
     as_root(fork, monkeypatch, "init", engine.url)
     assert owners(engine.path.parent) == {SERVICE}
+
+
+def test_a_folder_of_roots_with_files_of_the_service(
+    engine: Engine, fork: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a package makes it: root's folder, which the service's group may write to."""
+    other = Engine(engine.name, engine.path.with_name("other"))
+    for each in (other, engine):
+        with each.open() as store:
+            fill(each, store, fork).kill()
+    wanted = ["resolve", "02peer", "ended", "-n", "pay", "--yes", "--response", "1", "--ttl", "1h"]
+    assert main([wanted[0], other.url, *wanted[1:]]) == 0
+    give_away(engine.path.parent)
+    if engine.path.is_dir():
+        os.chown(engine.path, 0, SERVICE)
+        os.chmod(engine.path, 0o2770)
+    assert as_root(fork, monkeypatch, wanted[0], engine.url, *wanted[1:]) == 0
+    assert owners(engine.path.parent) - {0} == {SERVICE}
+    assert all(os.lstat(each).st_uid == SERVICE for each in engine.path.rglob("*"))
 
 
 def test_a_new_store_belongs_to_whom_its_folder_does(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import threading
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def test_a_backup_is_the_store(place: Place) -> None:
     assert out.splitlines()[1] == f"look at the copy: kvreplay check {copy}"
     assert place.everything() == before == everything(copy)
     assert main(["check", copy]) == 0
-    assert place.capsys.readouterr().out == "10 records, 0 faults (pay)\n"
+    assert place.capsys.readouterr().out.startswith("10 records, 0 faults (pay)\n")
     left = sorted(each.name for each in place.engine.path.parent.glob("*.tmp"))
     assert left == []
 
@@ -45,6 +46,34 @@ def test_a_backup_replaces_nothing(place: Place) -> None:
     assert (code, out, error.count("\n")) == (2, "", 1)
     assert where.read_text() == "precious"
     assert list(where.parent.glob("*.tmp")) == []
+
+
+def test_a_place_where_a_backup_would_be_lost_is_refused(place: Place) -> None:
+    before = place.everything()
+    path = place.engine.path
+    own = [f"{path}/inside", f"{path}-journal"] if place.engine.has_files else []
+    for where in (f"{path}-none/copy", f"lmdb:{path}-copy", *own):
+        code, out, error = place.run("backup", where)
+        assert (code, out, error.count("\n")) == (2, "", 1)
+        assert "nothing was copied" in error
+        assert not Path(where).exists()
+    assert place.everything() == before
+
+
+def test_a_backup_to_a_path_with_odd_characters(place: Place) -> None:
+    odd = f"{place.engine.path} a?b#c%20d"
+    code, out, error = place.run("backup", odd)
+    assert (code, error) == (0, "")
+    command = shlex.split(out.splitlines()[1].partition(": ")[2])
+    assert main(command[1:]) == 0
+    assert place.capsys.readouterr().out.startswith("10 records, 0 faults (pay)")
+
+
+def test_nothing_is_restored_into_memory(place: Place) -> None:
+    for command in ("restore", "migrate"):
+        code, out, error = place.run(command, "memory:")
+        assert (code, out) == (2, "")
+        assert "nothing was copied" in error
 
 
 def test_a_backup_while_others_write(place: Place) -> None:

@@ -25,8 +25,12 @@ def faults(place: Place, *arguments: str) -> tuple[list[dict[str, Any]], dict[st
 
 def test_a_sound_store_has_no_fault(place: Place) -> None:
     before = place.everything()
-    assert faults(place) == ([], {"records": 10, "bad": 0, "moved": 0})
-    assert place.run("check")[:2] == (0, "10 records, 0 faults (pay)\n")
+    others = ["", "ledger", "monitors"]
+    summary = {"records": 10, "bad": 0, "moved": 0, "not_looked_at": others}
+    assert faults(place) == ([], summary)
+    code, out, _ = place.run("check")
+    assert (code, out.splitlines()[0]) == (0, "10 records, 0 faults (pay)")
+    assert out.endswith("no entry there is a record: (empty), ledger, monitors\n")
     assert place.everything() == before
 
 
@@ -77,6 +81,18 @@ def test_quarantine_moves_what_is_corrupt_and_nothing_else(place: Place) -> None
     assert after == before
     assert {each: entry.value for each, entry in after.items() if each[0] != "pay"} == strangers
     assert faults(place, "-n", "pay")[1]["bad"] == 1  # the newer one
+
+
+def test_what_was_moved_aside_before_is_kept(place: Place) -> None:
+    for evidence in (b"first", b"second", b"second"):
+        place.store.write("pay", "02peer", "damaged", evidence)
+        assert faults(place, "-n", "pay", "--quarantine", "--yes")[1]["moved"] == 1
+    aside = [
+        msgpack.unpackb(entry.value)["value"]
+        for address, entry in place.everything().items()
+        if address[0] == "kvreplay-quarantine"
+    ]
+    assert sorted(aside) == [b"first", b"second"]
 
 
 def test_a_ledger_is_not_judged_unless_it_is_named(place: Place) -> None:

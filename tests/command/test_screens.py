@@ -81,7 +81,7 @@ def test_a_reader_who_leaves_is_told_nothing(url: str) -> None:
         [sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True, check=False
     )
     os.close(writer)
-    assert (done.returncode, done.stderr) == (2, "")
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_ctrl_c_at_a_question_is_130(url: str) -> None:
@@ -133,3 +133,54 @@ def test_a_shell_completes_commands_options_and_states(typed: str, completed: se
     done = run_python("-m", "kvreplay", env={**os.environ, **env})
     assert done.returncode == 0
     assert {line.partition(",")[2] for line in done.stdout.splitlines()} == completed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["ls", "URL", "--older", "9" * 400 + "d"], 2),
+        (["ls", "URL", "--after", "9" * 5000 + "-x"], 2),
+        (["backup", "URL", "/nowhere/\udcff"], 2),
+        (["show", "URL", "\udcff", "x"], 2),
+        (["stat", "lmdb:/proc/self/mem"], 2),
+        (["stat", "nonsense"], 2),
+        (["find", "URL", "é" * 16], 2),
+    ],
+)
+def test_a_mistake_is_one_line(
+    url: str, arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([url if each == "URL" else each for each in arguments]) == code
+    said = capsys.readouterr()
+    assert (said.out, said.err.count("\n")) == ("", 1)
+
+
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "1>/dev/full", "2>/dev/full"])
+def test_a_stream_that_is_closed_or_full(url: str, closed: str) -> None:
+    for command, ends in (("stat", (0, 2)), ("release", (2,))):
+        more = "02 in-doubt -n request_invoice" if command == "release" else ""
+        done = subprocess.run(
+            ["bash", "-c", f'"$0" -m kvreplay {command} "$1" {more} {closed}', sys.executable, url],
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
+        assert done.returncode in ends
+        assert "Traceback" not in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_that_cannot_show_a_key(tmp_path: Path, encoding: str) -> None:
+    where = f"lmdb:{tmp_path}/store"
+    with open_store(where) as store:
+        Replay(store, "pay", ttl="1h").execute(("Zoë→", "7"), {}, lambda: "é")
+    env = {**os.environ, "PYTHONIOENCODING": encoding}
+    for command in (["ls"], ["ls", "--json"], ["stat"], ["show", "Zoë→", "7", "--payload"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "kvreplay", command[0], where, *command[1:]],
+            capture_output=True,
+            env=env,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, b"")

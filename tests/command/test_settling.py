@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
@@ -11,8 +12,8 @@ import sys
 import pytest
 
 from command.conftest import Place
-from kvreplay import Outcome, Replay
-from kvreplay.http import answer_of
+from kvreplay import Outcome, Replay, ReplayKey
+from kvreplay.http import answer_of, downstream_key
 from support.extras import needs_cli
 
 pytestmark = needs_cli
@@ -86,22 +87,82 @@ def test_an_answer_of_the_http_layers(place: Place) -> None:
     replay = Replay(place.store, "web", ttl=60)
     with pytest.raises(KeyboardInterrupt):
         replay.execute(("02peer", "http"), params, _interrupted)
-    wanted = ["resolve", "02peer", "http", "-n", "web", "--ttl", "1h", "--yes", "--response", "{}"]
-    code, _, error = place.run(*wanted)
-    assert code == 2
-    assert "--status" in error
-    header = ("--header", "content-type: application/json")
-    assert place.run(*wanted, "--status", "201", *header)[0] == 0
+    shown = place.run("show", "02peer", "http", "--payload")[1]
+    assert "POST /pay" in shown
+    assert downstream_key(ReplayKey("02peer", "http")) in shown
+    wanted = ["resolve", "02peer", "http", "-n", "web", "--ttl", "1h", "--yes", "--response"]
+    for more in (["{}"], ["{", "--status", "201"], ["{}", "--status", "204"]):
+        code, _, error = place.run(*wanted, *more)
+        assert (code, error.count("\n")) == (2, 1)
+    assert place.run(*wanted, '{"id": 2}', "--status", "201")[0] == 0
     record = replay.record(("02peer", "http"))
     assert record is not None
     found = answer_of(record)
     assert found is not None
-    assert (found.status, found.body) == (201, b"{}")
-    assert list(found.headers) == [(b"content-type", b"application/json")]
+    assert (found.status, found.body) == (201, b'{"id": 2}')
+    assert list(found.headers) == [(b"Content-Type", b"application/json")]
+    told = json.loads(place.run("show", "02peer", "http", "--payload", "--json")[1])
+    assert (told["request"]["path"], told["status"], told["body"]) == ("/pay", 201, '{"id": 2}')
 
 
 def _interrupted() -> None:
     raise KeyboardInterrupt
+
+
+def test_a_late_retry_does_not_run_what_a_person_has_settled(place: Place) -> None:
+    """The expired answer keeps the key's place for as long again, unless it is told otherwise."""
+    wanted = ("-n", "pay", "--response", "1", "--ttl", "1h", "--yes")
+    assert place.run("resolve", "02peer", "ended", *wanted)[0] == 0
+    assert place.run("resolve", "02peer", "dead", *wanted, "--tombstone-ttl", "0")[0] == 0
+    kept = {}
+    for address, entry in place.everything().items():
+        if address[2] in ("ended", "dead"):
+            record = Replay(place.store, "pay", ttl=1).record(("02peer", address[2]))
+            assert record is not None
+            kept[address[2]] = (entry.expires_at or 0) - (record.expires_at or 0)
+    assert kept == {"ended": 3_600_000, "dead": 0}
+
+
+@pytest.mark.parametrize("ttl", ["24", "nonsense", "-1h", "9" * 400 + "d", "1000000d"])
+def test_a_duration_has_a_unit_and_an_end(place: Place, ttl: str) -> None:
+    wanted = ("release", "02peer", "dead", "-n", "pay", "--yes")
+    resolve = ("resolve", *wanted[1:], "--response", "1", "--ttl", ttl)
+    code, out, error = place.run(*resolve)
+    assert (code, out, error.count("\n")) == (2, "", 1)
+    assert place.run(*wanted)[0] == 0
+
+
+def test_an_answer_of_the_wrong_kind_is_refused(place: Place) -> None:
+    wanted = ("resolve", "02peer", "dead", "-n", "pay", "--ttl", "1h", "--yes", "--response")
+    before = place.everything()
+    for more in (
+        ("1", "--status", "201"),
+        ("NaN",),
+        ("1e999",),
+        ("[" * 100_000,),
+        ("\udcff",),
+        ('{"a": ',),
+        ("1", "--header", "a: b"),
+    ):
+        code, out, error = place.run(*wanted, *more)
+        assert (code, out, error.count("\n")) == (2, "", 1), more
+    assert place.everything() == before
+
+
+def test_who_has_changed_it_is_told_as_it_is(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOGNAME", "ceo")
+    monkeypatch.setenv("SUDO_USER", "x\nforged")
+    _, _, error = place.run("release", "02peer", "dead", "-n", "pay", "--yes")
+    assert error.count("\n") == 1
+    assert "ceo" not in error
+
+
+def test_what_is_done_is_told_as_done_though_nobody_hears_it(place: Place) -> None:
+    command = [sys.executable, "-m", "kvreplay", "release", place.url, "02peer", "dead"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*command, "-n", "pay", "--yes"], stderr=full, check=False)
+    assert done.returncode == 0
+    assert look(place, "dead") is None
 
 
 def test_a_response_that_is_no_json(place: Place) -> None:

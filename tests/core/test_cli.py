@@ -363,7 +363,7 @@ def test_a_reader_that_goes_away_ends_it_without_a_traceback(tmp_path: Path) -> 
         story.stdout.close()
         error = story.stderr.read()
         code = story.wait(60)
-    assert (code, error) == (2, "")
+    assert (code, error) == (141, "")
     assert not nodes_on(tmp_path)
 
 

@@ -29,9 +29,6 @@ WINGS: dict[str, set[str]] = {
     "aio": {"_protocol", "_runtime", "clock", "errors", "events", "store"},
     "config": {"_protocol", "_runtime", "errors", "store"},
     "_migration": {"_protocol", "_runtime", "config", "errors", "store"},
-    "_inspection": {
-        *("_protocol", "_runtime", "clock", "config", "errors", "events", "replay", "store"),
-    },
     "__init__": {
         *(
             "_migration",
@@ -49,12 +46,19 @@ WINGS: dict[str, set[str]] = {
     "_http": {"__init__", "_protocol", "clock", "errors"},
     "asgi": {"__init__", "_http", "errors"},
     "http": {"__init__", "_http"},
+    "_inspection": {
+        *("_protocol", "_runtime", "clock", "config", "errors", "events", "http", "replay"),
+        "store",
+    },
     "ldk": {"errors", "store"},
     "backends": {"errors", "store"},
     "metrics": {"errors", "events", "store"},
     "testing": {"errors", "store"},
     "demo": {"__init__", "errors", "ldk", "store"},
-    "cli": {"__init__", "_inspection", "_migration", "config", "demo", "errors", "http", "store"},
+    "cli": {
+        *("__init__", "_inspection", "_migration", "clock", "config", "demo", "errors", "http"),
+        "store",
+    },
     "wsgi": {"__init__", "_http", "errors"},
     "__main__": {"cli"},
 }
@@ -102,17 +106,8 @@ ORDER: dict[str, tuple[str, ...]] = {
     ),
     "config": ("units", "location", "registry", "file", "__init__"),
     "_inspection": (
-        *(
-            "entries",
-            "condition",
-            "counting",
-            "finding",
-            "checking",
-            "copying",
-            "opening",
-            "told",
-            "__init__",
-        ),
+        *("entries", "condition", "counting", "finding", "checking", "copying", "ownership"),
+        *("opening", "told", "__init__"),
     ),
     "_migration": (
         *(
@@ -176,7 +171,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     ),
     "demo.ldk": ("program", "process", "pair", "__init__"),
     "cli": (
-        *("arguments", "audit", "output", "progress", "runs"),
+        *("arguments", "output", "audit", "progress", "runs"),
         *("demo", "init", "migrate", "stat", "ls", "show", "doubt", "settle", "sweep", "check"),
         *("backup", "completion", "commands", "main", "__init__"),
     ),
