@@ -138,7 +138,7 @@ class MyAsyncStore(Awaited):
 """
 
 
-@pytest.mark.parametrize(("number", "processes"), [(2, True), (3, False)])
+@pytest.mark.parametrize(("number", "processes"), [(3, True), (4, False)])
 def test_the_examples_for_a_backends_author(
     pytester: pytest.Pytester, number: int, processes: bool
 ) -> None:
@@ -151,7 +151,7 @@ def test_the_examples_for_a_backends_author(
 
 
 def test_the_example_of_an_asynchronous_store(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile(mystore=MYSTORE, test_mystore=blocks("python", "docs/testing.md")[4])
+    pytester.makepyfile(mystore=MYSTORE, test_mystore=blocks("python", "docs/testing.md")[5])
     # No processes: a run inside of this one forgets its imports, multiprocessing's among them.
     chosen = "test_round_trip or test_check_and_put"
     result = pytester.runpytest_inprocess("-k", chosen, "test_mystore.py")
@@ -159,7 +159,7 @@ def test_the_example_of_an_asynchronous_store(pytester: pytest.Pytester) -> None
 
 
 def test_the_example_of_faults_and_foreign_things(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile(mystore=MYSTORE, test_mystore=blocks("python", "docs/testing.md")[5])
+    pytester.makepyfile(mystore=MYSTORE, test_mystore=blocks("python", "docs/testing.md")[6])
     chosen = "never_an_absence or says_what_it_has_done or foreign"
     result = pytester.runpytest_inprocess("-k", chosen, "test_mystore.py")
     result.assert_outcomes(passed=4, deselected=result.parseoutcomes()["deselected"])
