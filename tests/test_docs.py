@@ -60,23 +60,23 @@ def test_the_typed_example_does_what_it_says() -> None:
 
 @needs_cli
 def test_the_configuration_is_valid(tmp_path: Path) -> None:
-    file = tmp_path / "node.toml"
+    file = tmp_path / "app.toml"
     place = tmp_path / "replay-data"
     text = blocks("toml", CONFIGURATION)[0]
-    assert text.count("/var/lib/node/replay") == 1
-    file.write_text(text.replace("/var/lib/node/replay", str(place)), encoding="utf-8")
+    assert text.count("/var/lib/payments/replay") == 1
+    file.write_text(text.replace("/var/lib/payments/replay", str(place)), encoding="utf-8")
     with pytest.raises(StoreNotFoundError):
         load_config(file, environ={}).open_store()
     assert not place.exists()
     (command,) = re.findall(
         r"^    kvreplay (init .*)", (ROOT / CONFIGURATION).read_text("utf-8"), re.MULTILINE
     )
-    assert main(command.replace("/var/lib/node/replay", str(place)).split()) == 0
-    config = load_config(file, environ={"KVREPLAY_REPLAY_REQUEST_INVOICE_TTL": "5s"})
+    assert main(command.replace("/var/lib/payments/replay", str(place)).split()) == 0
+    config = load_config(file, environ={"KVREPLAY_REPLAY_PAYMENTS_TTL": "5s"})
     with config.open_store() as store:
         assert (place / "data.mdb").exists()
-        Replay(store, **config.replay("request_invoice"))
-    assert config.replay("request_invoice")["ttl"] == 5
+        Replay(store, **config.replay("payments"))
+    assert config.replay("payments")["ttl"] == 5
 
 
 def test_the_example_has_twenty_lines() -> None:
