@@ -167,7 +167,7 @@ def test_the_example_of_faults_and_foreign_things(pytester: pytest.Pytester) -> 
 
 def test_the_sample_is_registered_as_the_docs_say() -> None:
     sample = (ROOT / "tests" / "kit" / "third_party" / "pyproject.toml").read_text(encoding="utf-8")
-    (documented,) = blocks("toml", "docs/testing.md")
+    (documented,) = blocks("toml", "docs/howto/backend.md")
     declared = tomllib.loads(sample)["project"]["entry-points"]
     assert tomllib.loads(documented)["project"]["entry-points"] == declared
 
