@@ -60,23 +60,23 @@ def test_the_typed_example_does_what_it_says() -> None:
 
 @needs_cli
 def test_the_configuration_is_valid(tmp_path: Path) -> None:
-    file = tmp_path / "node.toml"
+    file = tmp_path / "app.toml"
     place = tmp_path / "replay-data"
     text = blocks("toml", CONFIGURATION)[0]
-    assert text.count("/var/lib/node/replay") == 1
-    file.write_text(text.replace("/var/lib/node/replay", str(place)), encoding="utf-8")
+    assert text.count("/var/lib/payments/replay") == 1
+    file.write_text(text.replace("/var/lib/payments/replay", str(place)), encoding="utf-8")
     with pytest.raises(StoreNotFoundError):
         load_config(file, environ={}).open_store()
     assert not place.exists()
     (command,) = re.findall(
         r"^    kvreplay (init .*)", (ROOT / CONFIGURATION).read_text("utf-8"), re.MULTILINE
     )
-    assert main(command.replace("/var/lib/node/replay", str(place)).split()) == 0
-    config = load_config(file, environ={"KVREPLAY_REPLAY_REQUEST_INVOICE_TTL": "5s"})
+    assert main(command.replace("/var/lib/payments/replay", str(place)).split()) == 0
+    config = load_config(file, environ={"KVREPLAY_REPLAY_PAYMENTS_TTL": "5s"})
     with config.open_store() as store:
         assert (place / "data.mdb").exists()
-        Replay(store, **config.replay("request_invoice"))
-    assert config.replay("request_invoice")["ttl"] == 5
+        Replay(store, **config.replay("payments"))
+    assert config.replay("payments")["ttl"] == 5
 
 
 def test_the_example_has_twenty_lines() -> None:
@@ -138,7 +138,7 @@ class MyAsyncStore(Awaited):
 """
 
 
-@pytest.mark.parametrize(("number", "processes"), [(2, True), (3, False)])
+@pytest.mark.parametrize(("number", "processes"), [(3, True), (4, False)])
 def test_the_examples_for_a_backends_author(
     pytester: pytest.Pytester, number: int, processes: bool
 ) -> None:
@@ -151,7 +151,7 @@ def test_the_examples_for_a_backends_author(
 
 
 def test_the_example_of_an_asynchronous_store(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile(mystore=MYSTORE, test_mystore=blocks("python", "docs/testing.md")[4])
+    pytester.makepyfile(mystore=MYSTORE, test_mystore=blocks("python", "docs/testing.md")[5])
     # No processes: a run inside of this one forgets its imports, multiprocessing's among them.
     chosen = "test_round_trip or test_check_and_put"
     result = pytester.runpytest_inprocess("-k", chosen, "test_mystore.py")
@@ -159,7 +159,7 @@ def test_the_example_of_an_asynchronous_store(pytester: pytest.Pytester) -> None
 
 
 def test_the_example_of_faults_and_foreign_things(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile(mystore=MYSTORE, test_mystore=blocks("python", "docs/testing.md")[5])
+    pytester.makepyfile(mystore=MYSTORE, test_mystore=blocks("python", "docs/testing.md")[6])
     chosen = "never_an_absence or says_what_it_has_done or foreign"
     result = pytester.runpytest_inprocess("-k", chosen, "test_mystore.py")
     result.assert_outcomes(passed=4, deselected=result.parseoutcomes()["deselected"])
@@ -167,7 +167,7 @@ def test_the_example_of_faults_and_foreign_things(pytester: pytest.Pytester) -> 
 
 def test_the_sample_is_registered_as_the_docs_say() -> None:
     sample = (ROOT / "tests" / "kit" / "third_party" / "pyproject.toml").read_text(encoding="utf-8")
-    (documented,) = blocks("toml", "docs/testing.md")
+    (documented,) = blocks("toml", "docs/howto/backend.md")
     declared = tomllib.loads(sample)["project"]["entry-points"]
     assert tomllib.loads(documented)["project"]["entry-points"] == declared
 

@@ -31,7 +31,7 @@ ELSEWHERE = {
     "ledger.md": (5, "backends/postgresql/test_ledger_docs.py"),  # one of them by test_docs.py
     "metrics.md": (2, "test_docs.py"),
     "postgresql.md": (1, "backends/postgresql/test_docs.py"),
-    "testing.md": (6, "test_docs.py"),
+    "testing.md": (7, "test_docs.py"),  # one of them by http/test_docs.py
     "tutorial.md": (2, "test_tutorial.py"),
     "typed.md": (1, "test_docs.py"),
 }

@@ -62,17 +62,17 @@ def test_each_setting_has_its_default() -> None:
 
 def test_what_a_file_can_hold_is_read_from_a_file_and_from_the_environment(tmp_path: Path) -> None:
     examples = rows(section("## Settings"), "in a file")
-    file = tmp_path / "node.toml"
+    file = tmp_path / "app.toml"
     lines = "\n".join(line for line, _ in examples)
-    file.write_text(f"[replay.request_invoice]\n{lines}\n", encoding="utf-8")
+    file.write_text(f"[replay.payments]\n{lines}\n", encoding="utf-8")
     assert tomllib.loads(lines).keys() == IN_A_FILE.keys()
     environment = {"KVREPLAY_STORE": "memory:"}
-    in_file = load_config(file, environ=environment).replay("request_invoice")
+    in_file = load_config(file, environ=environment).replay("payments")
     assert in_file.keys() == {"namespace", *IN_A_FILE}
     variables = dict(variable.split("=") for _, variable in examples)
     assert len(variables) == len(examples)
-    file.write_text("[replay.request_invoice]\n", encoding="utf-8")
-    assert load_config(file, environ=environment | variables).replay("request_invoice") == in_file
+    file.write_text("[replay.payments]\n", encoding="utf-8")
+    assert load_config(file, environ=environment | variables).replay("payments") == in_file
 
 
 # Options of the engines.

@@ -7,6 +7,7 @@ import hashlib
 import inspect
 import re
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -530,6 +531,27 @@ def test_the_example_of_the_readme(page: Page) -> None:
     for key, who, status in ((None, ALICE, 400), ('"k"', BOB, 401), ('"k"', ALICE, 200)):
         assert client.post("/payments", {}, key, who).status_code == status
     assert client.post("/payments", {}, '"k"').headers["idempotent-replayed"] == "true"
+
+
+# The example of docs/testing.md.
+
+WITH_HTTPX = "ignore:Using `httpx` with `starlette.testclient`"  # here is no httpx2
+
+
+@pytest.mark.filterwarnings(WITH_HTTPX)
+@pytest.mark.parametrize(
+    ("raised", "is_right"), [("TimeoutError", True), ("HTTPException(503)", False)]
+)
+def test_the_test_of_an_application_sees_a_retry_that_pays(
+    tmp_path: Path, raised: str, is_right: bool
+) -> None:
+    (example,) = (each for each in examples("testing.md") if "TestClient" in each)
+    assert example.count("raise TimeoutError") == 1
+    played = example.replace("raise TimeoutError", f"raise {raised}")
+    names = vars(imported(tmp_path, "from starlette.exceptions import HTTPException", played))
+    (test,) = (each for name, each in names.items() if name.startswith("test_"))
+    with nullcontext() if is_right else pytest.raises(AssertionError):
+        test()
 
 
 # What the tables of docs/http.md say, beside the code.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from support.pages import examples
 from support.programs import run_code, run_python, unmeasured
 
 pytestmark = pytest.mark.any_python
@@ -20,6 +21,25 @@ from kvreplay import Replay, open_store
 for _ in range(2):
     with open_store(f"table:{sys.argv[1]}?timeout=30s") as store:
         print(store, Replay(store, "ns", ttl=60).execute(("a", "b"), 1, lambda: "made").replayed)
+"""
+
+KILLED = """
+import sys
+from kvreplay import InDoubtError, InFlightError, Replay
+from kvreplay.testing import die, kill_in_handler
+from tablestore import TableStore
+
+class Unseen(TableStore):
+    owners_file = None
+
+for number, engine in enumerate((TableStore, Unseen)):
+    with engine(f"{sys.argv[1]}-{number}") as store:
+        replay = Replay(store, "ns", ttl=60, wait_timeout=0)
+        kill_in_handler(store, lambda: replay.execute(("a", "b"), 1, die))
+        try:
+            replay.execute(("a", "b"), 1, lambda: "made")
+        except (InDoubtError, InFlightError) as error:
+            print(type(error).__name__)
 """
 
 
@@ -45,6 +65,21 @@ def environment(installed: Path) -> dict[str, str]:
 def test_it_is_found_by_its_entry_point(tmp_path: Path, environment: dict[str, str]) -> None:
     done = run_code(REPLAYS, tmp_path / "db", env=environment)
     assert done.stdout.splitlines() == ["<TableStore open> False", "<TableStore open> True"]
+
+
+def test_by_its_owners_file_a_killed_run_is_in_doubt_at_once(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    done = run_code(KILLED, tmp_path / "db", env=environment)
+    assert done.stdout.splitlines() == ["InDoubtError", "InFlightError"], done.stderr
+
+
+def test_the_page_shows_lines_of_it() -> None:
+    (shown,) = (each for each in examples("howto/backend.md") if "TableStore" in each)
+    _, constants, rest = shown.partition("\nSCHEMA = ")
+    lines = iter((SOURCES / "tablestore.py").read_text("utf-8").splitlines())
+    for line in (constants + rest).strip().splitlines():
+        assert not line or line in lines, f"not there, or not there yet: {line}"
 
 
 def test_it_passes_the_contract(tmp_path: Path, environment: dict[str, str]) -> None:

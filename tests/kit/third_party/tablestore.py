@@ -50,7 +50,7 @@ class TableStore(Closing):
     reads_are_local: ClassVar[bool] = True
 
     def __init__(self, path: str | Path, *, timeout: float = 60.0) -> None:
-        self._path, self._timeout = path, timeout
+        self._path, self._timeout = os.path.abspath(path), timeout
         with self._connection() as connection:
             connection.executescript(SCHEMA)
 
@@ -59,6 +59,10 @@ class TableStore(Closing):
         """Equal for all stores on one file, by whatever path."""
         file = os.stat(self._path)
         return ("table", file.st_dev, file.st_ino)
+
+    @property
+    def owners_file(self) -> str:
+        return f"{self._path}-owners"
 
     def __repr__(self) -> str:
         return f"<TableStore {'closed' if self._closed else 'open'}>"
