@@ -75,15 +75,18 @@ class Counts:
         replay: its replay namespaces, by name.
         others: the entries and the bytes of every other namespace. Nothing is told of what is in
             them.
+        more: how many entries are in further namespaces; only the first 10,000 are told apart.
     """
 
     replay: Mapping[str, Namespace]
     others: Mapping[str, Namespace]
+    more: int = 0
 
 
 def count(inspection: Inspection, named: str | None = None) -> Counts:
     """Walk a store, or one namespace, and count."""
     found: dict[str, Namespace] = {}
+    more = 0
     if named is not None:
         found[named] = Namespace(is_replay=True)
     for seen in seen_in(inspection.store, named):
@@ -92,7 +95,10 @@ def count(inspection: Inspection, named: str | None = None) -> Counts:
             found[primary] = Namespace()
         if primary in found:
             found[primary].add(seen, inspection)
+        else:
+            more += 1
     return Counts(
         {name: each for name, each in sorted(found.items()) if each.is_replay},
         {name: each for name, each in sorted(found.items()) if not each.is_replay},
+        more,
     )

@@ -53,6 +53,7 @@ def _as_json(counts: Counts, inspection: Inspection) -> dict[str, Any]:
             name: {"entries": each.entries, "bytes": each.bytes}
             for name, each in counts.others.items()
         },
+        "entries_of_further_namespaces": counts.more,
     }
 
 
@@ -101,6 +102,9 @@ def _print(counts: Counts, inspection: Inspection, place: str) -> None:
             ],
             right=(1, 2),
         )
+
+    if counts.more:
+        print(f"and {many(counts.more, 'entry', 'entries')} of further namespaces")
 
 
 def _print_scopes(each: Namespace) -> None:

@@ -16,7 +16,7 @@ __all__ = ["sweep"]
 @click.command(short_help="Remove the expired records, once or again and again.")
 @arguments.store
 @arguments.needed_namespace
-@click.option("--every", type=arguments.TIME, help="Sweep again and again, with this pause: 5m.")
+@click.option("--every", type=arguments.TIME, help="Sweep again and again, with this pause: 5min.")
 def sweep(store: str, namespace: str, every: float | None) -> int:
     """Remove the records of STORE that have expired, and whose tombstone is over.
 
