@@ -22,6 +22,7 @@ _PAGE: Final = f"""
     SELECT primary_namespace, secondary_namespace, key, typeof(value), typeof(sort_order),
         sort_order FROM {NODE_TABLE}
     WHERE (primary_namespace, secondary_namespace, key) > (?, ?, ?) AND {{such}}
+        AND (typeof(value) <> 'blob' OR typeof(sort_order) <> 'integer' OR sort_order < 0)
     ORDER BY primary_namespace, secondary_namespace, key LIMIT {entries.WALK}"""
 
 
@@ -41,7 +42,7 @@ def in_tables(opened: Callable[[], Connections]) -> Iterator[Fault]:
 
 
 def in_entries(opened: Callable[[], Connections]) -> Iterator[Fault]:
-    """Yield what is wrong with single entries, a page at a time."""
+    """Yield what is wrong with single entries. SQLite itself goes past the sound ones."""
     last = ("", "", "")
     rows: list[Any] = [...]
     while rows:
