@@ -18,6 +18,7 @@ from command.test_settling import read_all
 from kvreplay import Replay, open_store
 from kvreplay.cli import main
 from support.extras import needs_cli
+from support.interrupts import hearing_ctrl_c
 from support.programs import run_python
 
 pytestmark = needs_cli
@@ -89,7 +90,7 @@ def test_ctrl_c_at_a_question_is_130(url: str) -> None:
     digest = record.stdout.splitlines()[1].split()[0]
     reader, terminal = pty.openpty()
     command = [sys.executable, "-m", "kvreplay", "release", url, digest, "-n", "request_invoice"]
-    with subprocess.Popen(
+    with hearing_ctrl_c(), subprocess.Popen(
         command, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True,
         preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
     ) as process:  # fmt: skip
