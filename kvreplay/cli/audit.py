@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import pwd
 import socket
-import sys
 import syslog
 from datetime import UTC, datetime
 
 from kvreplay.cli.output import text
+from kvreplay.cli.streams import complain
 
 __all__ = ["audit"]
 
@@ -24,10 +24,7 @@ def audit(what: str) -> None:
     line = f"{what} by {_who()} on {socket.gethostname()}"
     syslog.openlog("kvreplay", syslog.LOG_PID, syslog.LOG_AUTH)
     syslog.syslog(syslog.LOG_NOTICE, line)
-    try:
-        print(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} kvreplay: {line}", file=sys.stderr)
-    except (OSError, ValueError):
-        pass  # the standard error is full or closed
+    complain(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} kvreplay: {line}")
 
 
 def _who() -> str:

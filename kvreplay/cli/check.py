@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import click
@@ -22,6 +21,7 @@ from kvreplay._inspection import (
 from kvreplay.cli import arguments
 from kvreplay.cli.audit import audit
 from kvreplay.cli.output import many, print_json, print_line, tell_if_empty, text
+from kvreplay.cli.streams import complain
 
 __all__ = ["check"]
 
@@ -49,7 +49,7 @@ def check(store: str, namespace: str | None, aside: bool, yes: bool, as_json: bo
     if aside and not yes:
         arguments.need_a_terminal()
         if not click.confirm("A request for a key that is moved aside runs its handler. Go on?"):
-            print("kvreplay: you did not agree; nothing was changed", file=sys.stderr)
+            complain("kvreplay: you did not agree; nothing was changed")
             return 1
     looked = bad = moved = 0
 

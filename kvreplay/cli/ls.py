@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Iterator
 
 import click
@@ -22,6 +21,7 @@ from kvreplay._inspection import (
 )
 from kvreplay.cli import arguments
 from kvreplay.cli.output import age, key_line, print_json, print_line, tell_if_empty
+from kvreplay.cli.streams import complain
 
 __all__ = ["ls"]
 
@@ -83,7 +83,7 @@ def ls(
         page = page_of(found, limit, after)
         _print_each(iter(page.entries), inspection, namespace, as_json)
         if page.next is not None:
-            click.echo(f"there are more: --after {page.next}", err=True)
+            complain(f"there are more: --after {page.next}")
     return 0
 
 
@@ -99,7 +99,7 @@ def _print_each(
 ) -> None:
     first = next(found, None)
     if first is None:
-        print("kvreplay: no record matches", file=sys.stderr)
+        complain("kvreplay: no record matches")
         return
     if not as_json:
         where = "" if namespace else "namespace  "

@@ -13,11 +13,11 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 from collections.abc import Sequence
 
+from kvreplay.cli.streams import complain, have_streams, write_no_more
 from kvreplay.errors import KVReplayError
 
 __all__ = ["main"]
@@ -27,46 +27,27 @@ _EXTRA = ("click", "rich")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command, and return its exit code. What went wrong is told in one line."""
-    _have_streams()
+    have_streams()
     try:
         code = _run(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # nobody reads any more, as in `kvreplay demo | head`
-        _write_no_more()
+        write_no_more(sys.stdout)
         return 141
     except KVReplayError as error:
-        _complain(f"{error}{_as_whom()}")
+        complain(f"kvreplay: {error}{_as_whom()}")
         return 2
     except OSError as error:
         if error.filename is None:  # what was printed could not be written
-            _write_no_more()
-        _complain(f"{error.filename or 'the output'}: {error.strerror or error}{_as_whom()}")
+            write_no_more(sys.stdout)
+        complain(
+            f"kvreplay: {error.filename or 'the output'}: {error.strerror or error}{_as_whom()}"
+        )
         return 2
     except KeyboardInterrupt:
-        _complain("interrupted")
+        complain("kvreplay: interrupted")
         return 130
-
-
-def _have_streams() -> None:
-    """Let nothing fail for want of a stream, or for a character that it cannot show."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:  # it was closed
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # until the process ends
-        elif isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
-            stream.reconfigure(errors="backslashreplace")
-
-
-def _write_no_more() -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _complain(what: str) -> None:
-    try:
-        print(f"kvreplay: {what}", file=sys.stderr)
-    except OSError:
-        pass  # nobody can be told
 
 
 def _as_whom() -> str:
@@ -88,10 +69,9 @@ def _run(arguments: Sequence[str]) -> int:
         missing = (error.name or "").partition(".")[0]
         if missing not in _EXTRA:
             raise
-        print(
+        complain(
             f'kvreplay: the command needs the module "{missing}", which is not installed;'
-            " nothing was done. Install it: pip install 'kvreplay[cli]'",
-            file=sys.stderr,
+            " nothing was done. Install it: pip install 'kvreplay[cli]'"
         )
         return 2
     if asked := os.environ.get(VARIABLE):
@@ -112,5 +92,5 @@ def _run(arguments: Sequence[str]) -> int:
         path = "kvreplay" if error.ctx is None else error.ctx.command_path
         said = " ".join(error.format_message().split())
         stop = "" if said.endswith((".", "?")) else "."
-        print(f"kvreplay: {said}{stop} Nothing was done: see {path} --help", file=sys.stderr)
+        complain(f"kvreplay: {said}{stop} Nothing was done: see {path} --help")
         return 2

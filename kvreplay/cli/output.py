@@ -14,6 +14,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 
 from kvreplay._inspection import datetime_of, is_empty
+from kvreplay.cli.streams import complain
 
 __all__ = [
     "age",
@@ -86,7 +87,7 @@ def many(count: int, one: str, more: str | None = None) -> str:
 def tell_if_empty(store: object, namespace: str | None) -> None:
     """Say that a namespace that was named has nothing: its name may be mistyped."""
     if namespace is not None and is_empty(store, namespace):
-        print(f'kvreplay: the namespace "{namespace}" is empty', file=sys.stderr)
+        complain(f'kvreplay: the namespace "{namespace}" is empty')
 
 
 def _width() -> int | None:

@@ -18,6 +18,7 @@ from kvreplay.cli import arguments
 from kvreplay.cli.audit import audit
 from kvreplay.cli.output import age, print_columns, text
 from kvreplay.cli.show import found_by, none_has, print_record
+from kvreplay.cli.streams import complain
 from kvreplay.errors import InDoubtError, InFlightError
 from kvreplay.http import answer
 
@@ -225,7 +226,7 @@ def _not_for(done: str, condition: Condition) -> str | None:
 
 def _nothing(why: str) -> int:
     said = "" if "nothing was changed" in why else "; nothing was changed"
-    click.echo(f"kvreplay: {why}{said}", err=True)
+    complain(f"kvreplay: {why}{said}")
     return 1
 
 

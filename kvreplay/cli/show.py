@@ -29,6 +29,7 @@ from kvreplay.cli.output import (
     text,
 )
 from kvreplay.cli.runs import run_in_words
+from kvreplay.cli.streams import complain
 from kvreplay.http import downstream_key
 
 __all__ = ["find", "found_by", "none_has", "print_record", "show"]
@@ -148,7 +149,7 @@ def print_record(seen: Seen, inspection: Inspection, *, payload: bool = False) -
 
 def _end(found: int, asked: ReplayKey | str) -> int:
     if not found:
-        click.echo(f"kvreplay: {none_has(asked)}", err=True)
+        complain(f"kvreplay: {none_has(asked)}")
         return 1
     return 0
 

@@ -171,7 +171,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     ),
     "demo.ldk": ("program", "process", "pair", "__init__"),
     "cli": (
-        *("arguments", "output", "audit", "progress", "runs"),
+        *("streams", "arguments", "output", "audit", "progress", "runs"),
         *("demo", "init", "migrate", "stat", "ls", "show", "doubt", "settle", "sweep", "check"),
         *("backup", "completion", "commands", "main", "__init__"),
     ),
