@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import os
 import tempfile
+from collections.abc import Iterator
 from typing import Any, Final
 
-from kvreplay._inspection.entries import entries_of
-from kvreplay.config.registry import open_store
+from kvreplay._inspection.entries import Address, entries_of
+from kvreplay.config.registry import OpenTransactionalStore, open_store
+from kvreplay.store import Entry, KVTransaction
 
 __all__ = ["copy_to_sqlite"]
 
@@ -30,11 +32,18 @@ def copy_to_sqlite(store: Any, path: str) -> None:
     with tempfile.TemporaryDirectory(dir=folder, prefix=f"{name}.", suffix=".tmp") as aside:
         draft = {"backend": "sqlite", "path": os.path.join(aside, "store")}
         with open_store({**draft, "durability": "process"}, transactional=True) as copy:
-            every = entries_of(store)
-            while batch := list(itertools.islice(every, _BATCH)):
-                with copy.transaction() as transaction:
-                    for address, entry in batch:
-                        transaction.check_and_put(
-                            *address, expected=None, value=entry.value, expires_at=entry.expires_at
-                        )
+            _fill(copy, entries_of(store))
             copy.backup(path)  # type: ignore[attr-defined]  # an SQLite store has it
+
+
+def _fill(copy: OpenTransactionalStore, entries: Iterator[tuple[Address, Entry]]) -> None:
+    while batch := list(itertools.islice(entries, _BATCH)):
+        with copy.transaction() as transaction:
+            _put(transaction, batch)
+
+
+def _put(transaction: KVTransaction, batch: list[tuple[Address, Entry]]) -> None:
+    for address, entry in batch:
+        transaction.check_and_put(
+            *address, expected=None, value=entry.value, expires_at=entry.expires_at
+        )

@@ -6,6 +6,7 @@ import threading
 
 import click
 
+from kvreplay import Replay
 from kvreplay._inspection import Inspection, existing
 from kvreplay.cli import arguments
 from kvreplay.cli.output import age, many, tell_if_empty
@@ -30,9 +31,13 @@ def sweep(store: str, namespace: str, every: float | None) -> int:
             print(f"sweeping {namespace} every {age(int(every * 1000))}", flush=True)
             with replay.sweeping(every):
                 threading.Event().wait()
-        removed, more = 0, True
-        while more:
-            swept = replay.sweep()
-            removed, more = removed + swept.removed, swept.more
-        print(f"removed {many(removed, 'record')}")
+        print(f"removed {many(_sweep_all(replay), 'record')}")
     return 0
+
+
+def _sweep_all(replay: Replay) -> int:
+    removed, more = 0, True
+    while more:
+        swept = replay.sweep()
+        removed, more = removed + swept.removed, swept.more
+    return removed

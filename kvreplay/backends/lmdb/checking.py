@@ -39,25 +39,31 @@ class Page:
 
 def in_entries(handle: Handle, start: bytes, txn: Transaction) -> Page:
     """Look at a page of entries."""
-    get, created, expiry = txn.get, handle.files.created, handle.expiry
-    last, expiring = entries.last_creation(handle, txn), 0
     with txn.cursor(handle.entries) as cursor:
         items = _page(cursor, start)
-        suspects = []
-        for item in items:
-            key, stored = item
-            stamp = entries.stamp_of(stored)
-            expires = stamp != entries.NEVER
-            expiring += expires
-            if not (  # quick way, for _wrong(): bench_inspection
-                len(stored) >= entries.HEAD
-                and entries.creation_of(stored) <= last
-                and get(entries.created_key(key, stored), None, created) == key.rpartition(b"\0")[2]
-                and not (expires and get(entries.index_key(key, stamp), None, expiry) is None)
-            ):
-                suspects.append(item)
+        suspects, expiring = _suspects(handle, items, txn)
         faults = _faults(suspects, lambda item: _in_entry(handle, *item, txn))
         return Page(faults, _next(cursor, items), expiring, txn.id())
+
+
+def _suspects(handle: Handle, items: list[Item], txn: Transaction) -> tuple[list[Item], int]:
+    """Return the entries that are not plainly sound, and how many of all have an expiry."""
+    get, created, expiry = txn.get, handle.files.created, handle.expiry
+    last, expiring = entries.last_creation(handle, txn), 0
+    suspects = []
+    for item in items:
+        key, stored = item
+        stamp = entries.stamp_of(stored)
+        expires = stamp != entries.NEVER
+        expiring += expires
+        if not (  # quick way, for _wrong(): bench_inspection
+            len(stored) >= entries.HEAD
+            and entries.creation_of(stored) <= last
+            and get(entries.created_key(key, stored), None, created) == key.rpartition(b"\0")[2]
+            and not (expires and get(entries.index_key(key, stamp), None, expiry) is None)
+        ):
+            suspects.append(item)
+    return suspects, expiring
 
 
 def in_expiry(handle: Handle, start: bytes, txn: Transaction) -> Page:
