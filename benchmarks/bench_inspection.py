@@ -101,7 +101,7 @@ def check_all(store: Any) -> int:
         nonlocal looked
         looked += 1
 
-    assert not list(check(Inspection(store), replay_namespaces(store, None), passed))
+    assert not list(check(Inspection(store), replay_namespaces(store, None)[0], passed))
     return looked
 
 

@@ -10,7 +10,6 @@ from kvreplay._inspection.counting import Counts, Namespace, count
 from kvreplay._inspection.entries import (
     Seen,
     is_empty,
-    namespaces_of,
     replay_namespaces,
     seen_in,
 )
@@ -56,7 +55,6 @@ __all__ = [
     "is_empty",
     "iso",
     "matching",
-    "namespaces_of",
     "outlives",
     "page_of",
     "path_of",

@@ -6,7 +6,7 @@ record has a checksum and a shape of its own, so nothing else is taken for one.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import attrs
@@ -115,16 +115,21 @@ def is_empty(store: Any, namespace: str) -> bool:
     return next(entries_of(store, namespace), None) is None
 
 
-def replay_namespaces(store: Any, named: str | None) -> Collection[str]:
-    """Return the replay namespaces, sorted: the named one, or those that have a record.
+def replay_namespaces(store: Any, named: str | None) -> tuple[list[str], list[str]]:
+    """Return the replay namespaces, and all others, sorted.
+
+    The named one is a replay namespace, and then there are no others. Else it is every one that has
+    a record.
 
     Raises:
         InvalidNameError: the named one cannot be one.
     """
     if named is not None:
         check_namespace(named, "")
-        return [named]
-    return [each for each in namespaces_of(store) if each and _has_a_record(store, each)]
+        return [named], []
+    every = namespaces_of(store)
+    replay = [each for each in every if each and _has_a_record(store, each)]
+    return replay, [each for each in every if each not in replay]
 
 
 def _has_a_record(store: Any, namespace: str) -> bool:

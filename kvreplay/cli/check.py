@@ -11,7 +11,6 @@ from kvreplay._inspection import (
     Bad,
     Inspection,
     existing,
-    namespaces_of,
     quarantine,
     replay_namespaces,
 )
@@ -58,14 +57,14 @@ def check(store: str, namespace: str | None, aside: bool, yes: bool, as_json: bo
         looked += 1
 
     with existing(store) as opened:
-        namespaces = replay_namespaces(opened, namespace)
-        others = [] if namespace else sorted({*namespaces_of(opened)} - {*namespaces})
+        namespaces, others = replay_namespaces(opened, namespace)
         for each in checked(Inspection(opened), namespaces, passed):
             bad += 1
-            gone = aside and each.seen is not None and quarantine(opened, each.seen)
-            if gone:
+            corrupt = each.seen if aside else None
+            gone = corrupt is not None and quarantine(opened, corrupt)
+            if corrupt is not None and gone:
                 moved += 1
-                audit(f"moved {'/'.join(each.seen.address)} into {QUARANTINE}")  # type: ignore[union-attr]
+                audit(f"moved {'/'.join(corrupt.address)} into {QUARANTINE}")
             _print(each, as_json, gone)
         tell_if_empty(opened, namespace)
     if as_json:

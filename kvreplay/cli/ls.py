@@ -90,7 +90,7 @@ def ls(
 def _found(inspection: Inspection, namespace: str | None, asked: Filter) -> Iterator[Seen]:
     unreadable = asked.conditions is None or Condition.CORRUPT in asked.conditions
     # Only what is no record must be known to be in a replay namespace.
-    known = replay_namespaces(inspection.store, namespace) if unreadable else ()
+    known = replay_namespaces(inspection.store, namespace)[0] if unreadable else ()
     return matching(inspection, namespace, asked, is_replay=known.__contains__)
 
 

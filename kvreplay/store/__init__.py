@@ -16,16 +16,11 @@ from kvreplay.store.closing import Closing, closed_error
 from kvreplay.store.contract import (
     MAX_EXPIRES_AT,
     AtomicKVStore,
-    BackupKVStore,
     BatchingKVStore,
     Change,
-    CheckableKVStore,
-    CompactableKVStore,
-    Compacted,
     Durability,
     Entry,
     ExpiringKVStore,
-    Fault,
     InspectableKVStore,
     JoinableKVStore,
     JoinedTransaction,
@@ -36,7 +31,6 @@ from kvreplay.store.contract import (
     PageWithValues,
     PaginatedKVStore,
     PromptKVStore,
-    ScannableKVStore,
     SweepResult,
     TransactionalKVStore,
     check_change,
@@ -47,6 +41,14 @@ from kvreplay.store.contract import (
 from kvreplay.store.locks import Bell, ForkSafeLock, ThreadBound
 from kvreplay.store.names import MAX_NAME_LENGTH, NAME, check_name, check_namespace, is_name
 from kvreplay.store.paging import check_page, page_token, place_of
+from kvreplay.store.whole import (
+    BackupKVStore,
+    CheckableKVStore,
+    CompactableKVStore,
+    Compacted,
+    Fault,
+    ScannableKVStore,
+)
 
 __all__ = [
     "MAX_EXPIRES_AT",

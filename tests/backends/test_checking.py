@@ -50,6 +50,14 @@ IN_LMDB: list[tuple[str, Plant, list[tuple[Any, str]]]] = [
         [(ADDRESS, "at a time that is not its own")],
     ),
     (
+        "an entry's item in the index that is another one's",
+        lambda txn, dbs: (
+            txn.delete(b"p\0" + STAMP + b"s\0k", db=dbs["expiry"]),
+            txn.put(b"p\0" + bytes(7) + b"\7s\0gone", b"", db=dbs["expiry"]),
+        ),
+        [(ADDRESS, "no sweep removes it"), (("p", "s", "gone"), "at a time that is not its own")],
+    ),
+    (
         "what is no item of the index",
         lambda txn, dbs: txn.put(b"junk", b"", db=dbs["expiry"]),
         [(None, "at a time that is not its own")],

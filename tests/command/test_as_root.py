@@ -59,6 +59,15 @@ def owners(folder: Path) -> set[int]:
     return {os.lstat(each).st_uid for each in (folder, *folder.rglob("*"))}
 
 
+def filled_twice(engine: Engine, fork: Any) -> Engine:
+    """Fill the store, and return another one like it, to try commands on: then all is imported."""
+    other = Engine(engine.name, engine.path.with_name("other"))
+    for each in (other, engine):
+        with each.open() as store:
+            fill(each, store, fork).kill()
+    return other
+
+
 def as_root(fork: Any, monkeypatch: pytest.MonkeyPatch, *command: str) -> int:
     """Run a command in a child, which has all modules already: this Python may be root's alone."""
     monkeypatch.setattr(ownership, "_can_read_code", lambda name, uid, gid: True)
@@ -68,10 +77,7 @@ def as_root(fork: Any, monkeypatch: pytest.MonkeyPatch, *command: str) -> int:
 def test_no_command_leaves_a_file_of_roots(
     engine: Engine, fork: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = Engine(engine.name, engine.path.with_name("other"))
-    for each in (other, engine):
-        with each.open() as store:
-            fill(each, store, fork).kill()
+    other = filled_twice(engine, fork)
     for command, more in COMMANDS.items():
         assert main([command, other.url, *more]) == (command == "find")  # now it is all imported
     give_away(engine.path.parent)
@@ -83,14 +89,50 @@ def test_no_command_leaves_a_file_of_roots(
     assert owners(engine.path.parent) == {SERVICE}
 
 
+def test_a_copy_belongs_to_the_service_too(
+    engine: Engine, fork: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = filled_twice(engine, fork)
+
+    def commands(one: Engine) -> list[list[str]]:
+        compact = [] if one.name == "filesystem" else [["compact", one.url]]
+        return [
+            ["backup", one.url, f"{one.path}-copy"],
+            ["restore", f"{one.url}-copy", f"{one.url}-restored"],
+            ["check", one.url, "-n", "pay", "--quarantine", "--yes"],
+            *compact,
+        ]
+
+    for command in commands(other):
+        assert main(command) == 0
+    give_away(engine.path.parent)
+    for command in commands(engine):
+        assert as_root(fork, monkeypatch, *command) == 0, command
+        assert owners(engine.path.parent) == {SERVICE}, command
+
+
+def test_root_is_told_as_whom_it_was_tried(
+    engine: Engine,
+    fork: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    engine.open().close()
+    assert main(["backup", engine.url, f"{engine.path}-warm"]) == 0  # it is all imported
+    give_away(engine.path.parent)
+    locked = engine.path.parent.with_name("roots")
+    locked.mkdir(mode=0o700)
+    capfd.readouterr()
+    assert as_root(fork, monkeypatch, "backup", engine.url, f"{locked}/copy") == 2
+    assert "(this was tried as nobody, who owns the store)" in capfd.readouterr().err
+    assert list(locked.iterdir()) == []
+
+
 def test_a_folder_of_roots_with_files_of_the_service(
     engine: Engine, fork: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a package makes it: root's folder, which the service's group may write to."""
-    other = Engine(engine.name, engine.path.with_name("other"))
-    for each in (other, engine):
-        with each.open() as store:
-            fill(each, store, fork).kill()
+    other = filled_twice(engine, fork)
     wanted = ["resolve", "02peer", "ended", "-n", "pay", "--yes", "--response", "1", "--ttl", "1h"]
     assert main([wanted[0], other.url, *wanted[1:]]) == 0
     give_away(engine.path.parent)
@@ -130,13 +172,16 @@ def test_two_owners_are_refused(
 
 def test_a_python_that_the_owner_may_not_read_is_told(
     engine: Engine,
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     engine.open().close()
     give_away(engine.path.parent)
     before = sorted(engine.path.parent.rglob("*"))
-    monkeypatch.setattr(os, "__file__", "/root/none.py")
+    code = tmp_path / "os.py"
+    code.touch(mode=0o600)
+    monkeypatch.setattr(os, "__file__", str(code))
     assert main(["stat", engine.url]) == 2
     said = capsys.readouterr().err
     assert "nobody, who may not read this Python; nothing was done" in said

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from command.conftest import PAYLOAD, Place, newer_record
+from kvreplay import Replay
+from kvreplay._inspection import counting
 from support.extras import needs_cli
 
 pytestmark = needs_cli
@@ -144,6 +146,8 @@ def test_nothing_found_is_1(place: Place) -> None:
         code, out, error = place.run(*arguments)
         assert (code, out) == (1, "")
         assert error.startswith("kvreplay: no record has that key")
+    assert "has no quotes" in place.run("show", "02peer", '"dead"')[2]
+    assert "--operation" in place.run("show", "02peer", "none")[2]
     for wrong in (["show", "short"], ["find", "short"], ["show", "a", "b", "c"]):
         code, out, error = place.run(*wrong)
         assert (code, out, error.count("\n")) == (2, "", 1)
@@ -190,3 +194,26 @@ def test_a_mistyped_namespace_is_told(place: Place, command: str) -> None:
     code, _, error = place.run(command, "-n", "pya")
     assert (code, error.splitlines()[0]) == (0, 'kvreplay: the namespace "pya" is empty')
     assert "is empty" not in place.run(command, "-n", "pay")[2]
+
+
+def test_a_key_of_two_namespaces_is_told_twice(place: Place) -> None:
+    Replay(place.store, "other", ttl=60).execute(("02peer", "answered-1"), {}, lambda: 1)
+    for key in (["02peer", "answered-1"], [place.digest("answered-1")]):
+        code, out, _ = place.run("show", *key, "--json")
+        assert code == 0
+        told = [json.loads(line)["namespace"] for line in out.splitlines()]
+        assert sorted(told) == ["other", "pay"]
+
+
+def test_what_stat_does_not_tell_apart_is_told(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(counting, "_NAMESPACES", 1)
+    monkeypatch.setattr(counting, "_SCOPES", 1)
+    told = json.loads(place.run("stat", "--json")[1])
+    counted = [*told["namespaces"].values(), *told["other_namespaces"].values()]
+    entries = sum(each.get("records", each.get("entries", 0)) for each in counted)
+    assert entries + told["entries_of_further_namespaces"] == 14
+    assert "of further namespaces" in place.run("stat")[1]
+    (pay,) = json.loads(place.run("stat", "-n", "pay", "--json")[1])["namespaces"].values()
+    assert (len(pay["scopes"]), pay["more_scopes"]) == (1, True)

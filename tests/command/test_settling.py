@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 
@@ -15,6 +16,9 @@ from command.conftest import Place
 from kvreplay import Outcome, Replay, ReplayKey
 from kvreplay.http import answer_of, downstream_key
 from support.extras import needs_cli
+from support.interrupts import hearing_ctrl_c
+from support.programs import Program
+from support.waiting import until
 
 pytestmark = needs_cli
 
@@ -181,6 +185,19 @@ def test_sweep_removes_what_is_due_of_its_namespace(place: Place) -> None:
     assert place.run("sweep", "-n", "pay")[:2] == (0, "removed 0 records\n")
     assert place.strangers() == strangers
     assert look(place, "expired") is None
+
+
+def test_a_sweep_goes_on_until_it_is_interrupted(place: Place) -> None:
+    replay = Replay(place.store, "pay", ttl=0)
+    command = [sys.executable, "-m", "kvreplay", "sweep", place.url, "-n", "pay", "--every", "1s"]
+    with hearing_ctrl_c(), Program(command) as sweeping:
+        assert sweeping.hear() == "sweeping pay every 1s"
+        until(lambda: replay.record(("02peer", "expired")) is None)
+        replay.execute(("02peer", "later"), {}, lambda: 1)
+        until(lambda: replay.record(("02peer", "later")) is None)
+        sweeping.popen.send_signal(signal.SIGINT)
+        assert sweeping.rest() == ""
+        assert sweeping.popen.returncode == 130
 
 
 def test_it_asks_first(place: Place) -> None:

@@ -72,6 +72,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "locks",
         "closing",
         "contract",
+        "whole",
         "awaited",
         "in_process",
         "__init__",

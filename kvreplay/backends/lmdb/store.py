@@ -471,15 +471,16 @@ class LMDBStore(Closing):
                 return
 
     def _check(self) -> Iterator[Fault]:
-        snapshots, expiring = set[int](), 0
+        snapshots, expiring, sound = set[int](), 0, True
         for page in self._checked(checking.in_entries):
             snapshots.add(page.snapshot)
             expiring += page.expiring
+            sound = sound and not page.faults
             yield from page.faults
         indexed, snapshot = self._opened().handle.read(
             partial(checking.of_expiry, self._opened().handle)
         )
-        if indexed == expiring and snapshots == {snapshot}:
+        if sound and indexed == expiring and snapshots == {snapshot}:
             return  # each has its place in the index, and so there is nothing else in it
         for page in self._checked(checking.in_expiry):
             yield from page.faults
