@@ -72,8 +72,8 @@ def _wrong(seen: Seen) -> str | None:
     return None
 
 
-def quarantine(store: Any, seen: Seen) -> bool:
-    """Move an entry aside, if it is still what was seen; say whether it was.
+def quarantine(store: Any, seen: Seen) -> str | None:
+    """Move an entry aside, and return its key there; ``None``: it is not what was seen any more.
 
     It is copied first, so a crash in between loses nothing, and a second time completes it. Other
     bytes that were moved from there before are kept. A request for its key runs the handler then:
@@ -92,5 +92,7 @@ def quarantine(store: Any, seen: Seen) -> bool:
         }
     )
     which = hashlib.sha256(value).hexdigest()
-    store.write(QUARANTINE, primary, name(f"{secondary}/{key}/{which}"), aside)
-    return bool(store.check_and_put(primary, secondary, key, expected=value, value=None) == value)
+    own = name(f"{secondary}/{key}/{which}")
+    store.write(QUARANTINE, primary, own, aside)
+    found = store.check_and_put(primary, secondary, key, expected=value, value=None)
+    return own if found == value else None

@@ -60,12 +60,11 @@ def check(store: str, namespace: str | None, aside: bool, yes: bool, as_json: bo
         namespaces, others = replay_namespaces(opened, namespace)
         for each in checked(Inspection(opened), namespaces, passed):
             bad += 1
-            corrupt = each.seen if aside else None
-            gone = corrupt is not None and quarantine(opened, corrupt)
-            if corrupt is not None and gone:
+            own = quarantine(opened, each.seen) if aside and each.seen is not None else None
+            if own is not None:
                 moved += 1
-                audit(f"moved {'/'.join(corrupt.address)} into {QUARANTINE}")
-            _print(each, as_json, gone)
+                audit(f"moved an entry of {namespace} into {QUARANTINE}, as {own}")
+            _print(each, as_json, own is not None)
         tell_if_empty(opened, namespace)
     if as_json:
         print_json({"records": looked, "bad": bad, "moved": moved, "not_looked_at": others})

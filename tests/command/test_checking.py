@@ -86,7 +86,10 @@ def test_quarantine_moves_what_is_corrupt_and_nothing_else(place: Place) -> None
 def test_what_was_moved_aside_before_is_kept(place: Place) -> None:
     for evidence in (b"first", b"second", b"second"):
         place.store.write("pay", "02peer", "damaged", evidence)
-        assert faults(place, "-n", "pay", "--quarantine", "--yes")[1]["moved"] == 1
+        _, out, error = place.run("check", "-n", "pay", "--quarantine", "--yes", "--json")
+        assert json.loads(out.splitlines()[-1])["moved"] == 1
+        assert "moved an entry of pay into kvreplay-quarantine, as sha256-" in error
+        assert "02peer" not in error, "the system's log shows no key"
     aside = [
         msgpack.unpackb(entry.value)["value"]
         for address, entry in place.everything().items()
