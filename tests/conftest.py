@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 # Before they are imported: then a failing assertion of a helper shows what it compared.
-pytest.register_assert_rewrite("support", "torture", "ledger")
+pytest.register_assert_rewrite("support", "torture", "ledger", "etcd")
 
 from support.disks import in_memory  # noqa: E402
 from support.engines import ENGINES, TRANSACTIONAL, Engine  # noqa: E402
@@ -30,6 +30,7 @@ ON_REQUEST = (
         TESTS / "torture",
         TESTS / "ldk",
         TESTS / "ledger",
+        TESTS / "etcd",
         TESTS / "http" / "servers",
         TESTS / "site",
     ),

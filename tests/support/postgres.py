@@ -45,7 +45,8 @@ from psycopg import sql
 from support.disks import in_memory
 from support.keeper import Keeper, Kept, as_servers_user
 from support.needs import missing
-from support.process_table import children_of, state_of
+from support.process_table import children_of
+from support.signals import send
 from support.waiting import PATIENCE, until
 
 __all__ = [
@@ -281,13 +282,13 @@ class Server:
 
     def freeze(self) -> None:
         """Let all its processes stand still: connections stay open, and nothing is answered."""
-        _signal(signal.SIGSTOP, self.pid, "T")  # from then on it starts no others
+        send(signal.SIGSTOP, self.pid, "T")  # from then on it starts no others
         for pid in children_of(self.pid):
-            _signal(signal.SIGSTOP, pid, "T")
+            send(signal.SIGSTOP, pid, "T")
 
     def thaw(self) -> None:
         for pid in (*children_of(self.pid), self.pid):
-            _signal(signal.SIGCONT, pid)
+            send(signal.SIGCONT, pid)
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
@@ -429,13 +430,3 @@ def execute(url: str, statement: str, *parameters: Any) -> list[tuple[Any, ...]]
     with psycopg.connect(url, autocommit=True) as connection:
         cursor = connection.execute(statement.encode(), parameters or None)
         return cursor.fetchall() if cursor.description else []
-
-
-def _signal(number: int, pid: int, wanted: str | None = None) -> None:
-    """Send a signal, and wait until it has made this state of the process, if it lives."""
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        return
-    if wanted is not None:
-        until(lambda: state_of(pid) in (wanted, "Z", ""))

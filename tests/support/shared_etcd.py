@@ -1,0 +1,96 @@
+"""One etcd, of a single member, for all processes of a test session (``support.shared_servers``).
+
+::
+
+    server = shared_etcd()                        # server.url("prefix")
+    with new_prefix(server) as prefix: ...        # prefix.url: one a test
+
+Nobody may kill, stop or change this server: a test that does so starts a ``Cluster`` of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import http.client
+import json
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlencode
+
+import attrs
+
+from support.etcd import Cluster, coded, end_of_range
+from support.etcd_programs import etcd_program
+from support.shared_servers import keep, shared
+
+__all__ = ["Prefix", "SharedEtcd", "new_prefix", "shared_etcd"]
+
+_PATIENCE = 60.0  # seconds; it never fails, and may be busy
+
+
+@attrs.frozen
+class SharedEtcd:
+    """What a test may know of the server.
+
+    Attributes:
+        host: its address and port.
+    """
+
+    host: str
+
+    def url(self, prefix: str, **options: Any) -> str:
+        """What ``open_store`` takes."""
+        return f"etcd://{self.host}/{prefix}" + (f"?{urlencode(options)}" if options else "")
+
+    def call(self, path: str, **body: Any) -> Any:
+        """Call the v3 API as a client of its own; return what the JSON of its answer says."""
+        connection = http.client.HTTPConnection(self.host, timeout=_PATIENCE)
+        try:
+            connection.request("POST", path, json.dumps(body))
+            answer = connection.getresponse()
+            told = json.loads(answer.read())
+        finally:
+            connection.close()
+        assert answer.status == 200, told
+        return told
+
+
+@attrs.frozen
+class Prefix:
+    """A place of one test on a server."""
+
+    server: SharedEtcd
+    name: str
+
+    @property
+    def url(self) -> str:
+        return self.server.url(self.name)
+
+
+@contextmanager
+def new_prefix(server: SharedEtcd) -> Iterator[Prefix]:
+    """Give a test a prefix that nobody else has, and remove what is below it afterwards."""
+    prefix = Prefix(server, f"t_{uuid.uuid4().hex[:12]}")
+    yield prefix
+    first = prefix.name.encode()
+    server.call("/v3/kv/deleterange", key=coded(first), range_end=coded(end_of_range(first)))
+
+
+@functools.cache
+def shared_etcd() -> SharedEtcd:
+    """Start it, unless it runs. The test is skipped if this machine has no etcd that is fit."""
+    etcd_program()
+    return SharedEtcd(**shared("etcd", __name__))
+
+
+def serve() -> None:
+    keep(_server)
+
+
+@contextmanager
+def _server() -> Iterator[dict[str, Any]]:
+    with Cluster(1) as cluster:
+        [member] = cluster.members
+        yield {"host": f"{member.address}:{member.port}"}
