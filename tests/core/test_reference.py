@@ -19,7 +19,7 @@ from kvreplay._http.settings import Configured as HTTPConfigured
 from kvreplay._runtime.settings import IN_A_FILE, Configured
 from kvreplay.config.registry import BACKENDS, engine_of
 from kvreplay.events import ANSWERS
-from support.configuring import HAS_POSTGRESQL
+from support.configuring import has_driver
 
 PACKAGE = Path(kvreplay.__file__).parent
 ROOT = Path(__file__).parent.parent.parent
@@ -79,7 +79,7 @@ def test_what_a_file_can_hold_is_read_from_a_file_and_from_the_environment(tmp_p
 
 
 def test_each_option_has_its_default_and_its_engines() -> None:
-    classes = {name: engine_of(name, "").construct for name in BACKENDS if is_installed(name)}
+    classes = {name: engine_of(name, "").construct for name in BACKENDS if has_driver(name)}
     told = rows(section("## The store"), "option")
     for name, engine in classes.items():
         parameters = inspect.signature(engine).parameters
@@ -88,10 +88,6 @@ def test_each_option_has_its_default_and_its_engines() -> None:
         for option, default, *_ in listed:
             assert eval(default) == parameters[option].default, (name, option)
     assert all(set(re.findall(r"\w+", of)) <= {*BACKENDS, "all"} for _, _, of, _ in told)
-
-
-def is_installed(backend: str) -> bool:
-    return HAS_POSTGRESQL or backend != "postgresql"
 
 
 # Settings of the HTTP layers.

@@ -33,7 +33,7 @@ __all__ = ["ASYNC", "ENGINES", "OPERATIONS", "operations_of"]
 
 Operation = Generator[Callable[[], Any], Ended, None]
 
-ENGINES: Final = ("lmdb", "memory", "filesystem", "sqlite", "postgresql")
+ENGINES: Final = ("lmdb", "memory", "filesystem", "sqlite", "postgresql", "etcd")
 KEY: Final = ("peer", "session")
 FINAL: Final = (ZeroDivisionError,)  # what a walk takes for the call's own
 PARAMS: Final = {"amount": 1}
@@ -894,7 +894,7 @@ ON_MEMORY: Final = (
 """What asks an engine for nothing that other operations do not ask for too."""
 
 
-ON_SERVERS: Final = (
+ASKED_OF_SERVERS: Final = (
     *("create", "read", "write", "check_and_put", "remove", "sweep", "list_all_keys", "close"),
     *("transaction", "undone transaction", "execute", "hit", f"{ASYNC}execute", f"{ASYNC}hit"),
     *("joined", "joined, a hit", "joined, a failure", "joined, a final failure"),
@@ -906,7 +906,10 @@ ON_SERVERS: Final = (
 def operations_of(engine: str) -> list[str]:
     """The names of what this engine can do."""
     if engine == "postgresql":
-        return [name for name in OPERATIONS if name in ON_SERVERS]
+        return [name for name in OPERATIONS if name in ASKED_OF_SERVERS]
+    if engine == "etcd":
+        able = [name for name in ASKED_OF_SERVERS if "trans" not in name and "joined" not in name]
+        return [name for name in OPERATIONS if name in able]
     lacks: set[str] = set()
     if engine != "memory":
         lacks |= {prefix + name for prefix in ("", ASYNC) for name in ON_MEMORY}

@@ -16,8 +16,8 @@ import pytest
 from interrupts.operations import ASYNC, ENGINES, operations_of
 from interrupts.programs import run_walk
 from interrupts.walk import ERRORS, first_of
-from interrupts.world import SERVER
-from support.needs import needs_psycopg
+from interrupts.world import ON_SERVERS, SERVER
+from support.needs import needs_h11, needs_psycopg
 
 pytestmark = pytest.mark.untraced
 
@@ -39,19 +39,20 @@ _CHANGES += tuple(f"{ASYNC}{each}" for each in _CHANGES)  # all that a short run
 @pytest.mark.parametrize(
     "engine",
     [
-        pytest.param(name, marks=[pytest.mark.any_python] if name == "postgresql" else [])
+        pytest.param(name, marks=[pytest.mark.any_python] if name in ON_SERVERS else [])
         for name in ENGINES
     ],
 )
 def test_no_point_is_harmful(
     engine: str,
     error: str,
+    request: pytest.FixtureRequest,
     pytestconfig: pytest.Config,
     tell: Callable[[str], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stride = int(pytestconfig.getoption("--every"))
-    if engine == "postgresql" and stride > 1:
+    if engine in ON_SERVERS and stride > 1:
         stride *= 4  # each try connects to a server
     varies, names = _VARIES, operations_of(engine)
     if error == "RecursionError":
@@ -63,6 +64,10 @@ def test_no_point_is_harmful(
         from support.shared_postgres import shared_server
 
         monkeypatch.setenv(SERVER, shared_server().url)
+    if engine == "etcd":
+        needs_h11()
+        prefix = request.getfixturevalue("etcd")
+        monkeypatch.setenv(SERVER, prefix.url)
     said = run_walk("-m", "interrupts.walk", engine, error, str(stride), *names)
     figures: list[dict[str, Any]] = [json.loads(line) for line in said]
     assert [each["operation"] for each in figures] == names

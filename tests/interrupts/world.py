@@ -29,7 +29,14 @@ from kvreplay.backends.sqlite import SQLiteStore
 from support.disks import in_memory
 from support.waiting import until
 
-__all__ = ["Neighbour", "World", "enter_as_it_is", "have_few_lock_files", "open_store"]
+__all__ = [
+    "ON_SERVERS",
+    "Neighbour",
+    "World",
+    "enter_as_it_is",
+    "have_few_lock_files",
+    "open_store",
+]
 
 PATIENCE: Final = 8.0  # seconds; the walk kills what takes longer
 
@@ -45,7 +52,9 @@ def have_few_lock_files() -> None:
 
 
 SERVER: Final = "INTERRUPTS_SERVER"
-"""The environment has the URL of a PostgreSQL server under this name."""
+"""The environment has the URL of a server under this name: of PostgreSQL, or of etcd with a prefix."""
+
+ON_SERVERS: Final = ("postgresql", "etcd")
 
 
 def open_store(engine: str, path: Path, map_size: int = 1 << 20) -> Any:
@@ -53,6 +62,8 @@ def open_store(engine: str, path: Path, map_size: int = 1 << 20) -> Any:
         # With two connections, one that is lost is missed.
         options = f"schema={schema_of(path)}&pool_size=2&lock_timeout=5"
         return kvreplay.open_store(f"{os.environ[SERVER]}&{options}")
+    if engine == "etcd":
+        return kvreplay.open_store(f"{os.environ[SERVER]}/{schema_of(path)}?pool_size=1&timeout=5")
     if engine == "memory":
         return MemoryStore()
     if engine == "filesystem":
@@ -63,7 +74,7 @@ def open_store(engine: str, path: Path, map_size: int = 1 << 20) -> Any:
 
 
 def schema_of(path: Path) -> str:
-    """The schema of a PostgreSQL store that has this path in a test."""
+    """The schema, or the end of the prefix, of a server's store that has this path in a test."""
     return f"{path.parent.name}_{path.name}".lower().replace("-", "_")
 
 
@@ -197,7 +208,7 @@ class World:
 
     def descriptors(self) -> list[str]:
         """What is open, besides the connections to a server, and what waits for one: they come and go."""
-        passing = ("socket:", "anon_inode:[eventpoll]") if self.engine == "postgresql" else ()
+        passing = ("socket:", "anon_inode:[eventpoll]") if self.engine in ON_SERVERS else ()
         return [each for each in _descriptors() if not each.startswith(passing or "/proc/")]
 
     def close(self) -> None:
@@ -210,10 +221,11 @@ class World:
 
     def end(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
-        if self.engine == "postgresql":
+        if self.engine in ON_SERVERS:
             gc.collect()
             # A task of the pool that an interrupt has ended keeps its frames until a collection.
             until(lambda: gc.collect() < 0 or "socket" not in "".join(_descriptors()), PATIENCE)
+        if self.engine == "postgresql":
             drop_schemas(self.path, self.folder / "store")
 
     def temporaries(self) -> list[str]:

@@ -21,10 +21,19 @@ __all__ = [
     "WHOLE",
     "Stranger",
     "complaint",
+    "has_driver",
     "put_and_close",
 ]
 
-HAS_POSTGRESQL = find_spec("psycopg") is not None and find_spec("psycopg_pool") is not None
+DRIVERS = {"postgresql": ("psycopg", "psycopg_pool"), "etcd": ("h11",)}
+
+
+def has_driver(backend: str) -> bool:
+    """Whether what a backend needs is installed."""
+    return all(find_spec(module) is not None for module in DRIVERS.get(backend, ()))
+
+
+HAS_POSTGRESQL = has_driver("postgresql")
 HOUR = 3600.0
 ENGINES_WITH_A_PATH = ("filesystem", "lmdb", "sqlite")
 

@@ -75,10 +75,10 @@ class Session:
         link = self._take(attempt)
         try:
             answer = link.ask(attempt, until)
-            self._keep_or_close(attempt.member, link)
         except BaseException:
             link.close()
             raise
+        self._keep_or_close(attempt.member, link)  # from here on it may be another thread's
         return answer
 
     def _take(self, attempt: Attempt) -> Link:

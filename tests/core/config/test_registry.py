@@ -13,7 +13,14 @@ from kvreplay.config.file import load_config
 from kvreplay.config.registry import BACKENDS, open_store
 from kvreplay.config.units import KINDS
 from kvreplay.errors import ConfigError
-from support.configuring import HAS_POSTGRESQL, RECORDER, Stranger, complaint, put_and_close
+from support.configuring import (
+    HAS_POSTGRESQL,
+    RECORDER,
+    Stranger,
+    complaint,
+    has_driver,
+    put_and_close,
+)
 from support.extras import needs_postgresql
 from support.programs import run_code
 
@@ -21,8 +28,8 @@ from support.programs import run_code
 def test_every_built_in_backend_declares_what_config_needs() -> None:
     import importlib
 
-    for scheme, (module, name, extra) in BACKENDS.items():
-        if extra == "postgresql" and not HAS_POSTGRESQL:
+    for scheme, (module, name, _) in BACKENDS.items():
+        if not has_driver(scheme):
             continue
         engine = getattr(importlib.import_module(module), name)
         assert scheme in module
