@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -165,9 +166,9 @@ class Caller:
         self._file.write(json.dumps(what).encode() + b"\n")
 
 
-def main(told: dict[str, Any]) -> None:
+def main(told: dict[str, Any], opens: Callable[[str], Any] = open_store) -> None:
     sys.setswitchinterval(1e-5)  # so that threads change over inside of calls too
-    store = open_store(told["url"])
+    store = opens(told["url"])
     face = BROKEN[told["broken"]](store) if told["broken"] else store
 
     def work(number: int) -> None:
