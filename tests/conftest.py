@@ -18,7 +18,7 @@ pytest.register_assert_rewrite("support", "torture", "ledger", "etcd")
 from support.disks import in_memory  # noqa: E402
 from support.engines import ENGINES, TRANSACTIONAL, Engine  # noqa: E402
 from support.forking import Child  # noqa: E402
-from support.needs import needs_psycopg  # noqa: E402
+from support.needs import needs_httpcore, needs_psycopg  # noqa: E402
 
 # A stranger's distribution, whose tests run where it is installed.
 collect_ignore = ["kit/third_party"]
@@ -44,12 +44,15 @@ _EXHAUSTIVE = pytest.StashKey[int]()  # how many tests were left out as exhausti
 def new_engine(tmp_path: Path) -> Iterator[Callable[[str], Engine]]:
     """``new_engine("lmdb")`` makes an engine below this test's directory, and closes it."""
     engines: list[Engine] = []
-    with contextlib.ExitStack() as schemas:
+    with contextlib.ExitStack() as places:
 
         def make(name: str) -> Engine:
             path = tmp_path / f"store{len(engines) or ''}"
             if name == "postgresql":
-                url = f"{schemas.enter_context(_own_schema()).url}&pool_size=4"
+                url = f"{places.enter_context(_own_schema()).url}&pool_size=4"
+                engines.append(Engine(name, path, url))
+            elif name == "etcd":
+                url = f"{places.enter_context(_own_prefix()).url}?pool_size=4"
                 engines.append(Engine(name, path, url))
             else:
                 engines.append(Engine(name, path))
@@ -89,6 +92,20 @@ def postgres() -> Iterator[Any]:
     """A schema of this test on the session's PostgreSQL server: ``postgres.url``."""
     with _own_schema() as schema:
         yield schema
+
+
+@pytest.fixture
+def etcd() -> Iterator[Any]:
+    """A prefix of this test on the session's etcd: ``etcd.url``."""
+    with _own_prefix() as prefix:
+        yield prefix
+
+
+def _own_prefix() -> contextlib.AbstractContextManager[Any]:
+    needs_httpcore()
+    from support.shared_etcd import new_prefix, shared_etcd
+
+    return new_prefix(shared_etcd())
 
 
 def _own_schema() -> contextlib.AbstractContextManager[Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, ClassVar, Final, Generic, Literal, Required, Self, TypedDict, TypeVar, cast
@@ -42,6 +43,8 @@ __all__ = ["IN_A_FILE", "Configured", "ReplaySettings", "Settings", "hooks"]
 
 S = TypeVar("S")
 V = TypeVar("V")
+
+_LARGEST_RECORD: Final = 1024 * 1024  # bytes, unless a store carries less
 
 
 class ReplaySettings(TypedDict, total=False):
@@ -179,7 +182,7 @@ class Configured(Generic[S, V]):
         wait_timeout: Duration | None = 10.0,
         on_in_doubt: Literal["raise", "rerun"] | Callable[[ReplayRecord], V] = "raise",
         on_expired: Literal["stale", "rerun"] = "stale",
-        max_record_bytes: int = 1024 * 1024,
+        max_record_bytes: int | None = None,
         renew: bool | None = None,
         doubt_on: tuple[type[BaseException], ...] = (TimeoutError, ConnectionError),
         store_errors: tuple[type[Exception], ...] = (),
@@ -214,7 +217,9 @@ class Configured(Generic[S, V]):
             on_expired: ``"stale"``: a request for an expired key raises ``ExpiredError``, for as
                 long as ``tombstone_ttl`` lasts whether or not a sweep came first. ``"rerun"``: an
                 expired answer counts as absent, so the handler runs anew; so does its tombstone.
-            max_record_bytes: the largest record to store, params and response together.
+            max_record_bytes: the largest record to store, params and response together. ``None``:
+                1 MiB, or what the store can carry, if that is less: half of its
+                ``max_change_bytes``, since a change has the former record and the new one.
             renew: keep renewing the lease while a handler runs. ``None``: if there is a lease, and
                 the store says that it ``spans_machines``, where nothing else shows that this
                 process lives.
@@ -256,8 +261,6 @@ class Configured(Generic[S, V]):
             renew = lease is not None and bool(getattr(store, "spans_machines", False))
         if renew and lease is None:
             raise ConfigError("renew=True needs a lease to renew; lease is None")
-        if type(max_record_bytes) is not int or max_record_bytes < 1:
-            raise ConfigError("max_record_bytes must be an int of at least 1")
         _check_reconciler(on_in_doubt, self._awaits)
         _check_doubt_on(doubt_on)
         _check_store_errors(store_errors, doubt_on)
@@ -277,7 +280,7 @@ class Configured(Generic[S, V]):
                 lease=None if lease is None else to_ms(lease, "lease"),
                 tombstone_ttl=to_ms(tombstone_ttl, "tombstone_ttl"),
                 on_in_doubt=_in_doubt_policy(on_in_doubt),
-                max_record_bytes=max_record_bytes,
+                max_record_bytes=_largest_record(max_record_bytes, asked),
                 doubt_on=doubt_on,
                 store_errors=store_errors,
                 on_expired=_expired_policy(on_expired),
@@ -314,6 +317,23 @@ class Configured(Generic[S, V]):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._settings.name!r} on {self._settings.store!r}>"
+
+
+def _largest_record(given: object, store: object) -> int:
+    """Return how large a record may be, so that every change of it can be made."""
+    carried: int | None = getattr(store, "max_change_bytes", None)
+    most = math.inf if carried is None else carried // 2
+    if given is None:
+        return int(min(_LARGEST_RECORD, most))
+    if type(given) is not int or given < 1:
+        raise ConfigError("max_record_bytes must be an int of at least 1, or None")
+    if given > most:
+        raise ConfigError(
+            f"max_record_bytes is {given}, but a change of this store carries {carried} bytes, the"
+            f" former record and the new one together: give at most {most}, or let the store carry"
+            " more"
+        )
+    return given
 
 
 def _is_awaited(store: object) -> bool:

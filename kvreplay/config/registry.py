@@ -75,6 +75,7 @@ BACKENDS: Final[Mapping[str, tuple[str, str, str | None]]] = {
     "lmdb": ("kvreplay.backends.lmdb", "LMDBStore", "lmdb"),
     "sqlite": ("kvreplay.backends.sqlite", "SQLiteStore", None),
     "postgresql": ("kvreplay.backends.postgresql", "PostgreSQLStore", "postgresql"),
+    "etcd": ("kvreplay.backends.etcd", "EtcdStore", "etcd"),
 }
 
 ENTRY_POINTS: Final = "kvreplay.backends"

@@ -31,6 +31,9 @@ These attributes are optional:
   that an owner lives.
 * ``clock`` is a :class:`~kvreplay.clock.Clock` that all who share the entries have in common, such
   as that of a server. ``Replay`` goes by it, unless it is given another.
+* ``max_change_bytes`` is how many bytes one change can carry: the expected and the new value
+  together, or the value that is written. A larger one is an :class:`~kvreplay.InvalidValueError`.
+  Without the attribute a store takes values of any size that it has room for.
 * ``awaited`` is the same store for an event loop: see :mod:`kvreplay.store.awaited`.
 * ``in_transaction`` is true while this thread's calls on the store are a part of a transaction that
   holds the write lock and is not committed yet. What ``Replay`` answers then is shared with no

@@ -61,6 +61,8 @@ def unclaimed(store: object) -> dict[str, str]:
         missing = next((method for method in methods if not hasattr(store, method)), None)
         if missing is not None:
             reasons[fixture] = f"{name} is no {capability.__name__}: it has no {missing}()"
+    if not hasattr(store, "max_change_bytes"):
+        reasons["bounded"] = f"{name} takes values of any size: it has no max_change_bytes"
     return reasons
 
 

@@ -171,6 +171,10 @@ class StoreContract(
         return _claiming(store, "batching")
 
     @pytest.fixture
+    def bounded(self, store: Any) -> Any:
+        return _claiming(store, "bounded")
+
+    @pytest.fixture
     def checkable(self, store: Any) -> Any:
         return _claiming(store, "checkable")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kvreplay.errors import KeyNotFoundError
+from kvreplay.errors import InvalidValueError, KeyNotFoundError
 from kvreplay.store import (
     Change,
     Entry,
@@ -75,7 +75,7 @@ class LimitTests:
 
     @pytest.mark.parametrize("mib", [1, 4, 16])
     def test_values_of_some_mib(self, store: KVStoreSync, mib: int) -> None:
-        one, other = _values(mib)
+        one, other = _values(store, mib)
         store.write("p", "s", "k", one)
         _same(store.read("p", "s", "k"), one)
         store.write("p", "s", "k", other)
@@ -86,7 +86,7 @@ class LimitTests:
 
     @pytest.mark.parametrize("mib", [4, 16])
     def test_large_values_are_compared_and_swept(self, expiring: ExpiringKVStore, mib: int) -> None:
-        one, other = _values(mib)
+        one, other = _values(expiring, mib, together=2)
         put = expiring.check_and_put
         assert put("p", "s", "k", expected=None, value=one, expires_at=5) is None
         _same(put("p", "s", "k", expected=other, value=b""), one)
@@ -101,7 +101,7 @@ class LimitTests:
 
     @pytest.mark.parametrize("mib", [4, 16])
     def test_large_values_on_pages(self, paginated: PaginatedKVStore, mib: int) -> None:
-        one, other = _values(mib)
+        one, other = _values(paginated, mib)
         paginated.write("p", "s", "one", one)
         paginated.write("p", "s", "other", other)
         page = paginated.list_paginated_with_values("p", "s")
@@ -114,7 +114,7 @@ class LimitTests:
     def test_large_values_in_a_transaction(
         self, transactional: TransactionalKVStore, mib: int
     ) -> None:
-        one, other = _values(mib)
+        one, other = _values(transactional, mib, together=2)
         transactional.write("p", "s", "k", one)
         with transactional.transaction() as txn:
             _same(txn.read("p", "s", "k"), one)
@@ -130,15 +130,56 @@ class LimitTests:
     def test_a_large_value_outlives_the_store_object(
         self, inspectable: InspectableKVStore, reopen: Callable[[], Any]
     ) -> None:
-        one, _ = _values(4)
+        one, _ = _values(inspectable, 4)
         inspectable.check_and_put("p", "s", "k", expected=None, value=one, expires_at=5)
         found = reopen().read_entry("p", "s", "k")
         _same(found.value, one)
         assert found.expires_at == 5
 
 
-def _values(mib: int) -> tuple[bytes, bytes]:
-    """Two values of one size, which differ in their last byte only."""
+    def test_the_largest_changes(self, bounded: Any) -> None:
+        """The expected and the new value count together."""
+        most = bounded.max_change_bytes
+        half, other = bytes(most // 2), bytes(most - most // 2 - 1) + b"1"
+        bounded.write(*(LONGEST,) * 3, bytes(most))
+        _same(bounded.read(*(LONGEST,) * 3), bytes(most))
+        if hasattr(bounded, "check_and_put"):
+            address, put = ("p", LONGEST, LONGEST), bounded.check_and_put
+            assert put(*address, expected=None, value=half, expires_at=5) is None
+            _same(put(*address, expected=half, value=other, expires_at=7), half)
+            _same(put(*address, expected=None, value=bytes(most)), other)
+            bounded.write(*address, bytes(most))
+            _same(put(*address, expected=bytes(most), value=None), bytes(most))
+            assert content(bounded) == {(LONGEST,) * 3: bytes(most)}
+
+    def test_a_larger_change_is_refused(self, bounded: Any) -> None:
+        most = bounded.max_change_bytes
+        bounded.write("p", "s", "k", b"v")
+        with pytest.raises(InvalidValueError):
+            bounded.write("p", "s", "k", bytes(most + 1))
+        with pytest.raises(InvalidValueError):
+            bounded.write("p", "s", "new", bytes(most + 1))
+        if hasattr(bounded, "check_and_put"):
+            for expected, value in [(None, most + 1), (1, most), (most // 2 + 1, most - most // 2)]:
+                with pytest.raises(InvalidValueError):
+                    bounded.check_and_put(
+                        *("p", "s", "k"),
+                        expected=None if expected is None else bytes(expected),
+                        value=bytes(value),
+                    )
+            with pytest.raises(InvalidValueError):
+                bounded.check_and_put("p", "s", "k", expected=bytes(most + 1), value=None)
+        assert content(bounded, ("p", "s")) == {("p", "s", "k"): b"v"}
+
+
+def _values(store: object, mib: int, together: int = 1) -> tuple[bytes, bytes]:
+    """Two values of one size, which differ in their last byte only.
+
+    The test is skipped if the store cannot carry so many of them ``together`` in one change.
+    """
+    most = getattr(store, "max_change_bytes", None)
+    if most is not None and together * mib * MIB > most:
+        pytest.skip(f"a change of this store carries {most} bytes at most")
     value = bytes(range(256)) * (mib * MIB // 256)
     return value, value[:-1] + b"\0"
 

@@ -143,6 +143,10 @@ ORDER: dict[str, tuple[str, ...]] = {
         *("calls", "callers", "session", "transaction", "joining", "aio_session"),
         *("aio_transaction", "aio_joining", "aio", "store", "__init__"),
     ),
+    "backends.etcd": (
+        *("layout", "requests", "errors", "cluster", "location", "links", "operations", "opening"),
+        *("session", "aio_session", "aio", "store", "__init__"),
+    ),
     "backends.sqlite": (
         *("errors", "schema", "entries", "removals", "presence", "connections", "files"),
         *("checking", "committer", "joining", "database", "store", "__init__"),
@@ -184,6 +188,7 @@ PACKAGES: dict[str, set[str]] = {
     "_typed.pydantic": {"pydantic", "pydantic_core"},
     "_inspection": {"msgpack"},
     "_migration.ldk_table": {"psycopg"},
+    "backends.etcd": {"httpcore"},
     "backends.lmdb": {"lmdb"},
     "backends.postgresql": {"psycopg", "psycopg_pool"},
     "metrics.opentelemetry": {"opentelemetry"},

@@ -15,6 +15,7 @@ __all__ = [
     "complaint_of",
     "missing",
     "needs_disks",
+    "needs_httpcore",
     "needs_namespaces",
     "needs_pid_namespaces",
     "needs_psycopg",
@@ -55,6 +56,11 @@ def needs_namespaces(*unshare: str) -> None:
     """That this command, an ``unshare``, can be run."""
     if complaint_of(*unshare, "true") is not None:
         missing(f"needs the right to run {' '.join(unshare)}")
+
+
+def needs_httpcore() -> None:
+    if find_spec("httpcore") is None or find_spec("anyio") is None:
+        missing("needs httpcore and anyio: pip install 'httpcore[asyncio]'")
 
 
 def needs_psycopg() -> None:

@@ -74,7 +74,7 @@ def new_prefix(server: SharedEtcd) -> Iterator[Prefix]:
     """Give a test a prefix that nobody else has, and remove what is below it afterwards."""
     prefix = Prefix(server, f"t_{uuid.uuid4().hex[:12]}")
     yield prefix
-    first = prefix.name.encode()
+    first = f"/{prefix.name}/".encode()
     server.call("/v3/kv/deleterange", key=coded(first), range_end=coded(end_of_range(first)))
 
 

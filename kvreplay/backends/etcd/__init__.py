@@ -1,0 +1,5 @@
+"""Keys of an etcd cluster as a store, by its JSON gateway and httpcore: the extra ``etcd``."""
+
+from kvreplay.backends.etcd.store import EtcdStore
+
+__all__ = ["EtcdStore"]
