@@ -44,7 +44,10 @@ def main(told: dict[str, Any]) -> None:
         open_store(told["url"]),
         SlowLedger(Path(told["ledger"])),
         MODES[told["mode"]],
-        **{"ttl": "30d", "lease": told["lease"], "wait_timeout": 0.2, "clock": clock},
+        ttl="30d",
+        lease=told["lease"],
+        wait_timeout=0.2,
+        clock=clock,
     )
 
     def work() -> None:

@@ -14,7 +14,17 @@ from support.etcd import Cluster, Member
 from support.networks import Network
 from support.waiting import until
 
-__all__ = ["KILLS", "OTHERS", "PARTITIONS", "Strike", "Strikes"]
+__all__ = [
+    "KILLS",
+    "OTHERS",
+    "PARTITIONS",
+    "Strike",
+    "Strikes",
+    "cut_off_the_leader",
+    "kill_the_leader",
+    "part_a_follower",
+    "part_the_leader",
+]
 
 Strike = Callable[["Strikes", Sequence[Member]], None]
 """Called with the strikes' cluster and network, and the members: the leader first."""
@@ -98,6 +108,7 @@ class Strikes:
     worked: Callable[[], int]
     failed: Callable[[], int]
     done: collections.Counter[str] = attrs.field(factory=collections.Counter)
+    _failed_before: int = 0
 
     @property
     def kills(self) -> int:
@@ -108,9 +119,7 @@ class Strikes:
         return sum(self.done[strike.__name__] for strike in PARTITIONS)
 
     def told(self) -> str:
-        each = (
-            f"{name.replace('_', ' ')}: {times}" for name, times in sorted(self.done.items())
-        )
+        each = (f"{name.replace('_', ' ')}: {times}" for name, times in sorted(self.done.items()))
         return f"{self.kills} members killed, {self.partitions} partitions ({', '.join(each)})"
 
     def until_worked(self, more: int = 20) -> None:
@@ -125,11 +134,10 @@ class Strikes:
         self.until_worked()
 
     def until_seen(self, strike: Strike) -> None:
-        """Wait until the clients have met what is in force: they fail, or go on in spite of it."""
-        if strike in _WITHOUT_A_MAJORITY:
-            before = self.failed()
-            until(lambda: self.failed() > before)
-        else:
+        """Wait until the clients have met what is in force: some fail, and if they can, they go on."""
+        if strike is not kill_a_follower:  # which is noticed by those whose call it had
+            until(lambda: self.failed() > self._failed_before)
+        if strike not in _WITHOUT_A_MAJORITY:
             self.until_worked()
 
     @contextmanager
@@ -139,6 +147,7 @@ class Strikes:
         followers = [member for member in self.cluster.members if member is not leader]
         self.chance.shuffle(followers)
         time.sleep(self.chance.uniform(0, 0.1))  # the random instant
+        self._failed_before = self.failed()
         strike(self, [leader, *followers])
         try:
             if strike not in (*_WITHOUT_A_MAJORITY, *_LEADER_STAYS):

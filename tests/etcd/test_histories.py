@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import random
+import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,48 +18,72 @@ import attrs
 import pytest
 
 from etcd.conftest import FACES
-from etcd.strikes import KILLS, OTHERS, PARTITIONS, Strike, Strikes
+from etcd.strikes import (
+    KILLS,
+    OTHERS,
+    PARTITIONS,
+    Strike,
+    Strikes,
+    cut_off_the_leader,
+    kill_the_leader,
+    part_a_follower,
+    part_the_leader,
+)
 from kvreplay import open_store
 from support.etcd import Cluster
 from support.histories import KEYS, History, Tally, collected, unexplained, without_unseen
-from support.history_process import Caller
-from support.linearizability import linearization
+from support.history_process import NAMESPACE, named, read
+from support.linearizability import Operation, linearization
 from support.networks import Network
 from support.nursery import ForkedProgram
 
 CALLER = Path(__file__).parent / "caller.py"
-PROCESSES, THREADS = 4, 2
+THREADS = 2
+TIMEOUT = "1s"
 PLAIN = {"keys": KEYS, "operations": None, "kill_at": None, "faulty": True, "lazy": False}
 
 
 @attrs.define
 class Recording:
-    """Processes that call a store until they are killed."""
+    """Processes that call a store until they are killed.
 
-    url: str
+    Of each two that ask the same member first, one only reads: so it is still there when that member hears
+    of no change any more.
+    """
+
+    cluster: Cluster
     network: Network
     folder: Path
     face: str
     broken: str = ""
     processes: list[ForkedProgram] = attrs.field(factory=list)
 
-    def _told(self, name: str, threads: int) -> dict[str, Any]:
+    def _told(self, number: int) -> dict[str, Any]:
         return {
             **PLAIN,
-            "url": self.url,
+            "url": self.url(number),
             "network": self.network.clients.namespace,
             "folder": str(self.folder),
             "face": self.face,
-            "broken": self.broken,
-            "name": name,
-            "threads": threads,
+            "broken": "",
+            "broken_engine": self.broken,
+            "name": f"p{number}",
+            "threads": THREADS,
+            "only_reads": number % 2,
         }
+
+    def url(self, number: int = 0) -> str:
+        members = self.cluster.members
+        first = number // 2
+        return self.cluster.url(
+            self.folder.name, *members[first:], *members[:first], timeout=TIMEOUT
+        )
 
     @contextmanager
     def going_on(self) -> Iterator[None]:
         with contextlib.ExitStack() as ends:
-            for number in range(PROCESSES):
-                told = self._told(f"p{number}", THREADS)
+            for number in range(2 * len(self.cluster.members)):
+                told = self._told(number)
                 self.processes.append(ends.enter_context(ForkedProgram(CALLER, told)))
             for process in self.processes:
                 assert process.hear() == "ready"
@@ -70,9 +96,13 @@ class Recording:
 
     def histories(self) -> Mapping[str, History]:
         """What all have seen, and what is there in the end."""
-        with open_store(self.url) as store:
-            Caller(store, "end", self._told("end", 1)).read_all()
-        return collected(self.folder)
+        seen = collected(self.folder)
+        with open_store(self.url()) as store:
+            for key, history in seen.items():
+                invoked = time.monotonic_ns()
+                found = named(read(store, *NAMESPACE, key))
+                history.append(Operation("read", invoked, time.monotonic_ns(), found=found))
+        return seen
 
     def worked(self) -> int:
         return self._count('["returned"')
@@ -91,20 +121,18 @@ def record(
 ) -> Callable[..., Mapping[str, History]]:
     """``record(strike, face)``: what is seen while this strike is in force."""
     network, cluster = cut_cluster
-    runs = iter(range(1000))
 
     def recorded(strike: Strike, face: str = "blocking", **options: Any) -> Mapping[str, History]:
-        folder = tmp_path / f"seen{next(runs)}"
+        folder = tmp_path / f"seen-{uuid.uuid4()}"  # it names the store too
         folder.mkdir()
-        url = cluster.url(f"histories-{folder.name}-{chance.random()}", timeout="1s")
-        recording = Recording(url, network, folder, face, **options)
+        recording = Recording(cluster, network, folder, face, **options)
         with recording.going_on():
             strikes = Strikes(cluster, network, chance, recording.worked, recording.failed)
-            strikes.until_worked()
+            strikes.until_worked(100)
             with strikes.in_force(strike):
                 strikes.until_seen(strike)
                 recording.processes.pop(0).kill()
-            strikes.until_worked()
+            strikes.until_worked(100)
         return recording.histories()
 
     return recorded
@@ -122,3 +150,27 @@ def test_what_was_seen_can_be_explained(
     assert tally.at_once > 1, "the calls came one after another: nothing was tested"
     assert tally.changed, "no check-and-put changed anything: nothing was tested"
     tell(tally.told())
+
+
+# Engines that are broken on purpose.
+
+
+@pytest.mark.parametrize(
+    ("broken", "strike"),
+    [
+        ("reads_from_one_member", part_the_leader),
+        ("reads_from_one_member", part_a_follower),
+        ("sends_a_change_again", kill_the_leader),
+        ("sends_a_change_again", cut_off_the_leader),
+    ],
+)
+def test_what_a_broken_engine_shows_cannot_be_explained(
+    broken: str, strike: Strike, record: Callable[..., Mapping[str, History]], tell: Any
+) -> None:
+    for run in range(20):
+        seen = record(strike, broken=broken)
+        rejected = [key for key in KEYS if linearization(without_unseen(seen[key])) is None]
+        if rejected:
+            tell(f"{len(rejected)} of {len(KEYS)} histories rejected, in run {run + 1}")
+            return
+    pytest.fail("the checker never noticed")
