@@ -134,10 +134,10 @@ class Strikes:
         self.until_worked()
 
     def until_seen(self, strike: Strike) -> None:
-        """Wait until the clients have met what is in force: some fail, and if they can, they go on."""
-        if strike is not kill_a_follower:  # which is noticed by those whose call it had
+        """Wait until the clients have met what is in force: they go on, or fail if they must."""
+        if strike in _WITHOUT_A_MAJORITY:
             until(lambda: self.failed() > self._failed_before)
-        if strike not in _WITHOUT_A_MAJORITY:
+        else:
             self.until_worked()
 
     @contextmanager

@@ -36,19 +36,21 @@ from support.history_process import NAMESPACE, named, read
 from support.linearizability import Operation, linearization
 from support.networks import Network
 from support.nursery import ForkedProgram
+from support.waiting import until
 
 CALLER = Path(__file__).parent / "caller.py"
 THREADS = 2
 TIMEOUT = "1s"
+FAILURES = ('["refused"', '["unknown"')
 PLAIN = {"keys": KEYS, "operations": None, "kill_at": None, "faulty": True, "lazy": False}
 
 
 @attrs.define
 class Recording:
-    """Processes that call a store until they are killed.
+    """Processes that call a store until they are killed: two for each member.
 
-    Of each two that ask the same member first, one only reads: so it is still there when that member hears
-    of no change any more.
+    One asks that member first. The other one asks nobody else, and only reads: so it is still there when the
+    member hears of no change any more.
     """
 
     cluster: Cluster
@@ -73,11 +75,9 @@ class Recording:
         }
 
     def url(self, number: int = 0) -> str:
-        members = self.cluster.members
-        first = number // 2
-        return self.cluster.url(
-            self.folder.name, *members[first:], *members[:first], timeout=TIMEOUT
-        )
+        members, first = self.cluster.members, number // 2
+        asked = [members[first]] if number % 2 else [*members[first:], *members[:first]]
+        return self.cluster.url(self.folder.name, *asked, timeout=TIMEOUT)
 
     @contextmanager
     def going_on(self) -> Iterator[None]:
@@ -105,13 +105,17 @@ class Recording:
         return seen
 
     def worked(self) -> int:
-        return self._count('["returned"')
+        return self._count("p[024]-*", '["returned"')
 
     def failed(self) -> int:
-        return self._count('["refused"', '["unknown"')
+        return self._count("p[024]-*", *FAILURES)
 
-    def _count(self, *outcomes: str) -> int:
-        texts = [path.read_text() for path in self.folder.iterdir()]
+    def failed_at_one(self) -> int:
+        """How many reads have failed of those who ask one member."""
+        return self._count("p[135]-*", *FAILURES)
+
+    def _count(self, files: str, *outcomes: str) -> int:
+        texts = [path.read_text() for path in self.folder.glob(files)]
         return sum(text.count(outcome) for text in texts for outcome in outcomes)
 
 
@@ -129,8 +133,11 @@ def record(
         with recording.going_on():
             strikes = Strikes(cluster, network, chance, recording.worked, recording.failed)
             strikes.until_worked(100)
+            before = recording.failed_at_one()
             with strikes.in_force(strike):
                 strikes.until_seen(strike)
+                if not recording.broken:  # a broken one may notice nothing
+                    until(lambda: recording.failed_at_one() > before)
                 recording.processes.pop(0).kill()
             strikes.until_worked(100)
         return recording.histories()
