@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import kvreplay.backends.etcd  # noqa: F401  # once, before the payers are forked
-from kvreplay import SystemClock, open_store
+from kvreplay import StoreUnavailableError, SystemClock, open_store
+from support.broken_etcd import BROKEN
 from support.networks import enter
 from torture.ledger import Ledger
 from torture.node import MODES, Node
@@ -36,12 +37,23 @@ class SlowLedger(Ledger):
         super().note(kind, key, value)
 
 
+def opened(url: str) -> Any:
+    """Open the store, as soon as enough members answer."""
+    while True:
+        try:
+            return open_store(url)
+        except StoreUnavailableError:
+            continue
+
+
 def main(told: dict[str, Any]) -> None:
     enter(told["network"])
+    if told["broken"]:
+        BROKEN[told["broken"]]()
     random.seed(told["seed"])
     clock = JumpingClock() if told["jumps"] else SystemClock()
     node = Node(
-        open_store(told["url"]),
+        opened(told["url"]),
         SlowLedger(Path(told["ledger"])),
         MODES[told["mode"]],
         ttl="30d",

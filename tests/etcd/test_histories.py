@@ -169,6 +169,7 @@ def test_what_was_seen_can_be_explained(
         ("reads_from_one_member", part_a_follower),
         ("sends_a_change_again", kill_the_leader),
         ("sends_a_change_again", cut_off_the_leader),
+        ("denies_what_it_has_sent", cut_off_the_leader),
     ],
 )
 def test_what_a_broken_engine_shows_cannot_be_explained(
