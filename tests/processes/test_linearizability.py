@@ -6,8 +6,6 @@ they were made from, are rejected. ``--histories N`` records more than CI has ti
 
 from __future__ import annotations
 
-import itertools
-import json
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +17,7 @@ import pytest
 
 from kvreplay import open_store
 from support.crew import run_together
+from support.histories import KEYS, History, Tally, collected, unexplained
 from support.linearizability import Operation, linearization
 from support.needs import needs_strace
 from support.programs import PROGRAMS
@@ -26,9 +25,6 @@ from support.programs import PROGRAMS
 pytestmark = pytest.mark.any_python
 
 SCRIPT = PROGRAMS / "history_process.py"
-KEYS = ["a", "b", "c", "d"]
-
-History = list[Operation]
 
 
 # Recording.
@@ -72,62 +68,6 @@ def record(
     ]
     assert len(run_together(SCRIPT, told, faults=faults)) == victims
     return collected(folder)
-
-
-def collected(folder: Path) -> dict[str, History]:
-    """Read the threads' files: a line before each call, and one after each that came back."""
-    histories: dict[str, History] = {key: [] for key in KEYS}
-    for path in folder.iterdir():
-        whole = path.read_text().split("\n")[:-1]  # a kill may have cut the last line
-        lines = [json.loads(line) for line in whole]
-        moment = 0
-        for call, end in itertools.zip_longest(lines[::2], lines[1::2]):
-            kind, key, expected, value = call
-            outcome, invoked, *seen = end or ("unknown", moment)  # not before the last one's return
-            operation = Operation(kind, invoked, expected=expected, value=value)
-            if outcome == "returned":
-                moment, found = seen
-                operation = attrs.evolve(operation, returned=moment, found=found)
-            if outcome != "refused":
-                histories[key].append(operation)
-    return histories
-
-
-@attrs.define
-class Tally:
-    """What was recorded and checked, to be told."""
-
-    histories: int = 0
-    operations: int = 0
-    changed: int = 0
-    unknown: int = 0
-    at_once: int = 0
-
-    def add(self, history: History) -> None:
-        self.histories += 1
-        self.operations += len(history)
-        self.changed += sum(
-            operation.kind == "check_and_put" and operation.found == operation.expected
-            for operation in history
-            if operation.has_ended
-        )
-        self.unknown += sum(not operation.has_ended for operation in history)
-        running = 0
-        for _, change in sorted(
-            moment
-            for operation in history
-            if operation.has_ended
-            for moment in ((operation.invoked, 1), (operation.returned, -1))
-        ):
-            running += change
-            self.at_once = max(self.at_once, running)
-
-    def told(self) -> str:
-        return (
-            f"{self.histories} histories of {self.operations:,} operations explained,"
-            f" {self.changed:,} of them check-and-puts that changed something,"
-            f" {self.unknown} of unknown outcome; up to {self.at_once} at once on one key"
-        )
 
 
 @pytest.fixture
@@ -204,11 +144,6 @@ def test_unknown_outcomes_of_a_failing_disk_can_be_explained(
             tally.add(history)
     assert tally.unknown, "every outcome was known: nothing was tested"
     tell(tally.told())
-
-
-def unexplained(history: History, seed: int, key: str) -> str:
-    lines = [str(operation) for operation in sorted(history, key=lambda each: each.invoked)]
-    return "\n".join([f"seed {seed}, key {key}: no order explains", *lines])
 
 
 # Stores that are broken on purpose.

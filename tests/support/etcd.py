@@ -341,8 +341,19 @@ class Cluster:
             member.certificate = self.authority.sign(name, address)
         return member
 
-    def url(self, prefix: str, *, user: str = "", password: str = "", **options: Any) -> str:
-        """What ``open_store`` takes: of all members, with whom to trust and whom to be."""
+    def url(
+        self,
+        prefix: str,
+        *members: Member,
+        user: str = "",
+        password: str = "",
+        **options: Any,
+    ) -> str:
+        """What ``open_store`` takes: with whom to trust and whom to be.
+
+        Args:
+            members: who is asked, in this order; by default all.
+        """
         if self.authority is not None:
             options = {"ca": self.authority.ca, **options}
         if self.client is not None:
@@ -350,7 +361,7 @@ class Cluster:
         if self._auth and not user:
             user, password = "root", ROOT_PASSWORD
         who = f"{quote(user)}:{quote(password)}@" if user else ""
-        hosts = ",".join(f"{member.address}:{member.port}" for member in self.members)
+        hosts = ",".join(f"{each.address}:{each.port}" for each in members or self.members)
         query = f"?{urlencode(options)}" if options else ""
         return f"etcd://{who}{hosts}/{quote(prefix)}{query}"
 

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,7 @@ class Caller:
         self._keys = told["keys"]
         self._faulty = told["faulty"]
         self._lazy = told["lazy"]
+        self._weights = (0, 1, 0, 0) if told.get("only_reads") else (6, 4, 1, 1)
         self._rng = random.Random(name)
         self._known: dict[str, bytes | None] = dict.fromkeys(self._keys)
         self._values = itertools.count()
@@ -116,7 +118,7 @@ class Caller:
     def call(self) -> None:
         """Make a call at random, on one of the first keys rather than on a later one."""
         key = self._rng.choices(self._keys, range(len(self._keys), 0, -1))[0]
-        (kind,) = self._rng.choices(["check_and_put", "read", "write", "remove"], [6, 4, 1, 1])
+        (kind,) = self._rng.choices(["check_and_put", "read", "write", "remove"], self._weights)
         expected = value = None
         if kind == "write" or (kind == "check_and_put" and self._rng.random() < 0.9):
             value = f"{self._name}-{next(self._values)}".encode()
@@ -165,9 +167,9 @@ class Caller:
         self._file.write(json.dumps(what).encode() + b"\n")
 
 
-def main(told: dict[str, Any]) -> None:
+def main(told: dict[str, Any], opens: Callable[[str], Any] = open_store) -> None:
     sys.setswitchinterval(1e-5)  # so that threads change over inside of calls too
-    store = open_store(told["url"])
+    store = opens(told["url"])
     face = BROKEN[told["broken"]](store) if told["broken"] else store
 
     def work(number: int) -> None:

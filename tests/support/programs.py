@@ -85,6 +85,10 @@ class Program:
         self._stdin.write(text + "\n")
         self._stdin.flush()
 
+    def begin(self) -> None:
+        """End its standard input, for which it waits."""
+        self._stdin.close()
+
     def kill(self) -> str:
         """Kill it, and return what it said until then."""
         self.popen.kill()

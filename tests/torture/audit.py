@@ -41,6 +41,7 @@ def audit(
     forgets: bool = False,
     fails: bool = False,
     rebooted: bool = False,
+    clock: Any = None,
 ) -> Counter[State]:
     """Hold the promises against the ledger, once no node runs; return what the keys are.
 
@@ -50,8 +51,9 @@ def audit(
         forgets: the latest changes may have been undone by a power cut.
         fails: calls may have failed for a reason of the store's.
         rebooted: the machine was down for longer than a lease. No lock tells of its processes now.
+        clock: by which all leases are over, where no lock tells of other machines' processes.
     """
-    clock = MinuteLater() if rebooted else SystemClock()
+    clock = clock or (MinuteLater() if rebooted else SystemClock())
     replay = Replay(store, "ns", ttl=3600, wait_timeout=0, clock=clock)
     accounts = ledger.accounts()
     states: Counter[State] = Counter()

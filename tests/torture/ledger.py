@@ -55,6 +55,7 @@ class Ledger:
         with self.path.open("ab+") as file:
             file.seek(self._read)
             text = file.read()
+            text = text[: text.rfind(b"\n") + 1]  # the rest is being written, or cut off
             self._read += len(text)
         for line in text.splitlines():
             if not line.endswith(b"]"):

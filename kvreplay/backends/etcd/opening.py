@@ -52,7 +52,8 @@ def find_mark(keys: Keys, create: bool) -> Operation[bytes]:
     """
     mark = _FORMAT + str(uuid.uuid4()).encode()
     made = [put(keys.meta, mark)] if create else []
-    told = yield transaction((are_absent(keys.all),), made, (get(one(keys.meta)),), changes=create)
+    # Done twice it finds what it has made: so a lost answer is asked for again, as that of a read.
+    told = yield transaction((are_absent(keys.all),), made, (get(one(keys.meta)),), changes=False)
     if told.get("succeeded"):
         if create:
             return mark
