@@ -286,25 +286,26 @@ def _is_same_claim(seen: Claim | None, claim: Claim) -> bool:
 
 
 def renew(held: HeldClaim, key: ReplayKey, lease: int) -> Flow[bool]:
-    """Renew the lease of a claim once; say whether the claim is still held."""
+    """Renew the lease of a claim once; say whether the claim is still held.
+
+    It may have another lease than ``held`` knows of, if a renewal seemed to have failed.
+    """
     found, now = yield READ
-    if found != held.data:
+    if claim_of(found, held.token) is None:
         return False
     claim = held.record.claim
     assert claim is not None  # what is held is a claim
-    moved = HeldClaim(
+    moved = encode(
         attrs.evolve(held.record, claim=attrs.evolve(claim, lease_expires_at=now + lease))
     )
     try:
-        found, now = yield CheckAndPut(held.data, moved.data)
+        there, _ = yield CheckAndPut(found, moved)
+        found = moved if there == found else there
     except OutcomeUnknownError:
-        found, now = yield READ
-        if found == moved.data:
-            held.data = moved.data
-        return bool(found == held.data)
-    if found != held.data:
+        found, _ = yield READ
+    if claim_of(found, held.token) is None:
         return False
-    held.data = moved.data
+    held.data = found
     return True
 
 

@@ -27,7 +27,10 @@ from kvreplay.store import Bell, ForkSafeLock
 __all__ = ["RENEWALS_PER_LEASE", "Renewer"]
 
 RENEWALS_PER_LEASE: Final = 3
-"""How many renewals there are in one lease, so that two may fail before it is over."""
+"""How many renewals there are in one lease. One may fail, and clocks may still differ.
+
+``docs/explanation/clocks.md`` says by how much.
+"""
 
 
 class _Round:

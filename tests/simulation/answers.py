@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from kvreplay import NOT_APPLIED, Applied, InFlightError, Unknown
 from kvreplay._protocol.record import TOKEN_SIZE
@@ -37,7 +37,18 @@ from simulation.flows import (
     Undone,
 )
 from simulation.scenario import TICK, Scenario, name_of
-from simulation.world import Actor, Run, RunEnd, World, describe, in_doubt, look_up, owner_of, view
+from simulation.world import (
+    Actor,
+    Run,
+    RunEnd,
+    World,
+    clock_at,
+    describe,
+    in_doubt,
+    look_up,
+    owner_of,
+    view,
+)
 
 ANYTHING: Any = object()
 """As ``expected`` of a planted bug's put: whatever is there."""
@@ -123,14 +134,20 @@ class Answers:
         if self.scenario.slow_clocks and world.left.ticks:
             slow = actor._replace(phase="slow", slow=(found, world.now))
             yield f"{label}, and is slow", world.with_actor(index, slow)
-        yield self._tell(label, world, index, Sent((found, world.now)), (found, world.now))
+        now = self._now(world, index)
+        yield self._tell(label, world, index, Sent((found, now)), (found, now))
+
+    def _now(self, world: World, index: int) -> int:
+        """What the clock tells at a caller's place."""
+        return clock_at(self.scenario, world, self._callers[index].process)
 
     def _sees(self, world: World, index: int, found: bytes | None) -> str:
         entry = view(found)
         if entry is None:
             return ""
         if entry.claim is None:
-            return "answer" if entry.response is not None and world.now < entry.expires_at else ""
+            lives = entry.response is not None and self._now(world, index) < entry.expires_at
+            return "answer" if lives else ""
         now = world._replace(data=found)
         return "doubt" if in_doubt(self.scenario, now, self._callers[index].process) else ""
 
@@ -169,12 +186,14 @@ class Answers:
             left = world.left._replace(unknowns=world.left.unknowns - 1)
             label = f"{self._who(index, actor)} asks the ledger, which does not know yet"
             asked = self._bind(world._replace(left=left), index)
-            yield self._tell(label, asked, index, Sent((Unknown(), world.now)))
+            yield self._tell(label, asked, index, Sent((Unknown(), self._now(world, index))))
         verdict = NOT_APPLIED if effect is None else Applied(effect)
         label = f"{self._who(index, actor)} asks the ledger, which knows of {effect or 'nothing'}"
         if effect is None:
             world = world._replace(barred=world.barred | {step.record.claim.token})
-        yield self._tell(label, self._bind(world, index), index, Sent((verdict, world.now)))
+        invariants.check_living(label, self.scenario, world, step.record.claim)
+        told = Sent((verdict, self._now(world, index)))
+        yield self._tell(label, self._bind(world, index), index, told)
 
     def _effect(self, world: World) -> str | None:
         """Return the response of the effect that no stored answer tells of yet."""
@@ -213,7 +232,8 @@ class Answers:
             label = f"{who} runs the handler" + ("" if end == "returns" else f", which {end} later")
             ran = self._ran(label, world, index, end)
             if is_seen:
-                running = ran.actors[index]._replace(phase="running", held=held)
+                due = self._due(world, "interval")
+                running = ran.actors[index]._replace(phase="running", held=held, due=due)
                 yield label, ran.with_actor(index, running)
             else:
                 # Nobody can see whether it has ended yet, and a crash has the same effect.
@@ -235,12 +255,14 @@ class Answers:
         if actor.renewal is not None:
             yield from self._renewing(world, index, actor, actor.renewal)
             return  # a run goes on when no renewal is under way
-        if actor.renewals and actor.held is not None:
+        if actor.renewals and actor.held is not None and self._is_due(world, actor):
             lease, held = self.scenario.lease * TICK, actor.held
             root = self._root(
                 index, (actor.attempt, held), lambda: self.protocol.renewal(held, lease)
             )
-            renewing = actor._replace(renewal=root, renewals=actor.renewals - 1)
+            renewing = actor._replace(
+                renewal=root, renewals=actor.renewals - 1, due=self._due(world, "takes")
+            )
             yield from self._renewing(world.with_actor(index, renewing), index, renewing, root)
         run = world.run_of(index)
         assert run is not None  # it is under way
@@ -254,7 +276,8 @@ class Answers:
                 yield self._ended(label, world, index, actor.held, error)
         if "interrupted" in ends:
             label = f"{who} is interrupted, and it happened"
-            asking = world.with_actor(index, actor._replace(phase="asking", held=None))
+            due = self._due(world, "takes")
+            asking = world.with_actor(index, actor._replace(phase="asking", held=None, due=due))
             yield self._tell(label, asking, index, Thrown("Interrupted", begun=True))
         yield self._ends(f"{who}: the handler returns", world, index, actor.held, "returns")
 
@@ -265,14 +288,24 @@ class Answers:
     def _end_of(self, world: World, index: int, held: bytes | None, end: RunEnd) -> Ended:
         response = name_of(index, world.actors[index].attempt)
         error = "Refused" if end == "fails" else None
-        return Ended(response, error, world.now, held, end != "keeps nothing")
+        return Ended(response, error, self._now(world, index), held, end != "keeps nothing")
 
     def _ended(self, label: str, world: World, index: int, held: bytes | None, error: str) -> Move:
-        return self._call_over(label, world, index, Ended(None, error, world.now, held))
+        ended = Ended(None, error, self._now(world, index), held)
+        return self._call_over(label, world, index, ended)
 
     def _call_over(self, label: str, world: World, index: int, ended: Ended) -> Move:
-        actor = world.actors[index]._replace(phase="asking", held=None, began=True)
+        due = self._due(world, "takes")
+        actor = world.actors[index]._replace(phase="asking", held=None, began=True, due=due)
         return self._tell(label, world.with_actor(index, actor), index, ended)
+
+    def _due(self, world: World, what: Literal["interval", "takes"]) -> int | None:
+        """Return until when something must be done now, if renewals are on time."""
+        on_time = self.scenario.on_time
+        return None if on_time is None else world.now + getattr(on_time, what) * TICK
+
+    def _is_due(self, world: World, actor: Actor) -> bool:
+        return actor.due is None or world.now >= actor.due
 
     def _renewing(self, world: World, index: int, actor: Actor, node: Node) -> Iterator[Move]:
         """The renewer's next step, while the handler runs."""
@@ -281,7 +314,12 @@ class Answers:
         if step is READ:
             label = f"{who} reads {describe(world.data)}"
             asked = self._note(world, index, READ)
-            yield self._renewed(label, asked, index, node, Sent((world.data, world.now)))
+            told = Sent((world.data, self._now(world, index)))
+            yield self._renewed(label, asked, index, node, told)
+            if world.left.faults:
+                failed = world._replace(left=world.left._replace(faults=world.left.faults - 1))
+                error = "StoreUnavailableError"
+                yield self._renewed(f"{label} -- {error}", failed, index, node, Thrown(error))
             return
         assert isinstance(step, CheckAndPut)
         label = f"{who} {text_of(step)}"
@@ -291,7 +329,8 @@ class Answers:
         else:
             applied = self._note(world, index, step)
             label = f"{label}, but finds {describe(found)}"
-        yield self._renewed(label, applied, index, node, Sent((found, world.now)))
+        told = Sent((found, self._now(world, index)))
+        yield self._renewed(label, applied, index, node, told)
         if world.left.faults:
             left = world.left._replace(faults=world.left.faults - 1)
             for error, then, when in (
@@ -310,7 +349,10 @@ class Answers:
         invariants.check_renewal(label, self.scenario, after)
         kept = after.result is not False  # a failure is tried again
         actor = actor._replace(
-            renewal=None, held=after.held, renewals=actor.renewals if kept else 0
+            renewal=None,
+            held=after.held,
+            renewals=actor.renewals if kept else 0,
+            due=self._due(world, "interval") if kept else None,
         )
         return label, world.with_actor(index, actor)
 
@@ -352,10 +394,10 @@ class Answers:
                 found = world.data
                 if inner is READ:
                     world = self._note(world, index, READ)
-                    inner = flow.send((found, world.now))
+                    inner = flow.send((found, self._now(world, index)))
                 elif isinstance(inner, Call):
                     if end == "declines":
-                        ended = Ended(None, "Declined", world.now, None)
+                        ended = Ended(None, "Declined", self._now(world, index), None)
                     else:
                         ended = self._end_of(world, index, None, end)
                         world = self._ran(label, world, index, end)
@@ -366,7 +408,7 @@ class Answers:
                         world = self._stored(label, world, index, inner)
                     else:
                         world = self._note(world, index, inner)
-                    inner = flow.send((found, world.now))
+                    inner = flow.send((found, self._now(world, index)))
         except StopIteration as returned:
             return world, Committed(returned.value, end != "keeps nothing")
         except Exception as error:
@@ -399,6 +441,8 @@ class Answers:
         """Send a flow its answer, and see whether it goes on."""
         actor = world.actors[index]
         node = actor.node.after(answer)
+        if not actor.began and not isinstance(node.step, Call) and _has_time(answer):
+            actor = actor._replace(due=self._due(world, "takes"))  # a lease is reckoned from here
         while node.step is BEGIN:  # nobody can see it before the claim is stored
             caller = self._callers[index]
             token = f"{name_of(index, actor.attempt)}.{node.begun + 1}".encode().ljust(
@@ -492,6 +536,10 @@ class Answers:
             ):
                 world = self._end(world, other, "refused by its own process")
         return world
+
+
+def _has_time(answer: Answer) -> bool:
+    return isinstance(answer, Sent) and isinstance(answer.value, tuple)
 
 
 def text_of(step: CheckAndPut) -> str:

@@ -10,7 +10,7 @@ from kvreplay import (
     KVReplayError,
     ParamsMismatchError,
 )
-from kvreplay._protocol.record import State, decode_response
+from kvreplay._protocol.record import Claim, State, decode_response
 from kvreplay._protocol.steps import (
     READ,
     UNDO,
@@ -103,7 +103,7 @@ def check_kept(label: str, world: World) -> None:
     """Nothing that was acknowledged is lost while it lives."""
     for response in world.acknowledged:
         stored = world.answer(response)
-        if world.now < stored.expires_at:
+        if world.furthest < stored.expires_at:
             entry = view(world.data)
             if entry is None or entry.response != response:
                 raise Violation(label, f"the acknowledged answer {response!r} is lost")
@@ -116,7 +116,7 @@ def check_run(label: str, scenario: Scenario, world: World, run: Run) -> None:
     """The handler runs once, unless the policy allows more; never twice while its owner lives."""
     for other in world.runs:
         if any(
-            index >= other.born and _over(scenario, stored) <= world.now
+            index >= other.born and _over(scenario, stored) <= world.furthest
             for index, stored in enumerate(world.answers)
         ):
             continue  # of an earlier lifetime
@@ -163,7 +163,7 @@ def note_put(
         if world.answer(new.response) is not None:
             raise Violation(label, f"the answer {new.response!r} is stored a second time")
         _check_stored(label, scenario, world, index, new)
-        stored = Stored(new.response, new.expires_at, world.now)
+        stored = Stored(new.response, new.expires_at, world.furthest)
         world = world._replace(answers=(*world.answers, stored))
     claim = None if old is None else old.claim
     actor = world.actors[index]
@@ -178,6 +178,7 @@ def note_put(
     if claim.token == actor.token:
         withdrew = new is None or new.claim is None or new.claim.token != actor.token
         return world.with_actor(index, actor._replace(withdrew=withdrew))
+    check_living(label, scenario, world, claim)
     if new is not None and new.claim is not None and new.claim.token == actor.token:
         reran = scenario.on_in_doubt is InDoubtPolicy.RERUN
         world = world.with_actor(index, actor._replace(reran=reran))
@@ -185,7 +186,7 @@ def note_put(
     if (
         elsewhere
         and scenario.on_in_doubt is InDoubtPolicy.RERUN
-        and claim.lease_expires_at <= world.now
+        and claim.lease_expires_at <= _told(scenario, world, index)
         and world.holder(claim.token) is not None
     ):
         world = world._replace(lapsed=world.lapsed | {claim.token})
@@ -209,6 +210,19 @@ def _check_stored(label: str, scenario: Scenario, world: World, index: int, new:
         raise Violation(label, f"the failure {new.response!r} settles the run before it")
     if claim is not None and claim.token != actor.token and claim.token not in world.barred:
         raise Violation(label, f"the failure {new.response!r} is stored over another's claim")
+
+
+def check_living(label: str, scenario: Scenario, world: World, claim: Claim | None) -> None:
+    """No owner that lives, and renews in time, is taken for gone while the clocks are near."""
+    if not scenario.finds_no_living or claim is None or claim.ended_at is not None:
+        return
+    if world.holder(claim.token) is not None:
+        raise Violation(label, "a living owner that renews in time is found in doubt")
+
+
+def _told(scenario: Scenario, world: World, index: int) -> int:
+    """Return the latest time that this caller may have been told."""
+    return world.told[scenario.places[scenario.callers[index].process]]
 
 
 def _forgotten(stored: Stored, world: World) -> Stored:
@@ -255,11 +269,15 @@ def check_error(
         raise Violation(label, "ClaimLostError says that the handler ran, and it did not")
     if isinstance(error, InFlightError) and actor.saw == "doubt":
         raise Violation(label, "a request is told to wait for an owner that is gone")
+    if isinstance(error, InDoubtError) and not actor.began and (entry := view(world.data)):
+        check_living(label, scenario, world, entry.claim)
     if (
         isinstance(error, InDoubtError)
         and not actor.began
         and actor.saw != "doubt"
-        and not in_doubt(scenario, world, scenario.callers[index].process)
+        and not in_doubt(
+            scenario, world, scenario.callers[index].process, _told(scenario, world, index)
+        )
     ):
         raise Violation(label, "a request found a key in doubt that was not")
 

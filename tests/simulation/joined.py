@@ -98,7 +98,7 @@ class Joined(Answers):
     def _answer_within(
         self, label: str, world: World, index: int, end: str
     ) -> tuple[World, Answer]:
-        actor, found, now = world.actors[index], world.data, world.now
+        actor, found, now = world.actors[index], world.data, self._now(world, index)
         step = actor.node.step
         if step is UNDO:
             return world, Sent(None)

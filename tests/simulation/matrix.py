@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from kvreplay._protocol.steps import ExpiredPolicy, InDoubtPolicy
-from simulation.scenario import Caller, Left, Scenario
+from simulation.scenario import Caller, Left, OnTime, Scenario
 
 POLICIES: dict[str, dict[str, Any]] = {
     **{policy.value: {"on_in_doubt": policy} for policy in InDoubtPolicy},
@@ -35,6 +35,9 @@ _ELSEWHERE: Any = {"places": (0, 1, 2)}
 _RERUN_EXPIRED: Any = {"on_expired": ExpiredPolicy.RERUN}
 _ANSWERS: Any = {"ends": ("returns", "fails", "keeps nothing")}
 _ALL_ENDS: Any = {"ends": ("returns", "declines", "unsure", "interrupted")}
+_ON_TIME: Any = {"lease": 3, "ttl": 9, "renewals": 4, "wait": 0, "on_time": OnTime(1), **_ELSEWHERE}
+_NEAR: Any = {"clocks": (0, 1, 1), "finds_no_living": True}  # test_clocks.py has why this is near
+_WITH_LEASES = ("raise", "rerun", "reconcile")
 
 EVERY_TIME: dict[str, Scenario] = {
     **_under_every_policy("three processes, a crash", _callers("AAA", "012"), may=Left(crashes=1)),
@@ -234,6 +237,52 @@ EVERY_TIME: dict[str, Scenario] = {
         )
         for name in ("raise", "rerun", "reconcile")
     },
+    **{
+        f"{name}: {title}": Scenario(
+            _callers("AA", "01"), **{**_ON_TIME, **settings, **POLICIES[name]}
+        )
+        for name in _WITH_LEASES
+        for title, settings in {
+            "two machines, near clocks, renewals on time, a crash": {
+                **_NEAR,
+                "may": Left(crashes=1, ticks=3),
+                "ends": ("returns", "declines", "unsure"),
+            },
+            "two machines, clocks that are set anew and stay near, renewals on time": {
+                **_NEAR,
+                "may": Left(ticks=3, jumps=2),
+                "clocks": (0, 0, 0),
+                "jumps_to": (0, 1),
+            },
+            "two machines, a clock ahead by a lease, a crash": {
+                "may": Left(crashes=1, ticks=2),
+                "clocks": (0, 3, 3),
+            },
+            "two machines, clocks that are set far ahead and back": {
+                "may": Left(ticks=3, jumps=2),
+                "jumps_to": (0, 2),
+            },
+        }.items()
+    },
+    **_under_every_policy(
+        "two machines, clocks apart, expiry, tombstones, a sweep",
+        _callers("AA", "01"),
+        may=Left(ticks=2, sweeps=1),
+        ttl=2,
+        tombstone=1,
+        wait=0,
+        clocks=(0, 1, 1),
+        **_ELSEWHERE,
+    ),
+    **_under_every_policy(
+        "two machines, clocks that are set anew, what has expired is run again",
+        _callers("AA", "01"),
+        may=Left(ticks=1, jumps=2),
+        wait=0,
+        jumps_to=(0, 2),
+        **_RERUN_EXPIRED,
+        **_ELSEWHERE,
+    ),
     **_under_every_policy(
         "other params, a handler that declines, a crash",
         _callers("AAB", "012"),
@@ -479,5 +528,21 @@ AT_LENGTH: dict[str, Scenario] = {
             **_ELSEWHERE,
         )
         for name in ("raise", "rerun", "reconcile")
+    },
+    **{
+        f"{name}: two machines, near clocks, slow renewals on time, a crash": Scenario(
+            _callers("AA", "01"),
+            may=Left(crashes=1, ticks=7),
+            **{**_ON_TIME, **_NEAR, "lease": 6, "on_time": OnTime(2, 1), **POLICIES[name]},
+        )
+        for name in _WITH_LEASES
+    },
+    **{
+        f"{name}: an operator elsewhere, a clock ahead by a lease, a crash": Scenario(
+            _callers("AAA", "012", ("execute", "execute", "operator")),
+            may=Left(crashes=1, ticks=2),
+            **{**_ON_TIME, "clocks": (0, 0, 3), **POLICIES[name]},
+        )
+        for name in _WITH_LEASES
     },
 }

@@ -96,16 +96,39 @@ class Moves(Joined):
         return {claim.owner for claim in claims if claim is not None}
 
     def _time(self, world: World) -> Iterator[Move]:
-        if world.left.ticks:
+        if world.left.ticks and not any(self._hurries(world, actor) for actor in world.actors):
             left = world.left._replace(ticks=world.left.ticks - 1)
             now = world.now + TICK
-            yield f"the clock moves to {clock(now)}", world._replace(now=now, left=left)
-        if world.left.sweeps and world.due is not None and world.due <= world.now:
+            yield f"the clock moves to {clock(now)}", world._replace(left=left).at(now, world.ahead)
+        if world.left.jumps:
+            yield from self._jumps(world)
+        if world.left.sweeps and world.due is not None and world.due <= world.fastest:
             label = f"a sweep removes {describe(world.data)}"
             left = world.left._replace(sweeps=world.left.sweeps - 1)
             swept = world._replace(data=None, due=None, left=left)
             invariants.check_kept(label, swept)
             yield label, swept
+
+    def _jumps(self, world: World) -> Iterator[Move]:
+        left = world.left._replace(jumps=world.left.jumps - 1)
+        for place in sorted({self.scenario.places[each.process] for each in self._callers}):
+            for ticks in self.scenario.jumps_to:
+                ahead = list(world.ahead)
+                ahead[place] = ticks * TICK
+                if tuple(ahead) != world.ahead:
+                    label = (
+                        f"the clock of place {place} is set to {clock(world.now + ahead[place])}"
+                    )
+                    yield label, world._replace(left=left).at(world.now, tuple(ahead))
+
+    def _hurries(self, world: World, actor: Actor) -> bool:
+        """Whether no time may pass: an owner that is on time has something to do at once."""
+        if actor.due is None or actor.phase not in FLYING or world.now < actor.due:
+            return False
+        if not actor.began and actor.node.step is not READ:
+            return True  # it may be about to claim
+        entry = view(world.data)
+        return entry is not None and entry.claim is not None and entry.claim.token == actor.token
 
     # One caller.
 
@@ -128,8 +151,9 @@ class Moves(Joined):
             found, since = actor.slow
             if world.now > since:
                 asking = world.with_actor(index, actor._replace(phase="asking", slow=None))
-                label = f"{self._who(index, actor)} looks at the clock: {clock(world.now)}"
-                yield self._tell(label, asking, index, Sent((found, world.now)), (found, world.now))
+                now = self._now(world, index)
+                label = f"{self._who(index, actor)} looks at the clock: {clock(now)}"
+                yield self._tell(label, asking, index, Sent((found, now)), (found, now))
 
     def _start(self, world: World, index: int, actor: Actor) -> Iterator[Move]:
         caller = self._callers[index]
@@ -175,6 +199,8 @@ class Moves(Joined):
             return
         seen = decode(world.data)
         effect = self._effect(world)
+        label = f"{self._who(index, actor)} asks the ledger, which knows of {effect or 'nothing'}"
+        invariants.check_living(label, self.scenario, world, seen.claim)
         response = None if effect is None else encode_response(effect, "")
         if effect is None:
             world = world._replace(barred=world.barred | {seen.claim.token})
@@ -186,7 +212,6 @@ class Moves(Joined):
                 lambda: self.protocol.settle(KEY, response, ttl, self.scenario.policy, seen)
             ),
         )
-        label = f"{self._who(index, actor)} asks the ledger, which knows of {effect or 'nothing'}"
         yield label, world.with_actor(index, actor._replace(phase="asking", node=root))
 
     def _forget(self, world: World, index: int, actor: Actor) -> Iterator[Move]:

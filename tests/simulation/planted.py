@@ -19,7 +19,7 @@ from kvreplay._protocol import flow as real_flow
 from kvreplay._protocol.steps import CheckAndPut, ExpiredPolicy, Flow, InDoubtPolicy
 from simulation.answers import ANYTHING
 from simulation.flows import REAL, Protocol
-from simulation.scenario import Caller, Left, Scenario
+from simulation.scenario import Caller, Left, OnTime, Scenario
 from simulation.world import view
 
 
@@ -96,8 +96,6 @@ class Planted:
 _RERUN: Any = {"on_in_doubt": InDoubtPolicy.RERUN}
 _RECONCILE: Any = {"on_in_doubt": InDoubtPolicy.RECONCILE}
 _ELSEWHERE: Any = {"places": (0, 1, 2)}
-
-
 _JOINED = Scenario((Caller("A", 0, "joined"), Caller("A", 1, "joined")))
 _FAILS: Any = {"ends": ("returns", "fails")}
 
@@ -200,6 +198,30 @@ PLANTED = [
         lambda: REAL._replace(renew=unconditional(lambda step: True).renew),
         _two(may=Left(ticks=1), ttl=2, renewals=1, **_RERUN, **_ELSEWHERE),
         "the acknowledged answer 'r.' is lost",
+    ),
+    Planted(
+        "a renewal that gives up its claim once an outcome is lost",
+        lambda: patched(
+            (
+                """    if claim_of(found, held.token) is None:
+        return False
+    claim =""",
+                """    if found != held.data:
+        return False
+    claim =""",
+            )
+        ),
+        _two(
+            may=Left(ticks=6, faults=2),
+            lease=4,
+            ttl=9,
+            renewals=3,
+            wait=0,
+            on_time=OnTime(1),
+            finds_no_living=True,
+            **_ELSEWHERE,
+        ),
+        "a living owner that renews in time is found in doubt",
     ),
     Planted(
         "liveness by the lease alone",

@@ -109,7 +109,7 @@ class Noting(Moves):
     def _time(self, world: World) -> Iterator[Move]:
         for label, after in super()._time(world):
             swept = after.left.sweeps < world.left.sweeps
-            yield label, _with(after, Swept(world.now)) if swept else after
+            yield label, _with(after, Swept(world.fastest)) if swept else after
 
 
 def _with(world: World, asked: Any) -> World:

@@ -56,9 +56,23 @@ class Left(NamedTuple):
     """How often the ledger does not know yet when a reconciler asks it."""
     timeouts: int = 0
     """How often the time is over of a request that waits for its own process's run."""
+    jumps: int = 0
+    """How often the clock of a place is set anew."""
 
 
 NOTHING = Left()
+
+
+class OnTime(NamedTuple):
+    """How renewals keep time, in ticks. The clocks of the places do not count here.
+
+    A renewal begins one ``interval`` after the last one has ended, or after the handler has begun.
+    It ``takes`` that long at most, and so does what comes before the handler and after it: from the
+    time that a claim's lease is reckoned from to the handler, and from the handler to the answer.
+    """
+
+    interval: int
+    takes: int = 0
 
 
 @attrs.frozen
@@ -79,6 +93,14 @@ class Scenario:
     on_expired: ExpiredPolicy = ExpiredPolicy.STALE
     slow_clocks: bool = False
     """Whether the clock may move between what a store does and the time that is told with it."""
+    clocks: tuple[int, ...] = (0, 0, 0)
+    """By how much the clock of each place is ahead at first."""
+    jumps_to: tuple[int, ...] = ()
+    """By how much a clock may be ahead once it is set anew."""
+    on_time: OnTime | None = None
+    """``None``: a renewal may come at any time, or too late."""
+    finds_no_living: bool = False
+    """Whether no owner that lives may be found in doubt: renewals are on time, and clocks near."""
 
     @property
     def policy(self) -> Policy:
@@ -115,6 +137,11 @@ class Scenario:
             settings.append(f"expired: {self.on_expired.value}")
         if self.slow_clocks:
             settings.append("slow clocks")
+        if any(self.clocks) or self.jumps_to:
+            jumps = f", or {' or '.join(map(str, self.jumps_to))}" if self.jumps_to else ""
+            settings.append(f"clocks ahead by {' and '.join(map(str, self.clocks))}{jumps}")
+        if self.on_time is not None:
+            settings.append(f"renewed every {self.on_time.interval}, within {self.on_time.takes}")
         return "; ".join(settings)
 
 

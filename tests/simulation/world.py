@@ -46,6 +46,8 @@ class Actor(NamedTuple):
     """Its claim is gone, by its own doing."""
     seen: bytes | None = None
     """The record that an operator has seen and wants forgotten."""
+    due: int | None = None
+    """Until when it must have done what is to be on time."""
 
 
 class Run(NamedTuple):
@@ -75,6 +77,11 @@ class Stored(NamedTuple):
 
 class World(NamedTuple):
     now: int
+    """True time. A place's own clock tells another, if it is ahead."""
+    ahead: tuple[int, ...]
+    """By how much the clock of each place is ahead."""
+    told: tuple[int, ...]
+    """The latest time that the clock of each place has told, even if it was set back since."""
     data: bytes | None
     due: int | None
     """When a sweep may drop the entry."""
@@ -96,6 +103,8 @@ class World(NamedTuple):
         nothing: frozenset[Any] = frozenset()
         return cls(
             now=START,
+            ahead=tuple(each * TICK for each in scenario.clocks),
+            told=tuple(START + each * TICK for each in scenario.clocks),
             data=None,
             due=None,
             actors=tuple(Actor(renewals=scenario.renewals) for _ in scenario.callers),
@@ -107,6 +116,21 @@ class World(NamedTuple):
             lapsed=nothing,
             left=scenario.may,
         )
+
+    @property
+    def fastest(self) -> int:
+        """What the clock tells that is ahead of all others."""
+        return self.now + max(self.ahead)
+
+    @property
+    def furthest(self) -> int:
+        """The latest time that any clock has told. What expires later has expired for nobody."""
+        return max(self.told)
+
+    def at(self, now: int, ahead: tuple[int, ...]) -> World:
+        """Return the world at another time, or with clocks that were set."""
+        told = (max(now + more, before) for more, before in zip(ahead, self.told, strict=True))
+        return self._replace(now=now, ahead=ahead, told=tuple(told))
 
     def with_actor(self, index: int, actor: Actor) -> World:
         return self._replace(actors=(*self.actors[:index], actor, *self.actors[index + 1 :]))
@@ -182,15 +206,26 @@ def look_up(scenario: Scenario, world: World, process: int, claim: Claim) -> boo
     return holder is not None and scenario.callers[holder].process == process
 
 
-def in_doubt(scenario: Scenario, world: World, process: int) -> bool:
-    """Whether the entry is a claim that this process may take for abandoned."""
+def clock_at(scenario: Scenario, world: World, process: int) -> int:
+    """What the clock tells at a process's place."""
+    return world.now + world.ahead[scenario.places[process]]
+
+
+def in_doubt(scenario: Scenario, world: World, process: int, now: int | None = None) -> bool:
+    """Whether the entry is a claim that this process may take for abandoned.
+
+    ``now``: by this time, instead of what its clock tells.
+    """
     entry = view(world.data)
     if entry is None or entry.claim is None:
         return False
     if entry.claim.ended_at is not None:
         return True
     runs = look_up(scenario, world, process, entry.claim)
-    return entry.claim.lease_expires_at <= world.now if runs is None else not runs
+    if runs is None:
+        now = clock_at(scenario, world, process) if now is None else now
+        return entry.claim.lease_expires_at <= now
+    return not runs
 
 
 @cache

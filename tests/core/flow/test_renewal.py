@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvreplay import OutcomeUnknownError
+from kvreplay import OutcomeUnknownError, StoreUnavailableError
 from kvreplay._protocol.flow import renew
 from kvreplay._protocol.record import Claim, decode
 from kvreplay._protocol.steps import HeldClaim
@@ -32,6 +32,31 @@ def test_renewal_stops_at_the_first_refusal() -> None:
         script = Script(renew(claim, KEY, 30_000)).reads(before)
         assert script.puts(found=found).result is False
         assert claim.data == before
+
+
+def test_a_renewal_goes_on_with_a_lease_whose_renewal_seemed_to_have_failed() -> None:
+    """Its outcome was lost, and so was the look at what had become of it."""
+    claim = held()
+    script = Script(renew(claim, KEY, 30_000)).reads(claim.data)
+    moved = script.step.value
+    script.fails(OutcomeUnknownError("?"))
+    with pytest.raises(StoreUnavailableError):
+        script.fails(StoreUnavailableError("?"))
+    assert claim.data != moved
+    again = Script(renew(claim, KEY, 60_000)).reads(moved)
+    assert again.step.expected == moved
+    assert again.puts().result is True
+    assert decode(claim.data, KEY).claim == Claim(b"C" * 16, NOW + 60_000, "owner")
+
+
+def test_a_renewal_that_is_too_late_for_its_own_claim_is_tried_again() -> None:
+    """A put whose outcome was lost takes place between this renewal's read and its put."""
+    claim = held()
+    script = Script(renew(claim, KEY, 30_000)).reads(claim.data)
+    late = script.step.value
+    script = Script(renew(claim, KEY, 60_000)).reads(claim.data)
+    assert script.puts(found=late).result is True
+    assert claim.data == late
 
 
 @pytest.mark.parametrize("happened", [True, False])
