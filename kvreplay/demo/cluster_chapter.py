@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from typing import Any, Final
 
+import attrs
+
 from kvreplay.demo.chapter import Step
 from kvreplay.demo.client import ask_until_answered
 from kvreplay.demo.members import Members
@@ -35,22 +37,24 @@ class ClusterChapter:
         self._before: dict[str, int] = {}
         self._refused: dict[str, Any] = {}
 
-    def beginning(self) -> Step:
-        """Return the step that comes before all others, also those of other chapters."""
-        return Step("three etcd members start, and have a leader", self._members.start, None)
+    def steps(self, usual: Sequence[Step]) -> list[Step]:
+        """Return the story in its order: the usual one on these members, and then its own.
 
-    def steps(self) -> list[Step]:
-        """Return the story in its order."""
+        Args:
+            usual: the steps of the story on any store.
+        """
+        begin = "three etcd members start, and have a leader"
         killed = f"SIGKILL of the leader amid {2 * _ORDERS} requests to two nodes: all answered"
         again = "each again, from both nodes: the same bolt11, one invoice each"
         second = "SIGKILL of a second member: StoreUnavailableError, nothing made"
+        back = "both restart: all answers are there, the refused one is made"
         return [
-            Step(killed, self._kill_one, self.beginning().sentence),
+            Step(begin, self._members.start, None),
+            *(attrs.evolve(step, needs=step.needs or begin) for step in usual),
+            Step(killed, self._kill_one, usual[0].sentence),
             Step(again, self._again, killed),
             Step(second, self._kill_two, again),
-            Step(
-                "both restart: every answer is there; the refused one is made", self._back, second
-            ),
+            Step(back, self._back, second),
         ]
 
     def _kill_one(self) -> None:

@@ -11,8 +11,6 @@ from pathlib import Path
 from threading import BrokenBarrierError
 from typing import Final
 
-import attrs
-
 from kvreplay import Config, ConfigError, load_config
 from kvreplay.demo.chapter import Chapter, Step
 from kvreplay.demo.client import NODE, NodeFailedError
@@ -104,12 +102,9 @@ def _tell_on_cluster(place: Path, printer: Printer, command: Sequence[str]) -> N
     place.mkdir()
     printer.heading_of_cluster(members.addresses)
     stage = Stage({"url": members.url}, place, command)
-    killing = ClusterChapter(stage, members)
-    beginning = killing.beginning()
     try:
         usual = Chapter(stage, forgets=False).steps()
-        needing = [attrs.evolve(each, needs=each.needs or beginning.sentence) for each in usual]
-        _tell_steps([beginning, *needing, *killing.steps()], printer, stage.last_words)
+        _tell_steps(ClusterChapter(stage, members).steps(usual), printer, stage.last_words)
     finally:
         stage.close()
         members.close()

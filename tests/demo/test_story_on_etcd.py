@@ -214,7 +214,7 @@ def test_answers_in_a_node_s_memory_are_untrue_when_members_are_killed(
     output = capsys.readouterr().out
     killed = [step for step in untrue_steps(output) if step.startswith("SIGKILL of the leader")]
     assert len(killed) == 1
-    assert output.splitlines()[-1].endswith(" 3 not run")
+    assert output.splitlines()[-1].endswith(" 3 not run"), output
     assert members_below(tmp_path) == []
 
 
