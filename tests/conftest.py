@@ -18,7 +18,7 @@ pytest.register_assert_rewrite("support", "torture", "ledger", "etcd")
 from support.disks import in_memory  # noqa: E402
 from support.engines import ENGINES, TRANSACTIONAL, Engine  # noqa: E402
 from support.forking import Child  # noqa: E402
-from support.needs import needs_httpcore, needs_psycopg  # noqa: E402
+from support.needs import needs_h11, needs_psycopg  # noqa: E402
 
 # A stranger's distribution, whose tests run where it is installed.
 collect_ignore = ["kit/third_party"]
@@ -102,7 +102,7 @@ def etcd() -> Iterator[Any]:
 
 
 def _own_prefix() -> contextlib.AbstractContextManager[Any]:
-    needs_httpcore()
+    needs_h11()
     from support.shared_etcd import new_prefix, shared_etcd
 
     return new_prefix(shared_etcd())

@@ -136,7 +136,6 @@ class LimitTests:
         _same(found.value, one)
         assert found.expires_at == 5
 
-
     def test_the_largest_changes(self, bounded: Any) -> None:
         """The expected and the new value count together."""
         most = bounded.max_change_bytes

@@ -110,11 +110,7 @@ def test_a_ledger_is_not_judged_unless_it_is_named(place: Place) -> None:
 @pytest.mark.parametrize("command", ["stat", "ls", "doubt", "check", "find", "show", "sweep"])
 def test_no_command_makes_a_store(place: Place, command: str) -> None:
     more = {"find": ["0" * 16], "show": ["0" * 16], "sweep": ["-n", "pay"]}.get(command, [])
-    if place.engine.has_files:
-        none = f"{place.engine.name}:{place.engine.path}-mistyped"
-    else:
-        none = place.url.replace("schema=", "schema=not_")
-    assert main([command, none, *more]) == 2
+    assert main([command, place.engine.mistyped, *more]) == 2
     said = place.capsys.readouterr()
     assert (said.out, said.err.count("\n")) == ("", 1)
     assert not place.engine.path.with_name(f"{place.engine.path.name}-mistyped").exists()

@@ -144,7 +144,8 @@ ORDER: dict[str, tuple[str, ...]] = {
         *("aio_transaction", "aio_joining", "aio", "store", "__init__"),
     ),
     "backends.etcd": (
-        *("layout", "requests", "errors", "cluster", "location", "links", "operations", "opening"),
+        *("layout", "requests", "errors", "cluster", "exchange", "location", "addresses", "links"),
+        *("aio_links", "operations", "opening"),
         *("session", "aio_session", "aio", "store", "__init__"),
     ),
     "backends.sqlite": (
@@ -190,7 +191,7 @@ PACKAGES: dict[str, set[str]] = {
     "_typed.pydantic": {"pydantic", "pydantic_core"},
     "_inspection": {"msgpack"},
     "_migration.ldk_table": {"psycopg"},
-    "backends.etcd": {"httpcore"},
+    "backends.etcd": {"h11"},
     "backends.lmdb": {"lmdb"},
     "backends.postgresql": {"psycopg", "psycopg_pool"},
     "metrics.opentelemetry": {"opentelemetry"},

@@ -18,7 +18,7 @@ from support.waiting import PATIENCE
 
 pytestmark = pytest.mark.untraced
 
-_STEP = {"memory": 1, "lmdb": 1, "filesystem": 7, "sqlite": 3, "postgresql": 17}
+_STEP = {"memory": 1, "lmdb": 1, "filesystem": 7, "sqlite": 3, "postgresql": 17, "etcd": 17}
 """Which points are tried: a file takes long, and its calls are many."""
 
 
@@ -95,10 +95,9 @@ CALLS: dict[str, Callable[[Any], Any]] = {
 def test_a_signal_handler_calls_the_store_at_any_point_of_a_call(
     engine: Any, outer: str, inner: str
 ) -> None:
-    options = {"durability": "process"} if engine.durable else {}
-    store = engine.open(**options)
+    store = engine.open(**engine.hasty)
     store.write("p", "s", "there", b"v")
-    other = engine.open(**options) if inner == "close" and engine.durable else store
+    other = engine.open(**engine.hasty) if inner == "close" and engine.durable else store
     told: list[bytes | None] = []
 
     def nested() -> None:
@@ -135,7 +134,7 @@ def test_a_signal_handler_calls_the_store_at_any_point_of_a_call(
 @pytest.fixture
 def store(engine: Any) -> Any:
     """Quick ones: the points are the same."""
-    return engine.open(**({"durability": "process"} if engine.durable else {}))
+    return engine.open(**engine.hasty)
 
 
 def test_a_signal_handler_asks_for_the_key_that_its_thread_runs(engine: Any, store: Any) -> None:

@@ -89,7 +89,7 @@ def test_a_time_limit_that_comes_during_a_commit_runs_no_batch_again(new_engine:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_requests_that_are_broken_off_leave_no_key_behind(engine: Any) -> None:
     """A flight that stayed would answer from memory for ever, or let its followers wait for ever."""
-    store = engine.open(**({"durability": "process"} if engine.durable else {}))
+    store = engine.open(**engine.hasty)
     clock = FakeClock()
     replay = Replay(store, "pay", ttl=1, wait_timeout=0, clock=clock)
     keys = [("s", "first")]

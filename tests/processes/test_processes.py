@@ -20,6 +20,7 @@ from kvreplay import (
     InFlightError,
     ParamsMismatchError,
 )
+from kvreplay.clock import SystemClock
 from support.engines import SHARED, Engine
 from support.nursery import ForkedProgram
 from support.programs import PROGRAMS
@@ -75,7 +76,9 @@ class Later:
 def settings(engine: Engine, store: Any) -> dict[str, Any]:
     """Of this process's replays."""
     own = {"ttl": 60, "wait_timeout": 0}
-    return own if engine.has_files else {**own, "clock": Later(store.clock)}
+    return (
+        own if engine.has_files else {**own, "clock": Later(getattr(store, "clock", SystemClock()))}
+    )
 
 
 @pytest.fixture(params=["sync", "async"])

@@ -13,10 +13,10 @@ from kvreplay.backends.memory import MemoryStore
 
 __all__ = ["ENGINES", "NAMES", "SHARED", "TRANSACTIONAL", "Engine", "these"]
 
-_ON_SERVERS: Final = ("postgresql",)
+_ON_SERVERS: Final = ("postgresql", "etcd")
 
 NAMES: Final = ("memory", "filesystem", "lmdb", "sqlite", *_ON_SERVERS)
-# Each Python has the same server, and psycopg's C.
+# Each Python has the same server, and the same driver.
 ENGINES: Final = (
     *("memory", "filesystem", "lmdb", "sqlite"),
     *(pytest.param(name, marks=pytest.mark.any_python) for name in _ON_SERVERS),
@@ -36,7 +36,7 @@ def _name_of(each: Any) -> str:
 SHARED: Final = these("filesystem", "lmdb", "sqlite", *_ON_SERVERS)
 """Those whose entries several processes share."""
 
-TRANSACTIONAL: Final = these("memory", "lmdb", "sqlite", *_ON_SERVERS)
+TRANSACTIONAL: Final = these("memory", "lmdb", "sqlite", "postgresql")
 """Those whose stores have ``transaction()``."""
 
 
@@ -73,7 +73,21 @@ class Engine:
 
     @property
     def transactional(self) -> bool:
-        return self.name != "filesystem"
+        return self.name not in ("filesystem", "etcd")
+
+    @property
+    def hasty(self) -> dict[str, Any]:
+        """The options of a store that waits for no flush, if there are such stores."""
+        return {"durability": "process"} if self.name not in ("memory", "etcd") else {}
+
+    @property
+    def mistyped(self) -> str:
+        """The URL of a store that is not there."""
+        if self.name == "postgresql":
+            return self.url.replace("schema=", "schema=not_")
+        if self.name == "etcd":
+            return self.url.replace("/t_", "/not_")
+        return f"{self.name}:{self.path}-mistyped"
 
     def open(self, **options: Any) -> Any:
         """Open the store at this test's place: the entries are those of every other call."""

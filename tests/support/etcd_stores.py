@@ -86,7 +86,18 @@ FAULTS: dict[str, Fault] = {
 # What others leave.
 
 _TOO_LONG = b"N" * 121
-_ILLEGAL = (b"a.b", b"a b", b" ", "ключ".encode(), _TOO_LONG, b"a\n", b"\n", b"\xff", b"[empty]", b"")
+_ILLEGAL = (
+    b"a.b",
+    b"a b",
+    b" ",
+    "ключ".encode(),
+    _TOO_LONG,
+    b"a\n",
+    b"\n",
+    b"\xff",
+    b"[empty]",
+    b"",
+)
 
 
 def plant_keys(path: Path) -> None:

@@ -15,7 +15,7 @@ __all__ = [
     "complaint_of",
     "missing",
     "needs_disks",
-    "needs_httpcore",
+    "needs_h11",
     "needs_namespaces",
     "needs_pid_namespaces",
     "needs_psycopg",
@@ -58,9 +58,9 @@ def needs_namespaces(*unshare: str) -> None:
         missing(f"needs the right to run {' '.join(unshare)}")
 
 
-def needs_httpcore() -> None:
-    if find_spec("httpcore") is None or find_spec("anyio") is None:
-        missing("needs httpcore and anyio: pip install 'httpcore[asyncio]'")
+def needs_h11() -> None:
+    if find_spec("h11") is None:
+        missing("needs h11: pip install h11")
 
 
 def needs_psycopg() -> None:

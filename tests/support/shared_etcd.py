@@ -14,10 +14,10 @@ import functools
 import http.client
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 import attrs
 
@@ -25,7 +25,7 @@ from support.etcd import Cluster, coded, end_of_range
 from support.etcd_programs import etcd_program
 from support.shared_servers import keep, shared
 
-__all__ = ["Prefix", "SharedEtcd", "new_prefix", "shared_etcd"]
+__all__ = ["Prefix", "SharedEtcd", "new_prefix", "put_below", "shared_etcd"]
 
 _PATIENCE = 60.0  # seconds; it never fails, and may be busy
 
@@ -67,6 +67,14 @@ class Prefix:
     @property
     def url(self) -> str:
         return self.server.url(self.name)
+
+
+def put_below(url: str, pairs: Sequence[tuple[str, str]]) -> None:
+    """Put keys, with values in base64, below the prefix of a store's URL, one after the other."""
+    where = urlsplit(url)
+    server = SharedEtcd(where.netloc)
+    for key, value in pairs:
+        server.call("/v3/kv/put", key=coded(f"{where.path}/{key}".encode()), value=value)
 
 
 @contextmanager

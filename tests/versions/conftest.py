@@ -29,7 +29,7 @@ def keep(
     engines = list[Engine]()
 
     def copy(name: str) -> Engine:
-        if name == "postgresql":
+        if name in ("postgresql", "etcd"):
             engine = new_engine(name)
         else:
             place = tmp_path / f"kept-{name}"

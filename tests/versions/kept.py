@@ -4,7 +4,8 @@ Each folder has
 
 * ``holds.json``: the moment when all had been made, and each entry, in the order of creation, with what it is;
 * ``lmdb.tar.gz``, ``filesystem.tar.gz``, ``sqlite.tar.gz``: a store of that engine with these entries, named ``store``;
-* ``postgresql.sql``: the same, as ``pg_dump`` tells it, of a schema that is named ``kept_store``.
+* ``postgresql.sql``: the same, as ``pg_dump`` tells it, of a schema that is named ``kept_store``;
+* ``etcd.json``: the keys below the prefix and their values in base64, in the order of their creation.
 
 ``make.py`` has made them. They never change: such bytes are in users' stores.
 """
@@ -94,6 +95,12 @@ class Version:
 def lay(version: str, engine: Engine) -> None:
     """Put a copy of a version's store where this engine's is; nothing may be there."""
     folder = FOLDER / version
+    if engine.name == "etcd":
+        from support.shared_etcd import put_below
+
+        keys = json.loads((folder / "etcd.json").read_text(encoding="utf-8"))
+        put_below(str(engine.server), keys)
+        return
     if engine.server is not None:
         from support.postgres import execute
 

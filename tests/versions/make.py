@@ -10,6 +10,7 @@ Run it once for a release, and commit the folder. It refuses a version that has 
 from __future__ import annotations
 
 import gzip
+import json
 import re
 import subprocess
 import sys
@@ -20,7 +21,9 @@ from pathlib import Path
 from kvreplay import open_store
 from kvreplay.backends.memory import MemoryStore
 from kvreplay.testing import ManualClock
+from support.etcd import coded, decoded, end_of_range
 from support.postgres import Schema, Server, programs_of
+from support.shared_etcd import Prefix, new_prefix, shared_etcd
 from versions.asked import ask_all
 from versions.kept import FOLDER, SCHEMA, STORE, Kept, Version
 
@@ -49,6 +52,9 @@ def make(folder: Path) -> None:
         schema = Schema(server, SCHEMA)
         _fill(schema.url, version)
         (folder / "postgresql.sql").write_text(_dump(server), encoding="utf-8")
+    with new_prefix(shared_etcd()) as prefix:
+        _fill(prefix.url, version)
+        (folder / "etcd.json").write_text(_keys(prefix), encoding="utf-8")
     version.write(folder)
 
 
@@ -84,6 +90,15 @@ def _dump(server: Server) -> str:
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     lines = said.splitlines(keepends=True)
     return "".join(each for each in lines if not _OF_A_CLIENT.match(each))
+
+
+def _keys(prefix: Prefix) -> str:
+    """Return the keys below a prefix and their values, in the order of their creation, as lines of JSON."""
+    root = f"/{prefix.name}/".encode()
+    asked = {"key": coded(root), "range_end": coded(end_of_range(root)), "sort_target": "CREATE"}
+    found = prefix.server.call("/v3/kv/range", **asked, sort_order="ASCEND")["kvs"]
+    pairs = [(decoded(kv["key"])[len(root) :].decode(), kv.get("value", "")) for kv in found]
+    return "[\n" + ",\n".join(f" {json.dumps(pair)}" for pair in pairs) + "\n]\n"
 
 
 def main(version: str) -> None:

@@ -1,4 +1,4 @@
-"""Keys of an etcd cluster as a store, by its JSON gateway and httpcore: the extra ``etcd``."""
+"""Keys of an etcd cluster as a store, by its JSON gateway and h11: the extra ``etcd``."""
 
 from kvreplay.backends.etcd.store import EtcdStore
 

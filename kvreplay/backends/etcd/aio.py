@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import ssl
 from collections.abc import AsyncIterator
 from typing import Final, TypeVar
 from weakref import WeakKeyDictionary
@@ -11,7 +11,6 @@ from weakref import WeakKeyDictionary
 from kvreplay.backends.etcd.aio_session import AsyncSession
 from kvreplay.backends.etcd.cluster import Cluster
 from kvreplay.backends.etcd.layout import Address, Range
-from kvreplay.backends.etcd.links import Links
 from kvreplay.backends.etcd.operations import Operation, Operations
 from kvreplay.store import Entry, Page, PageWithValues, SweepResult, closed_error
 from kvreplay.store.locks import ProcessMark, this_process
@@ -36,7 +35,7 @@ class AsyncEtcdStore:
     def __init__(
         self,
         cluster: Cluster,
-        links: Links,
+        context: ssl.SSLContext | None,
         pool_size: int,
         operations: Operations,
         identity: object,
@@ -45,7 +44,7 @@ class AsyncEtcdStore:
         self.identity = identity
         self.max_change_bytes = max_change_bytes
         self._cluster = cluster
-        self._links = links
+        self._context = context
         self._pool_size = pool_size
         self._operations = operations
         self._process: ProcessMark = this_process()
@@ -143,7 +142,7 @@ class AsyncEtcdStore:
         """Close the connections of the running loop; another call opens them again."""
         session = self._sessions.pop(asyncio.get_running_loop(), None)
         if session is not None and self._process[0]:
-            await session.close()
+            session.close()
 
     def cut(self) -> None:
         """Refuse further calls, and close the connections of all loops: for the blocking store."""
@@ -151,8 +150,10 @@ class AsyncEtcdStore:
         if not self._process[0]:
             return  # they are the parent's
         for session in list(self._sessions.values()):
-            with contextlib.suppress(RuntimeError):  # the loop is closed
-                session.loop.call_soon_threadsafe(_close_soon, session)
+            try:
+                session.loop.call_soon_threadsafe(session.close)
+            except RuntimeError:  # the loop is closed
+                session.close()
 
     def _opened(self) -> AsyncSession:
         """Return the running loop's session."""
@@ -164,8 +165,11 @@ class AsyncEtcdStore:
         loop = asyncio.get_running_loop()
         session = self._sessions.get(loop)
         if session is None:
+            for other in list(self._sessions.values()):
+                if other.loop.is_closed():
+                    other.close()
             session = self._sessions[loop] = AsyncSession(
-                self._cluster, self._links, self._pool_size
+                self._cluster, self._context, self._pool_size
             )
         return session
 
@@ -175,10 +179,3 @@ class AsyncEtcdStore:
 
 _inherited: Final[list[_Sessions]] = []
 """Those of a parent process, which a child must not end: they share its sockets."""
-_closing: Final[set[asyncio.Task[None]]] = set()  # a loop keeps only weak references
-
-
-def _close_soon(session: AsyncSession) -> None:
-    task = session.loop.create_task(session.close())
-    _closing.add(task)
-    task.add_done_callback(_closing.discard)

@@ -7,14 +7,13 @@ loop with thousands of tasks does not use up its descriptors.
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, TypeVar
 
-import httpcore
-
-from kvreplay.backends.etcd.cluster import Answer, Attempt, Cluster, NoAnswer, NotSent, TooMuch
-from kvreplay.backends.etcd.links import FAILURES, Links, what_failed
+from kvreplay.backends.etcd.aio_links import AsyncLink, connected
+from kvreplay.backends.etcd.cluster import Answer, Attempt, Cluster, NoAnswer, NotSent
 from kvreplay.backends.etcd.operations import Operation
 from kvreplay.backends.etcd.requests import Asked
 from kvreplay.errors import StoreError
@@ -48,14 +47,16 @@ class AsyncSession:
     """An event loop's connections to one cluster; made on that loop.
 
     Args:
+        context: how TLS is spoken; ``None``: it is not.
         pool_size: how many connections there are at once, at most.
     """
 
-    def __init__(self, cluster: Cluster, links: Links, pool_size: int) -> None:
+    def __init__(self, cluster: Cluster, context: ssl.SSLContext | None, pool_size: int) -> None:
         self.loop = asyncio.get_running_loop()
         self._cluster = cluster
-        self._links = links
-        self._idle = [deque[httpcore.AsyncHTTPConnection]() for _ in cluster.members]
+        self._context = context
+        self._idle: list[deque[AsyncLink]] = [deque() for _ in cluster.members]
+        self._used: set[AsyncLink] = set()
         self._room = asyncio.Semaphore(pool_size)
         self._is_closed = False
 
@@ -74,63 +75,54 @@ class AsyncSession:
             async with asyncio.timeout_at(until):
                 await self._room.acquire()
         except TimeoutError:
-            raise NotSent("other calls use all of the pool") from None
+            raise NotSent("other calls use all connections of the pool") from None
         try:
             return await self._attempt_now(attempt, until)
         finally:
             self._room.release()
 
     async def _attempt_now(self, attempt: Attempt, until: float) -> Answer:
-        connection = await self._take(attempt.member)
+        link = self._idle_one(attempt.member)
+        if link is None:
+            member = self._cluster.members[attempt.member]
+            within = min(attempt.connect_within, until - self.loop.time())
+            link = await connected(member, self._context, within)
+        self._used.add(link)
         try:
-            async with asyncio.timeout_at(until):
-                request = self._links.request(attempt)
-                answer = await _exchange(connection, request, attempt.asked.most)
-        except BaseException as error:
-            await connection.aclose()
-            if isinstance(error, FAILURES):
-                raise what_failed(error) from error
+            answer = await link.ask(attempt, until)
+        except BaseException:
+            link.close()
             raise
-        await self._give_back(attempt.member, connection)
+        finally:
+            self._used.discard(link)
+        if self._is_closed or not link.can_go_on():
+            link.close()
+        else:
+            self._idle[attempt.member].append(link)
         return answer
 
-    async def _take(self, member: int) -> httpcore.AsyncHTTPConnection:
-        """Return one that was used last and is still good, or a new one."""
+    def _idle_one(self, member: int) -> AsyncLink | None:
+        """Return the connection that was used last, if it is still good."""
         idle = self._idle[member]
         while idle:
-            connection = idle.pop()
-            if not connection.has_expired():
-                return connection
-            await connection.aclose()
-        return httpcore.AsyncHTTPConnection(self._links.origin(member), self._links.context)
+            link = idle.pop()
+            if link.is_good():
+                return link
+            link.close()
+        return None
 
-    async def _give_back(self, member: int, connection: httpcore.AsyncHTTPConnection) -> None:
-        idle = self._idle[member]
-        if self._is_closed or not connection.is_idle():
-            await connection.aclose()
-        else:
-            idle.append(connection)
+    def close(self) -> None:
+        """Close the connections, on the session's own loop, or once that is closed.
 
-    async def close(self) -> None:
-        """Close the connections, on the session's own loop; those in use end with their calls."""
+        Those in use end with their calls, or with their loop.
+        """
         self._is_closed = True
         for idle in self._idle:
             while idle:
-                await idle.pop().aclose()
-
-
-async def _exchange(
-    connection: httpcore.AsyncHTTPConnection, request: httpcore.Request, most: int | None
-) -> Answer:
-    response = await connection.handle_async_request(request)
-    parts, size = [], 0
-    async for part in response.aiter_stream():
-        parts.append(part)
-        size += len(part)
-        if most is not None and size > most:
-            raise TooMuch("the answer is longer than was asked for; nothing was changed")
-    await response.aclose()
-    return response.status, b"".join(parts)
+                idle.pop().close()
+        if self.loop.is_closed():
+            for link in self._used:
+                link.close()
 
 
 async def _to_its_end(change: Coroutine[Any, Any, T]) -> T:

@@ -1,73 +1,118 @@
-"""Connections to the members by httpcore, and what its exceptions mean: was anything sent?"""
+"""Connections to members, with blocking calls; and how TLS is spoken."""
 
 from __future__ import annotations
 
+import select
+import socket
 import ssl
-from collections.abc import Iterable
-from typing import Final
+import time
 
-import httpcore
-
-from kvreplay.backends.etcd.cluster import Attempt, Member, NoAnswer, NotSent
+from kvreplay.backends.etcd.addresses import Found, looked_up
+from kvreplay.backends.etcd.cluster import Answer, Attempt, Member, NoAnswer, NotSent
+from kvreplay.backends.etcd.exchange import CHUNK, Exchange
 from kvreplay.errors import ConfigError
 
-__all__ = ["FAILURES", "Links", "tls_context", "what_failed"]
-
-FAILURES: Final = (
-    httpcore.NetworkError,
-    httpcore.TimeoutException,
-    httpcore.ProtocolError,
-    httpcore.UnsupportedProtocol,
-    OSError,
-)
-"""What httpcore raises if a request fails; the last is Python's own, of TLS."""
+__all__ = ["Link", "connected", "is_quiet", "tls_context"]
 
 
-def what_failed(error: BaseException) -> NotSent | NoAnswer:
-    """Return what is known of a request that failed."""
-    not_sent = isinstance(error, (httpcore.ConnectError, httpcore.ConnectTimeout))
-    said = " ".join(str(error).split()) or type(error).__name__
-    return (NotSent if not_sent else NoAnswer)(said)
+class Link:
+    """A connection, which one call uses at a time."""
+
+    def __init__(self, sock: socket.socket, exchange: Exchange) -> None:
+        self._sock = sock
+        self._exchange = exchange
+
+    def ask(self, attempt: Attempt, until: float) -> Answer:
+        """Send a request, and return the answer.
+
+        Args:
+            until: of ``time.monotonic()``.
+
+        Raises:
+            NoAnswer: it did not come whole, or not in time.
+        """
+        try:
+            return self._ask(attempt, until)
+        except TimeoutError as error:
+            raise NoAnswer("it has not answered in time") from error
+        except OSError as error:
+            raise NoAnswer(f"the connection was lost: {error}") from error
+
+    def _ask(self, attempt: Attempt, until: float) -> Answer:
+        self._sock.settimeout(_left(until))
+        self._sock.sendall(self._exchange.ask(attempt))
+        while True:
+            self._sock.settimeout(_left(until))
+            answer = self._exchange.hear(self._sock.recv(CHUNK))
+            if answer is not None:
+                return answer
+
+    def can_go_on(self) -> bool:
+        """Say whether another request can follow."""
+        return self._exchange.can_go_on()
+
+    def is_good(self) -> bool:
+        """Say whether the member has not ended it while nobody used it."""
+        return is_quiet(self._sock)
+
+    def close(self) -> None:
+        """End it."""
+        self._sock.close()
 
 
-class Links:
-    """How the members of one cluster are connected to.
+def connected(member: Member, context: ssl.SSLContext | None, within: float) -> Link:
+    """Connect to a member.
 
-    Args:
-        context: how TLS is spoken; ``None``: it is not.
+    Raises:
+        NotSent: it cannot be reached, or not in time (seconds).
     """
+    until = time.monotonic() + within
+    try:
+        found = looked_up(member).result(within)
+        sock = _first_of(found, until)
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if context is not None:
+                sock = context.wrap_socket(sock, server_hostname=member.host)
+            return Link(sock, Exchange(member.authority))
+        except BaseException:
+            sock.close()
+            raise
+    except OSError as error:
+        why = "no connection in time" if isinstance(error, TimeoutError) else error
+        raise NotSent(f"{member.authority}: {why}") from error
 
-    def __init__(self, members: Iterable[Member], context: ssl.SSLContext | None) -> None:
-        self.context = context
-        scheme = b"http" if context is None else b"https"
-        self._members = [
-            (httpcore.Origin(scheme, member.host.encode("idna"), member.port), member)
-            for member in members
-        ]
 
-    def origin(self, number: int) -> httpcore.Origin:
-        """Return where a member is."""
-        return self._members[number][0]
+def _first_of(found: Found, until: float) -> socket.socket:
+    """Connect to the first of these addresses that answers."""
+    failed = OSError("its name has no address")
+    for number, (family, kind, protocol, _, address) in enumerate(found):
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.settimeout(_left(until) / (len(found) - number))
+            sock.connect(address)
+            return sock
+        except OSError as error:
+            sock.close()
+            failed = error
+        except BaseException:
+            sock.close()
+            raise
+    raise failed
 
-    def request(self, attempt: Attempt) -> httpcore.Request:
-        """Return the request of an attempt, with its bounds."""
-        origin, member = self._members[attempt.member]
-        asked = attempt.asked
-        headers = [
-            (b"Host", member.authority.encode("idna")),
-            (b"Content-Type", b"application/json"),
-            (b"Content-Length", b"%d" % len(asked.body)),
-        ]
-        if attempt.token is not None:
-            headers.append((b"Authorization", attempt.token))
-        url = httpcore.URL(
-            scheme=origin.scheme, host=origin.host, port=origin.port, target=asked.path.encode()
-        )
-        within = attempt.answer_within
-        bounds = {"connect": attempt.connect_within, "read": within, "write": within}
-        return httpcore.Request(
-            b"POST", url, headers=headers, content=asked.body, extensions={"timeout": bounds}
-        )
+
+def is_quiet(sock: socket.socket) -> bool:
+    """Say whether nothing has come, not even the end. An answer comes only if it is asked for."""
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return not poll.poll(0)
+
+
+def _left(until: float) -> float:
+    left = until - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
 
 
 def tls_context(ca: str | None, cert: str | None, key: str | None) -> ssl.SSLContext:
@@ -85,4 +130,5 @@ def tls_context(ca: str | None, cert: str | None, key: str | None) -> ssl.SSLCon
             f"the files for TLS cannot be used ({error}); nothing was opened: name PEM files by"
             " ca, cert and key"
         ) from error
+    context.set_alpn_protocols(["http/1.1"])
     return context

@@ -71,7 +71,7 @@ def _member(text: str) -> Member:
     if not host or not (port.isascii() and port.isdecimal()) or not 0 < int(port) < 2**16:
         raise _wrong("a member is not HOST or HOST:PORT")
     try:
-        host.encode("ascii" if ":" in host else "idna")
+        host = host if ":" in host else host.encode("idna").decode()
     except UnicodeError:
         raise _wrong("a member's host is no name of DNS") from None
     return Member(host, int(port))

@@ -8,15 +8,14 @@ another thread's connection.
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
-import httpcore
-
-from kvreplay.backends.etcd.cluster import Answer, Attempt, Cluster, NoAnswer, NotSent, TooMuch
-from kvreplay.backends.etcd.links import FAILURES, Links, what_failed
+from kvreplay.backends.etcd.cluster import Answer, Attempt, Cluster, NoAnswer, NotSent
+from kvreplay.backends.etcd.links import Link, connected
 from kvreplay.backends.etcd.operations import Operation
 from kvreplay.backends.etcd.requests import Asked
 from kvreplay.errors import StoreError
@@ -52,56 +51,55 @@ class Session:
     """A process's connections to one cluster.
 
     Args:
+        context: how TLS is spoken; ``None``: it is not.
         keep: how many connections to a member stay open while nobody uses them.
     """
 
-    def __init__(self, cluster: Cluster, links: Links, keep: int) -> None:
+    def __init__(self, cluster: Cluster, context: ssl.SSLContext | None, keep: int) -> None:
         self._cluster = cluster
-        self._links = links
-        self._idle = [deque[httpcore.HTTPConnection]() for _ in cluster.members]
+        self._context = context
+        self._idle: list[deque[Link]] = [deque() for _ in cluster.members]
         self._keep = keep
         self._is_closed = False
 
     def run(self, operation: Operation[T]) -> T:
         """Drive an operation."""
-        return drive(operation, self.execute, StoreError)
+        return drive(operation, self._execute, StoreError)
 
-    def execute(self, asked: Asked) -> dict[str, Any]:
+    def _execute(self, asked: Asked) -> dict[str, Any]:
         """Make one request."""
         return drive(self._cluster.ask(asked), self._attempt, NotSent, NoAnswer)
 
     def _attempt(self, attempt: Attempt) -> Answer:
         until = time.monotonic() + attempt.answer_within
-        connection = self._take(attempt.member)
+        link = self._take(attempt)
         try:
-            answer = _exchange(connection, self._links.request(attempt), until, attempt.asked.most)
-            self._give_back(attempt.member, connection)
-        except BaseException as error:
-            connection.close()
-            if isinstance(error, FAILURES):
-                raise what_failed(error) from error
+            answer = link.ask(attempt, until)
+            self._keep_or_close(attempt.member, link)
+        except BaseException:
+            link.close()
             raise
         return answer
 
-    def _take(self, member: int) -> httpcore.HTTPConnection:
-        """Return one that was used last and is still good, or a new one."""
-        idle = self._idle[member]
+    def _take(self, attempt: Attempt) -> Link:
+        """Return the connection that was used last, if it is still good, or a new one."""
+        idle = self._idle[attempt.member]
         while True:
             try:
-                connection = idle.pop()
+                link = idle.pop()
             except IndexError:
-                origin = self._links.origin(member)
-                return httpcore.HTTPConnection(origin, self._links.context)
-            if not connection.has_expired():
-                return connection
-            connection.close()
+                member = self._cluster.members[attempt.member]
+                return connected(member, self._context, attempt.connect_within)
+            if link.is_good():
+                return link
+            link.close()
 
-    def _give_back(self, member: int, connection: httpcore.HTTPConnection) -> None:
-        if not connection.is_idle():
-            connection.close()
+    def _keep_or_close(self, member: int, link: Link) -> None:
+        if not link.can_go_on():
+            link.close()
             return
         idle = self._idle[member]
-        idle.append(connection)
+        idle.append(link)
         if self._is_closed or len(idle) > self._keep:
             _close_one(idle)
 
@@ -113,29 +111,9 @@ class Session:
                 _close_one(idle)
 
 
-def _close_one(idle: deque[httpcore.HTTPConnection]) -> None:
+def _close_one(idle: deque[Link]) -> None:
     try:
-        connection = idle.pop()
+        link = idle.pop()
     except IndexError:  # another thread has taken it
         return
-    connection.close()
-
-
-def _exchange(
-    connection: httpcore.HTTPConnection, request: httpcore.Request, until: float, most: int | None
-) -> Answer:
-    response = connection.handle_request(request)
-    return response.status, _body_of(response, until, most)
-
-
-def _body_of(response: httpcore.Response, until: float, most: int | None) -> bytes:
-    parts, size = [], 0
-    for part in response.iter_stream():
-        parts.append(part)
-        size += len(part)
-        if most is not None and size > most:
-            raise TooMuch("the answer is longer than was asked for; nothing was changed")
-        if time.monotonic() > until:
-            raise NoAnswer("the answer did not come to its end in time")
-    response.close()
-    return b"".join(parts)
+    link.close()

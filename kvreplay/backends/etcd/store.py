@@ -15,7 +15,7 @@ from kvreplay.backends._support import check_create, check_lock_timeout, damaged
 from kvreplay.backends.etcd.aio import AsyncEtcdStore
 from kvreplay.backends.etcd.cluster import Cluster
 from kvreplay.backends.etcd.layout import Address, Keys, Range
-from kvreplay.backends.etcd.links import Links, tls_context
+from kvreplay.backends.etcd.links import tls_context
 from kvreplay.backends.etcd.location import locate
 from kvreplay.backends.etcd.opening import check_version, find_mark
 from kvreplay.backends.etcd.operations import FIRST_SCAN, OVERHEAD, Operation, Operations
@@ -47,7 +47,8 @@ class EtcdStore(Closing):
     on the disks of a majority of the members. A change whose answer was lost is an
     ``OutcomeUnknownError``: it may have happened, and may still happen a little later.
 
-    It makes no thread. A forked child has connections of its own.
+    It makes no thread, but for a moment one that asks DNS for a member's name. A forked child has
+    connections of its own.
 
     Args:
         url: ``etcd://HOST:2379,HOST:2379,HOST:2379/PREFIX``, with ``USER:PASSWORD@`` before the
@@ -117,13 +118,13 @@ class EtcdStore(Closing):
         location = locate(url)
         self._prefix = location.prefix
         self._pool_size = pool_size
-        self._links = Links(location.members, tls_context(ca, cert, key) if secured else None)
+        self._context = tls_context(ca, cert, key) if secured else None
         self._cluster = Cluster(
             location.members, location.user, check_lock_timeout(timeout, "timeout")
         )
         self.max_change_bytes = max_request_bytes - OVERHEAD
         self._pid = os.getpid()
-        session = Session(self._cluster, self._links, pool_size)
+        session = Session(self._cluster, self._context, pool_size)
         keys = Keys(location.prefix)
         try:
             session.run(check_version())
@@ -134,7 +135,7 @@ class EtcdStore(Closing):
         self.identity = ("etcd", self._cluster.id, mark.decode())
         self._operations = Operations(keys, mark, self.max_change_bytes)
         self.awaited = AsyncEtcdStore(
-            *(self._cluster, self._links, pool_size, self._operations),
+            *(self._cluster, self._context, pool_size, self._operations),
             *(self.identity, self.max_change_bytes),
         )
         self._session = session
@@ -293,7 +294,7 @@ class EtcdStore(Closing):
         with _opening:
             if self._session is not None and self._pid != os.getpid():
                 _inherited.append(self._session)
-                self._session = Session(self._cluster, self._links, self._pool_size)
+                self._session = Session(self._cluster, self._context, self._pool_size)
                 self._pid = os.getpid()
             return self._session
 
