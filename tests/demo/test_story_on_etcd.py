@@ -20,7 +20,7 @@ from kvreplay.demo import story
 from support.etcd import coded, decoded, end_of_range
 from support.etcd_programs import etcd_program
 from support.interrupts import hearing_ctrl_c
-from support.needs import needs_httpcore
+from support.needs import needs_h11
 from support.process_table import processes
 from support.programs import run_python
 from support.waiting import until
@@ -31,7 +31,7 @@ ON_OWN_MEMBERS = 16
 
 @pytest.fixture(scope="module", autouse=True)
 def _needed() -> None:
-    needs_httpcore()
+    needs_h11()
 
 
 @pytest.fixture
