@@ -28,13 +28,14 @@ _proxies: dict[Path, CuttingProxy] = {}  # by the folder of a test of this proce
 @contextmanager
 def prefixes_of(prefix: Prefix, folder: Path, *, proxied: bool = False) -> Iterator[None]:
     """Let stores in this folder be below a test's prefix; ``proxied``: by way of a proxy, which can fail."""
-    told = {"host": prefix.server.host, "url": prefix.url, "name": prefix.name}
+    told = {"host": prefix.server.host, "url": prefix.url, "name": prefix.name, "more": ""}
     if not proxied:
         (folder / "server").write_text(json.dumps(told), encoding="utf-8")
         yield
         return
     with CuttingProxy(prefix.url) as _proxies[folder]:
-        told["url"] = _proxies[folder].url
+        # Garbage without a line end is waited for: the answer may still come.
+        told |= {"url": _proxies[folder].url, "more": "&timeout=1s"}
         (folder / "server").write_text(json.dumps(told), encoding="utf-8")
         yield
     del _proxies[folder]
@@ -42,7 +43,8 @@ def prefixes_of(prefix: Prefix, folder: Path, *, proxied: bool = False) -> Itera
 
 def open_at(path: Path) -> EtcdStore:
     """Open the store at this path, in any process."""
-    store = open_store(f"{_told(path)['url']}/{path.name}?pool_size=3")
+    told = _told(path)
+    store = open_store(f"{told['url']}/{path.name}?pool_size=3{told['more']}")
     assert isinstance(store, EtcdStore)
     return store
 
