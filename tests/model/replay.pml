@@ -381,7 +381,7 @@ init {
             set(my.found, nothing, 0, 0); set(my.held, nothing, 0, 0); set(my.before, nothing, 0, 0);
             begin()
         }
-        select (j : 0 .. SKEW); ahead[1] = j; ahead[2] = j;   /* which of the two it is makes no difference */
+        select (j : 0 .. SKEW); ahead[1] = j; ahead[2] = j;   /* that of caller 0 is behind: the two are alike */
         caller[2].next = visits;
         printf("SCENARIO %e %d %d %d\n", policy, ahead[0], ahead[1], ahead[2]);
         run Request(0); run Request(1); run Operator(2); run Clock(0)

@@ -46,7 +46,7 @@ class Verified:
     states: int
     depth: int
     unreached: tuple[str, ...]
-    """The lines of the model in which no step was ever made, but for those of bugs."""
+    """The lines of the model that were reached from nowhere, but for those of bugs."""
 
 
 def needs_spin() -> None:
@@ -90,23 +90,25 @@ def _run(folder: Path, *command: str) -> str:
 
 def _unreached(folder: Path, told: str) -> Iterator[str]:
     """Yield what was not reached. An inline's line is in many places: it was reached in none."""
-    states: dict[int, set[tuple[str, str]]] = {}
-    for proctype, state, line in _all_states(_run(folder, "./pan", "-d")):
-        states.setdefault(line, set()).add((proctype, state))
+    states: dict[tuple[int, str], set[tuple[str, str]]] = {}
+    for proctype, state, line, step in _all_states(_run(folder, "./pan", "-d")):
+        states.setdefault((line, step), set()).add((proctype, state))
     missed: set[tuple[str, str]] = set()
     for part in told.split("unreached in ")[1:]:
         name, _, rest = part.partition("\n")
         missed |= {(name, state) for state in re.findall(r":\d+, state (\d+),", rest)}
     source = MODEL.read_text().splitlines()
-    for line, there in sorted(states.items()):
+    for (line, step), there in sorted(states.items()):
         if there <= missed and not BUGS.search(source[line - 1]):
-            yield f"{line}: {source[line - 1].strip()}"
+            yield f"{line}: {step or source[line - 1].strip()}"
 
 
-def _all_states(listed: str) -> Iterator[tuple[str, str, int]]:
+def _all_states(listed: str) -> Iterator[tuple[str, str, int, str]]:
+    """Yield the proctype, number and line of each state, and which step it prints, if it does."""
     proctype = ""
     for line in listed.splitlines():
         if line.startswith(("proctype", "init")):
             proctype = line.strip()
-        elif found := re.match(r"\s+state\s+(\d+) .*?\.pml:(\d+) =>", line):
-            yield proctype, found[1], int(found[2])
+        elif found := re.match(r"\s+state\s+(\d+) .*?\.pml:(\d+) => (.*)", line):
+            step = found[3].strip() if "'STEP" in found[3] else ""
+            yield proctype, found[1], int(found[2]), step
