@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.conftest import Sizes
+from benchmarks.conftest import Sizes, sizes_of
 from benchmarks.measure import Bound, calling, in_threads, in_turn
 from benchmarks.workload import (
     FAR,
@@ -62,9 +62,11 @@ def url_of() -> Iterator[Callable[[int], str]]:
         yield url_of
 
 
-@pytest.fixture(params=[1, 3], ids=["1 member", "3 members"])
-def members(request: pytest.FixtureRequest) -> int:
-    return int(request.param)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "members" in metafunc.fixturenames:
+        sizes = [1] if sizes_of(metafunc.config).rounds == 1 else [1, 3]
+        only_most = metafunc.function in (test_threads, test_tasks)
+        metafunc.parametrize("members", sizes[-1:] if only_most else sizes, ids=named)
 
 
 @pytest.fixture
@@ -331,7 +333,6 @@ def test_first_execution(
     note_beside(note, f"etcd first/one thread, {named(members)}", own, theirs, timed, bound)
 
 
-@pytest.mark.parametrize("members", [3], indirect=True, ids=named)
 @pytest.mark.parametrize("threads", [1, 4, CONNECTIONS])
 def test_threads(
     benchmark: Any, note: Note, sizes: Sizes, store: EtcdStore, members: int, threads: int

@@ -114,6 +114,16 @@ _SECTIONS: Final = {
         "First executions by `AsyncReplay`, beside the same three requests of tasks that each take"
         " one of 10 connections of the bare client. *Threads more*: than before.",
     ),
+    "etcd scale": (
+        "With the number of records in etcd",
+        "One member, its files in memory, each in turn with the smallest. For a page in the order"
+        " of creation the member looks through the whole namespace.",
+    ),
+    "etcd quota": (
+        "What a record takes of etcd's quota",
+        "A first execution of one thread: 0.7 KB of params and response. etcd keeps all history"
+        " until it is compacted (`--auto-compaction-retention`); its quota is 2 GiB by default.",
+    ),
     "first execution": (
         "A first execution",
         "One thread on LMDB, beside the same number of raw durable commits of the same bytes: those"
