@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import attrs
@@ -110,7 +110,7 @@ class Opener:
 
 
 @pytest.fixture(params=FACES)
-def opener(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Any]]:
+def opener(request: pytest.FixtureRequest) -> Iterator[Opener]:
     opener = Opener(request.param)
     yield opener
     opener.close()

@@ -360,7 +360,7 @@ class Cluster:
             options = {"cert": self.client.cert, "key": self.client.key, **options}
         if self._auth and not user:
             user, password = "root", ROOT_PASSWORD
-        who = f"{quote(user)}:{quote(password)}@" if user else ""
+        who = f"{quote(user, safe='')}:{quote(password, safe='')}@" if user else ""
         hosts = ",".join(f"{each.address}:{each.port}" for each in members or self.members)
         query = f"?{urlencode(options)}" if options else ""
         return f"etcd://{who}{hosts}/{quote(prefix)}{query}"
