@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import attrs
@@ -17,6 +18,7 @@ from support.etcd import Cluster
 from support.networks import Network, enter
 
 FACES = ("blocking", "awaited")
+MOST_KILLS = 100  # in one test
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -36,14 +38,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-@pytest.fixture
-def kills(request: pytest.FixtureRequest) -> int:
-    return int(request.config.getoption("--etcd-kills"))
-
-
-@pytest.fixture
-def partitions(request: pytest.FixtureRequest) -> int:
-    return int(request.config.getoption("--etcd-partitions"))
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Let each storm be short, and have a cluster of its own."""
+    if "kills" in metafunc.fixturenames:
+        kills = int(metafunc.config.getoption("--etcd-kills"))
+        partitions = int(metafunc.config.getoption("--etcd-partitions"))
+        storms = max(1, math.ceil(kills / MOST_KILLS))
+        each = [
+            (len(range(number, kills, storms)), len(range(number, partitions, storms)))
+            for number in range(storms)
+        ]
+        metafunc.parametrize(("kills", "partitions"), each, ids=map(str, range(storms)))
 
 
 @pytest.fixture
@@ -110,7 +115,7 @@ class Opener:
 
 
 @pytest.fixture(params=FACES)
-def opener(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Any]]:
+def opener(request: pytest.FixtureRequest) -> Iterator[Opener]:
     opener = Opener(request.param)
     yield opener
     opener.close()

@@ -194,9 +194,9 @@ def test_the_shared_server_is_one_and_tests_have_their_places() -> None:
     assert shared_etcd() is server
     with new_prefix(server) as one, new_prefix(server) as two:
         for each in (one, two):
-            server.call("/v3/kv/put", key=coded(each.name.encode() + b"/a"), value=coded(b"1"))
+            server.call("/v3/kv/put", key=coded(f"/{each.name}/a".encode()), value=coded(b"1"))
         assert one.url != two.url
-    gone = server.call("/v3/kv/range", key=coded(one.name.encode() + b"/a"))
+    gone = server.call("/v3/kv/range", key=coded(f"/{one.name}/a".encode()))
     assert "kvs" not in gone
 
 

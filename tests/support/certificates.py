@@ -49,20 +49,20 @@ class Authority:
         self._own = Certificate(self.ca, folder / "ca.key")
         self._request("/CN=kvreplay tests", "-x509", "-days", _DAYS, own=self._own)
 
-    def sign(self, name: str, *hosts: str) -> Certificate:
+    def sign(self, name: str, *hosts: str, common_name: bool = False) -> Certificate:
         """Make a certificate for a server or a client.
 
         Args:
-            name: the names of its files, and whom it is for. It has no common name, since a server may take
-                that for a user.
+            name: of its files, and of whom it is for.
             hosts: IPv4 addresses and names of hosts for which it is good.
+            common_name: let the name be the common name, which a server may take for a user.
         """
         made = Certificate(self._folder / f"{name}.pem", self._folder / f"{name}.key")
         names = ",".join(f"{'IP' if host[-1].isdigit() else 'DNS'}:{host}" for host in hosts)
         signed = ("-x509", "-days", _DAYS, "-CA", str(self.ca), "-CAkey", str(self._own.key))
         more = ("-addext", f"subjectAltName={names}") if names else ()
         leaf = ("-addext", "basicConstraints=critical,CA:FALSE")
-        self._request(f"/O={name}", *signed, *leaf, *more, own=made)
+        self._request(f"/{'CN' if common_name else 'O'}={name}", *signed, *leaf, *more, own=made)
         return made
 
     def context(self, client: Certificate | None = None) -> ssl.SSLContext:

@@ -27,6 +27,7 @@ import random
 import signal
 import socket
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -247,13 +248,13 @@ class Member:
             return told
         return {}
 
-    def is_ready(self) -> bool:
-        """Whether it answers what is true of all, for which it must hear a leader that has a majority."""
+    def complaint(self) -> str | None:
+        """Why it does not answer what is true of all; ``None``: it does, so it hears a leader with a majority."""
         try:
             self.call("/v3/kv/range", key=coded(b"\0"), token=self._cluster.root_token())
-        except (OSError, RefusedError):
-            return False
-        return True
+        except (OSError, RefusedError) as error:
+            return repr(error)
+        return None
 
     def close(self) -> None:
         """Kill it, and remove its data."""
@@ -360,7 +361,7 @@ class Cluster:
             options = {"cert": self.client.cert, "key": self.client.key, **options}
         if self._auth and not user:
             user, password = "root", ROOT_PASSWORD
-        who = f"{quote(user)}:{quote(password)}@" if user else ""
+        who = f"{quote(user, safe='')}:{quote(password, safe='')}@" if user else ""
         hosts = ",".join(f"{each.address}:{each.port}" for each in members or self.members)
         query = f"?{urlencode(options)}" if options else ""
         return f"etcd://{who}{hosts}/{quote(prefix)}{query}"
@@ -428,8 +429,12 @@ class Cluster:
     def until_ready(self) -> None:
         """Wait until every member that runs answers what is true of all."""
         for member in self._awake():
-            until(lambda member=member: member.is_ready() or not member.runs)
-            assert member.runs, member.log
+            complaint: str | None = "not asked yet"
+            give_up = time.monotonic() + PATIENCE
+            while complaint is not None:
+                complaint = member.complaint()
+                hopeless = time.monotonic() > give_up or not member.runs
+                assert complaint is None or not hopeless, f"{complaint}\n{member.log[-5000:]}"
 
     def start_all(self) -> None:
         """Start the members that do not run, thaw the others, and wait until all are ready."""

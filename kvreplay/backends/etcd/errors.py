@@ -85,6 +85,8 @@ _MEANS: Final = (
 _NEVER_BEGUN: Final = {3, 5, 6, 7, 9, 11, 12, 16}
 """A wrong argument, a right that lacks, and their like."""
 
+_NAMED_CLIENT: Final = "CommonName of client"
+
 _REFUSED: Final[tuple[tuple[str, type[KVReplayError], str], ...]] = (
     (
         "database space exceeded",
@@ -118,6 +120,12 @@ _REFUSED: Final[tuple[tuple[str, type[KVReplayError], str], ...]] = (
         " the prefix of the store, as docs/etcd.md shows",
     ),
     (
+        _NAMED_CLIENT,
+        StoreError,
+        "where users have passwords, etcd's JSON gateway takes no client certificate with a common"
+        " name; nothing was changed: use one that has another subject, such as O=…",
+    ),
+    (
         "user name is empty",
         StoreError,
         "this etcd asks for a user and a password; nothing was changed: write them into the URL",
@@ -148,6 +156,8 @@ def refusal_in(status: int, body: bytes) -> Refusal:
         told = json.loads(body)
     except ValueError:
         pass
+    if _NAMED_CLIENT.encode() in body:  # in plain text
+        return Refusal(Means.REFUSED, _NAMED_CLIENT)
     if not isinstance(told, dict):
         # Not etcd: a proxy in front of it, or a server of another kind.
         means = Means.REFUSED if status in (404, 405) else Means.UNKNOWN
