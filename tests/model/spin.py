@@ -10,32 +10,12 @@ from pathlib import Path
 
 import attrs
 
+from model.bounds import Bounds
 from model.traces import Trace, traced
 from support.needs import missing
 
 MODEL = Path(__file__).with_name("replay.pml")
 BUGS = re.compile(r"\b(?:BUG|[A-Z]+_ANYWAY|IGNORES_LEASE|SETTLES_ANY|BELIEVES_LATE|HIDES_END)\b")
-
-
-@attrs.frozen
-class Bounds:
-    """How often each thing may happen in the model. Times are ticks."""
-
-    ticks: int = 2
-    crashes: int = 1
-    renewals: int = 1
-    lease: int = 2
-    skew: int = 1
-    on_time: bool = False
-
-    def defines(self, bug: int = 0) -> list[str]:
-        values = {**attrs.asdict(self), "bug": bug}
-        return [f"-D{name.upper()}={int(value)}" for name, value in values.items()]
-
-
-ANY_TIME = Bounds()
-ON_TIME = Bounds(ticks=4, lease=3, renewals=3, on_time=True)
-"""With three renewals a lease, of which none fails and none takes time, this skew is the largest."""
 
 
 @attrs.frozen

@@ -9,7 +9,8 @@ from pathlib import Path
 import attrs
 import pytest
 
-from model.spin import ANY_TIME, ON_TIME, Bounds, at_random, trail, verified
+from model.bounds import ANY_TIME, ON_TIME, Bounds
+from model.spin import at_random, trail, verified
 from model.traces import FATES, MOVES, Diverged, Then, Trace, replay, same_words
 from simulation.explore import shortest
 from simulation.flows import REAL

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import attrs
 
 from kvreplay._protocol.steps import InDoubtPolicy
+from model.bounds import Bounds
 from simulation.answers import Move
 from simulation.flows import REAL, Protocol
 from simulation.invariants import Violation
@@ -130,7 +131,7 @@ def told(world: World) -> str:
     return f"{ended}claim of {owner} until {(entry.claim.lease_expires_at - START) // TICK}"
 
 
-def replay(trace: Trace, bounds: Any, protocol: Protocol = REAL) -> None:
+def replay(trace: Trace, bounds: Bounds, protocol: Protocol = REAL) -> None:
     """Make the steps of a trace on the flows.
 
     Raises:

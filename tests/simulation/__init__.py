@@ -4,5 +4,6 @@
 ``scenario.py`` says who asks for what and what may go wrong, ``world.py`` is one state of store,
 processes and ledger, ``moves.py``, ``answers.py`` and ``joined.py`` what can happen next,
 ``invariants.py`` what must never be seen, ``explore.py`` walks all of it, and ``planted.py`` breaks
-the protocol on purpose. ``played.py`` plays random schedules on real stores.
+the protocol on purpose. ``played.py`` plays random schedules on real stores. Each place has a clock of its own, which
+may be ahead of another: ``test_clocks.py`` says by how much.
 """
