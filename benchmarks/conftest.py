@@ -72,7 +72,9 @@ SHORT = Sizes(
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("kvreplay")
     group.addoption("--short", action="store_true", help="run each benchmark once, on small sizes")
-    group.addoption("--huge", action="store_true", help="add a store of 10^7 records (20 GB)")
+    group.addoption(
+        "--huge", action="store_true", help="add stores of 10^7 records (20 GB), of 10^6 in etcd"
+    )
 
 
 def sizes_of(config: pytest.Config) -> Sizes:

@@ -88,6 +88,42 @@ _SECTIONS: Final = {
         "A first execution of one thread: 0.7 KB of params and response. *After VACUUM FULL*: a"
         " record's share of the table and its indexes, when nothing dead is left.",
     ),
+    "etcd hit": (
+        "A replay from etcd",
+        "One caller; members on this machine's loopback, their files in memory. Beside the same"
+        " range request through the engine's own HTTP client, on one connection, whose answer"
+        " nobody decodes (*bare*). What it waits for is etcd: its JSON gateway, and with three"
+        " members a majority that confirms the leader.",
+    ),
+    "etcd check-and-put": (
+        "A check-and-put on etcd",
+        "Of a 0.7 KB record with an expiry, beside the same transaction through the same client."
+        " What it waits for is etcd: the gateway, and a log entry that a majority has flushed.",
+    ),
+    "etcd first": (
+        "A first execution on etcd",
+        "Beside its three requests through the same client.",
+    ),
+    "etcd threads": (
+        "How far a process goes on etcd",
+        "10 connections. The members have the same two cores, so they are a part of what is"
+        " measured.",
+    ),
+    "etcd tasks": (
+        "1,000 tasks on etcd",
+        "First executions by `AsyncReplay`, beside the same three requests of tasks that each take"
+        " one of 10 connections of the bare client. *Threads more*: than before.",
+    ),
+    "etcd scale": (
+        "With the number of records in etcd",
+        "One member, its files in memory, each in turn with the smallest. For a page in the order"
+        " of creation the member looks through the whole namespace.",
+    ),
+    "etcd quota": (
+        "What a record takes of etcd's quota",
+        "A first execution of one thread: 0.7 KB of params and response. etcd keeps all history"
+        " until it is compacted (`--auto-compaction-retention`); its quota is 2 GiB by default.",
+    ),
     "first execution": (
         "A first execution",
         "One thread on LMDB, beside the same number of raw durable commits of the same bytes: those"
@@ -177,6 +213,7 @@ _SECTIONS: Final = {
 _LOSING: Final = {
     "x raw": 1.0,
     "x bare psycopg": 1.0,
+    "x bare client": 1.0,
     "hit x kvreplay": 1.0,
     "first x kvreplay": 1.0,
 }

@@ -100,6 +100,21 @@ TARGETS: Final = (
         "threads more",
         0,
     ),
+    *(
+        Target(
+            f"{what} on etcd, {members}, x the same request through the same HTTP client",
+            f"{row}, {members}",
+            "x bare",
+            1.3,
+        )
+        for what, row in (
+            ("replay hit", "etcd hit/Replay"),
+            ("awaited replay hit", "etcd hit/AsyncReplay"),
+            ("check-and-put", "etcd check-and-put/blocking"),
+            ("awaited check-and-put", "etcd check-and-put/awaited"),
+        )
+        for members in ("1 member", "3 members")
+    ),
     Target(
         "hit at 10^6 records, x the hit at 10^4",
         "scale/hit, 1000000 records",

@@ -14,7 +14,7 @@ import attrs
 
 from kvreplay._inspection import ownership
 from kvreplay.config.location import ask_url, locate, without_credentials
-from kvreplay.config.registry import engine_of, settings_of
+from kvreplay.config.registry import Engine, engine_of, settings_of
 from kvreplay.errors import ConfigError, StoreNotFoundError
 from kvreplay.events import logger
 
@@ -39,20 +39,23 @@ def existing(where: str | Mapping[str, object]) -> Any:
     if engine.options.get("create") == "boolean":
         options["create"] = False
     elif engine.location == "path" and not os.path.lexists(settings.location or ""):
-        raise _none_at(where)
+        raise _none_at(where, engine)
     if engine.location == "path":
         ownership.become_owner(settings.location or "")
     with _quietly():
         try:
             return attrs.evolve(settings, options=options).open()
         except StoreNotFoundError as error:
-            raise _none_at(where) from error
+            raise _none_at(where, engine) from error
 
 
-def _none_at(where: str | Mapping[str, object]) -> StoreNotFoundError:
+def _none_at(where: str | Mapping[str, object], engine: Engine) -> StoreNotFoundError:
+    look = "check the path, and whether its disk is mounted"
+    if engine.location == "url":
+        look = "check the URL, and whether it leads to the right server"
     return StoreNotFoundError(
-        f"there is no store at {shown(where)}; nothing was made: check the path, and whether its"
-        " disk is mounted. kvreplay init makes a new one"
+        f"there is no store at {shown(where)}; nothing was made: {look}. kvreplay init makes a new"
+        " one"
     )
 
 

@@ -35,7 +35,7 @@ _OWN = ("", ".kvreplay", "-journal", "-wal", "-shm", "-kvreplay-lock")
 def backup(store: str, path: str) -> int:
     """Copy STORE to PATH, where nothing is yet, while others go on writing.
 
-    The copy is a store of the same engine; of one in PostgreSQL it is an SQLite store. It is on the
+    The copy is a store of the same engine; of one on a server it is an SQLite store. It is on the
     disk when this returns. If this fails or is killed, nothing is at PATH. In LMDB and SQLite all
     entries are as they were at one moment, elsewhere each as it was at some moment meanwhile.
     """
@@ -118,8 +118,9 @@ def compact(store: str) -> int:
     with existing(store) as opened:
         if missing_methods(opened, CompactableKVStore):
             raise ConfigError(
-                f"a {settings_of(store).backend} store cannot be compacted; nothing was done: files"
-                " take no more than they hold, and a server sees to it itself"
+                f"{settings_of(store).backend}: such a store cannot be compacted; nothing was done:"
+                " files take no more than they hold, and a server has its own means (PostgreSQL"
+                " VACUUM, etcd compact and defrag)"
             )
         done = opened.compact()
     print(f"{size(done.before)} before, {size(done.after)} now")

@@ -12,14 +12,15 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, Self
 
 from kvreplay.demo.rpc import RpcError
 
-__all__ = ["NODE", "Client", "Node", "NodeFailedError", "ask_at_once"]
+__all__ = ["NODE", "Client", "Node", "NodeFailedError", "ask_at_once", "ask_until_answered"]
 
 NODE: Final = (sys.executable, "-m", "kvreplay.demo.node")
 """The command that runs a node."""
@@ -173,6 +174,23 @@ class Node:
         for line in self._process.stdout:
             self.lines.put(line.decode(errors="replace").rstrip("\n"))
         self.lines.put("")  # the end
+
+
+def ask_until_answered(port: int, method: str, params: object, again: Collection[int]) -> Any:
+    """Ask, and ask again after an error with one of these codes; return the answer.
+
+    Raises:
+        RpcError: another error, or one of these when a minute is over.
+    """
+    deadline = time.monotonic() + 2 * _DEADLINE
+    with Client(port) as client:
+        while True:
+            try:
+                return client.call(method, params)
+            except RpcError as error:
+                if error.code not in again or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.1)
 
 
 def ask_at_once(ports: Sequence[int], method: str, params: object, times: int) -> list[Any]:

@@ -34,6 +34,7 @@ from kvreplay import (
     Replay,
     ReplayRecord,
     StoreError,
+    StoreUnavailableError,
 )
 from kvreplay.demo.invoice import NodeKey, make_invoice
 from kvreplay.demo.params import (
@@ -163,15 +164,26 @@ class Orders:
             added = self.ledger.add(request, bolt11)
         except OutcomeUnknownError as error:
             raise IndeterminateError("the ledger may or may not have the invoice") from error
-        if not added:  # another session was faster; nobody has seen this invoice
-            raise _payment_hash_used()
+        if not added:  # another was faster; nobody has seen this invoice
+            return self._made_earlier(request)
         self._written()
         return {"payment_hash": request.payment_hash, "bolt11": bolt11}
+
+    def _made_earlier(self, request: InvoiceRequest) -> dict[str, Any]:
+        """Return the invoice of an earlier run of this request.
+
+        In a cluster a write whose answer was lost may come late: after the reconciler has looked.
+        """
+        entry = self.ledger.find(request.payment_hash)
+        if entry is None or {**request.params, "bolt11": entry["bolt11"]} != entry:
+            raise _payment_hash_used()
+        return _result(entry)
 
     def _reconcile(self, record: ReplayRecord) -> Applied | NotApplied:
         """Tell from the ledger whether a request in doubt has made its invoice.
 
-        The ledger is in the same store, so a run that has ended can write nothing to it any more.
+        The ledger is in the same store, so a process that has ended can write nothing to it any
+        more, but in a cluster a write of its may come late: then ``_make`` finds it.
         """
         entry = self.ledger.find(record.load_params()["payment_hash"])
         if entry is None or _session(entry) != (record.key.scope, record.key.id):
@@ -192,6 +204,8 @@ def _reporting(method: Method) -> Method:
         except KVReplayError as error:  # its message shows neither a payload nor a key
             _log.error("%s: %s", type(error).__name__, error)
             reason = "store" if isinstance(error, StoreError) else "replay"
+            if isinstance(error, StoreUnavailableError):  # nothing happened: the client may retry
+                reason = "store_unavailable"
             raise RpcError(INTERNAL_ERROR, "internal error", {"reason": reason}) from None
 
     return reporting

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +15,7 @@ from kvreplay.demo.chapter import Step
 __all__ = ["Printer"]
 
 _SENTENCE: Final = 67  # columns
+_INDENT: Final = 12
 
 
 class _Output(Console):
@@ -31,7 +32,7 @@ class Printer:
         self._true = 0
         self._not_run = 0
         self._untold = ""
-        self._schema = ""
+        self._kept = ""
         self._output = _Output(soft_wrap=True)
         try:
             "✓✗·".encode(self._output.encoding)
@@ -51,7 +52,10 @@ class Printer:
         head, at, tail = url.rpartition("@")
         shown = (f"{head.partition(':')[0]}:…@{tail}" if at else url) + ("?…" if mark else "")
         self._print("")
-        self._print((f"{engine:<12}", "bold"), f'node.toml: [store] url = "{shown}"')
+        line = f'node.toml: [store] url = "{shown}"'
+        if len(line) > 80 - _INDENT:
+            line = line.replace(" = ", f" =\n{'':<{_INDENT}}")
+        self._print((f"{engine:<{_INDENT}}", "bold"), line)
         if "schema" in store:
             self._print(" " * 31, f'schema = "{store["schema"]}"')
 
@@ -59,11 +63,21 @@ class Printer:
         """Begin with LDK's nodes."""
         self._engine = "ldk"
         self._print("")
-        self._print((f"{'ldk':<12}", "bold"), "two real LDK nodes; each turn is one transaction")
+        self._print(
+            (f"{'ldk':<{_INDENT}}", "bold"), "two real LDK nodes; each turn is one transaction"
+        )
 
-    def kept(self, schema: str) -> None:
-        """Say at the end that a schema of a database is kept."""
-        self._schema = schema
+    def heading_of_cluster(self, addresses: Sequence[str]) -> None:
+        """Begin with an etcd cluster of the story's own."""
+        self._engine = "etcd"
+        self._print("")
+        first, *others = addresses
+        where = ", ".join([first, *(f".{other.rpartition('.')[2]}" for other in others)])
+        self._print((f"{'etcd':<{_INDENT}}", "bold"), f"a cluster of its own: members on {where}")
+
+    def kept(self, where: str) -> None:
+        """Say at the end that a store on a server is kept: which, and where."""
+        self._kept = where
 
     def untold(self, reason: str) -> None:
         """Say that what comes after the heading is not told at all."""
@@ -92,8 +106,8 @@ class Printer:
         self._print("")
         if kept is not None:
             self._print(f"Stores, configs and logs are kept in {kept}")
-        if self._schema:
-            self._print(f'The store in PostgreSQL is kept too, in the schema "{self._schema}"')
+        if self._kept:
+            self._print(f"The store in {self._kept}")
         if self._untold:
             self._print((self._untold, "yellow"))
         if not self.untrue:

@@ -172,8 +172,10 @@ ORDER: dict[str, tuple[str, ...]] = {
             "stage",
             "chapter",
             "ldk_chapter",
+            "members",
+            "cluster_chapter",
         ),
-        *("printing", "schema", "story", "__init__"),
+        *("printing", "schema", "prefix", "story", "__init__"),
     ),
     "demo.ldk": ("program", "process", "pair", "__init__"),
     "cli": (

@@ -5,9 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 
-from kvreplay import OutcomeUnknownError, StoreUnavailableError, load_config
+from kvreplay import (
+    CorruptStoreError,
+    OutcomeUnknownError,
+    StoreError,
+    StoreUnavailableError,
+    load_config,
+)
 from kvreplay.backends.memory import MemoryStore
 from kvreplay.demo.invoice import NodeKey, read_invoice
 from kvreplay.demo.orders import Ledger, Orders
@@ -115,14 +122,48 @@ def test_an_unknown_outcome_of_the_ledger_is_in_doubt_until_the_ledger_tells(
     assert ask(orders) == answer
 
 
-class Unavailable(MemoryStore):
-    """The ledger cannot be written to while ``broken``."""
+class Late(MemoryStore):
+    """Its first write to the ledger is lost, and happens just before the second one."""
 
-    broken = True
+    def __init__(self, **changed: object) -> None:
+        super().__init__()
+        self._changed = changed
+        self._late: Any = None
 
     def check_and_put(self, primary_namespace: str, *address: str, **change: Any) -> bytes | None:
-        if primary_namespace == Ledger.NAMESPACE and self.broken:
-            raise StoreUnavailableError("busy")
+        if primary_namespace == Ledger.NAMESPACE:
+            if self._late is None:
+                self._late = (primary_namespace, *address), change
+                raise OutcomeUnknownError("it may happen a little later")
+            late_address, late = self._late
+            entry = {**msgpack.unpackb(late["value"]), **self._changed}
+            super().check_and_put(*late_address, **{**late, "value": msgpack.packb(entry)})
+        return super().check_and_put(primary_namespace, *address, **change)
+
+
+def test_a_write_to_the_ledger_that_comes_late_is_the_answer(tmp_path: Path) -> None:
+    orders = orders_on(Late(), tmp_path=tmp_path)
+    assert refusal(orders)[0] == 1107
+    answer = ask(orders)
+    assert orders.methods["node.invoice"]({"payment_hash": HASH}) == answer
+    assert status(orders) == {"invoices": 1, "made": 2, "records": {"completed": 1}}
+    assert ask(orders) == answer
+
+
+def test_a_late_write_of_another_session_is_not(tmp_path: Path) -> None:
+    orders = orders_on(Late(claim_session_id="another"), tmp_path=tmp_path)
+    assert refusal(orders)[0] == 1107
+    assert refusal(orders) == (1108, "payment_hash_used", {"field": "payment_hash"})
+
+
+class Unavailable(MemoryStore):
+    """The ledger cannot be written to while it is broken."""
+
+    broken: StoreError | None = StoreUnavailableError("busy")
+
+    def check_and_put(self, primary_namespace: str, *address: str, **change: Any) -> bytes | None:
+        if primary_namespace == Ledger.NAMESPACE and self.broken is not None:
+            raise self.broken
         return super().check_and_put(primary_namespace, *address, **change)
 
 
@@ -131,10 +172,12 @@ def test_a_failing_store_is_an_internal_error_and_a_retry_runs_again(
 ) -> None:
     store = Unavailable()
     orders = orders_on(store, tmp_path=tmp_path)
+    assert refusal(orders) == (-32603, "internal error", {"reason": "store_unavailable"})
+    store.broken = CorruptStoreError("damaged")
     assert refusal(orders) == (-32603, "internal error", {"reason": "store"})
     assert HASH not in caplog.text
     assert status(orders)["records"] == {}
-    store.broken = False
+    store.broken = None
     assert ask(orders)["payment_hash"] == HASH
 
 

@@ -21,6 +21,8 @@ from support.needs import needs_h11, needs_psycopg
 
 pytestmark = pytest.mark.untraced
 
+_ON_SERVERS = {"postgresql": 4, "etcd": 8}
+"""By how much fewer points are tried: each try connects to a server, and opens a store."""
 _VARIES = 10  # how many points more or less a call has, as the threads of its event loop go
 _DEPTHS = 20  # a call has that many times more points than frames on the stack, and more
 _CHANGES = (
@@ -53,7 +55,7 @@ def test_no_point_is_harmful(
 ) -> None:
     stride = int(pytestconfig.getoption("--every"))
     if engine in ON_SERVERS and stride > 1:
-        stride *= 4  # each try connects to a server
+        stride *= _ON_SERVERS[engine]
     varies, names = _VARIES, operations_of(engine)
     if error == "RecursionError":
         stride, varies = max(stride // _DEPTHS, 1), 2

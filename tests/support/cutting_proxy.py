@@ -2,7 +2,7 @@
 
 ::
 
-    with CuttingProxy(postgres.tcp_url) as proxy:        # any URL that has a port of 127.0.0.1
+    with CuttingProxy(postgres.tcp_url) as proxy:        # any URL that has an IPv4 address and a port
         store = open_store(proxy.url)
         before = proxy.passed()
         store.read("p", "s", "k")
@@ -115,7 +115,9 @@ class CuttingProxy:
         self.lead_to(url)
         self._holder = _bound(0)  # it never listens, and keeps the port while nobody does
         self.port = self._holder.getsockname()[1]
-        self.url = url.replace(f"127.0.0.1:{urlsplit(url).port}", f"127.0.0.1:{self.port}", 1)
+        host, port = self._target
+        self.url = url.replace(f"{host}:{port}", f"127.0.0.1:{self.port}", 1)
+        assert self.url != url, "the URL does not name its port, so nobody would use the proxy"
         self.connections: list[Connection] = []
         """All that were accepted and reached the server, in this order."""
         self.cuts = 0
@@ -147,7 +149,8 @@ class CuttingProxy:
 
     def lead_to(self, url: str) -> None:
         """Lead later connections to the server of this URL."""
-        self._target = ("127.0.0.1", urlsplit(url).port)
+        where = urlsplit(url)
+        self._target = (where.hostname or "127.0.0.1", where.port)
 
     def cut(
         self,

@@ -78,8 +78,7 @@ FAULTS: dict[str, Fault] = {
     "an answer is lost": _by_proxy(lambda proxy: proxy.cut("to client", after=0)),
     "an answer is cut": _by_proxy(lambda proxy: proxy.cut("to client", after=300)),
     "a request is cut": _by_proxy(lambda proxy: proxy.cut("to server", after=100, how="close")),
-    "answers are garbage": _by_proxy(lambda proxy: proxy.garble(after=0)),
-    "answers end as garbage": _by_proxy(lambda proxy: proxy.garble(after=250)),
+    "an answer ends early": _by_proxy(lambda proxy: proxy.cut("to client", after=150, how="close")),
 }
 
 

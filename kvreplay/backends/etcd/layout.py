@@ -58,6 +58,7 @@ class Keys:
         self.entries = prefix + b"e/"
         self.expiries = prefix + b"x/"
         self._due = prefix + b"t/"
+        self.kinds = tuple(map(below, (self.entries, self.expiries, self._due)))
 
     def entry(self, primary: str, secondary: str, key: str) -> bytes:
         """Return the key of an entry."""

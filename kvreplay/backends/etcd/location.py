@@ -68,6 +68,8 @@ def _member(text: str) -> Member:
         port = rest[1:] or port
     elif ":" in text:
         host, _, port = text.rpartition(":")
+        if ":" in host:
+            raise _wrong("a member's IPv6 address is not in brackets")
     if not host or not (port.isascii() and port.isdecimal()) or not 0 < int(port) < 2**16:
         raise _wrong("a member is not HOST or HOST:PORT")
     try:

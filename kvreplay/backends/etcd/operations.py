@@ -29,6 +29,7 @@ from kvreplay.backends.etcd.layout import (
 from kvreplay.backends.etcd.requests import (
     Asked,
     delete,
+    delete_all,
     get,
     is_absent,
     is_value,
@@ -327,6 +328,10 @@ class Operations:
             (delete(self._keys.entry(*address)), delete(expiry), delete(due)),
             (delete(due),),
         )
+
+    def remove_store(self) -> Operation[None]:
+        """Remove all keys of the store, if it is still the one that was opened."""
+        yield from self._change(*map(delete_all, self._keys.kinds), delete(self._keys.meta))
 
     def _check_size(self, size: int) -> None:
         if size > self._most:

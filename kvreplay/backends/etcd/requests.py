@@ -18,6 +18,7 @@ __all__ = [
     "Asked",
     "are_absent",
     "delete",
+    "delete_all",
     "get",
     "is_absent",
     "is_value",
@@ -88,6 +89,12 @@ def put(key: bytes, value: bytes) -> bytes:
 def delete(key: bytes) -> bytes:
     """Delete a key."""
     return b'{"request_delete_range":{"key":"%b"}}' % _base64(key)
+
+
+def delete_all(keys: Range) -> bytes:
+    """Delete the keys of a range."""
+    named = _base64(keys[0]), _base64(keys[1])
+    return b'{"request_delete_range":{"key":"%b","range_end":"%b"}}' % named
 
 
 def step(compare: Sequence[bytes], then: Sequence[bytes], otherwise: Sequence[bytes]) -> bytes:

@@ -255,6 +255,14 @@ class EtcdStore(Closing):
         """
         return self._run(self._operations.sweep(primary_namespace, now, limit))
 
+    def remove_store(self) -> None:
+        """Remove the whole store from the cluster, with what marks it, in one transaction.
+
+        Whoever has it open is told ``CorruptStoreError`` from then on. Other keys below its prefix
+        stay.
+        """
+        self._run(self._operations.remove_store())
+
     def close(self) -> None:
         """Close the connections of this process; those in use end with their calls."""
         session = self._session

@@ -52,7 +52,7 @@ def test_an_ipv6_address_stands_in_brackets() -> None:
         ("etcd://one:x", "HOST or HOST:PORT"),
         ("etcd://one:0", "HOST or HOST:PORT"),
         ("etcd://one:65536", "HOST or HOST:PORT"),
-        ("etcd://::1", "HOST or HOST:PORT"),
+        ("etcd://::1", "brackets"),
         ("etcd://[::1", "brackets"),
         ("etcd://[::1]x", "brackets"),
         ("etcd://one,one:2379", "twice"),

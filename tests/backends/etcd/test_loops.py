@@ -9,7 +9,13 @@ from typing import Any
 
 import pytest
 
-from kvreplay import AsyncReplay, StoreError, open_store
+from kvreplay import (
+    AsyncReplay,
+    OutcomeUnknownError,
+    StoreError,
+    StoreUnavailableError,
+    open_store,
+)
 from support.cutting_proxy import CuttingProxy
 
 
@@ -127,6 +133,29 @@ def test_a_closed_store_answers_no_loop(etcd: Any) -> None:
     before = sockets()
     asyncio.run(use())
     assert sockets() < before
+
+
+@pytest.mark.parametrize("after", [0, 20, 130])
+def test_garbage_is_no_answer(etcd: Any, after: int) -> None:
+    with CuttingProxy(etcd.url) as proxy, open_store(f"{proxy.url}?timeout=2s") as store:
+
+        async def use() -> None:
+            proxy.garble(after=after)
+            with pytest.raises(StoreUnavailableError):
+                await store.awaited.read("p", "s", "k")
+            proxy.garble(after=after)
+            with pytest.raises(OutcomeUnknownError):
+                await store.awaited.write("p", "s", "k", b"v")
+            proxy.garble(after=after)
+            with pytest.raises(StoreUnavailableError):
+                store.read("p", "s", "k")
+            proxy.garble(after=after)
+            with pytest.raises(OutcomeUnknownError):
+                store.write("p", "s", "k", b"w")
+
+        asyncio.run(use())
+        proxy.mend()
+        assert store.read("p", "s", "k") == b"w"
 
 
 def test_a_connection_that_ended_meanwhile_is_not_used_again(etcd: Any) -> None:

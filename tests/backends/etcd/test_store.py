@@ -15,7 +15,7 @@ from kvreplay.testing import Blocking, StoreContract
 from support.etcd_stores import FAULTS, FOREIGN, open_at, prefixes_of
 
 
-class TestEtcdStore(StoreContract):
+class EtcdStoreContract(StoreContract):
     open = staticmethod(open_at)
     faults = FAULTS
     foreign = FOREIGN
@@ -24,6 +24,11 @@ class TestEtcdStore(StoreContract):
     def prefix(self, request: pytest.FixtureRequest, tmp_path: Path, etcd: Any) -> Iterator[None]:
         with prefixes_of(etcd, tmp_path, proxied="failing" in request.fixturenames):
             yield
+
+
+@pytest.mark.any_python
+class TestEtcdStore(EtcdStoreContract):
+    pass
 
 
 class Awaited(Blocking):
@@ -38,8 +43,9 @@ class Awaited(Blocking):
         self._store.close()
 
 
-@pytest.mark.any_python
-class TestAwaitedEtcdStore(TestEtcdStore):
+class TestAwaitedEtcdStore(EtcdStoreContract):
+    """On each Python, since their event loops differ."""
+
     open = Awaited
     # Both stores have the same operations: what these say is told above, at the price of many stores.
     test_histories_agree_with_a_dictionary = None
