@@ -245,6 +245,7 @@ def left_out(terminalreporter: Any, config: pytest.Config) -> Iterator[str]:
     yield "kills, power cuts, full and failing disks, as root: tox -e torture"
     yield "web services on real servers, whose workers are killed: tox -e http"
     yield "payments in transactions of their own, whose processes and server are killed: tox -e ledger"
+    yield "an etcd cluster whose members are killed and cut off, as root: tox -e etcd"
     yield "a model of the protocol, which needs spin and gcc: tox -e model"
     yield "real LDK nodes, which need npm's registry: tox -e ldk"
     yield "the packages of a release: tox -e packages"

@@ -6,7 +6,8 @@ import errno
 import math
 import os
 import threading
-from typing import Final
+from typing import Final, TypeVar
+from weakref import WeakKeyDictionary
 
 from kvreplay.errors import ConfigError, CorruptStoreError, StoreError, StoreUnavailableError
 from kvreplay.store import Fault
@@ -28,7 +29,11 @@ __all__ = [
     "own_transaction_error",
     "sqlite_store",
     "unreadable",
+    "values_now",
 ]
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 LOCK_TIMEOUT: Final = 10.0
 """How many seconds a store waits for others, unless it is told."""
@@ -44,6 +49,14 @@ def sqlite_store(path: str | os.PathLike[str]) -> str | None:
     """Return what shows the other engines that an SQLite store is, or was, at a path."""
     shown = os.path.realpath(path) + SQLITE_LOCK  # the file itself must not be opened
     return shown if is_there(shown) else None
+
+
+def values_now(dictionary: WeakKeyDictionary[K, V]) -> list[V]:
+    """Return the values of a dictionary that other threads may change meanwhile."""
+    # A walk over it would fail then. The references are copied in one step.
+    keys = [ref() for ref in dictionary.keyrefs()]
+    found = [dictionary.get(key) for key in keys if key is not None]
+    return [value for value in found if value is not None]
 
 
 def is_there(path: str) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Final, TypeVar
 from weakref import WeakKeyDictionary
 
+from kvreplay.backends._support import values_now
 from kvreplay.backends.etcd.aio_session import AsyncSession
 from kvreplay.backends.etcd.cluster import Cluster
 from kvreplay.backends.etcd.layout import Address, Range
@@ -149,7 +150,7 @@ class AsyncEtcdStore:
         self._is_closed = True
         if not self._process[0]:
             return  # they are the parent's
-        for session in list(self._sessions.values()):
+        for session in values_now(self._sessions):
             try:
                 session.loop.call_soon_threadsafe(session.close)
             except RuntimeError:  # the loop is closed
@@ -165,7 +166,7 @@ class AsyncEtcdStore:
         loop = asyncio.get_running_loop()
         session = self._sessions.get(loop)
         if session is None:
-            for other in list(self._sessions.values()):
+            for other in values_now(self._sessions):
                 if other.loop.is_closed():
                     other.close()
             session = self._sessions[loop] = AsyncSession(

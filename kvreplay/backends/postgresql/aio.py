@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
-from kvreplay.backends._support import own_transaction_error
+from kvreplay.backends._support import own_transaction_error, values_now
 from kvreplay.backends.postgresql.aio_joining import joined
 from kvreplay.backends.postgresql.aio_session import AsyncSession
 from kvreplay.backends.postgresql.aio_transaction import AsyncTransaction
@@ -214,7 +214,7 @@ class AsyncPostgreSQLStore:
         self._is_closed = True
         if not self._process[0]:
             return  # they are the parent's
-        for session in list(self._sessions.values()):
+        for session in values_now(self._sessions):
             session.cut()
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 session.loop.call_soon_threadsafe(_close_soon, session)
@@ -233,7 +233,7 @@ class AsyncPostgreSQLStore:
         loop = asyncio.get_running_loop()
         session = self._sessions.get(loop)
         if session is None:
-            for other in list(self._sessions.values()):
+            for other in values_now(self._sessions):
                 if other.loop.is_closed():
                     other.cut()
             session = self._sessions[loop] = AsyncSession(self._place, self.clock, self._timeline)
