@@ -290,7 +290,12 @@ PLANTED = [
     ),
     Planted(
         "a late completion that follows another's claim",
-        lambda: patched(("if claim_of(found, held.token) is None:", "if found is None:")),
+        lambda: patched(
+            (
+                "if claim_of(found, held.token) is None:\n            raise",
+                "if found is None:\n            raise",
+            )
+        ),
         _two(may=Left(ticks=1), ttl=2, **_RERUN, **_ELSEWHERE),
         "the acknowledged answer 'r.' is lost",
     ),
