@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -60,6 +61,35 @@ def test_a_full_cluster_takes_no_values(full: tuple[Cluster, Any, int]) -> None:
     with pytest.raises(KeyNotFoundError):
         store.read(*NAMES)
     assert len(store.list("p", "s")) == count
+
+
+@pytest.mark.parametrize("time", range(3))
+def test_what_was_refused_is_not_there_though_etcd_makes_the_change_that_crosses_its_quota(
+    time: int, opener: Opener
+) -> None:
+    with Cluster(1, settings={"quota-backend-bytes": QUOTA}) as cluster:
+        store = opener(cluster.url("crossing"))
+
+        def fill(thread: int) -> tuple[list[str], str]:
+            told: list[str] = []
+            for number in itertools.count():
+                key = f"k{thread}-{number}"
+                try:
+                    if thread % 2:
+                        store.write("p", "s", key, LARGE)
+                    else:
+                        assert (
+                            store.check_and_put("p", "s", key, expected=None, value=LARGE) is None
+                        )
+                except StoreFullError:
+                    return told, key
+                told.append(key)
+            raise AssertionError
+
+        filled = [each.result() for each in [Running(lambda n=n: fill(n)) for n in range(8)]]
+        there = store.list("p", "s")
+        assert sorted(there) == sorted(key for told, _ in filled for key in told)
+        assert not {refused for _, refused in filled} & set(there)
 
 
 def test_a_full_cluster_lets_entries_go_and_then_takes_values_again(

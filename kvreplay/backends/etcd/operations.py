@@ -17,7 +17,7 @@ import attrs
 
 from kvreplay.backends._support import SCAN_BYTES
 from kvreplay.backends.etcd.cluster import TooMuch
-from kvreplay.backends.etcd.errors import another_store
+from kvreplay.backends.etcd.errors import another_store, no_answer
 from kvreplay.backends.etcd.layout import (
     Address,
     Keys,
@@ -47,6 +47,7 @@ from kvreplay.errors import (
     KeyNotFoundError,
     OutcomeUnknownError,
     StoreError,
+    StoreFullError,
 )
 from kvreplay.store import (
     Entry,
@@ -145,9 +146,12 @@ class Operations:
         check_value(value)
         self._check_size(len(value))
         names = (primary, secondary, key)
-        yield from self._change(
-            put(self._keys.entry(*names), value), delete(self._keys.expiry(*names))
-        )
+        entry = self._keys.entry(*names)
+        try:
+            yield from self._change(put(entry, value), delete(self._keys.expiry(*names)))
+        except StoreFullError:
+            if (yield from self._there_though_full(entry)) != value:
+                raise
 
     def remove(self, primary: str, secondary: str, key: str) -> Operation[None]:
         """Remove the entry."""
@@ -183,18 +187,40 @@ class Operations:
         else:
             due = keys.due(primary, expires_at, secondary, key)
             steps = [put(entry, value), put(expiry, expiry_text(expires_at)), put(due, b"")]
-        told = yield transaction(
+        asked = transaction(
             (self._same, is_absent(entry) if expected is None else is_value(entry, expected)),
             steps,
             (get(one(entry)), get(one(keys.meta))),
             changes=bool(steps),
         )
+        try:
+            told = yield asked
+        except StoreFullError:
+            there = yield from self._there_though_full(entry)
+            if there == value != expected:
+                return expected
+            if there == expected != value:
+                raise
+            raise no_answer("its quota is used up, and others change the entry too") from None
         if told.get("succeeded"):
             return expected
         found, meta = values_in(told)
         if not meta or meta[0][1] != self._mark:
             raise another_store()
         return found[0][1] if found else None
+
+    def _there_though_full(self, entry: bytes) -> Operation[bytes | None]:
+        """Return an entry's value, after etcd has refused a change since its quota is used up.
+
+        It says the same of the change that crosses the quota, and makes it: ``quotaApplierV3`` in
+        its ``apply.go``. When it has answered, nothing more becomes of the change.
+        """
+        try:
+            told = yield read(one(entry))
+        except StoreError as error:
+            raise no_answer(error) from error
+        kvs = told.get("kvs")
+        return _value_of(kvs[0]) if kvs else None
 
     def keys(self, primary: str, secondary: str) -> Operation[list[str]]:
         """Return the keys of a namespace."""
