@@ -33,7 +33,7 @@ def prefixes_of(prefix: Prefix, folder: Path, *, proxied: bool = False) -> Itera
         (folder / "server").write_text(json.dumps(told), encoding="utf-8")
         yield
         return
-    with CuttingProxy(prefix.url) as _proxies[folder]:
+    with CuttingProxy(prefix.one_url) as _proxies[folder]:
         told["url"] = _proxies[folder].url
         (folder / "server").write_text(json.dumps(told), encoding="utf-8")
         yield
@@ -102,7 +102,7 @@ _ILLEGAL = (
 def plant_keys(path: Path) -> None:
     """Keys with illegal names, where entries are, where their expiries are, and in the index of these."""
     told = _told(path)
-    server, root = SharedEtcd(told["host"]), f"/{told['name']}/{path.name}/".encode()
+    server, root = SharedEtcd([told["host"]]), f"/{told['name']}/{path.name}/".encode()
     for name in _ILLEGAL:
         for key in (
             *(b"e/p/s/" + name, b"e/" + (name or b".") + b"/s/k", b"e/p/" + name + b"/k/k"),
@@ -115,7 +115,7 @@ def plant_keys(path: Path) -> None:
 def plant_beside(path: Path) -> None:
     """Keys below the store's prefix that are none of its kinds."""
     told = _told(path)
-    server, root = SharedEtcd(told["host"]), f"/{told['name']}/{path.name}/".encode()
+    server, root = SharedEtcd([told["host"]]), f"/{told['name']}/{path.name}/".encode()
     for key in (b"e", b"x", b"t", b"f/p/s/k", b"E/p/s/k", b"meta/", b"\xff"):
         server.call("/v3/kv/put", key=coded(root + key), value=coded(b"foreign"))
 

@@ -1,9 +1,9 @@
-"""One etcd, of a single member, for all processes of a test session (``support.shared_servers``).
+"""One etcd cluster of three members for all processes of a test session (``support.shared_servers``).
 
 ::
 
     server = shared_etcd()                        # server.url("prefix")
-    with new_prefix(server) as prefix: ...        # prefix.url: one a test
+    with new_prefix(server) as prefix: ...        # prefix.url: one a test; prefix.one_url: of its first member alone
 
 Nobody may kill, stop or change this server: a test that does so starts a ``Cluster`` of its own.
 """
@@ -35,14 +35,19 @@ class SharedEtcd:
     """What a test may know of the server.
 
     Attributes:
-        host: its address and port.
+        hosts: the members' addresses and ports.
     """
 
-    host: str
+    hosts: tuple[str, ...] = attrs.field(converter=tuple)
+
+    @property
+    def host(self) -> str:
+        """Of the first member."""
+        return self.hosts[0]
 
     def url(self, prefix: str, **options: Any) -> str:
         """What ``open_store`` takes."""
-        return f"etcd://{self.host}/{prefix}" + (f"?{urlencode(options)}" if options else "")
+        return f"etcd://{','.join(self.hosts)}/{prefix}" + (f"?{urlencode(options)}" if options else "")
 
     def call(self, path: str, **body: Any) -> Any:
         """Call the v3 API as a client of its own; return what the JSON of its answer says."""
@@ -68,11 +73,16 @@ class Prefix:
     def url(self) -> str:
         return self.server.url(self.name)
 
+    @property
+    def one_url(self) -> str:
+        """With one member alone, which can be reached by a proxy; what it answers is still the cluster's."""
+        return SharedEtcd(self.server.hosts[:1]).url(self.name)
+
 
 def put_below(url: str, pairs: Sequence[tuple[str, str]]) -> None:
     """Put keys, with values in base64, below the prefix of a store's URL, one after the other."""
     where = urlsplit(url)
-    server = SharedEtcd(where.netloc)
+    server = SharedEtcd(where.netloc.split(","))
     for key, value in pairs:
         server.call("/v3/kv/put", key=coded(f"{where.path}/{key}".encode()), value=value)
 
@@ -99,6 +109,5 @@ def serve() -> None:
 
 @contextmanager
 def _server() -> Iterator[dict[str, Any]]:
-    with Cluster(1) as cluster:
-        [member] = cluster.members
-        yield {"host": f"{member.address}:{member.port}"}
+    with Cluster(3) as cluster:
+        yield {"hosts": [f"{each.address}:{each.port}" for each in cluster.members]}

@@ -48,7 +48,7 @@ def test_one_store_on_one_loop_after_the_other(etcd: Any) -> None:
 
 def test_a_loop_that_is_closed_in_the_middle_of_calls(etcd: Any) -> None:
     before = sockets()
-    with CuttingProxy(etcd.url) as proxy, open_store(proxy.url) as store:
+    with CuttingProxy(etcd.one_url) as proxy, open_store(proxy.url) as store:
         proxy.stall("to client")
         loop = asyncio.new_event_loop()
 
@@ -77,7 +77,7 @@ def test_no_more_connections_than_the_pool_has(etcd: Any) -> None:
         await asyncio.gather(*writes)
         return await asyncio.gather(*(store.read("p", "s", f"k{n}") for n in range(200)))
 
-    with CuttingProxy(etcd.url) as proxy, open_store(f"{proxy.url}?pool_size=3") as store:
+    with CuttingProxy(etcd.one_url) as proxy, open_store(f"{proxy.url}?pool_size=3") as store:
         opened = len(proxy.connections)
         assert asyncio.run(ask(store.awaited)) == [b"v"] * 200
         assert len(proxy.connections) - opened == 3
@@ -100,7 +100,7 @@ def test_a_change_that_is_cancelled_first_hears_how_it_ended(etcd: Any) -> None:
         await store.write("p", "s", "k", b"newer")
         assert await store.read("p", "s", "k") == b"newer"
 
-    with CuttingProxy(etcd.url) as proxy, open_store(proxy.url) as store:
+    with CuttingProxy(etcd.one_url) as proxy, open_store(proxy.url) as store:
         asyncio.run(cancelled(proxy, store.awaited))
 
 
@@ -117,7 +117,7 @@ def test_a_read_that_is_cancelled_waits_for_nobody(etcd: Any) -> None:
         proxy.mend()
         assert await store.read("p", "s", "k") == b"v"
 
-    with CuttingProxy(etcd.url) as proxy, open_store(proxy.url) as store:
+    with CuttingProxy(etcd.one_url) as proxy, open_store(proxy.url) as store:
         asyncio.run(cancelled(proxy, store.awaited))
 
 
@@ -137,7 +137,7 @@ def test_a_closed_store_answers_no_loop(etcd: Any) -> None:
 
 @pytest.mark.parametrize("after", [0, 20, 130])
 def test_garbage_is_no_answer(etcd: Any, after: int) -> None:
-    with CuttingProxy(etcd.url) as proxy, open_store(f"{proxy.url}?timeout=2s") as store:
+    with CuttingProxy(etcd.one_url) as proxy, open_store(f"{proxy.url}?timeout=2s") as store:
 
         async def use() -> None:
             proxy.garble(after=after)
@@ -160,7 +160,7 @@ def test_garbage_is_no_answer(etcd: Any, after: int) -> None:
 
 def test_a_connection_that_ended_meanwhile_is_not_used_again(etcd: Any) -> None:
     """Even a change goes through: nothing was sent on the old one."""
-    with CuttingProxy(etcd.url) as proxy, open_store(proxy.url) as store:
+    with CuttingProxy(etcd.one_url) as proxy, open_store(proxy.url) as store:
 
         async def use() -> None:
             for how in ("close", "reset"):

@@ -20,7 +20,7 @@ DUE = 100
 
 @pytest.fixture
 def proxy(etcd: Any) -> Iterator[CuttingProxy]:
-    with CuttingProxy(etcd.url) as proxy:
+    with CuttingProxy(etcd.one_url) as proxy:
         yield proxy
 
 
