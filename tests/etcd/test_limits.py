@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 
 from etcd.conftest import Opener
 from etcd.counters import counting, until_counted
-from kvreplay import InvalidValueError, KeyNotFoundError, StoreFullError
-from kvreplay.testing.threads import Running
+from kvreplay import (
+    InvalidValueError,
+    KeyNotFoundError,
+    OutcomeUnknownError,
+    StoreError,
+    StoreFullError,
+)
+from kvreplay.testing.threads import Running, at_once
 from support.etcd import Cluster, RefusedError, coded
 from support.waiting import until
 
@@ -60,6 +67,40 @@ def test_a_full_cluster_takes_no_values(full: tuple[Cluster, Any, int]) -> None:
     with pytest.raises(KeyNotFoundError):
         store.read(*NAMES)
     assert len(store.list("p", "s")) == count
+
+
+def test_what_is_called_unmade_was_not_made(opener: Opener) -> None:
+    """A member that meets the end of its quota while it applies a change makes that one, and says that it is full."""
+    unknown = 0
+    for _ in range(20):
+        with Cluster(1, settings={"quota-backend-bytes": QUOTA}) as cluster:
+            store = opener(cluster.url("full"))
+            filled = at_once(*[partial(fill, store, number) for number in range(16)])
+            said = [each for some in filled for each in some]
+            there = set(store.list("p", "s"))
+        assert {key for key, error in said if error is None} <= there
+        assert not {key for key, error in said if error is StoreFullError} & there
+        unknown += sum(error is OutcomeUnknownError for _, error in said)
+        if unknown:
+            return
+    pytest.fail("no change was under way when the quota ended")
+
+
+def fill(store: Any, number: int) -> list[tuple[str, type[StoreError] | None]]:
+    """Put entries, by both kinds of changes, until the store is full; return what became of each."""
+    said: list[tuple[str, type[StoreError] | None]] = []
+    while not said or said[-1][1] is None:
+        key = f"{number}-{len(said)}"
+        try:
+            if len(said) % 2:
+                store.write("p", "s", key, bytes(3000))
+            else:
+                store.check_and_put("p", "s", key, expected=None, value=bytes(3000))
+        except (StoreFullError, OutcomeUnknownError) as error:
+            said.append((key, type(error)))
+        else:
+            said.append((key, None))
+    return said
 
 
 def test_a_full_cluster_lets_entries_go_and_then_takes_values_again(

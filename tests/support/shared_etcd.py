@@ -47,7 +47,9 @@ class SharedEtcd:
 
     def url(self, prefix: str, **options: Any) -> str:
         """What ``open_store`` takes."""
-        return f"etcd://{','.join(self.hosts)}/{prefix}" + (f"?{urlencode(options)}" if options else "")
+        return f"etcd://{','.join(self.hosts)}/{prefix}" + (
+            f"?{urlencode(options)}" if options else ""
+        )
 
     def call(self, path: str, **body: Any) -> Any:
         """Call the v3 API as a client of its own; return what the JSON of its answer says."""
