@@ -25,7 +25,10 @@ def looked_up(member: Member) -> Future[Found]:
     try:
         found.set_result(_ask(member, socket.AI_NUMERICHOST))  # of an address there is no doubt
     except socket.gaierror:
-        threading.Thread(target=_answer, args=(found, member), daemon=True).start()
+        try:
+            threading.Thread(target=_answer, args=(found, member), daemon=True).start()
+        except RuntimeError as error:  # there is no room for one, or the interpreter ends
+            found.set_exception(OSError(str(error)))
     return found
 
 

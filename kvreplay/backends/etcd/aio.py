@@ -151,9 +151,9 @@ class AsyncEtcdStore:
         if not self._process[0]:
             return  # they are the parent's
         for session in values_now(self._sessions):
-            try:
+            if session.loop.is_running():
                 session.loop.call_soon_threadsafe(session.close)
-            except RuntimeError:  # the loop is closed
+            else:
                 session.close()
 
     def _opened(self) -> AsyncSession:
@@ -169,6 +169,7 @@ class AsyncEtcdStore:
             for other in values_now(self._sessions):
                 if other.loop.is_closed():
                     other.close()
+                    self._sessions.pop(other.loop, None)  # which it would keep for ever
             session = self._sessions[loop] = AsyncSession(
                 self._cluster, self._context, self._pool_size
             )

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from kvreplay.backends.etcd.addresses import Found, looked_up
 from kvreplay.backends.etcd.cluster import Answer, Attempt, Member, NoAnswer, NotSent
 from kvreplay.backends.etcd.exchange import CHUNK, Exchange
-from kvreplay.backends.etcd.links import is_quiet
+from kvreplay.backends.etcd.links import is_quiet, keep_alive
 
 __all__ = ["AsyncLink", "connected"]
 
@@ -161,7 +161,7 @@ async def _spoken_on(
     sock: socket.socket, address: Any, context: ssl.SSLContext | None, host: str
 ) -> Wire:
     sock.setblocking(False)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    keep_alive(sock)
     await asyncio.get_running_loop().sock_connect(sock, address)
     if context is None:
         return Wire(sock)

@@ -16,7 +16,7 @@ from kvreplay.backends.etcd.aio_links import AsyncLink, connected
 from kvreplay.backends.etcd.cluster import Answer, Attempt, Cluster, NoAnswer, NotSent
 from kvreplay.backends.etcd.operations import Operation
 from kvreplay.backends.etcd.requests import Asked
-from kvreplay.errors import StoreError
+from kvreplay.errors import StoreError, StoreUnavailableError
 
 __all__ = ["AsyncSession"]
 
@@ -57,6 +57,7 @@ class AsyncSession:
         self._context = context
         self._idle: list[deque[AsyncLink]] = [deque() for _ in cluster.members]
         self._used: set[AsyncLink] = set()
+        self._pool_size = pool_size
         self._room = asyncio.Semaphore(pool_size)
         self._is_closed = False
 
@@ -66,22 +67,28 @@ class AsyncSession:
 
     async def _execute(self, asked: Asked) -> dict[str, Any]:
         """Make one request."""
-        asking = drive(self._cluster.ask(asked), self._attempt, NotSent, NoAnswer)
+        asking = self._in_turn(asked)
         return await (_to_its_end(asking) if asked.changes else asking)
 
-    async def _attempt(self, attempt: Attempt) -> Answer:
-        until = self.loop.time() + attempt.answer_within
+    async def _in_turn(self, asked: Asked) -> dict[str, Any]:
+        """Make one request, once there is room for a connection."""
+        begun, timeout = self.loop.time(), self._cluster.timeout
         try:
-            async with asyncio.timeout_at(until):
+            async with asyncio.timeout(timeout):
                 await self._room.acquire()
         except TimeoutError:
-            raise NotSent("other calls use all connections of the pool") from None
+            raise StoreUnavailableError(
+                f"other calls of this event loop have used all {self._pool_size} connections for"
+                f" {timeout:.3g} s; nothing was done: try again later, or raise pool_size"
+            ) from None
         try:
-            return await self._attempt_now(attempt, until)
+            conversation = self._cluster.ask(asked, self.loop.time() - begun)
+            return await drive(conversation, self._attempt, NotSent, NoAnswer)
         finally:
             self._room.release()
 
-    async def _attempt_now(self, attempt: Attempt, until: float) -> Answer:
+    async def _attempt(self, attempt: Attempt) -> Answer:
+        until = self.loop.time() + attempt.answer_within
         link = self._idle_one(attempt.member)
         if link is None:
             member = self._cluster.members[attempt.member]
@@ -90,8 +97,10 @@ class AsyncSession:
         self._used.add(link)
         try:
             answer = await link.ask(attempt, until)
-        except BaseException:
+        except BaseException as error:
             link.close()
+            if isinstance(error, NoAnswer):  # the others may have gone silent too
+                _close_all(self._idle[attempt.member])
             raise
         finally:
             self._used.discard(link)
@@ -118,23 +127,31 @@ class AsyncSession:
         """
         self._is_closed = True
         for idle in self._idle:
-            while idle:
-                idle.pop().close()
+            _close_all(idle)
         if self.loop.is_closed():
             for link in self._used:
                 link.close()
 
 
+def _close_all(idle: deque[AsyncLink]) -> None:
+    while idle:
+        idle.pop().close()
+
+
 async def _to_its_end(change: Coroutine[Any, Any, T]) -> T:
-    """Await a change; if this is cancelled, first hear how the change ended.
+    """Await a change; if this is cancelled, however often, first hear how the change ended.
 
     So what a caller has cancelled takes effect no more, unless its answer was lost.
     """
     going = asyncio.ensure_future(change)
-    try:
-        return await asyncio.shield(going)
-    except asyncio.CancelledError:
-        await asyncio.wait((going,))
-        if not going.cancelled():
-            going.exception()  # nobody else asks for it
-        raise
+    cancelled: asyncio.CancelledError | None = None
+    while not going.done():
+        try:
+            await asyncio.wait((going,))
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is None:
+        return going.result()
+    if not going.cancelled():
+        going.exception()  # nobody else asks for it
+    raise cancelled

@@ -114,18 +114,22 @@ class Cluster:
         self.timeout = timeout
         self._user = user
         self._token: bytes | None = None
+        self._is_open = False  # as far as is known, nobody needs to sign in
         self._first = 0  # the member that is asked first
         self._revision = 0  # the latest that an answer has told
 
-    def ask(self, asked: Asked) -> Conversation[dict[str, Any]]:
+    def ask(self, asked: Asked, waited: float = 0.0) -> Conversation[dict[str, Any]]:
         """Make one request, and return the answer.
+
+        Args:
+            waited: how many seconds of its time are over.
 
         Raises:
             OutcomeUnknownError: it is a change, and nobody knows whether it happened.
             StoreUnavailableError: no member has done it.
             StoreError: etcd refuses it.
         """
-        until = time.monotonic() + self.timeout
+        until = time.monotonic() + self.timeout - waited
         why: BaseException | str = "none has answered in time"
         number = len(self.members)
         member = self._first
@@ -148,14 +152,14 @@ class Cluster:
         """
         said = ""
         for _ in range(_SIGN_INS):
-            remaining = max(0.0, until - time.monotonic())
-            share = remaining / left
             known, token = self._revision, self._token
             try:
-                if token is None and self._user is not None:
-                    token = yield from self._sign_in(member, share)
+                if token is None and self._user is not None and not self._is_open:
+                    token = yield from self._sign_in(member, _left(until) / left)
             except (NotSent, NoAnswer) as error:
                 return error
+            remaining = _left(until)
+            share = remaining / left
             whole = remaining if asked.changes else share
             try:
                 status, body = yield Attempt(member, asked, share / 2, whole, token)
@@ -179,9 +183,15 @@ class Cluster:
                 return said
             if self._user is None:
                 break
+            self._is_open = False
             if self._token is token:  # else another request has a new one
                 self._token = None
-        raise not_signed_in(said)
+        raise not_signed_in(said, has_user=self._user is not None)
+
+    @property
+    def revision(self) -> int:
+        """The latest revision that an answer has told; no later change has a lower one."""
+        return self._revision
 
     def _sign_in(self, member: int, within: float) -> Conversation[bytes | None]:
         """Return a new token, or ``None`` if this cluster asks for none."""
@@ -190,10 +200,11 @@ class Cluster:
         told = json.dumps({"name": name, "password": password}).encode()
         status, body = yield Attempt(member, Asked(_SIGN_IN, told), within / 2, within, None)
         if status == 200:
-            self._token = json.loads(body)["token"].encode()
+            self._token = _token_in(body)
             return self._token
         refusal = refusal_in(status, body)
         if "authentication is not enabled" in refusal.said:
+            self._is_open = True
             return None
         if refusal.means is Means.REFUSED:
             raise refusal.error()
@@ -224,3 +235,18 @@ class Cluster:
         self.id = cluster
         self._revision = max(self._revision, revision)
         return told
+
+
+def _left(until: float) -> float:
+    return max(0.0, until - time.monotonic())
+
+
+def _token_in(body: bytes) -> bytes:
+    """Return the token in an answer to who has signed in; it can stand in a header."""
+    try:
+        token: str = json.loads(body)["token"]
+        if token.isascii() and token.isprintable():
+            return token.encode()
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    raise NoAnswer("the answer has no token")

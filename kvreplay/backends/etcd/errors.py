@@ -26,6 +26,7 @@ __all__ = [
     "Refusal",
     "another_cluster",
     "another_store",
+    "maybe_full",
     "no_answer",
     "nobody_answers",
     "not_signed_in",
@@ -48,24 +49,17 @@ class Means(Enum):
 
 @attrs.frozen(eq=False)
 class Refusal:
-    """An answer that is no result.
-
-    Attributes:
-        said: in the words of etcd.
-        code: of gRPC; 0: there is none.
-    """
+    """An answer that is no result; ``said``: in the words of etcd."""
 
     means: Means
     said: str
-    code: int = 0
 
     def error(self) -> KVReplayError:
-        """Return what the caller is told, where nothing was done and nothing will be."""
+        """Return what the caller is told if it is ``REFUSED``."""
         for part, kind, told in _REFUSED:
             if part in self.said:
                 return kind(told)
-        kind = StoreUnavailableError if self.means is Means.ELSEWHERE else StoreError
-        return kind(f"etcd refused: {self.said}; nothing was changed")
+        return StoreError(f"etcd refused: {self.said}; nothing was changed")
 
 
 # By a part of what etcd says, since a code of gRPC stands for very different things.
@@ -74,6 +68,7 @@ _MEANS: Final = (
     ("etcdserver: no leader", Means.ELSEWHERE),
     ("not supported for learner", Means.ELSEWHERE),
     ("invalid auth token", Means.SIGN_IN),
+    ("user name is empty", Means.SIGN_IN),
     ("revision in header is old", Means.SIGN_IN),
     ("revision of auth store is old", Means.SIGN_IN),
     ("database space exceeded", Means.REFUSED),
@@ -86,6 +81,11 @@ _NEVER_BEGUN: Final = {3, 5, 6, 7, 9, 11, 12, 16}
 """A wrong argument, a right that lacks, and their like."""
 
 _NAMED_CLIENT: Final = "CommonName of client"
+_NO_GATEWAY: Final = "which is no answer of etcd's v3 JSON gateway"
+_TOO_LARGE: Final = (
+    "a change is larger than this etcd takes, the expected and the new value together; nothing was"
+    " written: raise --max-request-bytes on all members, or store less"
+)
 
 _REFUSED: Final[tuple[tuple[str, type[KVReplayError], str], ...]] = (
     (
@@ -95,17 +95,13 @@ _REFUSED: Final[tuple[tuple[str, type[KVReplayError], str], ...]] = (
         " pass: compact and defragment the members, or raise --quota-backend-bytes, then disarm"
         " the alarm",
     ),
+    ("request is too large", InvalidValueError, _TOO_LARGE),
+    ("message larger than max", InvalidValueError, _TOO_LARGE),
     (
-        "request is too large",
-        InvalidValueError,
-        "a change is larger than this etcd takes, the expected and the new value together;"
-        " nothing was written: raise --max-request-bytes on all members, or store less",
-    ),
-    (
-        "message larger than max",
-        InvalidValueError,
-        "a change is larger than this etcd takes, the expected and the new value together;"
-        " nothing was written: raise --max-request-bytes on all members, or store less",
+        _NO_GATEWAY,
+        StoreError,
+        "what answers under this URL does not know etcd's v3 JSON gateway; nothing was changed:"
+        " look at the URL, and whether the members run with --enable-grpc-gateway",
     ),
     (
         "too many operations",
@@ -126,11 +122,6 @@ _REFUSED: Final[tuple[tuple[str, type[KVReplayError], str], ...]] = (
         " name; nothing was changed: use one that has another subject, such as O=…",
     ),
     (
-        "user name is empty",
-        StoreError,
-        "this etcd asks for a user and a password; nothing was changed: write them into the URL",
-    ),
-    (
         "authentication failed",
         StoreError,
         "etcd refused the user or the password of the URL; nothing was changed: mend the URL",
@@ -140,11 +131,6 @@ _REFUSED: Final[tuple[tuple[str, type[KVReplayError], str], ...]] = (
         CorruptStoreError,
         "the members of this etcd cluster hold different data (its alarm CORRUPT); nothing was"
         " changed: replace the member that differs, then disarm the alarm",
-    ),
-    (
-        "too many requests",
-        StoreUnavailableError,
-        "etcd has more requests than it can apply; nothing was changed: try again later",
     ),
 )
 
@@ -161,14 +147,12 @@ def refusal_in(status: int, body: bytes) -> Refusal:
     if not isinstance(told, dict):
         # Not etcd: a proxy in front of it, or a server of another kind.
         means = Means.REFUSED if status in (404, 405) else Means.UNKNOWN
-        return Refusal(means, f"HTTP {status}, which is no answer of etcd's v3 JSON gateway")
+        return Refusal(means, f"HTTP {status}, {_NO_GATEWAY}")
     said = " ".join(str(told.get("message") or told.get("error") or "no reason").split())
-    code = told.get("code")
-    code = code if type(code) is int else 0
     for part, means in _MEANS:
         if part in said:
-            return Refusal(means, said, code)
-    return Refusal(Means.REFUSED if code in _NEVER_BEGUN else Means.UNKNOWN, said, code)
+            return Refusal(means, said)
+    return Refusal(Means.REFUSED if told.get("code") in _NEVER_BEGUN else Means.UNKNOWN, said)
 
 
 def no_answer(why: BaseException | str) -> OutcomeUnknownError:
@@ -188,7 +172,17 @@ def nobody_answers(waited: float, why: BaseException | str) -> StoreUnavailableE
     """
     return StoreUnavailableError(
         f"no member of the etcd cluster did this within {waited:.3g} s: {_said(why)}; nothing was"
-        " changed: try again later. A majority of the members must run and reach one another"
+        " changed: try again later. A majority of the members must run and reach one another; if"
+        " none ever answers, look at the URL, and at tls and ca"
+    )
+
+
+def maybe_full() -> OutcomeUnknownError:
+    """Return the error for a change that etcd calls refused for its quota, and may have made."""
+    return OutcomeUnknownError(
+        "etcd's quota is used up (its alarm NOSPACE), and a change that was under way in that"
+        " moment may have been made; read again before deciding. Compact and defragment the"
+        " members, or raise --quota-backend-bytes, then disarm the alarm"
     )
 
 
@@ -213,8 +207,12 @@ def another_store() -> CorruptStoreError:
     )
 
 
-def not_signed_in(said: str) -> StoreError:
-    """Return the error for a token that etcd refuses again and again."""
+def not_signed_in(said: str, *, has_user: bool) -> StoreError:
+    """Return the error for a token that etcd refuses again and again, or for want of one."""
+    if not has_user:
+        return StoreError(
+            "this etcd asks for a user and a password; nothing was changed: write them into the URL"
+        )
     return StoreError(
         f"etcd refuses the tokens that it gives ({said}); nothing was changed: look at the"
         " members' --auth-token"

@@ -100,9 +100,10 @@ class Keys:
         """Return the expiry and the address in a key that a sweep found; ``None``: none."""
         primary, expires_at, *rest = (*_parts(key[len(self._due) :]), "", "")[:4]
         address = (primary, *rest)
-        if not (expires_at.isascii() and expires_at.isdecimal() and _legal(address)):
+        at = expiry_of(expires_at.encode())
+        if at is None or not _legal(address):
             return None
-        return int(expires_at), (address[0], address[1], address[2])
+        return at, (address[0], address[1], address[2])
 
 
 def below(prefix: bytes) -> Range:

@@ -6,13 +6,16 @@ import select
 import socket
 import ssl
 import time
+from typing import Final
 
 from kvreplay.backends.etcd.addresses import Found, looked_up
 from kvreplay.backends.etcd.cluster import Answer, Attempt, Member, NoAnswer, NotSent
 from kvreplay.backends.etcd.exchange import CHUNK, Exchange
 from kvreplay.errors import ConfigError
 
-__all__ = ["Link", "connected", "is_quiet", "tls_context"]
+__all__ = ["Link", "connected", "is_quiet", "keep_alive", "tls_context"]
+
+_QUIET: Final = 20  # seconds
 
 
 class Link:
@@ -69,29 +72,26 @@ def connected(member: Member, context: ssl.SSLContext | None, within: float) -> 
     until = time.monotonic() + within
     try:
         found = looked_up(member).result(within)
-        sock = _first_of(found, until)
-        try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if context is not None:
-                sock = context.wrap_socket(sock, server_hostname=member.host)
-            return Link(sock, Exchange(member.authority))
-        except BaseException:
-            sock.close()
-            raise
+        return Link(_first_of(found, until, context, member.host), Exchange(member.authority))
     except OSError as error:
         why = "no connection in time" if isinstance(error, TimeoutError) else error
         raise NotSent(f"{member.authority}: {why}") from error
 
 
-def _first_of(found: Found, until: float) -> socket.socket:
-    """Connect to the first of these addresses that answers."""
+def _first_of(
+    found: Found, until: float, context: ssl.SSLContext | None, host: str
+) -> socket.socket:
+    """Connect to the first of these addresses that answers, and that TLS trusts."""
     failed = OSError("its name has no address")
     for number, (family, kind, protocol, _, address) in enumerate(found):
+        end = time.monotonic() + _left(until) / (len(found) - number)
         sock = socket.socket(family, kind, protocol)
         try:
-            sock.settimeout(_left(until) / (len(found) - number))
+            keep_alive(sock)
+            sock.settimeout(_left(end))
             sock.connect(address)
-            return sock
+            sock.settimeout(_left(end))
+            return sock if context is None else context.wrap_socket(sock, server_hostname=host)
         except OSError as error:
             sock.close()
             failed = error
@@ -99,6 +99,14 @@ def _first_of(found: Found, until: float) -> socket.socket:
             sock.close()
             raise
     raise failed
+
+
+def keep_alive(sock: socket.socket) -> None:
+    """Send at once, and look now and then whether the other side of a quiet connection is there."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _QUIET)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _QUIET)
 
 
 def is_quiet(sock: socket.socket) -> bool:
@@ -124,8 +132,8 @@ def tls_context(ca: str | None, cert: str | None, key: str | None) -> ssl.SSLCon
     try:
         context = ssl.create_default_context(cafile=ca)
         if cert is not None:
-            context.load_cert_chain(cert, key)
-    except (OSError, ValueError) as error:
+            context.load_cert_chain(cert, key, password="")  # nobody is asked for one
+    except (OSError, ValueError, TypeError) as error:
         raise ConfigError(
             f"the files for TLS cannot be used ({error}); nothing was opened: name PEM files by"
             " ca, cert and key"

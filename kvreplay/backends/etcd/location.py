@@ -39,6 +39,8 @@ def locate(url: object) -> Location:
     """
     if not isinstance(url, str) or not url.startswith("etcd://"):
         raise _wrong("it does not begin with etcd://")
+    if not url.isprintable() or " " in url:
+        raise _wrong("it has a blank, a control character or a byte that is not UTF-8")
     if "?" in url or "#" in url:
         raise _wrong("it has options; give them as arguments")
     hosts, slash, path = url.removeprefix("etcd://").partition("/")
@@ -70,7 +72,8 @@ def _member(text: str) -> Member:
         host, _, port = text.rpartition(":")
         if ":" in host:
             raise _wrong("a member's IPv6 address is not in brackets")
-    if not host or not (port.isascii() and port.isdecimal()) or not 0 < int(port) < 2**16:
+    is_number = port.isascii() and port.isdecimal() and len(port) <= 5
+    if not host or not is_number or not 0 < int(port) < 2**16:
         raise _wrong("a member is not HOST or HOST:PORT")
     try:
         host = host if ":" in host else host.encode("idna").decode()

@@ -16,7 +16,12 @@ from kvreplay.backends.etcd.requests import (
     put,
     transaction,
 )
-from kvreplay.errors import ConfigError, CorruptStoreError, StoreNotFoundError
+from kvreplay.errors import (
+    ConfigError,
+    CorruptStoreError,
+    StoreNotFoundError,
+    StoreUnavailableError,
+)
 
 __all__ = ["check_version", "find_mark"]
 
@@ -53,7 +58,15 @@ def find_mark(keys: Keys, create: bool) -> Operation[bytes]:
     mark = _FORMAT + str(uuid.uuid4()).encode()
     made = [put(keys.meta, mark)] if create else []
     # Done twice it finds what it has made: so a lost answer is asked for again, as that of a read.
-    told = yield transaction((are_absent(keys.all),), made, (get(one(keys.meta)),), changes=False)
+    looking = transaction((are_absent(keys.all),), made, (get(one(keys.meta)),), changes=False)
+    try:
+        told = yield looking
+    except StoreUnavailableError as error:
+        if not create:
+            raise
+        raise StoreUnavailableError(
+            f"{error}. The store itself may have been made all the same: open it again"
+        ) from error
     if told.get("succeeded"):
         if create:
             return mark

@@ -16,8 +16,8 @@ from typing import Any, Final, TypeVar
 import attrs
 
 from kvreplay.backends._support import SCAN_BYTES
-from kvreplay.backends.etcd.cluster import TooMuch
-from kvreplay.backends.etcd.errors import another_store, no_answer
+from kvreplay.backends.etcd.cluster import Cluster, TooMuch
+from kvreplay.backends.etcd.errors import another_store, maybe_full
 from kvreplay.backends.etcd.layout import (
     Address,
     Keys,
@@ -78,6 +78,7 @@ OVERHEAD: Final = 8 * 2**10
 
 _WALK: Final = 1000  # keys that a walk takes in one request
 _SWEEP_BATCH: Final = 100  # steps of a sweep's transaction: etcd's default allows 128 operations
+_SWEPT: Final = 4096  # bytes that a step has, at most
 _ENCODED: Final = 4 * SCAN_BYTES  # bytes of an answer with the entries of a scan
 
 
@@ -104,13 +105,15 @@ class Operations:
         keys: of the store.
         mark: the value of ``keys.meta``, which says which store this is.
         most: how many bytes a change can carry, its expected and its new value together.
+        cluster: what tells the latest revision.
     """
 
-    def __init__(self, keys: Keys, mark: bytes, most: int) -> None:
+    def __init__(self, keys: Keys, mark: bytes, most: int, cluster: Cluster) -> None:
         self._keys = keys
         self._same = is_value(keys.meta, mark)
         self._mark = mark
         self._most = most
+        self._cluster = cluster
 
     def read(self, primary: str, secondary: str, key: str) -> Operation[bytes]:
         """Return the value."""
@@ -147,11 +150,8 @@ class Operations:
         self._check_size(len(value))
         names = (primary, secondary, key)
         entry = self._keys.entry(*names)
-        try:
-            yield from self._change(put(entry, value), delete(self._keys.expiry(*names)))
-        except StoreFullError:
-            if (yield from self._there_though_full(entry)) != value:
-                raise
+        steps = put(entry, value), delete(self._keys.expiry(*names))
+        yield from self._unless_full(self._change(*steps), entry, None, value)
 
     def remove(self, primary: str, secondary: str, key: str) -> Operation[None]:
         """Remove the entry."""
@@ -164,6 +164,36 @@ class Operations:
         if not told.get("succeeded"):
             raise another_store()
         return told
+
+    def _unless_full(
+        self,
+        change: Operation[dict[str, Any]],
+        entry: bytes,
+        expected: bytes | None,
+        value: bytes | None,
+    ) -> Operation[dict[str, Any]]:
+        """Make a change; if etcd refuses it for its quota, look whether it was made all the same.
+
+        A member that meets the end of the quota while it applies a change has made that one, and
+        yet says that it is full. It says so at the end, so that a look tells.
+        """
+        before = self._cluster.revision
+        try:
+            return (yield from change)
+        except StoreFullError as full:
+            try:
+                told = yield read(one(entry))
+            except StoreError:
+                raise maybe_full() from full
+            kvs = told.get("kvs")
+            if not kvs:
+                unmade = expected is None
+            else:
+                unmade = int(kvs[0]["mod_revision"]) <= before
+                unmade |= _value_of(kvs[0]) == expected != value
+            if unmade:
+                raise
+            raise maybe_full() from full
 
     def check_and_put(
         self,
@@ -187,40 +217,19 @@ class Operations:
         else:
             due = keys.due(primary, expires_at, secondary, key)
             steps = [put(entry, value), put(expiry, expiry_text(expires_at)), put(due, b"")]
-        asked = transaction(
+        change = transaction(
             (self._same, is_absent(entry) if expected is None else is_value(entry, expected)),
             steps,
             (get(one(entry)), get(one(keys.meta))),
             changes=bool(steps),
         )
-        try:
-            told = yield asked
-        except StoreFullError:
-            there = yield from self._there_though_full(entry)
-            if there == value != expected:
-                return expected
-            if there == expected != value:
-                raise
-            raise no_answer("its quota is used up, and others change the entry too") from None
+        told = yield from self._unless_full(_asking(change), entry, expected, value)
         if told.get("succeeded"):
             return expected
         found, meta = values_in(told)
         if not meta or meta[0][1] != self._mark:
             raise another_store()
         return found[0][1] if found else None
-
-    def _there_though_full(self, entry: bytes) -> Operation[bytes | None]:
-        """Return an entry's value, after etcd has refused a change since its quota is used up.
-
-        It says the same of the change that crosses the quota, and makes it: ``quotaApplierV3`` in
-        its ``apply.go``. When it has answered, nothing more becomes of the change.
-        """
-        try:
-            told = yield read(one(entry))
-        except StoreError as error:
-            raise no_answer(error) from error
-        kvs = told.get("kvs")
-        return _value_of(kvs[0]) if kvs else None
 
     def keys(self, primary: str, secondary: str) -> Operation[list[str]]:
         """Return the keys of a namespace."""
@@ -319,7 +328,7 @@ class Operations:
         visited = removed = 0
         more = now >= 0
         while more and visited < limit:
-            batch = min(limit - visited, _SWEEP_BATCH)
+            batch = min(limit - visited, max(1, min(_SWEEP_BATCH, self._most // _SWEPT)))
             try:
                 told = yield read(within(self._keys.due_until(primary, now), batch, keys_only=True))
                 found = [a2b_base64(kv["key"]) for kv in told.get("kvs", ())]
@@ -366,6 +375,10 @@ class Operations:
                 f" one request to etcd can carry ({self._most}); nothing was written: raise"
                 " max_request_bytes, here and on the members"
             )
+
+
+def _asking(asked: Asked) -> Operation[dict[str, Any]]:
+    return (yield asked)
 
 
 def values_in(told: dict[str, Any]) -> list[list[tuple[bytes, bytes]]]:

@@ -51,9 +51,9 @@ class Asked:
     most: int | None = None
 
 
-def read(what: bytes, most: int | None = None) -> Asked:
+def read(what: bytes) -> Asked:
     """Ask for what :func:`one`, :func:`within` or :func:`newest` names; it is linearizable."""
-    return Asked(_RANGE, what, most=most)
+    return Asked(_RANGE, what)
 
 
 def transaction(

@@ -75,8 +75,10 @@ class Session:
         link = self._take(attempt)
         try:
             answer = link.ask(attempt, until)
-        except BaseException:
+        except BaseException as error:
             link.close()
+            if isinstance(error, NoAnswer):  # the others may have gone silent too
+                _close_all(self._idle[attempt.member])
             raise
         self._keep_or_close(attempt.member, link)  # from here on it may be another thread's
         return answer
@@ -107,8 +109,12 @@ class Session:
         """Close the connections; those in use end with their calls."""
         self._is_closed = True
         for idle in self._idle:
-            while idle:
-                _close_one(idle)
+            _close_all(idle)
+
+
+def _close_all(idle: deque[Link]) -> None:
+    while idle:
+        _close_one(idle)
 
 
 def _close_one(idle: deque[Link]) -> None:

@@ -55,8 +55,9 @@ class EtcdStore(Closing):
             hosts if etcd asks for it. The keys of the store lie below the prefix, by default
             ``/kvreplay``.
         create: make the store if nothing is under the prefix.
-        timeout: how long a call may take, at most, over all members that it asks: seconds, a
-            timedelta, or text such as ``"5s"``. etcd itself gives up after 7 s.
+        timeout: how long a request may take, at most, over all members that it is made to: seconds,
+            a timedelta, or text such as ``"5s"``. A call is one request; only walks, lists of more
+            than a thousand keys, and sweeps make several. etcd itself gives up after 7 s.
         pool_size: how many connections to a member a process keeps open for its next calls; and
             how many an event loop uses at once, at most.
         max_request_bytes: what the members have as ``--max-request-bytes``. A change must fit into
@@ -110,6 +111,8 @@ class EtcdStore(Closing):
             raise ConfigError(
                 f"max_request_bytes must be an int of at least {2 * OVERHEAD}; nothing was opened"
             )
+        if not isinstance(tls, bool | None):
+            raise ConfigError("tls must be True, False or None; nothing was opened")
         if key is not None and cert is None:
             raise ConfigError("key is given, and no cert; nothing was opened: name both, or none")
         secured = any(each is not None for each in (ca, cert)) if tls is None else tls
@@ -133,7 +136,7 @@ class EtcdStore(Closing):
             session.close()
             raise
         self.identity = ("etcd", self._cluster.id, mark.decode())
-        self._operations = Operations(keys, mark, self.max_change_bytes)
+        self._operations = Operations(keys, mark, self.max_change_bytes, self._cluster)
         self.awaited = AsyncEtcdStore(
             *(self._cluster, self._context, pool_size, self._operations),
             *(self.identity, self.max_change_bytes),
@@ -258,8 +261,7 @@ class EtcdStore(Closing):
     def remove_store(self) -> None:
         """Remove the whole store from the cluster, with what marks it, in one transaction.
 
-        Whoever has it open is told ``CorruptStoreError`` from then on. Other keys below its prefix
-        stay.
+        Whoever changes it from then on is told ``CorruptStoreError``.
         """
         self._run(self._operations.remove_store())
 

@@ -236,6 +236,7 @@ class AsyncPostgreSQLStore:
             for other in values_now(self._sessions):
                 if other.loop.is_closed():
                     other.cut()
+                    self._sessions.pop(other.loop, None)  # which it would keep for ever
             session = self._sessions[loop] = AsyncSession(self._place, self.clock, self._timeline)
         return session
 

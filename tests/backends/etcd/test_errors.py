@@ -38,9 +38,9 @@ SAID = {
     "etcdserver: server stopped": (14, 503, Means.UNKNOWN, None),
     "context deadline exceeded": (4, 504, Means.UNKNOWN, None),
     "something that nobody has seen yet": (2, 500, Means.UNKNOWN, None),
-    "etcdserver: too many requests": (8, 429, Means.ELSEWHERE, StoreUnavailableError),
-    "etcdserver: no leader": (14, 503, Means.ELSEWHERE, StoreUnavailableError),
-    "etcdserver: rpc not supported for learner": (14, 503, Means.ELSEWHERE, StoreUnavailableError),
+    "etcdserver: too many requests": (8, 429, Means.ELSEWHERE, None),
+    "etcdserver: no leader": (14, 503, Means.ELSEWHERE, None),
+    "etcdserver: rpc not supported for learner": (14, 503, Means.ELSEWHERE, None),
     "etcdserver: invalid auth token": (16, 401, Means.SIGN_IN, None),
     "auth: revision in header is old": (2, 500, Means.SIGN_IN, None),
     "etcdserver: revision of auth store is old": (3, 400, Means.SIGN_IN, None),
@@ -54,7 +54,7 @@ SAID = {
         Means.REFUSED,
         StoreError,
     ),
-    "etcdserver: user name is empty": (3, 400, Means.REFUSED, StoreError),
+    "etcdserver: user name is empty": (3, 400, Means.SIGN_IN, None),
     "etcdserver: corrupt cluster": (15, 500, Means.REFUSED, CorruptStoreError),
     "etcdserver: too many operations in txn request": (3, 400, Means.REFUSED, StoreError),
     "etcdserver: duplicate key given in txn request": (3, 400, Means.REFUSED, StoreError),
@@ -205,10 +205,35 @@ def test_a_cluster_that_asks_for_no_user_is_used_without_one() -> None:
     assert [each.token for each in played.attempts] == [None, None]
     assert isinstance(played.ended, dict)
 
+    conversation = played.cluster.ask(READ)
+    assert next(conversation).asked is READ  # nobody signs in again and again
+    nameless = (400, body_of("etcdserver: user name is empty", 3))
+    assert (
+        conversation.send(nameless).asked.path == "/v3/auth/authenticate"
+    )  # until it is asked for
 
-def test_without_a_user_a_demand_for_one_is_told() -> None:
-    played = Played(READ, OLD_TOKEN)
+
+@pytest.mark.parametrize("said", ["invalid auth token", "user name is empty"])
+def test_without_a_user_a_demand_for_one_is_told(said: str) -> None:
+    played = Played(READ, (401, body_of(f"etcdserver: {said}", 16)))
     assert type(played.ended) is StoreError
+    assert "user" in str(played.ended)
+
+
+ODD = [b"ok", b"{}", b"[]", b"null", b'{"token":5}', b'{"token":"a\\nb"}', b'{"token":"\xc3\xa9"}']
+
+
+@pytest.mark.parametrize("body", ODD)
+def test_an_odd_answer_to_a_sign_in(body: bytes) -> None:
+    played = Played(CHANGE, (200, body), TOKEN, DONE, user=("u", "p"))
+    assert played.asked == [0, 1, 1]
+    played = Played(CHANGE, (200, body), (200, body), (200, body), user=("u", "p"))
+    assert type(played.ended) is StoreUnavailableError
+
+
+def test_time_that_is_over_before_is_a_part_of_the_whole() -> None:
+    cluster = Played(READ, DONE).cluster
+    assert next(cluster.ask(READ, waited=4.9)).answer_within < 0.1
 
 
 def test_an_older_copy_is_noticed() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from kvreplay import ConfigError, StoreUnavailableError, open_store
+from kvreplay.backends.etcd import EtcdStore
 from kvreplay.backends.etcd.cluster import Member
 from kvreplay.backends.etcd.location import locate
 from kvreplay.config import registry
@@ -52,6 +53,9 @@ def test_an_ipv6_address_stands_in_brackets() -> None:
         ("etcd://one:x", "HOST or HOST:PORT"),
         ("etcd://one:0", "HOST or HOST:PORT"),
         ("etcd://one:65536", "HOST or HOST:PORT"),
+        ("etcd://one:" + "1" * 5000, "HOST or HOST:PORT"),
+        ("etcd://one/\udcff", "not UTF-8"),
+        ("etcd://u:hunter2\n@one", "a control character"),
         ("etcd://::1", "brackets"),
         ("etcd://[::1", "brackets"),
         ("etcd://[::1]x", "brackets"),
@@ -85,6 +89,11 @@ def test_what_is_wrong_is_said_and_shows_no_password(url: str, why: str) -> None
 def test_wrong_options_are_refused_before_anybody_is_asked(options: Any, why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         open_store({"url": "etcd://127.0.0.1:1", **options})
+
+
+def test_tls_is_no_text() -> None:
+    with pytest.raises(ConfigError, match="tls must be"):
+        EtcdStore("etcd://127.0.0.1:1", tls="no")  # type: ignore[arg-type]  # which would count as true
 
 
 def test_an_option_beside_the_url_or_in_it(etcd: Any) -> None:

@@ -81,3 +81,17 @@ def test_the_latest_expiry_of_all(store: Any) -> None:
     store.check_and_put("p", "s", "k", expected=None, value=b"v", expires_at=2**63 - 1)
     assert store.sweep("p", 2**63 - 2, 10) == SweepResult(0, 0, False)
     assert store.sweep("p", 2**63 - 1, 10) == SweepResult(1, 1, False)
+
+
+def test_requests_may_be_small(etcd: Any) -> None:
+    """On members that take no more, with the longest names."""
+    with open_store(f"{etcd.url}?max_request_bytes=64KiB") as store:
+        for n in range(40):
+            store.check_and_put(
+                *("N" * 120,) * 2, f"{n:0120}", expected=None, value=b"v", expires_at=n
+            )
+        assert store.sweep("N" * 120, 100, 100) == SweepResult(40, 40, False)
+    steps = store._operations._sweep_one(  # type: ignore[attr-defined]
+        store._operations._keys.due("N" * 120, 2**63 - 1, "N" * 120, "N" * 120)  # type: ignore[attr-defined]
+    )
+    assert len(steps) * 3 / 4 < 4096, "what a step of a sweep takes"
