@@ -20,8 +20,7 @@ __all__ = [
     "PARTITIONS",
     "Strike",
     "Strikes",
-    "cut_off_the_leader",
-    "kill_the_leader",
+    "lose_the_leaders_answers",
     "part_a_follower",
     "part_the_leader",
 ]
@@ -71,6 +70,11 @@ def silence_the_leader(strikes: Strikes, members: Sequence[Member]) -> None:
     strikes.network.block(members[0].host, clients, *(each.host for each in members[1:]))
 
 
+def lose_the_leaders_answers(strikes: Strikes, members: Sequence[Member]) -> None:
+    """It does what its clients ask for, and they are not told."""
+    strikes.network.block(members[0].host, strikes.network.clients)
+
+
 def part_all(strikes: Strikes, members: Sequence[Member]) -> None:
     one, two, three = (each.host for each in members)
     strikes.network.part(one, two, three)
@@ -86,11 +90,11 @@ KILLS: Mapping[Strike, int] = {
 """How many members each kills."""
 PARTITIONS = (
     *(cut_off_the_leader, part_the_leader, part_a_follower, silence_the_leader),
-    part_all,
+    *(lose_the_leaders_answers, part_all),
 )
 OTHERS = (freeze_the_leader,)
 _WITHOUT_A_MAJORITY = (kill_two, kill_all, part_all)
-_LEADER_STAYS = (kill_a_follower, part_a_follower)
+_LEADER_STAYS = (kill_a_follower, part_a_follower, lose_the_leaders_answers)
 
 
 @attrs.define
