@@ -51,6 +51,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize(("kills", "partitions"), each, ids=map(str, range(storms)))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the longest come first, so that no worker is left alone with it."""
+    items.sort(key=lambda item: "kills" not in getattr(item, "fixturenames", ()))
+
+
 @pytest.fixture
 def chance() -> random.Random:
     seed = random.randrange(10**6)

@@ -30,6 +30,12 @@ MODES = ("sync", "async")
 PAYERS, THREADS = 4, 2
 TIMEOUT = "1s"
 LEASE = 2.0  # seconds; after a kill it is soon over
+TIDY = {
+    # Else a member that starts again would read all that has happened.
+    "snapshot-count": 1000,
+    "auto-compaction-mode": "revision",
+    "auto-compaction-retention": "1000",
+}
 
 
 class LastClock:
@@ -73,9 +79,7 @@ class Storm:
         self._payers.append(payer)
 
     def url(self, *members: Any) -> str:
-        return self.cluster.url(
-            f"payments-{self.ledger.path.parent.name}", *members, timeout=TIMEOUT
-        )
+        return self.cluster.url("payments", *members, timeout=TIMEOUT)
 
     def last_key(self) -> int:
         """From which a new payer goes on, so that it asks for what others ask for."""
@@ -137,11 +141,12 @@ class Storm:
 
 
 @pytest.fixture
-def storm(
-    cut_cluster: tuple[Network, Cluster], tmp_path: Path, chance: random.Random
-) -> Iterator[Callable[..., Storm]]:
-    network, cluster = cut_cluster
+def storm(tmp_path: Path, chance: random.Random) -> Iterator[Callable[..., Storm]]:
+    """``storm()``: on a cluster of its own."""
     with contextlib.ExitStack() as ends:
+        network = ends.enter_context(Network(3))
+        ends.enter_context(network.inside())
+        cluster = ends.enter_context(Cluster(network=network, settings=TIDY))
 
         def make(**options: Any) -> Storm:
             storm = Storm(cluster, network, Ledger(tmp_path / "ledger"), chance, **options)
@@ -169,7 +174,7 @@ def test_no_payment_is_made_twice_and_no_answer_is_lost(
     )
     assert strikes.kills >= kills and strikes.partitions >= partitions
     assert at_work.killed >= kills
-    assert failures["StoreUnavailableError"] and failures["OutcomeUnknownError"]
+    assert failures["StoreUnavailableError"]
     assert states[State.IN_DOUBT]
 
 

@@ -47,7 +47,8 @@ class Authority:
         self._folder = folder
         self.ca = folder / "ca.pem"
         self._own = Certificate(self.ca, folder / "ca.key")
-        self._request("/CN=kvreplay tests", "-x509", "-days", _DAYS, own=self._own)
+        signs = ("-addext", "keyUsage=critical,keyCertSign,cRLSign")  # Python 3.13 wants it
+        self._request("/CN=kvreplay tests", "-x509", "-days", _DAYS, *signs, own=self._own)
 
     def sign(self, name: str, *hosts: str, common_name: bool = False) -> Certificate:
         """Make a certificate for a server or a client.
