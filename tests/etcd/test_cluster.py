@@ -14,7 +14,6 @@ from support.etcd import Cluster, Member, RefusedError, coded, decoded
 from support.etcd_programs import etcd_program, refusal_of
 from support.networks import Host, Network
 from support.process_table import state_of
-from support.shared_etcd import new_prefix, shared_etcd
 from support.waiting import until
 
 KEY = b"key"
@@ -187,17 +186,6 @@ def test_users_and_certificates() -> None:
         cluster.client = None
         with pytest.raises((ssl.SSLError, ConnectionError)):
             found(member)
-
-
-def test_the_shared_server_is_one_and_tests_have_their_places() -> None:
-    server = shared_etcd()
-    assert shared_etcd() is server
-    with new_prefix(server) as one, new_prefix(server) as two:
-        for each in (one, two):
-            server.call("/v3/kv/put", key=coded(f"/{each.name}/a".encode()), value=coded(b"1"))
-        assert one.url != two.url
-    gone = server.call("/v3/kv/range", key=coded(f"/{one.name}/a".encode()))
-    assert "kvs" not in gone
 
 
 @pytest.mark.parametrize(
