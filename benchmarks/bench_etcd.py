@@ -39,6 +39,7 @@ from kvreplay.backends.etcd.operations import Operation
 from kvreplay.backends.etcd.requests import Asked
 
 TASKS = 1000
+CALLS = 20  # in a round
 CONNECTIONS = 10
 PATIENCE = 60.0  # seconds for a bare request
 
@@ -192,8 +193,9 @@ def awaiting(
     return lambda: runner.run(run())
 
 
-def calls_of(sizes: Sizes) -> int:
-    return min(sizes.calls, 200)
+def rounds_of(sizes: Sizes) -> int:
+    """Many short rounds: what else runs on these cores then disturbs both sides alike."""
+    return sizes.rounds * 8 if sizes.rounds > 1 else 1
 
 
 def note_beside(note: Note, row: str, own: float, bare: float, timed: Timed, bound: Bound) -> None:
@@ -204,20 +206,15 @@ def note_beside(note: Note, row: str, own: float, bare: float, timed: Timed, bou
 def test_hit(
     benchmark: Any, note: Note, sizes: Sizes, store: EtcdStore, bare: Bare, members: int
 ) -> None:
-    replay, bound, timed, calls = (
-        Replay(store, NAMESPACE, ttl=3600),
-        Bound(),
-        Timed(),
-        calls_of(sizes),
-    )
+    replay, bound, timed = Replay(store, NAMESPACE, ttl=3600), Bound(), Timed()
     key = (SCOPE, request_id(1))
     replay.execute(key, PARAMS, respond)
     ask, attempt = bare.connect(), bare.read(key[1])
     own, alone = in_turn(
         benchmark,
-        bound.of(calling(timed.of(lambda: replay.execute(key, PARAMS, never)), calls)),
-        calling(lambda: ask(attempt), calls),
-        rounds=sizes.rounds,
+        bound.of(calling(timed.of(lambda: replay.execute(key, PARAMS, never)), CALLS)),
+        calling(lambda: ask(attempt), CALLS),
+        rounds=rounds_of(sizes),
     )
     note_beside(note, f"etcd hit/Replay, {named(members)}", own, alone, timed, bound)
 
@@ -225,7 +222,7 @@ def test_hit(
 def test_awaited_hit(
     benchmark: Any, note: Note, sizes: Sizes, store: EtcdStore, bare: Bare, members: int
 ) -> None:
-    bound, timed, calls = Bound(), Timed(), calls_of(sizes)
+    bound, timed = Bound(), Timed()
     replay = AsyncReplay(store, NAMESPACE, ttl=3600, renew=False)
     key = (SCOPE, request_id(1))
     with asyncio.Runner() as runner:
@@ -237,9 +234,9 @@ def test_awaited_hit(
 
         own, alone = in_turn(
             benchmark,
-            bound.of(awaiting(runner, timed.of_awaited(hit), calls)),
-            awaiting(runner, lambda: ask(attempt), calls),
-            rounds=sizes.rounds,
+            bound.of(awaiting(runner, timed.of_awaited(hit), CALLS)),
+            awaiting(runner, lambda: ask(attempt), CALLS),
+            rounds=rounds_of(sizes),
         )
     note_beside(note, f"etcd hit/AsyncReplay, {named(members)}", own, alone, timed, bound)
 
@@ -277,15 +274,15 @@ class Swaps:
 def test_check_and_put(
     benchmark: Any, note: Note, sizes: Sizes, store: EtcdStore, bare: Bare, members: int
 ) -> None:
-    bound, timed, calls = Bound(), Timed(), calls_of(sizes)
+    bound, timed = Bound(), Timed()
     ours, theirs, ask = Swaps(store, bare, "own"), Swaps(store, bare, "bare"), bare.connect()
     own, alone = in_turn(
         benchmark,
         bound.of(
-            calling(timed.of(lambda: store.check_and_put(*ours.names(), **ours.change())), calls)
+            calling(timed.of(lambda: store.check_and_put(*ours.names(), **ours.change())), CALLS)
         ),
-        calling(lambda: ask(theirs.attempt()), calls),
-        rounds=sizes.rounds,
+        calling(lambda: ask(theirs.attempt()), CALLS),
+        rounds=rounds_of(sizes),
     )
     note_beside(note, f"etcd check-and-put/blocking, {named(members)}", own, alone, timed, bound)
 
@@ -293,7 +290,7 @@ def test_check_and_put(
 def test_awaited_check_and_put(
     benchmark: Any, note: Note, sizes: Sizes, store: EtcdStore, bare: Bare, members: int
 ) -> None:
-    bound, timed, calls = Bound(), Timed(), calls_of(sizes)
+    bound, timed = Bound(), Timed()
     ours, theirs = Swaps(store, bare, "own"), Swaps(store, bare, "bare")
     with asyncio.Runner() as runner:
         ask = runner.run(bare.connect_awaited())
@@ -303,9 +300,9 @@ def test_awaited_check_and_put(
 
         own, alone = in_turn(
             benchmark,
-            bound.of(awaiting(runner, timed.of_awaited(swap), calls)),
-            awaiting(runner, lambda: ask(theirs.attempt()), calls),
-            rounds=sizes.rounds,
+            bound.of(awaiting(runner, timed.of_awaited(swap), CALLS)),
+            awaiting(runner, lambda: ask(theirs.attempt()), CALLS),
+            rounds=rounds_of(sizes),
         )
     note_beside(note, f"etcd check-and-put/awaited, {named(members)}", own, alone, timed, bound)
 
@@ -314,7 +311,7 @@ def test_first_execution(
     benchmark: Any, note: Note, sizes: Sizes, store: EtcdStore, bare: Bare, members: int
 ) -> None:
     replay, bound, timed = Replay(store, NAMESPACE, ttl=3600), Bound(), Timed()
-    numbers, calls = count(10), min(sizes.calls, 50)
+    numbers = count(10)
     ask = bare.connect()
 
     def alone() -> None:
@@ -326,9 +323,9 @@ def test_first_execution(
 
     own, theirs = in_turn(
         benchmark,
-        bound.of(calling(timed.of(first), calls)),
-        calling(alone, calls),
-        rounds=sizes.rounds,
+        bound.of(calling(timed.of(first), CALLS // 2)),
+        calling(alone, CALLS // 2),
+        rounds=rounds_of(sizes),
     )
     note_beside(note, f"etcd first/one thread, {named(members)}", own, theirs, timed, bound)
 
