@@ -10,7 +10,7 @@ var Scorer = {
   partialTerm: 2,
   score: ([page, , , , score, , kind]) => {
     if (kind === "object") return score + 20; // a name of the API, as it is
-    if (/^(howto\/|(http|ledger|metrics|testing|tutorial)$)/.test(page)) return score + 12;
+    if (/^(howto\/|(etcd|http|ldk|ledger|metrics|postgresql|testing|tutorial)$)/.test(page)) return score + 12;
     if (page.startsWith("explanation/")) return score + 6;
     if (/^(api|architecture|benchmarks|changelog|contributing|mutation|profile)$/.test(page)) return score - 12;
     return score;

@@ -55,6 +55,12 @@ QUESTIONS = {
     "gunicorn preload": "howto/processes",
     "keep secrets out of logs": "howto/secrets",
     "ledger one commit": "ledger",
+    "etcd": "etcd",
+    "postgresql": "postgresql",
+    "a machine of the cluster dies": "etcd",
+    "quota compaction": "etcd",
+    "clocks of machines differ": "explanation/clocks",
+    "clock skew": "explanation/clocks",
     "why two commits": "explanation/two-commits",
     "InDoubtError": "api",
 }
