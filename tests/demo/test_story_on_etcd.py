@@ -60,7 +60,7 @@ def test_the_story_is_true_and_its_prefix_is_kept_with_the_directory(
     etcd: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     kept = tmp_path / "kept"
-    code = main(["demo", "--store", f"{etcd.url}?timeout=20s", "--dir", str(kept)])
+    code = main(["demo", "--store", f"{etcd.one_url}?timeout=20s", "--dir", str(kept)])
     out, err = capfd.readouterr()
     assert (code, err) == (0, ""), out
     [name] = set(re.findall(r"kvreplay_demo_[0-9a-f]{8}", out))

@@ -18,6 +18,8 @@ from kvreplay.backends.etcd.opening import check_version
 from support.cutting_proxy import CuttingProxy
 from support.etcd import Cluster, coded, end_of_range
 
+pytestmark = pytest.mark.any_python  # the event loops of each Python: test_loops.py
+
 
 def put(etcd: Any, key: str, value: bytes = b"v") -> None:
     etcd.server.call("/v3/kv/put", key=coded(f"/{etcd.name}/{key}".encode()), value=coded(value))

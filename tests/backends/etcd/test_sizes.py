@@ -19,6 +19,8 @@ from kvreplay import (
 from kvreplay.backends.memory import MemoryStore
 from support.etcd import coded
 
+pytestmark = pytest.mark.any_python  # the event loops of each Python: test_loops.py
+
 HALF = (1536 * 1024 - 8 * 1024) // 2
 
 

@@ -15,7 +15,7 @@ from kvreplay.testing import Blocking, StoreContract
 from support.etcd_stores import FAULTS, FOREIGN, open_at, prefixes_of
 
 
-class EtcdStoreContract(StoreContract):
+class TestEtcdStore(StoreContract):
     open = staticmethod(open_at)
     faults = FAULTS
     foreign = FOREIGN
@@ -24,11 +24,6 @@ class EtcdStoreContract(StoreContract):
     def prefix(self, request: pytest.FixtureRequest, tmp_path: Path, etcd: Any) -> Iterator[None]:
         with prefixes_of(etcd, tmp_path, proxied="failing" in request.fixturenames):
             yield
-
-
-@pytest.mark.any_python
-class TestEtcdStore(EtcdStoreContract):
-    pass
 
 
 class Awaited(Blocking):
@@ -43,9 +38,8 @@ class Awaited(Blocking):
         self._store.close()
 
 
-class TestAwaitedEtcdStore(EtcdStoreContract):
-    """On each Python, since their event loops differ."""
-
+@pytest.mark.any_python
+class TestAwaitedEtcdStore(TestEtcdStore):
     open = Awaited
     # Both stores have the same operations: what these say is told above, at the price of many stores.
     test_histories_agree_with_a_dictionary = None

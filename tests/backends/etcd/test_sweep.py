@@ -11,6 +11,8 @@ from kvreplay import open_store
 from kvreplay.store import SweepResult
 from support.etcd import coded, decoded, end_of_range
 
+pytestmark = pytest.mark.any_python  # the event loops of each Python: test_loops.py
+
 
 @pytest.fixture
 def store(etcd: Any) -> Iterator[Any]:
