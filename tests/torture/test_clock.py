@@ -87,7 +87,7 @@ def test_the_clock_is_taken_at_its_word(engine: Any, face: Any, tally: Any, time
     """Answers are kept, expire, are buried and swept exactly as it tells, whichever way it goes."""
     clock = FakeClock()
     model = Model(clock)
-    store = engine.open(**({"durability": "process"} if engine.durable else {}))
+    store = engine.open(**engine.hasty)
     replay = face(
         store, "ns", ttl=Model.TTL / 1000, tombstone_ttl=Model.TOMBSTONE / 1000, clock=clock
     )
@@ -175,7 +175,7 @@ def until_renewed(store: Any, lease_expires_at: int) -> None:
 
 def test_threads_that_jump_in_time_run_each_key_once(engine: Any, tally: Any, times: int) -> None:
     """The answers live for ten days, so that no jump ends one."""
-    store = engine.open(**({"durability": "process"} if engine.durable else {}))
+    store = engine.open(**engine.hasty)
     runs: Counter[str] = Counter()
     keys = [f"{n}" for n in range(60 * times)]
     done = threading.Event()
