@@ -164,9 +164,9 @@ def test_a_closed_store_answers_no_loop(etcd: Any) -> None:
     assert sockets() < before
 
 
-@pytest.mark.parametrize("after", [0, 20, 130])
+@pytest.mark.parametrize("after", [0, 130])
 def test_garbage_is_no_answer(etcd: Any, after: int) -> None:
-    with CuttingProxy(etcd.one_url) as proxy, open_store(f"{proxy.url}?timeout=2s") as store:
+    with CuttingProxy(etcd.one_url) as proxy, open_store(f"{proxy.url}?timeout=1s") as store:
 
         async def use() -> None:
             proxy.garble(after=after)
