@@ -126,7 +126,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     ),
     "backends": (
         *("_support", "durable_files", "file_lock", "lazy_removals", "pending", "group_commit"),
-        *("new_place", "memory", "__init__"),
+        *("new_place", "driving", "memory", "__init__"),
     ),
     "backends.filesystem": (
         *("errors", "locks", "layout", "presence", "opening", "expiry", "creation", "listing"),
@@ -230,7 +230,7 @@ def wing_of(module: str) -> tuple[str, str]:
 
 ENGINES_SHARE = (
     *("_support", "durable_files", "file_lock", "lazy_removals", "pending", "group_commit"),
-    "new_place",
+    *("new_place", "driving"),
 )
 
 

@@ -9,38 +9,19 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from kvreplay.backends.driving import drive_awaited
 from kvreplay.backends.etcd.aio_links import AsyncLink, connected
 from kvreplay.backends.etcd.cluster import Answer, Attempt, Cluster, NoAnswer, NotSent
 from kvreplay.backends.etcd.operations import Operation
 from kvreplay.backends.etcd.requests import Asked
-from kvreplay.errors import StoreError, StoreUnavailableError
+from kvreplay.errors import StoreUnavailableError
 
 __all__ = ["AsyncSession"]
 
 T = TypeVar("T")
-Y = TypeVar("Y")
-S = TypeVar("S")
-
-
-async def drive(
-    steps: Generator[Y, S, T], answer: Callable[[Y], Awaitable[S]], *thrown: type[Exception]
-) -> T:
-    """Answer what a generator yields until it returns or raises; see ``session.drive``."""
-    resume: Callable[[Any], Y] = steps.send
-    told: Any = None
-    while True:
-        try:
-            asked = resume(told)
-        except StopIteration as end:
-            value: T = end.value
-            return value
-        try:
-            resume, told = steps.send, await answer(asked)
-        except thrown as error:
-            resume, told = steps.throw, error
 
 
 class AsyncSession:
@@ -63,7 +44,7 @@ class AsyncSession:
 
     async def run(self, operation: Operation[T]) -> T:
         """Drive an operation."""
-        return await drive(operation, self._execute, StoreError)
+        return await drive_awaited(operation, self._execute)
 
     async def _execute(self, asked: Asked) -> dict[str, Any]:
         """Make one request."""
@@ -83,7 +64,7 @@ class AsyncSession:
             ) from None
         try:
             conversation = self._cluster.ask(asked, self.loop.time() - begun)
-            return await drive(conversation, self._attempt, NotSent, NoAnswer)
+            return await drive_awaited(conversation, self._attempt, (NotSent, NoAnswer))
         finally:
             self._room.release()
 

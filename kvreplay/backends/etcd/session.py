@@ -11,40 +11,17 @@ from __future__ import annotations
 import ssl
 import time
 from collections import deque
-from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
+from kvreplay.backends.driving import drive
 from kvreplay.backends.etcd.cluster import Answer, Attempt, Cluster, NoAnswer, NotSent
 from kvreplay.backends.etcd.links import Link, connected
 from kvreplay.backends.etcd.operations import Operation
 from kvreplay.backends.etcd.requests import Asked
-from kvreplay.errors import StoreError
 
-__all__ = ["Session", "drive"]
+__all__ = ["Session"]
 
 T = TypeVar("T")
-Y = TypeVar("Y")
-S = TypeVar("S")
-
-
-def drive(steps: Generator[Y, S, T], answer: Callable[[Y], S], *thrown: type[Exception]) -> T:
-    """Answer what a generator yields until it returns or raises.
-
-    Args:
-        thrown: what is thrown into it, if an answer raises it.
-    """
-    resume: Callable[[Any], Y] = steps.send
-    told: Any = None
-    while True:
-        try:
-            asked = resume(told)
-        except StopIteration as end:
-            value: T = end.value
-            return value
-        try:
-            resume, told = steps.send, answer(asked)
-        except thrown as error:
-            resume, told = steps.throw, error
 
 
 class Session:
@@ -64,11 +41,11 @@ class Session:
 
     def run(self, operation: Operation[T]) -> T:
         """Drive an operation."""
-        return drive(operation, self._execute, StoreError)
+        return drive(operation, self._execute)
 
     def _execute(self, asked: Asked) -> dict[str, Any]:
         """Make one request."""
-        return drive(self._cluster.ask(asked), self._attempt, NotSent, NoAnswer)
+        return drive(self._cluster.ask(asked), self._attempt, (NotSent, NoAnswer))
 
     def _attempt(self, attempt: Attempt) -> Answer:
         until = time.monotonic() + attempt.answer_within

@@ -119,7 +119,6 @@ class EtcdStore(Closing):
         if not secured and (ca is not None or cert is not None):
             raise ConfigError("tls is false, and ca or cert is given; nothing was opened")
         location = locate(url)
-        self._prefix = location.prefix
         self._pool_size = pool_size
         self._context = tls_context(ca, cert, key) if secured else None
         self._cluster = Cluster(

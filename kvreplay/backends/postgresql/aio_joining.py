@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from psycopg import errors
 
-from kvreplay.backends.postgresql.aio_session import drive
+from kvreplay.backends.driving import drive_awaited
 from kvreplay.backends.postgresql.callers import (
     AsyncPsycopgCaller,
     AsyncSQLAlchemyCaller,
@@ -153,7 +153,7 @@ class AsyncJoined(AsyncCalls):
             raise meaning from error
 
     async def _run(self, operation: Operation[T]) -> T:
-        return await drive(operation, self._execute)
+        return await drive_awaited(operation, self._execute)
 
     async def _execute(self, asked: Asked) -> Rows:
         statement, given = asked

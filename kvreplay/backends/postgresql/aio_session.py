@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 from weakref import WeakSet
 
 import psycopg
 from psycopg_pool import PoolClosed, PoolTimeout
 
+from kvreplay.backends.driving import drive_awaited
 from kvreplay.backends.postgresql.clock import ServerClock, ticks
 from kvreplay.backends.postgresql.errors import (
     failure,
@@ -27,28 +27,11 @@ from kvreplay.backends.postgresql.pooling import OwnAsyncPool
 from kvreplay.backends.postgresql.session import POOL, Refusal, asked_with
 from kvreplay.backends.postgresql.statements import Asked
 from kvreplay.backends.postgresql.timeline import Timeline
-from kvreplay.errors import StoreError
 from kvreplay.store import closed_error
 
-__all__ = ["AsyncSession", "drive", "say"]
+__all__ = ["AsyncSession", "say"]
 
 T = TypeVar("T")
-
-
-async def drive(operation: Operation[T], execute: Callable[[Asked], Awaitable[Rows]]) -> T:
-    """Answer an operation's statements until it returns or raises."""
-    resume: Callable[[Any], Asked] = operation.send
-    answer: Any = None
-    while True:
-        try:
-            asked = resume(answer)
-        except StopIteration as end:
-            value: T = end.value
-            return value
-        try:
-            resume, answer = operation.send, await execute(asked)
-        except StoreError as error:
-            resume, answer = operation.throw, error
 
 
 class AsyncSession:
@@ -172,7 +155,7 @@ class AsyncSession:
 
     async def run(self, operation: Operation[T]) -> T:
         """Drive an operation, each statement of which is a transaction of its own."""
-        return await drive(operation, self.execute)
+        return await drive_awaited(operation, self.execute)
 
     async def execute(self, asked: Asked) -> Rows:
         """Make one statement, again if the server undid it in favour of another."""

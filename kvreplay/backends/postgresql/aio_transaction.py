@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 import psycopg
 
-from kvreplay.backends.postgresql.aio_session import AsyncSession, drive, say
+from kvreplay.backends.driving import drive_awaited
+from kvreplay.backends.postgresql.aio_session import AsyncSession, say
 from kvreplay.backends.postgresql.calls import AsyncCalls
 from kvreplay.backends.postgresql.errors import failure, unconfirmed
 from kvreplay.backends.postgresql.kept import Lease
@@ -77,7 +78,7 @@ class AsyncTransaction(AsyncCalls):
             raise StoreError(
                 "this transaction has ended, or belongs to another task; nothing was done"
             )
-        return await drive(operation, self._execute)
+        return await drive_awaited(operation, self._execute)
 
     async def _execute(self, asked: Asked) -> Rows:
         place, clock = self._session.place, self._session.clock

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg import errors
 
+from kvreplay.backends.driving import drive
 from kvreplay.backends.postgresql.callers import (
     PsycopgCaller,
     SQLAlchemyCaller,
@@ -35,7 +36,6 @@ from kvreplay.backends.postgresql.errors import (
 )
 from kvreplay.backends.postgresql.opening import Place
 from kvreplay.backends.postgresql.operations import Operation, Operations, Rows
-from kvreplay.backends.postgresql.session import drive
 from kvreplay.backends.postgresql.statements import Asked, milliseconds
 from kvreplay.errors import ClaimLostError, StoreError
 from kvreplay.store.locks import this_process

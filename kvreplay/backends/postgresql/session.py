@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, TypeVar
 
 import psycopg
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
+from kvreplay.backends.driving import drive
 from kvreplay.backends.postgresql.clock import ServerClock, ticks
 from kvreplay.backends.postgresql.errors import (
     failure,
@@ -24,10 +24,9 @@ from kvreplay.backends.postgresql.operations import Operation, Rows
 from kvreplay.backends.postgresql.pooling import OwnPool, Pool
 from kvreplay.backends.postgresql.statements import Asked, milliseconds
 from kvreplay.backends.postgresql.timeline import Timeline
-from kvreplay.errors import StoreError
 from kvreplay.store import closed_error
 
-__all__ = ["Refusal", "Session", "asked_with", "drive"]
+__all__ = ["Refusal", "Session", "asked_with"]
 
 T = TypeVar("T")
 
@@ -39,22 +38,6 @@ POOL: Final[dict[str, Any]] = {
     "num_workers": 1,
     "open": False,
 }
-
-
-def drive(operation: Operation[T], execute: Callable[[Asked], Rows]) -> T:
-    """Answer an operation's statements until it returns or raises."""
-    resume: Callable[[Any], Asked] = operation.send
-    answer: Any = None
-    while True:
-        try:
-            asked = resume(answer)
-        except StopIteration as end:
-            value: T = end.value
-            return value
-        try:
-            resume, answer = operation.send, execute(asked)
-        except StoreError as error:
-            resume, answer = operation.throw, error
 
 
 def asked_with(

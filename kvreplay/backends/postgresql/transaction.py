@@ -7,12 +7,13 @@ from typing import Any, TypeVar
 import psycopg
 
 from kvreplay.backends._support import OwnTransaction
+from kvreplay.backends.driving import drive
 from kvreplay.backends.postgresql.calls import Calls
 from kvreplay.backends.postgresql.errors import failure, unconfirmed
 from kvreplay.backends.postgresql.kept import Lease
 from kvreplay.backends.postgresql.links import Link
 from kvreplay.backends.postgresql.operations import Operation, Operations, Rows
-from kvreplay.backends.postgresql.session import Session, asked_with, drive, say
+from kvreplay.backends.postgresql.session import Session, asked_with, say
 from kvreplay.backends.postgresql.statements import BEGIN, Asked, milliseconds
 from kvreplay.errors import StoreError
 

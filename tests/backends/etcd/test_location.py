@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -89,6 +93,50 @@ def test_what_is_wrong_is_said_and_shows_no_password(url: str, why: str) -> None
 def test_wrong_options_are_refused_before_anybody_is_asked(options: Any, why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         open_store({"url": "etcd://127.0.0.1:1", **options})
+
+
+def test_nobody_is_asked_for_the_passphrase_of_a_key(tmp_path: Path) -> None:
+    """On a terminal that would wait for ever."""
+    key = tmp_path / "key.pem"
+    made = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-subj",
+        "/O=test",
+        "-passout",
+        "pass:x",
+    ]
+    files = ["-keyout", str(key), "-out", str(tmp_path / "cert.pem")]
+    subprocess.run([*made, *files], check=True, capture_output=True)
+    code = (
+        "from kvreplay.backends.etcd import EtcdStore\n"
+        f"EtcdStore('etcd://127.0.0.1:1', cert={str(tmp_path / 'cert.pem')!r}, key={str(key)!r})"
+    )
+    said = on_a_terminal(code)
+    assert "ConfigError: the files for TLS cannot be used" in said
+    assert "pass phrase" not in said
+
+
+def on_a_terminal(code: str) -> str:
+    """Run some code where its input is a terminal at which nobody types; return what it says."""
+    keyboard, terminal = os.openpty()
+    try:
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(
+            command,
+            stdin=terminal,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            start_new_session=True,
+        )
+    finally:
+        os.close(keyboard)
+        os.close(terminal)
+    return done.stdout + done.stderr
 
 
 def test_tls_is_no_text() -> None:
