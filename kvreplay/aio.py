@@ -26,6 +26,7 @@ from kvreplay._runtime.requests import (
     check_handler,
     outcome_of,
     peek,
+    peek_awaited,
     request_of,
 )
 from kvreplay._runtime.run import Run
@@ -319,13 +320,16 @@ class AsyncReplay(AsyncUpkeep[Verdict | Awaitable[Verdict]]):
         protocol: Protocol,
         handler: Callable[..., Any],
     ) -> Outcome[Any]:
-        if self._driver.reads_inline:
+        seen: Outcome[Any] | Request
+        if self._settings.awaits:
+            seen = await peek_awaited(self._settings, key, params, ttl, codec)
+        elif self._driver.reads_inline:
             seen = peek(self._settings, key, params, ttl, codec)
-            if isinstance(seen, Outcome):
-                return seen
-            request = seen
         else:
-            request = request_of(self._settings, key, params, ttl, codec)
+            seen = request_of(self._settings, key, params, ttl, codec)
+        if isinstance(seen, Outcome):
+            return seen
+        request = seen
         self._check_answer(handler, request)
         awaited = protocol is flow.execute or self._settings.is_only_awaited
         check_handler(handler, awaited=awaited, instead=PLAIN_FUNCTION)

@@ -38,6 +38,7 @@ __all__ = [
     "check_handler",
     "outcome_of",
     "peek",
+    "peek_awaited",
     "replay_key",
     "request_of",
     "ttl_of",
@@ -103,25 +104,72 @@ def peek(
     keys = settings.params_keys
     if keys is not None:
         asked = keys.packed(replay_key(key), canonical(params, packed))
+    id_ = stored_id(own, operation)
+    found = _answer_of(settings, data, key, scope, id_, asked, codec, began)
+    return found or request_of(settings, key, params, ttl, codec, began)
+
+
+async def peek_awaited(
+    settings: Settings,
+    key: Any,
+    params: object,
+    ttl: Duration | None,
+    codec: Codec[Any] | None = None,
+) -> Outcome[Any] | Request:
+    """Do as :func:`peek` on a store whose calls are awaited."""
+    request = request_of(settings, key, params, ttl, codec)
+    own = request.key
+    if settings.flight_key(own) in flights.table:
+        return request  # it follows, and one read does for all
+    address = settings.name, scope_name(own.scope), name(own.id, own.operation)
+    try:
+        data = await settings.asked.read(*address)
+    except KeyNotFoundError:
+        request.absent_at = settings.now()
+        return request
+    except StoreError as error:
+        settings.observer.emit_error(error, own, request.began)
+        raise
+    keys = settings.params_keys
+    asked = request.params if keys is None else keys.packed(own, request.params)
+    id_ = stored_id(own.id, own.operation)
+    found = _answer_of(settings, data, own, own.scope, id_, asked, codec, request.began)
+    return found or request
+
+
+def _answer_of(
+    settings: Settings,
+    data: bytes,
+    key: Key,
+    scope: str,
+    id_: str | list[str],
+    params: object,
+    codec: Codec[Any] | None,
+    began: float,
+) -> Outcome[Any] | None:
+    """Return the answer that is in these bytes, if it is live and can be given; else ``None``.
+
+    Its arguments are those of :func:`answer_in` and of :func:`peek`.
+    """
+    observer = settings.observer
     now = settings.clock.now_ms()
-    found = answer_in(data, scope, stored_id(own, operation), asked, now)
-    if found is None:
-        return request_of(settings, key, params, ttl, codec, began)
+    answer = answer_in(data, scope, id_, params, now)
+    if answer is None:
+        return None
     if flights.table and flights.bound(settings.flight_key(replay_key(key))) is not None:
-        # An answer that can be read may not be durable yet: follow its run.
-        return request_of(settings, key, params, ttl, codec, began)
-    response, created_at, expires_at = found
+        return None  # an answer that can be read may not be durable yet: follow its run
+    response, created_at, expires_at = answer
     try:
         decoded = decode_response(response)
     except CorruptRecordError:
-        return request_of(settings, key, params, ttl, codec, began)
+        return None
     if codec is not None:
         try:
             decoded = codec.decode(decoded)
         except Exception as error:  # the caller's own code, or that of a type
             observer.emit("response_type", replay_key(key), began)
             raise _unfit(codec) from error
-    if told:
+    if observer.is_there:
         observer.tell("replayed", key, _digest, now, began)
     return Outcome(decoded, True, created_at, expires_at)
 

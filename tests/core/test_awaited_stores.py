@@ -22,6 +22,7 @@ from kvreplay import (
 )
 from kvreplay._runtime.singleflight import flights
 from kvreplay.backends.memory import MemoryStore
+from kvreplay.store import Entry
 from kvreplay.testing import FaultyStore, ManualClock
 from support.awaited_stores import Awaited, AwaitedStore, WithTwin
 from support.plain_stores import WalkableStore
@@ -92,6 +93,56 @@ def test_a_store_with_blocking_calls_alone_has_them_in_threads() -> None:
 
 
 # One handler for a key.
+
+
+class CountsReads(AwaitedStore):
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads = 0
+
+    async def read_entry(self, primary_namespace: str, secondary_namespace: str, key: str) -> Entry:
+        self.reads += 1
+        return await super().read_entry(primary_namespace, secondary_namespace, key)
+
+
+def test_a_hit_is_one_read_in_the_callers_own_task() -> None:
+    """A first request has a task of its own, since cancelling its caller must not cancel it."""
+
+    async def main() -> list[tuple[int, int]]:
+        store, started = CountsReads(), 0
+
+        def starting(loop: Any, coroutine: Any, **more: Any) -> asyncio.Task[Any]:
+            nonlocal started
+            started += 1
+            return asyncio.Task(coroutine, loop=loop, **more)
+
+        asyncio.get_running_loop().set_task_factory(starting)
+        counts = []
+        for _ in range(2):
+            started = store.reads = 0
+            await replay_on(store).execute(KEY, PARAMS, Handler("r"))
+            counts.append((store.reads, started))
+        return counts
+
+    assert asyncio.run(main()) == [(1, 1), (1, 0)]
+
+
+def test_who_follows_a_run_reads_nothing() -> None:
+    async def main() -> tuple[int, set[Any]]:
+        store, handler = CountsReads(), Held("r")
+        replay = replay_on(store)
+        leading = asyncio.create_task(replay.execute(KEY, PARAMS, handler))
+        await handler.started.wait()
+        store.reads = 0
+        following = [
+            asyncio.create_task(replay.execute(KEY, PARAMS, Handler("never"))) for _ in range(9)
+        ]
+        await asyncio.sleep(0)
+        handler.go.set()
+        outcomes = await asyncio.gather(leading, *following)
+        return store.reads, {outcome.response for outcome in outcomes}
+
+    assert asyncio.run(main()) == (0, {"r"})
 
 
 @each_store
@@ -549,12 +600,13 @@ def test_a_settling_that_is_cancelled_at_each_point() -> None:
     assert point > 4
 
 
-def test_a_cancelled_caller_cancels_no_call_of_the_store() -> None:
+def test_a_cancelled_caller_cancels_no_change_of_the_store() -> None:
     async def main() -> None:
         store, handler = AwaitedStore(), Handler("r")
         caller = asyncio.create_task(replay_on(store).execute(KEY, PARAMS, handler))
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
+        while not store.entries:  # the claim's put has not come back yet
+            await asyncio.sleep(0)
+        assert not handler.runs
         caller.cancel()
         with pytest.raises(asyncio.CancelledError):
             await caller
