@@ -138,7 +138,7 @@ class HoldsARead(OneByOne):
 
 
 def test_followers_are_told_the_same(face: Any, clock: FakeClock) -> None:
-    store = HoldsARead(MemoryStore(), quick=1 if face is Sync else 0)
+    store = HoldsARead(MemoryStore(), quick=0 if face is Async else 1)
     store.write(NAMESPACE, *KEY, completed(NOT_MSGPACK["trailing bytes"]))
     replay = face(store, NAMESPACE, ttl=60, clock=clock)
     leader = Caller(replay.execute, KEY, PARAMS, Handler("never"))
