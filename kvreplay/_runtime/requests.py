@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from enum import Enum
 from functools import partial
 from types import FunctionType, MethodType
@@ -116,12 +116,17 @@ async def peek_awaited(
     ttl: Duration | None,
     codec: Codec[Any] | None = None,
 ) -> Outcome[Any] | Request:
-    """Do as :func:`peek` on a store whose calls are awaited."""
+    """Do as :func:`peek` on a store whose calls are awaited, unless another does for this key.
+
+    So a crowd that asks for one key reads twice: the second is in flight, and the others follow it.
+    """
     request = request_of(settings, key, params, ttl, codec)
     own = request.key
-    if settings.flight_key(own) in flights.table:
-        return request  # it follows, and one read does for all
+    flight_key = settings.flight_key(own)
+    if flight_key in flights.table or flight_key in _looking:
+        return request
     address = settings.name, scope_name(own.scope), name(own.id, own.operation)
+    _looking.add(flight_key)
     try:
         data = await settings.asked.read(*address)
     except KeyNotFoundError:
@@ -130,11 +135,17 @@ async def peek_awaited(
     except StoreError as error:
         settings.observer.emit_error(error, own, request.began)
         raise
+    finally:
+        _looking.discard(flight_key)
     keys = settings.params_keys
     asked = request.params if keys is None else keys.packed(own, request.params)
     id_ = stored_id(own.id, own.operation)
     found = _answer_of(settings, data, own, own.scope, id_, asked, codec, request.began)
     return found or request
+
+
+_looking: Final[set[Hashable]] = set()
+"""The keys that are looked at. One that an interrupt leaves here is only slower to look at."""
 
 
 def _answer_of(

@@ -127,6 +127,21 @@ def test_a_hit_is_one_read_in_the_callers_own_task() -> None:
     assert asyncio.run(main()) == [(1, 1), (1, 0)]
 
 
+def test_a_crowd_of_hits_reads_twice() -> None:
+    """Who comes first looks, the next is in flight, and the others follow that one."""
+
+    async def main() -> tuple[int, set[Any]]:
+        store = CountsReads()
+        replay = replay_on(store)
+        await replay.execute(KEY, PARAMS, Handler("r"))
+        store.reads = 0
+        crowd = (replay.execute(KEY, PARAMS, Handler("never")) for _ in range(100))
+        outcomes = await asyncio.gather(*crowd)
+        return store.reads, {(outcome.response, outcome.replayed) for outcome in outcomes}
+
+    assert asyncio.run(main()) == (2, {("r", True)})
+
+
 def test_who_follows_a_run_reads_nothing() -> None:
     async def main() -> tuple[int, set[Any]]:
         store, handler = CountsReads(), Held("r")
