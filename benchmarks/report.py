@@ -93,8 +93,7 @@ _SECTIONS: Final = {
         "One caller; members on this machine's loopback, their files in memory. Beside the same"
         " range request through the engine's own HTTP client, on one connection, whose answer"
         " nobody decodes (*bare*). What it waits for is etcd: its JSON gateway, and with three"
-        " members a majority that confirms the leader. `AsyncReplay` makes a task for a replay from"
-        " an awaited store, and takes single-flight: that is most of what it adds.",
+        " members a majority that confirms the leader.",
     ),
     "etcd check-and-put": (
         "A check-and-put on etcd",
