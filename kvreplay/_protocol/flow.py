@@ -285,7 +285,7 @@ def _is_same_claim(seen: Claim | None, claim: Claim) -> bool:
     return seen is not None and seen.token == claim.token
 
 
-def renew(held: HeldClaim, key: ReplayKey, lease: int) -> Flow[bool]:
+def renew(held: HeldClaim, lease: int) -> Flow[bool]:
     """Renew the lease of a claim once; say whether the claim is still held.
 
     It may have another lease than ``held`` knows of, if a renewal seemed to have failed.

@@ -310,7 +310,7 @@ class AsyncDriver:
             except TimeoutError:
                 own = Run(self._settings, run.key)
                 try:
-                    kept = await self.drive(renew(held, run.key, lease), own)
+                    kept = await self.drive(renew(held, lease), own)
                 except Exception as error:  # a failed renewal does not end the run
                     logger().warning("the renewal of a lease failed; it is tried again: %r", error)
             else:

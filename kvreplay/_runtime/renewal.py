@@ -88,7 +88,7 @@ class _Holding:
                 return
             try:
                 again = Run(self._run.settings, self._run.key)
-                kept = drive(renew(self._held, again.key, self._renewer.lease), again)
+                kept = drive(renew(self._held, self._renewer.lease), again)
             except Exception as error:  # a failed renewal does not end the run
                 kept = True
                 logger().warning("the renewal of a lease failed; it is tried again: %r", error)

@@ -219,7 +219,7 @@ class Protocol(NamedTuple):
         record = decode(data)
         held = HeldClaim(record)
         held.data = data
-        return self.renew(held, record.key, lease), held
+        return self.renew(held, lease), held
 
 
 REAL = Protocol.of(real_flow)
