@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from typing import TypeVar
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 from weakref import WeakSet
 
 import psycopg
@@ -120,8 +121,7 @@ class AsyncSession:
         waiting = object()
         try:
             self._kept.waiting.add(waiting)
-            lease: Lease[AsyncLink] = Lease()
-            self._kept.lend(lease, await self._pool.getconn(max(left, 0.0)))
+            lease = await self._apart(self._lent(max(left, 0.0)))
             return lease if self._kept.is_good(lease) else None
         except PoolTimeout:
             why = self._refused.why
@@ -130,6 +130,19 @@ class AsyncSession:
             raise closed_error() from None
         finally:
             self._kept.waiting.discard(waiting)
+
+    async def _lent(self, limit: float) -> Lease[AsyncLink]:
+        lease: Lease[AsyncLink] = Lease()
+        self._kept.lend(lease, await self._pool.getconn(limit))
+        return lease  # if nobody waits for it any more, its connection is lost, and given back
+
+    async def _apart(self, call: Coroutine[Any, Any, T]) -> T:
+        """Await a call of the pool where there is room on the stack: in a task of its own.
+
+        Where there is none, asyncio loses the wake-up of the pool's tasks, and its loop would wait
+        for them for ever.
+        """
+        return await self.loop.create_task(call)
 
     def keep(self, lease: Lease[AsyncLink]) -> None:
         """Take a connection back: for whoever waits longest, or for the next call."""
@@ -150,7 +163,7 @@ class AsyncSession:
     async def give_back(self) -> None:
         """Give the pool the connections that nobody has any more."""
         while (link := self._kept.lost()) is not None:
-            await self._pool.putconn(link)
+            await self._apart(self._pool.putconn(link))
             self._pass_on(None)  # the pool has one for somebody who waits
 
     async def run(self, operation: Operation[T]) -> T:
