@@ -105,7 +105,8 @@ class CountsReads(AwaitedStore):
         return await super().read_entry(primary_namespace, secondary_namespace, key)
 
 
-def test_a_hit_is_one_read_in_the_callers_own_task() -> None:
+@pytest.mark.parametrize("settings", [{}, {"params_key": b"k" * 32}])
+def test_a_hit_is_one_read_in_the_callers_own_task(settings: Any) -> None:
     """A first request has a task of its own, since cancelling its caller must not cancel it."""
 
     async def main() -> list[tuple[int, int]]:
@@ -120,7 +121,7 @@ def test_a_hit_is_one_read_in_the_callers_own_task() -> None:
         counts = []
         for _ in range(2):
             started = store.reads = 0
-            await replay_on(store).execute(KEY, PARAMS, Handler("r"))
+            await replay_on(store, **settings).execute(KEY, PARAMS, Handler("r"))
             counts.append((store.reads, started))
         return counts
 
