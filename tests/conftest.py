@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,8 +38,10 @@ ON_REQUEST = (
     ),
     TESTS / "core" / "test_types.py",
 )
+SERVERS = {"postgres", "postgresql", "etcd"}
 QUICKEST_FIRST = {"core": 0, "kit": 1, "backends": 2}  # whatever else there is follows
-_EXHAUSTIVE = pytest.StashKey[int]()  # how many tests were left out as exhaustive
+_OTHERS = ("exhaustive", "server")  # whose tests the short command leaves out
+_LEFT_OUT = pytest.StashKey[dict[str, int]]()  # how many of each
 
 
 @pytest.fixture
@@ -163,8 +166,13 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if collection_path in ON_REQUEST and unasked else None
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let the folders with the quickest tests come first."""
+    """Mark what is about a server, and let the folders with the quickest tests come first."""
+    for item in items:
+        words = {*re.split(r"[\W_]", item.nodeid), *getattr(item, "fixturenames", ())}
+        if not SERVERS.isdisjoint(words):
+            item.add_marker(pytest.mark.server)
     items.sort(
         key=lambda item: QUICKEST_FIRST.get(os.path.relpath(item.path, TESTS).split("/")[0], 9)
     )
@@ -187,20 +195,21 @@ def tell(request: pytest.FixtureRequest) -> Callable[[str], None]:
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.get_closest_marker("exhaustive") is not None:
-            item.config.stash[_EXHAUSTIVE] = item.config.stash.get(_EXHAUSTIVE, 0) + 1
+        count = item.config.stash.setdefault(_LEFT_OUT, dict.fromkeys(_OTHERS, 0))
+        for marker in _OTHERS:
+            count[marker] += item.get_closest_marker(marker) is not None
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Tell the process that started this one, if this is one of several that run the tests."""
     if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["exhaustive"] = session.config.stash.get(_EXHAUSTIVE, 0)
+        session.config.workeroutput["left out"] = session.config.stash.get(_LEFT_OUT, {})
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
     """Every process collects all tests, so each of them tells the same."""
-    node.config.stash[_EXHAUSTIVE] = getattr(node, "workeroutput", {}).get("exhaustive", 0)
+    node.config.stash[_LEFT_OUT] = getattr(node, "workeroutput", {}).get("left out", {})
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -209,7 +218,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Ite
     whole = (
         config.args_source is pytest.Config.ArgsSource.TESTPATHS
         and not config.option.keyword
-        and config.option.markexpr in ("", "not exhaustive")
+        and config.option.markexpr in ("", "not exhaustive", "not exhaustive and not server")
     )
     if not whole or os.environ.get("CI"):  # nobody who only asks whether all is well wants these
         figures(terminalreporter)
@@ -235,8 +244,11 @@ def figures(terminalreporter: Any) -> None:
 
 
 def left_out(terminalreporter: Any, config: pytest.Config) -> Iterator[str]:
-    if exhaustive := config.stash.get(_EXHAUSTIVE, 0):
-        yield f"{exhaustive} tests that walk every schedule, for a minute: tox -e exhaustive"
+    count = config.stash.get(_LEFT_OUT, {})
+    if servers := count.get("server"):
+        yield f"{servers} tests of stores on PostgreSQL and etcd, which they start: tox -e servers"
+    if exhaustive := count.get("exhaustive"):
+        yield f"{exhaustive} tests that walk every schedule: tox -e exhaustive"
     if skipped := len(terminalreporter.getreports("skipped")):
         yield f"{skipped} tests that need what this machine lacks: the reasons are above"
     if config.getoption("in_memory") and in_memory() is not None:

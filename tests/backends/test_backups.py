@@ -70,6 +70,7 @@ def dies_at(number: int, call: Callable[..., Any]) -> Callable[..., Any]:
 STEPS = ("fdatasync", "fsync", "rename", "link", "sendfile", "pwrite", "mkdir", "unlink")
 
 
+@pytest.mark.any_python
 @pytest.mark.parametrize("number", [1, 2, 3, 5, 8, 13])
 @pytest.mark.parametrize("step", STEPS)
 def test_a_backup_that_is_killed_leaves_no_store(

@@ -286,6 +286,7 @@ def test_the_table_has_no_wing_that_is_not_there() -> None:
         before.add(wing)
 
 
+@pytest.mark.any_python
 @pytest.mark.parametrize(
     ("file", "line", "complaint"),
     [

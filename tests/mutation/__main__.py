@@ -44,16 +44,17 @@ ROOT = Path(__file__).parents[2]
 EXPLAINED = ROOT / "docs" / "mutation.md"
 # Tests that take long, and see what the quick ones see.
 _SLOW = "costs or threads or and_lists_during or forked or race or killed or each_step or atomic_over or model"
-IN_MEMORY = ("-k", "not filesystem and not lmdb and not sqlite and not postgresql")
+_SERVERS = "postgresql or etcd"
 CONTRACT = "tests/kit/test_store_contract.py"
+IN_MEMORY = ("-k", f"not (filesystem or lmdb or sqlite or {_SERVERS})")
 IN_LMDB = (
     *(CONTRACT, "tests/backends/lmdb", "-k"),
-    f"not filesystem and not sqlite and not memory and not ({_SLOW}) and (contract or sweep or bytes or linger or stray"
+    f"not (memory or filesystem or sqlite or {_SERVERS} or {_SLOW}) and (contract or sweep or bytes or linger or stray"
     " or illegal or remembered or longest or takes_pages)",
 )
 ON_FILES = (
     *(CONTRACT, "tests/backends/filesystem"),
-    *("-k", f"not memory and not lmdb and not sqlite and not ({_SLOW} or walk)"),
+    *("-k", f"not (memory or lmdb or sqlite or {_SERVERS} or {_SLOW} or walk)"),
 )
 MEMORY_LIMIT = 4 << 30  # bytes, for a mutant that collects without end
 ON_LOOPS = (

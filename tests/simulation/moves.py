@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from simulation.answers import REQUESTS, Move
 from simulation.flows import REAL, Protocol, Sent, without_held
 from simulation.invariants import Violation
 from simulation.joined import Joined
-from simulation.scenario import KEY, TICK, Scenario, name_of
+from simulation.scenario import KEY, TICK, Caller, Scenario, name_of
 from simulation.world import FLYING, Actor, World, clock, describe, in_doubt, owner_of, view
 
 OPERATORS = ("operator", "forget", "forget seen")
@@ -25,14 +26,19 @@ class Moves(Joined):
     def __init__(self, scenario: Scenario, protocol: Protocol = REAL) -> None:
         super().__init__(scenario, protocol)
         self._latecomers: set[tuple[bytes | None, int, str | None]] = set()
+        self._peers = [self._peers_of(caller) for caller in self._callers]
 
     def of(self, world: World) -> Iterator[Move]:
         """Yield every move with what it leads to; raise a Violation where one is seen."""
         stuck = True
         for index, actor in enumerate(world.actors):
+            alike = self._alike(world, index)
+            if alike and alike[0] != index:
+                continue  # the same, but for names
             for move in self._moves_of(world, index, actor):
                 stuck = False
-                yield move
+                for _ in alike or (index,):  # all are schedules, of which one is walked
+                    yield move
         waiting = [i for i, actor in enumerate(world.actors) if not self._is_done(i, actor)]
         if not waiting:
             self._check_latecomers(world)
@@ -41,6 +47,37 @@ class Moves(Joined):
             raise Violation("(nobody can do anything any more)", "somebody waits for ever")
         yield from self._crashes(world)
         yield from self._time(world)
+
+    def _alike(self, world: World, index: int) -> list[int]:
+        """Return those, with this caller, who have left no trace and may change places with it."""
+        fresh = Actor(renewals=self.scenario.renewals)
+        return [
+            other
+            for other in self._peers[index]
+            if world.actors[other] == fresh == world.actors[index]
+            and self._around(world, other) == self._around(world, index)
+        ]
+
+    def _around(self, world: World, index: int) -> tuple[int, ...]:
+        process = self._callers[index].process
+        place = self.scenario.places[process]
+        return world.incarnations[process], world.ahead[place], world.told[place]
+
+    def _peers_of(self, caller: Caller) -> list[int]:
+        """Return whoever asks for the same, among the same neighbours."""
+        callers = Counter(each.process for each in self._callers)
+        processes = Counter(self.scenario.places[each] for each in callers)
+
+        def asks(each: Caller) -> tuple[str, str, int | None, int | None]:
+            """What for, and in which process and place, if there is anybody else there."""
+            process, place = each.process, self.scenario.places[each.process]
+            return (
+                *(each.kind, each.params),
+                process if callers[process] > 1 else None,
+                place if processes[place] > 1 else None,
+            )
+
+        return [index for index, each in enumerate(self._callers) if asks(each) == asks(caller)]
 
     def _check_latecomers(self, world: World) -> None:
         seen = world.data, world.now, self._effect(world)

@@ -17,6 +17,7 @@ def face(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave out the awaited calls on all engines but one: the twin is the same for all."""
     items[:] = [item for item in items if not _is_a_twin_of_another_engine(item)]
