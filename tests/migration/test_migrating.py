@@ -58,6 +58,7 @@ def test_any_engine_to_any_engine(one: str, other: str, new_engine: Callable[...
         migrate(source, destination)
 
 
+@pytest.mark.server
 def test_a_round_trip_over_all_engines_is_byte_for_byte(
     new_engine: Callable[..., Engine],
 ) -> None:
