@@ -142,7 +142,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--every",
         type=int,
-        default=97,
+        default=194,
         metavar="N",
         help="interrupt each operation at one of N points; 1: at every point",
     )
@@ -253,7 +253,7 @@ def left_out(terminalreporter: Any, config: pytest.Config) -> Iterator[str]:
         yield f"{skipped} tests that need what this machine lacks: the reasons are above"
     if config.getoption("in_memory") and in_memory() is not None:
         yield f"stores on a disk, since these were in memory: tox -e py3{sys.version_info.minor}"
-    yield "interrupts at every point, instead of one in 97: tox -e interrupts"
+    yield "interrupts at every point, instead of two in 194: tox -e interrupts"
     yield "kills, power cuts, full and failing disks, as root: tox -e torture"
     yield "web services on real servers, whose workers are killed: tox -e http"
     yield "payments in transactions of their own, whose processes and server are killed: tox -e ledger"
