@@ -24,7 +24,7 @@ pytestmark = pytest.mark.untraced
 _ON_SERVERS = {"postgresql": 4, "etcd": 16}
 """By how much fewer points are tried: each try connects to a server, and opens a store."""
 _VARIES = 10  # how many points more or less a call has, as the threads of its event loop go
-_DEPTHS = 20  # a call has that many times more points than frames on the stack, and more
+_DEPTHS = 40  # by how much more of the depths are tried: a call has fewer of them than points
 _CHANGES = (
     "write",
     "check_and_put",
