@@ -45,13 +45,15 @@ _LEFT_OUT = pytest.StashKey[dict[str, int]]()  # how many of each
 
 
 @pytest.fixture
-def new_engine(tmp_path: Path) -> Iterator[Callable[[str], Engine]]:
+def new_engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[str], Engine]]:
     """``new_engine("lmdb")`` makes an engine below this test's directory, and closes it."""
     engines: list[Engine] = []
     with contextlib.ExitStack() as places:
 
         def make(name: str) -> Engine:
             path = tmp_path / f"store{len(engines) or ''}"
+            if name in SERVERS:  # the short command starts none
+                assert request.node.get_closest_marker("server"), "mark this test as one of servers"
             if name == "postgresql":
                 url = f"{places.enter_context(_own_schema()).url}&pool_size=4"
                 engines.append(Engine(name, path, url))
